@@ -1,0 +1,41 @@
+"""Numerical core of invertible residual networks, F(x) = x + g(x) with Lip(g) < 1.
+
+Three primitives, written once against the Python array API: spectral norm (`spectral_norm`, `lipschitz_bound`),
+contraction inverse (`invert`) and log-determinant (`logdet`). Every answer carries its error.
+"""
+
+from iresnet_core.activations import Activation
+from iresnet_core.bounds import lipschitz_bound
+from iresnet_core.branches import Chain
+from iresnet_core.convolution import Convolution
+from iresnet_core.determinant import logdet
+from iresnet_core.errors import IResNetError
+from iresnet_core.inverse import invert
+from iresnet_core.linearization import Branch, Linearization
+from iresnet_core.normalization import normalize, spectral_penalty
+from iresnet_core.operators import Dense, as_operator
+from iresnet_core.results import Inverse, LipschitzBound, LogDet, SpectralNorm
+from iresnet_core.spectral import spectral_norm
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Activation",
+    "Branch",
+    "Chain",
+    "Convolution",
+    "Dense",
+    "IResNetError",
+    "Inverse",
+    "Linearization",
+    "LipschitzBound",
+    "LogDet",
+    "SpectralNorm",
+    "as_operator",
+    "invert",
+    "lipschitz_bound",
+    "logdet",
+    "normalize",
+    "spectral_norm",
+    "spectral_penalty",
+]

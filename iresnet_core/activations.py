@@ -1,0 +1,232 @@
+"""Activations: value, slope and Lipschitz constant of each.
+
+All are applied entry by entry but maxmin, which sorts pairs of channels (Anil, Lucas and Grosse 2019).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from iresnet_core.backends import Array, get_backend
+from iresnet_core.errors import InvalidArgumentError, ShapeError
+
+__all__ = ["ACTIVATIONS", "SWISH_SLOPE", "Activation", "Diagonal", "PairSwap"]
+
+# Supremum of the slope of swish, 1.09983932..., rounded up, so that lipswish is 1-Lipschitz (Chen et al. 2019, Sec. 4).
+SWISH_SLOPE = 1.0998394
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """Jacobian of an entrywise activation at one batch: multiplication by its slopes (batch, ...)."""
+
+    slope: Array
+
+    def apply(self, v: Array) -> Array:
+        """Multiply v (..., batch, *event)."""
+        return self.slope * v
+
+    adjoint = apply
+
+
+@dataclass(frozen=True)
+class PairSwap:
+    """Jacobian of maxmin: pairs of channels stay, or change places where `swap` (batch, ...) says so."""
+
+    xp: Any
+    swap: Array
+    axis_from_end: int
+
+    def apply(self, v: Array) -> Array:
+        """Multiply v (..., batch, *event); the matrix is its own transpose."""
+        return self.xp.where(self.swap, _partner(self.xp, v, self.axis_from_end), v)
+
+    adjoint = apply
+
+
+def _partner(xp: Any, v: Array, axis: int) -> Array:
+    """Exchange the members of neighbouring pairs along an axis counted from the end."""
+    position = v.ndim + axis
+    n = v.shape[position]
+    pairs = xp.reshape(v, (*v.shape[:position], n // 2, 2, *v.shape[position + 1 :]))
+    return xp.reshape(xp.flip(pairs, axis=position + 1), v.shape)
+
+
+@dataclass(frozen=True)
+class _Definition:
+    """value(xp, x, parameters), slope(xp, x, parameters), the constant, and the parameters with their defaults."""
+
+    value: Callable[..., Array]
+    slope: Callable[..., Array]
+    lipschitz: Callable[[dict[str, float]], float]
+    defaults: tuple[tuple[str, float], ...] = ()
+
+
+def _one(_: dict[str, float]) -> float:
+    return 1.0
+
+
+def _logistic(xp: Any, x: Array) -> Array:
+    return 0.5 * (1 + xp.tanh(0.5 * x))  # through tanh, which does not overflow
+
+
+def _lipswish_slope(xp: Any, x: Array, beta: float) -> Array:
+    s = _logistic(xp, beta * x)
+    return (s + beta * x * s * (1 - s)) / SWISH_SLOPE
+
+
+def _elu_like(xp: Any, x: Array, scale: float, width: float) -> Array:
+    return xp.where(x > 0, x, scale * xp.expm1(xp.where(x > 0, xp.zeros_like(x), x) / width))
+
+
+def _elu_like_slope(xp: Any, x: Array, scale: float, width: float) -> Array:
+    return xp.where(x > 0, xp.ones_like(x), scale / width * xp.exp(xp.where(x > 0, xp.zeros_like(x), x) / width))
+
+
+ACTIVATIONS: dict[str, _Definition] = {
+    "lipswish": _Definition(
+        lambda xp, x, beta: x * _logistic(xp, beta * x) / SWISH_SLOPE, _lipswish_slope, _one, (("beta", 1.0),)
+    ),
+    "elu": _Definition(
+        lambda xp, x, alpha: _elu_like(xp, x, alpha, 1.0),
+        lambda xp, x, alpha: _elu_like_slope(xp, x, alpha, 1.0),
+        lambda parameters: max(1.0, parameters["alpha"]),
+        (("alpha", 1.0),),
+    ),
+    "celu": _Definition(
+        lambda xp, x, alpha: _elu_like(xp, x, alpha, alpha),
+        lambda xp, x, alpha: _elu_like_slope(xp, x, alpha, alpha),
+        _one,
+        (("alpha", 1.0),),
+    ),
+    "relu": _Definition(
+        lambda xp, x: xp.where(x > 0, x, xp.zeros_like(x)),
+        lambda xp, x: xp.astype(x > 0, x.dtype),
+        _one,
+    ),
+    "softplus": _Definition(
+        lambda xp, x, beta: xp.logaddexp(beta * x, xp.zeros_like(x)) / beta,
+        lambda xp, x, beta: _logistic(xp, beta * x),
+        _one,
+        (("beta", 1.0),),
+    ),
+    "tanh": _Definition(lambda xp, x: xp.tanh(x), lambda xp, x: 1 - xp.tanh(x) ** 2, _one),
+    "sigmoid": _Definition(
+        _logistic,
+        lambda xp, x: 0.25 * (1 - xp.tanh(0.5 * x) ** 2),
+        lambda _: 0.25,
+    ),
+    "sin": _Definition(lambda xp, x: xp.sin(x), lambda xp, x: xp.cos(x), _one),
+    "identity": _Definition(lambda xp, x: x, lambda xp, x: xp.ones_like(x), _one),
+}
+
+
+class Activation:
+    """One activation with its slope and its Lipschitz constant.
+
+    Parameters
+    ----------
+    name : str
+        "lipswish" (``beta=1``; swish divided by the supremum of its slope), "elu" (``alpha=1``), "celu" (``alpha=1``),
+        "relu", "softplus" (``beta=1``), "tanh", "sigmoid", "sin", "identity" or "maxmin" (``axis=1``: the channel axis
+        of (batch, ...), whose neighbours 2k and 2k + 1 become their maximum and minimum).
+    **parameters : float
+        See there; alpha and beta are positive.
+
+    Attributes
+    ----------
+    lipschitz : float
+        Supremum of the slope (for maxmin: norm of the Jacobian).
+
+    Raises
+    ------
+    InvalidArgumentError
+        For an unknown name or parameter, or one that is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Activation("elu")(np.array([[0.0, 2.0]]))
+    array([[0., 2.]])
+    >>> Activation("sigmoid").lipschitz
+    0.25
+    """
+
+    def __init__(self, name: str, **parameters: float) -> None:
+        self.name = name
+        if name == "maxmin":
+            self.parameters: dict[str, float] = {"axis": 1, **parameters}
+            if set(self.parameters) != {"axis"} or not isinstance(self.parameters["axis"], int):
+                raise InvalidArgumentError(f"maxmin takes the whole number axis, got {parameters}.")
+            if self.parameters["axis"] == 0:
+                raise InvalidArgumentError("maxmin along axis 0 would mix the samples of a batch.")
+            self.lipschitz = 1.0
+            return
+        if name not in ACTIVATIONS:
+            raise InvalidArgumentError(
+                f"there is no activation {name!r}; there are {', '.join([*ACTIVATIONS, 'maxmin'])}."
+            )
+        definition = ACTIVATIONS[name]
+        defaults = dict(definition.defaults)
+        unknown = set(parameters) - set(defaults)
+        if unknown:
+            raise InvalidArgumentError(f"{name} has the parameters {list(defaults)}, not {sorted(unknown)}.")
+        self.parameters = {key: float(value) for key, value in {**defaults, **parameters}.items()}
+        for key, value in self.parameters.items():
+            if not (math.isfinite(value) and value > 0):
+                raise InvalidArgumentError(f"{name}: {key} must be a positive finite number, got {value}.")
+        self.lipschitz = definition.lipschitz(self.parameters)
+
+    def __repr__(self) -> str:
+        arguments = "".join(f", {key}={value:g}" for key, value in self.parameters.items())
+        return f"Activation({self.name!r}{arguments})"
+
+    @property
+    def entrywise(self) -> bool:
+        """Whether the Jacobian is diagonal."""
+        return self.name != "maxmin"
+
+    def _channel_axis(self, x: Array) -> int:
+        """The axis of maxmin counted from the end, where leading axes of products do not move it."""
+        axis = int(self.parameters["axis"])
+        if not -x.ndim < axis < x.ndim or axis % x.ndim == 0:
+            raise ShapeError(f"{self!r} has no such axis in an array of shape {tuple(x.shape)}.")
+        axis = axis - x.ndim if axis > 0 else axis
+        if x.shape[axis] % 2:
+            raise ShapeError(f"{self!r} sorts pairs, got {x.shape[axis]} channels in shape {tuple(x.shape)}.")
+        return axis
+
+    def __call__(self, x: Array) -> Array:
+        """Return the activation of x (batch, ...), of the same shape."""
+        xp = get_backend(x).xp
+        if self.name == "maxmin":
+            return self.linearize(x)[0]
+        return ACTIVATIONS[self.name].value(xp, x, **self.parameters)
+
+    def slope(self, x: Array) -> Array:
+        """Return the derivative at every entry of x; at a kink of relu that of the left.
+
+        Raises
+        ------
+        InvalidArgumentError
+            For maxmin, whose Jacobian is not diagonal; use `linearize`.
+        """
+        if not self.entrywise:
+            raise InvalidArgumentError("maxmin has no slope, its Jacobian is a permutation; use linearize(x).")
+        xp = get_backend(x).xp
+        return ACTIVATIONS[self.name].slope(xp, x, **self.parameters)
+
+    def linearize(self, x: Array) -> tuple[Array, Diagonal | PairSwap]:
+        """Return the value at x (batch, ...) and the Jacobian there."""
+        xp = get_backend(x).xp
+        if self.entrywise:
+            return self(x), Diagonal(self.slope(x))
+        axis = self._channel_axis(x)
+        partner = _partner(xp, x, axis)
+        second = xp.reshape(
+            xp.astype(xp.arange(x.shape[axis], device=x.device) % 2, xp.bool), (-1,) + (1,) * (-axis - 1)
+        )
+        out_of_order = xp.where(second, x > partner, x < partner)
+        jacobian = PairSwap(xp, out_of_order, axis)
+        return jacobian.apply(x), jacobian

@@ -1,0 +1,153 @@
+"""The protocol of an engine: what the core asks of an array framework beyond the Python array API.
+
+A new engine is a class `Engine(Backend)` in one file of this folder and one row in the table of
+`iresnet_core.backends`. The mathematics stays in the core; an engine only says how its framework differentiates,
+loops, convolves and draws noise.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+__all__ = ["Array", "Backend", "NoiseKind", "Pullback"]
+
+Array = Any
+Pullback = Callable[[Array], Array]
+NoiseKind = Literal["rademacher", "gaussian"]
+
+
+class Backend(ABC):
+    """One array framework.
+
+    Attributes
+    ----------
+    name : str
+        The name by which `iresnet_core.backends.backend` finds it.
+    xp : namespace
+        The framework's functions under the names of the Python array API standard.
+    differentiates : bool
+        Whether `vjp` works on a function that carries no derivative of its own.
+    """
+
+    name: str
+    xp: Any
+    differentiates: bool = False
+
+    @abstractmethod
+    def owns(self, kind: type) -> bool:
+        """Say whether `kind` is this framework's array type."""
+
+    @abstractmethod
+    def to_numpy(self, x: Array) -> Any:
+        """Copy an array to NumPy."""
+
+    @abstractmethod
+    def from_numpy(self, x: Any, like: Array | None = None) -> Array:
+        """Make an array of this engine from a NumPy array, on the device of `like`; the dtype is kept."""
+
+    @abstractmethod
+    def generator(self, rng: Any) -> Any:
+        """Return a generator that goes on from draw to draw: a new one for an int seed, else `rng` itself."""
+
+    @abstractmethod
+    def sample(self, kind: NoiseKind, shape: tuple[int, ...], like: Array, rng: Any) -> Array:
+        """Draw independent probes with the dtype and device of `like`.
+
+        Parameters
+        ----------
+        kind : {"rademacher", "gaussian"}
+            Entries +1 and -1 with equal chance, or standard normal.
+        shape : tuple of int
+            Shape of the result.
+        like : array
+            Gives dtype and device.
+        rng : None, int or the engine's own generator
+            An int is a seed; None draws from the framework's own global generator.
+        """
+
+    @abstractmethod
+    def uniform(self, shape: tuple[int, ...], rng: Any) -> Any:
+        """Draw uniform numbers in [0, 1) as a float64 NumPy array, for decisions taken on the host."""
+
+    @abstractmethod
+    def conv(
+        self,
+        x: Array,
+        kernel: Array,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[tuple[int, int]],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Array:
+        """Cross-correlate ``x`` (batch, in, *spatial) with ``kernel`` (out, in / groups, *window), zero padding."""
+
+    @abstractmethod
+    def conv_transpose(
+        self,
+        y: Array,
+        kernel: Array,
+        *,
+        spatial: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[tuple[int, int]],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Array:
+        """Apply the adjoint of `conv` to ``y`` (batch, out, ...); `spatial` is the extent of the result."""
+
+    @abstractmethod
+    def is_positive_definite(self, matrix: Array) -> bool:
+        """Say whether the Cholesky factorisation of all matrices (..., n, n), symmetric or Hermitian, succeeds."""
+
+    def vjp(self, fn: Callable[[Array], Array], x: Array) -> tuple[Array, Pullback]:
+        """Return ``fn(x)`` and the map u -> J^T u at x, reusable for any number of u.
+
+        Raises
+        ------
+        DerivativeError
+            If the framework has no automatic differentiation.
+        """
+        from iresnet_core.errors import DerivativeError
+
+        raise DerivativeError(
+            f"{self.name} has no automatic differentiation, so a plain callable cannot be linearised. Pass a Chain, or "
+            "an object with `lipschitz` and `linearize(x)` that returns a Linearization with `vjp` and `jvp`."
+        )
+
+    def stop_gradient(self, x: Array) -> Array:
+        """Return `x` as a constant for differentiation."""
+        return x
+
+    def map_cotangent(self, x: Array, fn: Callable[[Array], Array]) -> Array:
+        """Return `x`; in the backward pass its cotangent is replaced by ``fn(cotangent)``."""
+        return x
+
+    def while_loop(
+        self,
+        cond: Callable[..., Any],
+        body: Callable[..., tuple[Any, ...]],
+        state: tuple[Any, ...],
+        max_iter: int,
+    ) -> tuple[Any, ...]:
+        """Replace `state` by ``body(*state)`` while ``cond(*state)``, at most `max_iter` times.
+
+        A Python loop on concrete values; an engine that traces overrides it with its native loop.
+        """
+        for _ in range(max_iter):
+            if not bool(cond(*state)):
+                break
+            state = body(*state)
+        return state
+
+    def is_tracing(self, *arrays: Array) -> bool:
+        """Say whether the values of `arrays` are not known yet, because a compiler is tracing the program."""
+        return False
+
+    def frozen(self, x: Array) -> Array:
+        """Return `x` such that nobody can change it behind our back; engines without such arrays return it as it is."""
+        return x
+
+    def jit(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile `fn`; engines without a compiler return it as it is."""
+        return fn

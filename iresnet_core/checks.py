@@ -1,0 +1,85 @@
+"""What the core asks of its arguments, with errors that say what was seen and what to try."""
+
+import math
+from typing import Any
+
+from iresnet_core.backends import Array, Backend
+from iresnet_core.errors import DtypeError, InvalidArgumentError, NonFiniteError, NotContractiveError, ShapeError
+
+__all__ = [
+    "require_batch",
+    "require_contraction",
+    "require_finite",
+    "require_floating",
+    "require_nonnegative",
+    "require_positive_int",
+    "require_same_dtype",
+]
+
+
+def require_floating(engine: Backend, x: Array, name: str) -> None:
+    """Refuse arrays that are not real floating-point numbers of at most 64 bits."""
+    if not engine.xp.isdtype(x.dtype, "real floating"):
+        raise DtypeError(f"{name} must hold real floating-point numbers, got {x.dtype}. Convert it, say to float64.")
+    if engine.xp.finfo(x.dtype).bits > 64:
+        raise DtypeError(f"{name} has dtype {x.dtype}; the certificates are written for at most float64.")
+
+
+def require_finite(engine: Backend, x: Array, name: str) -> None:
+    """Refuse NaN and infinity; nothing is looked at while a compiler traces."""
+    if engine.is_tracing(x):
+        return
+    xp = engine.xp
+    finite = xp.isfinite(x)
+    if bool(xp.all(finite)):
+        return
+    bad = int(xp.sum(xp.astype(~finite, xp.int64)))
+    kind = "NaN" if bool(xp.any(xp.isnan(x))) else "infinity"
+    raise NonFiniteError(f"{name} of shape {tuple(x.shape)} holds {bad} non-finite entries ({kind}).")
+
+
+def require_same_dtype(first: Array, first_name: str, second: Array, second_name: str) -> None:
+    """Refuse two dtypes in one computation, which would be promoted differently by every framework."""
+    if first.dtype != second.dtype:
+        raise DtypeError(
+            f"{first_name} has dtype {first.dtype} and {second_name} has {second.dtype}; convert one of them."
+        )
+
+
+def require_batch(x: Array, name: str) -> None:
+    """Refuse arrays without a batch axis and at least one event axis."""
+    if x.ndim < 2:
+        raise ShapeError(
+            f"{name} must have shape (batch, ...), got {tuple(x.shape)}. One sample x is x[None], "
+            "a batch of scalars is x[:, None]."
+        )
+    if math.prod(x.shape[1:]) == 0:
+        raise ShapeError(f"{name} of shape {tuple(x.shape)} has samples without entries.")
+
+
+def require_positive_int(value: Any, name: str) -> int:
+    """Refuse anything but a positive whole number."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
+        raise InvalidArgumentError(f"{name} must be a positive whole number, got {value!r}.")
+    return int(value)
+
+
+def require_nonnegative(value: Any, name: str) -> float:
+    """Refuse negative numbers, NaN and infinity."""
+    number = float(value)
+    if not (math.isfinite(number) and number >= 0):
+        raise InvalidArgumentError(f"{name} must be a finite number >= 0, got {value!r}.")
+    return number
+
+
+def require_contraction(lipschitz: Any, source: str) -> float:
+    """Return the constant as a float; refuse constants that are no number or not below 1."""
+    constant = float(lipschitz)
+    if not math.isfinite(constant) or constant < 0:
+        raise InvalidArgumentError(f"the Lipschitz constant ({source}) must be a number >= 0, got {lipschitz!r}.")
+    if constant >= 1:
+        raise NotContractiveError(
+            f"the Lipschitz constant of g ({source}) is {constant:.6g}; x + g(x) is certified invertible only below 1. "
+            "Scale the weights, for example with normalize(g, 0.9)."
+        )
+    return constant

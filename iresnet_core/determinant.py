@@ -1,0 +1,201 @@
+"""log|det(I + J)| of a residual block, per sample, with its standard error and a bound on its bias."""
+
+import math
+from typing import Any
+
+from iresnet_core.backends import Array, Backend, get_backend
+from iresnet_core.checks import (
+    require_batch,
+    require_contraction,
+    require_finite,
+    require_floating,
+    require_nonnegative,
+    require_positive_int,
+)
+from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.exact_determinant import exact_logdet
+from iresnet_core.linearization import Linearization, linearize, stated_lipschitz
+from iresnet_core.precision import working_dtype
+from iresnet_core.results import LogDet
+from iresnet_core.stochastic_determinant import Request, stochastic_logdet
+
+__all__ = ["logdet"]
+
+# Up to this determinant size the exact answer is cheaper than a stochastic one, and free of noise.
+EXACT_WIDTH = 32
+_STOCHASTIC = ("series", "roulette", "arnoldi")
+
+
+def logdet(
+    g: Any,
+    x: Array,
+    *,
+    method: str = "auto",
+    tol: float | None = None,
+    probes: int = 1,
+    noise: Any = None,
+    rng: Any = None,
+    lipschitz: float | None = None,
+    unbiased: bool = False,
+    terms: int | None = None,
+    probe_kind: str = "rademacher",
+    control_variate: str = "auto",
+) -> LogDet:
+    """Estimate or compute log|det(I + J_g(x))|, sample by sample, in nats.
+
+    Parameters
+    ----------
+    g : Branch or callable
+        The contraction; a plain callable needs an engine with automatic differentiation.
+    x : array (batch, ...)
+        Where the Jacobian is taken; a sample has d entries.
+    method : {"auto", "exact", "series", "roulette", "arnoldi"}
+        "exact": determinant of the explicit matrix, of order min(d, narrowest width of a Chain) by Sylvester's identity.
+        "series": truncated power series with random probes (report, Eq. 23). "roulette": the same made unbiased by
+        Russian roulette on its tail (Chen et al. 2019). "arnoldi": Krylov approximation from the same probes, with an
+        a-posteriori certificate; a third of the products of the series, or fewer. "auto": "exact" where that order is
+        at most 32, or the tolerance asks for as many products; else "arnoldi", or "roulette" if ``unbiased``.
+    tol : float, optional
+        Spend products and probes until std_error and bias_bound are at most this, for every sample, in nats.
+    probes : int
+        Random probes a sample (with `tol`: to begin with).
+    noise : array (probes, batch, ...) or (batch, ...), optional
+        The probes themselves, for results that can be compared to rounding. For "roulette" a pair
+        ``(probes, lengths)``, lengths the numbers of terms beyond the certain ones.
+    rng : None, int or generator
+        Source of the probes: None is the framework's own generator, an int a seed.
+    lipschitz : float, optional
+        Lipschitz constant c < 1 of g; default ``g.lipschitz``. All bounds rest on it.
+    unbiased : bool
+        Refuse a truncated answer: "auto" then means "exact" or "roulette".
+    terms : int, optional
+        Products a probe for "series" and "arnoldi", certain terms for "roulette" (default 4). Default: as many as make
+        the certified truncation error at most `tol`, or 1e-3 nats.
+    probe_kind : {"rademacher", "gaussian"}
+        Rademacher probes, drawn as rows of a signed Hadamard matrix without replacement, have the lower variance;
+        as many as the next power of two above d give the exact trace.
+    control_variate : {"auto", "trace", "none"}
+        "trace": only log(I + J) - J is estimated and tr J added exactly, which takes most of the noise away at half
+        the cost of a product; needs a branch that offers its trace (a dense Chain with at most two groups of slopes).
+        "auto": where it does.
+
+    Returns
+    -------
+    LogDet
+        value, std_error, bias_bound, products, each (batch,), and the method used. `std_error` is estimated from the
+        probes' own Krylov vectors, so that one probe suffices for it; `bias_bound` bounds the truncation error of this
+        very draw, plus an allowance for rounding.
+
+    Raises
+    ------
+    NotContractiveError
+        If c >= 1, a product expanded by more than c, or the determinant is out of the range that c allows.
+    NotConvergedError
+        If `tol` cannot be reached.
+    DerivativeError
+        If neither g nor the engine provides products.
+    UnknownLipschitzError, NonFiniteError, ShapeError, DtypeError, MixedBackendsError, InvalidArgumentError
+        For arguments that make no sense.
+
+    Notes
+    -----
+    Cost: one evaluation of g, and `products` products with J^T a sample ("exact": as many as the order of the
+    determinant, in matrix form). Memory: the Krylov basis, products x batch x d.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from iresnet_core import Activation, Chain, Dense
+    >>> g = Chain([Dense(np.array([[0.0, 0.5], [-0.5, 0.0]])), Activation("identity")])
+    >>> result = logdet(g, np.zeros((1, 2)))
+    >>> round(float(result.value[0]), 4), result.method
+    (0.2231, 'exact')
+    """
+    engine = get_backend(x)
+    require_batch(x, "x")
+    require_floating(engine, x, "x")
+    require_finite(engine, x, "x")
+    if method not in ("auto", "exact", *_STOCHASTIC):
+        raise InvalidArgumentError(f"logdet has the methods auto, exact, {', '.join(_STOCHASTIC)}; got {method!r}.")
+    if unbiased and method in ("series", "arnoldi"):
+        raise InvalidArgumentError(
+            f"method {method!r} is biased by its truncation, within bias_bound; unbiased are 'roulette' and 'exact'."
+        )
+    constant = require_contraction(*stated_lipschitz(g, lipschitz))
+    request = _request(tol, probes, noise, rng, terms, probe_kind, control_variate, method)
+    dtype, working = x.dtype, working_dtype(engine, x.dtype)
+    if working != dtype:
+        g, x, request = _raised(engine, g, x, request, working)
+    linearization = linearize(engine, g, x)
+    order = _order(linearization, x)
+    if method == "auto":
+        method = "exact" if order <= EXACT_WIDTH and noise is None else "roulette" if unbiased else "arnoldi"
+        request = request._replace(give_up_at=order if noise is None else None)
+    result = None
+    if method != "exact" and x.shape[0]:
+        result = stochastic_logdet(engine, linearization, x, constant, method, request)
+    if result is None:
+        result = exact_logdet(engine, g, x, linearization, constant)
+    return result if working == dtype else _lowered(engine, result, dtype)
+
+
+def _request(
+    tol: float | None,
+    probes: int,
+    noise: Any,
+    rng: Any,
+    terms: int | None,
+    probe_kind: str,
+    control_variate: str,
+    method: str,
+) -> Request:
+    """Check the options of the stochastic methods."""
+    if tol is not None:
+        tol = require_nonnegative(tol, "tol")
+        if tol == 0:
+            raise InvalidArgumentError("tol must be positive; for the exact value use method='exact'.")
+        if terms is not None and method != "roulette":
+            raise InvalidArgumentError("tol decides the number of products itself; do not pass terms as well.")
+        if noise is not None:
+            raise InvalidArgumentError("tol may need more probes than noise holds; do not pass both.")
+    if terms is not None:
+        terms = require_positive_int(terms, "terms")
+    if control_variate not in ("auto", "trace", "none"):
+        raise InvalidArgumentError(f"control_variate must be 'auto', 'trace' or 'none', got {control_variate!r}.")
+    if probe_kind not in ("rademacher", "gaussian"):
+        raise InvalidArgumentError(f"probe_kind must be 'rademacher' or 'gaussian', got {probe_kind!r}.")
+    return Request(
+        tol, require_positive_int(probes, "probes"), noise, rng, terms, probe_kind, control_variate, give_up_at=None
+    )
+
+
+def _order(linearization: Linearization, x: Array) -> int:
+    """Order of the determinant that "exact" takes."""
+    d = math.prod(x.shape[1:])
+    return d if linearization.width is None else min(d, linearization.width)
+
+
+def _raised(engine: Backend, g: Any, x: Array, request: Request, working: Any) -> tuple[Any, Array, Request]:
+    """Move a half-precision problem to float32, where its norms can be taken."""
+    xp = engine.xp
+    if hasattr(g, "astype"):
+        g = g.astype(working)
+    else:
+        raise InvalidArgumentError(
+            f"log-determinants of {type(g).__name__} in {x.dtype} need float32 products, and it has no astype. Use a "
+            "Chain, or float32."
+        )
+    noise = request.noise
+    if isinstance(noise, tuple):
+        noise = (xp.astype(noise[0], working), noise[1])
+    elif noise is not None:
+        noise = xp.astype(noise, working)
+    return g, xp.astype(x, working), request._replace(noise=noise)
+
+
+def _lowered(engine: Backend, result: LogDet, dtype: Any) -> LogDet:
+    """Return a result in the caller's dtype; the rounding of the value joins its bias bound."""
+    xp = engine.xp
+    value = xp.astype(result.value, dtype)
+    rounding = xp.abs(xp.astype(value, result.value.dtype) - result.value)
+    return result._replace(value=value, bias_bound=result.bias_bound + rounding)

@@ -1,0 +1,74 @@
+"""Errors and warnings: each message says what was seen, where, and what to try."""
+
+__all__ = [
+    "DerivativeError",
+    "DtypeError",
+    "IResNetError",
+    "InvalidArgumentError",
+    "MissingDependencyError",
+    "MixedBackendsError",
+    "NonFiniteError",
+    "NotContractiveError",
+    "NotConvergedError",
+    "NotConvergedWarning",
+    "ShapeError",
+    "StorageError",
+    "UnknownArrayError",
+    "UnknownLipschitzError",
+]
+
+
+class IResNetError(Exception):
+    """Base class of every error that iresnet-core raises on purpose."""
+
+
+class InvalidArgumentError(IResNetError, ValueError):
+    """An option has no meaning: an unknown method, a negative tolerance, no probe at all."""
+
+
+class ShapeError(IResNetError, ValueError):
+    """An array has the wrong shape or number of axes."""
+
+
+class DtypeError(IResNetError, TypeError):
+    """An array has a dtype the numerics cannot use, or two arrays differ in dtype."""
+
+
+class UnknownArrayError(IResNetError, TypeError):
+    """An argument is not an array of a known framework."""
+
+
+class MixedBackendsError(IResNetError, TypeError):
+    """Arrays of two frameworks met in one call."""
+
+
+class MissingDependencyError(IResNetError, ImportError):
+    """A framework or an optional package is not installed."""
+
+
+class NonFiniteError(IResNetError, ValueError):
+    """NaN or infinity in weights, inputs, or in what a branch returned."""
+
+
+class NotContractiveError(IResNetError, ValueError):
+    """The branch is not a contraction, or expands more than its stated constant allows."""
+
+
+class UnknownLipschitzError(IResNetError, ValueError):
+    """Nothing says what the Lipschitz constant of the branch is."""
+
+
+class DerivativeError(IResNetError, TypeError):
+    """A derivative is needed that neither the branch nor the engine provides."""
+
+
+class NotConvergedError(IResNetError, ArithmeticError):
+    """An iteration ended before it reached its tolerance."""
+
+
+class NotConvergedWarning(UserWarning):
+    """An iteration ended before it reached its tolerance (``on_failure="warn"``)."""
+
+
+class StorageError(IResNetError, ValueError):
+    """A file is not a model of ours, or its description and its tensors disagree."""

@@ -1,0 +1,191 @@
+"""Solvers of x = y - g(x) for a batch of independent samples, each of which stops on its own.
+
+A solver returns the last iterate at which g was evaluated, so that its residual is known and not guessed.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from iresnet_core.backends import Array, Backend
+from iresnet_core.linearization import evaluate
+from iresnet_core.precision import unit_roundoff
+
+__all__ = ["SOLVERS", "FixedPoint", "Progress", "anderson", "picard", "sample_norms"]
+
+# Past steps that Anderson's method combines.
+WINDOW = 5
+# Evaluations without real progress after which a sample has reached the floor of its dtype.
+STALLED = 10
+
+
+class Progress(NamedTuple):
+    """Where a solver stands, per sample but for x and image.
+
+    `image` is g(x), `residual` ||x + g(x) - y||, `excess` the largest ||g(a) - g(b)|| - c ||a - b|| that was seen between
+    two iterates and `expansion` the factor there, `mark` the residual at the last real progress and `since` the
+    evaluations after it.
+    """
+
+    x: Array
+    image: Array
+    residual: Array
+    evaluations: Array
+    excess: Array
+    expansion: Array
+    mark: Array
+    since: Array
+    done: Array
+
+
+class FixedPoint(NamedTuple):
+    """The problem x + g(x) = y with its constant c and its tolerance on the error, ``atol + rtol ||x||``."""
+
+    engine: Backend
+    g: Any
+    y: Array
+    y_norm: Array
+    constant: float
+    rtol: float
+    atol: float
+
+    def norms(self, x: Array) -> Array:
+        """Euclidean norm of every sample (batch,)."""
+        return sample_norms(self.engine.xp, x)
+
+    def noise(self, x_norm: Array, image_norm: Array) -> Array:
+        """Rounding of x + g(x) - y, without that of g."""
+        return 2 * unit_roundoff(self.engine, x_norm.dtype) * (x_norm + image_norm + self.y_norm)
+
+    def begin(self, x: Array) -> Progress:
+        """Evaluate g at the first iterate."""
+        xp = self.engine.xp
+        zero = xp.zeros((x.shape[0],), dtype=x.dtype, device=x.device)
+        count = xp.zeros((x.shape[0],), dtype=xp.int32, device=x.device)
+        image = evaluate(self.engine, self.g, x)
+        residual = self.norms(x + image - self.y)
+        return Progress(x, image, residual, count + 1, zero, zero, residual, count, self._met(x, image, residual))
+
+    def advance(self, state: Progress, x: Array) -> Progress:
+        """Evaluate g at the next iterates; samples that are done stay where they are."""
+        xp = self.engine.xp
+        keep = per_sample(xp, state.done, x)
+        x = xp.where(keep, state.x, x)
+        image = xp.where(keep, state.image, evaluate(self.engine, self.g, x))
+        residual = xp.where(state.done, state.residual, self.norms(x + image - self.y))
+        # A c-contraction gains c^5 in ten evaluations, five of them plain steps; less is rounding.
+        progress = residual <= 0.5 * (1 + self.constant**5) * state.mark
+        since = xp.where(progress, xp.zeros_like(state.since), state.since + 1)
+        step, change = self.norms(x - state.x), self.norms(image - state.image)
+        excess = change - self.constant * step
+        worse = excess > state.excess
+        return Progress(
+            x,
+            image,
+            residual,
+            state.evaluations + xp.astype(~state.done, state.evaluations.dtype),
+            xp.where(worse, excess, state.excess),
+            xp.where(worse, change / xp.where(step > 0, step, xp.ones_like(step)), state.expansion),
+            xp.where(progress, residual, state.mark),
+            since,
+            state.done | (since >= STALLED) | ~xp.isfinite(residual) | self._met(x, image, residual),
+        )
+
+    def _met(self, x: Array, image: Array, residual: Array) -> Array:
+        """Which samples have met the tolerance, or cannot come closer since only rounding is left of the residual."""
+        size = self.norms(x)
+        noise = self.noise(size, self.norms(image))
+        tolerance = (1 - self.constant) * (self.atol + self.rtol * size)
+        return (residual + noise <= tolerance) | (residual <= 0.5 * noise)
+
+
+def sample_norms(xp: Any, x: Array) -> Array:
+    """Euclidean norm of every sample (batch,)."""
+    return xp.linalg.vector_norm(xp.reshape(x, (x.shape[0], -1)), axis=-1)
+
+
+def per_sample(xp: Any, flags: Array, like: Array) -> Array:
+    return xp.reshape(flags, (flags.shape[0],) + (1,) * (like.ndim - 1))
+
+
+def picard(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
+    """Plain iteration x <- y - g(x) (report, Eq. 12): the residual shrinks by c or better each time."""
+    engine, xp = problem.engine, problem.engine.xp
+
+    def unfinished(*state: Array) -> Array:
+        return ~xp.all(Progress(*state).done)
+
+    def step(*arrays: Array) -> tuple[Array, ...]:
+        state = Progress(*arrays)
+        return tuple(problem.advance(state, problem.y - state.image))
+
+    return Progress(*engine.while_loop(unfinished, step, tuple(problem.begin(x)), max_iter - 1))
+
+
+def anderson(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
+    """Anderson's method (type II, window 5) on f(x) = y - g(x) - x, safeguarded.
+
+    The differences of the residuals are orthonormalised, newest first, and the differences of the iterates carried
+    along, so that the least-squares step needs no triangular solve; what depends on newer differences drops out. A
+    residual that grew sends the sample back to its best iterate for one plain step, with the history dropped: the
+    residual then shrinks by c at least once in every two evaluations.
+    """
+    engine, xp = problem.engine, problem.engine.xp
+    batch, d = x.shape[0], math.prod(x.shape[1:])
+    window = min(WINDOW, d)
+
+    def flat(a: Array) -> Array:
+        return xp.reshape(a, (batch, d))
+
+    fields = len(Progress._fields)
+
+    def unfinished(*arrays: Array) -> Array:
+        return ~xp.all(Progress(*arrays[:fields]).done)
+
+    def step(*arrays: Array) -> tuple[Array, ...]:
+        best, history = Progress(*arrays[:fields]), arrays[fields:]
+        residuals, iterates = history[:window], history[window:]
+        force = flat(problem.y - best.image - best.x)
+        update = force
+        for direction, image in _orthonormalized(xp, residuals, iterates):
+            update = update - xp.sum(direction * force, axis=-1)[:, None] * (direction + image)
+        state = problem.advance(best, xp.reshape(flat(best.x) + update, x.shape))
+        # NaN counts as shrunk: it ends the sample, and is reported.
+        shrunk = ~(state.residual >= best.residual)
+        keep = shrunk[:, None]
+        new_residual = flat(problem.y - state.image - state.x) - force
+        new_iterate = flat(state.x) - flat(best.x)
+        residuals = tuple(xp.where(keep, r, xp.zeros_like(r)) for r in (new_residual, *residuals[: window - 1]))
+        iterates = tuple(xp.where(keep, s, xp.zeros_like(s)) for s in (new_iterate, *iterates[: window - 1]))
+        back = ~per_sample(xp, shrunk, x)
+        state = state._replace(
+            x=xp.where(back, best.x, state.x),
+            image=xp.where(back, best.image, state.image),
+            residual=xp.where(shrunk, state.residual, best.residual),
+        )
+        return (*state, *residuals, *iterates)
+
+    zeros = xp.zeros((batch, d), dtype=x.dtype, device=x.device)
+    state = engine.while_loop(unfinished, step, (*problem.begin(x), *((zeros,) * (2 * window))), max_iter - 1)
+    return Progress(*state[:fields])
+
+
+def _orthonormalized(xp: Any, residuals: tuple[Array, ...], iterates: tuple[Array, ...]) -> list[tuple[Array, Array]]:
+    """Modified Gram-Schmidt on the residual differences (batch, d), the same steps applied to the iterates.
+
+    A difference of which less than 1e-4 is new would amplify rounding and is dropped.
+    """
+    pairs: list[tuple[Array, Array]] = []
+    for r, s in zip(residuals, iterates, strict=True):
+        length = xp.linalg.vector_norm(r, axis=-1)[:, None]
+        for direction, image in pairs:
+            weight = xp.sum(direction * r, axis=-1)[:, None]
+            r, s = r - weight * direction, s - weight * image
+        left = xp.linalg.vector_norm(r, axis=-1)[:, None]
+        use = left > 1e-4 * length
+        divisor = xp.where(use, left, xp.ones_like(left))
+        pairs.append((xp.where(use, r / divisor, xp.zeros_like(r)), xp.where(use, s / divisor, xp.zeros_like(s))))
+    return pairs
+
+
+SOLVERS: dict[str, Callable[[FixedPoint, Array, int], Progress]] = {"picard": picard, "anderson": anderson}

@@ -1,0 +1,39 @@
+"""Dtypes: where results are accumulated, and how far rounding reaches."""
+
+from typing import Any
+
+from iresnet_core.backends import Array, Backend
+
+__all__ = ["gamma", "round_up", "unit_roundoff", "widest", "working_dtype"]
+
+
+def unit_roundoff(engine: Backend, dtype: Any) -> float:
+    """Half the distance from 1 to the next number: the relative error of one rounding."""
+    return float(engine.xp.finfo(dtype).eps) / 2
+
+
+def gamma(n: int, u: float) -> float:
+    """n u / (1 - n u): relative rounding error of a sum of n products in any order (Higham 2002, Lemma 3.1)."""
+    if n * u >= 0.5:
+        return float("inf")
+    return n * u / (1 - n * u)
+
+
+def widest(engine: Backend) -> Any:
+    """The dtype of certificates: float64."""
+    return engine.xp.float64
+
+
+def working_dtype(engine: Backend, dtype: Any) -> Any:
+    """The dtype of an iteration on arrays of `dtype`: at least float32, since half precision cannot carry norms."""
+    return engine.xp.float32 if engine.xp.finfo(dtype).bits < 32 else dtype
+
+
+def round_up(engine: Backend, value: Array, dtype: Any) -> Array:
+    """Convert a float64 bound to `dtype` without letting it fall."""
+    if value.dtype == dtype:
+        return value
+    xp = engine.xp
+    info = xp.finfo(dtype)
+    raised = value * (1 + 2 * float(info.eps)) + float(info.smallest_normal)
+    return xp.astype(xp.where(value > 0, raised, value), dtype)

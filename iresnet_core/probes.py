@@ -1,0 +1,122 @@
+"""Random probes for trace estimation: Rademacher rows of a signed Hadamard matrix, or Gaussian vectors."""
+
+from typing import Any
+
+import numpy as np
+
+from iresnet_core.backends import Array, Backend, get_backend
+from iresnet_core.backends.base import NoiseKind
+from iresnet_core.checks import require_finite, require_same_dtype
+from iresnet_core.errors import InvalidArgumentError, ShapeError
+
+__all__ = ["ExplicitProbes", "HadamardProbes", "IndependentProbes", "ProbeSource", "explicit_probes", "make_source"]
+
+
+class ProbeSource:
+    """Where probes come from: `draw(count)` returns the next `count` of them, (count, batch, d)."""
+
+    kind: NoiseKind
+    exhausted_after: int | None = None
+
+    def draw(self, count: int) -> Array:
+        """Return the next probes (count, batch, d)."""
+        raise NotImplementedError
+
+    def remaining_variance(self, used: int) -> float:
+        """Variance of the mean of `used` probes, relative to that of `used` independent ones."""
+        return 1.0
+
+
+class IndependentProbes(ProbeSource):
+    """Independent Gaussian vectors."""
+
+    def __init__(self, engine: Backend, like: Array, rng: Any) -> None:
+        self.engine, self.like, self.rng = engine, like, engine.generator(rng)
+        self.kind = "gaussian"
+
+    def draw(self, count: int) -> Array:
+        """Draw with the engine's generator."""
+        return self.engine.sample(self.kind, (count, *self.like.shape), self.like, self.rng)
+
+
+class HadamardProbes(ProbeSource):
+    """Rows of a Hadamard matrix in random order, with random signs of the columns for every sample.
+
+    Each row alone is a Rademacher probe. Rows are drawn without replacement: the mean over all D of them is the exact
+    trace for any signs, so that the variance of the mean of p probes carries the factor (D - p) / (D - 1). After D
+    probes new signs are drawn.
+    """
+
+    def __init__(self, engine: Backend, like: Array, rng: Any) -> None:
+        self.engine, self.like, self.rng = engine, like, engine.generator(rng)
+        self.kind = "rademacher"
+        self.order = 1 << (like.shape[1] - 1).bit_length()
+        self.exhausted_after = self.order
+        self._rows: np.ndarray = np.zeros(0, dtype=np.int64)
+        self._signs: Array | None = None
+
+    def draw(self, count: int) -> Array:
+        """Take the next rows; the order of the rows is drawn on the host, the signs by the engine."""
+        xp, parts = self.engine.xp, []
+        while count:
+            if not self._rows.size:
+                self._signs = self.engine.sample("rademacher", tuple(self.like.shape), self.like, self.rng)
+                keys = self.engine.uniform((self.order,), self.rng) if self.order > 1 else np.zeros(1)
+                self._rows = np.argsort(keys)
+            rows, self._rows = self._rows[:count], self._rows[count:]
+            table = self.engine.from_numpy(_hadamard_rows(rows, self.like.shape[1]), self.like)
+            parts.append(xp.astype(table, self.like.dtype)[:, None, :] * self._signs)
+            count -= rows.size
+        return parts[0] if len(parts) == 1 else xp.concat(parts)
+
+    def remaining_variance(self, used: int) -> float:
+        """Finite-population correction of the rows of the last Hadamard matrix."""
+        full, partial = divmod(used, self.order)
+        if not partial:
+            return 0.0
+        if self.order == 1:
+            return 0.0
+        # Full matrices are exact; the partial one has weight partial / used in the mean.
+        return partial / used * (self.order - partial) / (self.order - 1)
+
+
+def _hadamard_rows(rows: np.ndarray, d: int) -> np.ndarray:
+    """Rows of the Hadamard matrix of order 2^k >= d, cut to d columns: entry (-1)^(number of common bits)."""
+    common = rows[:, None] & np.arange(d)[None, :]
+    return np.where(np.bitwise_count(common) % 2 == 0, 1.0, -1.0)
+
+
+class ExplicitProbes(ProbeSource):
+    """Probes that the caller gave, taken to be independent."""
+
+    def __init__(self, probes: Array, kind: NoiseKind) -> None:
+        self.kind, self._probes = kind, probes
+        self.exhausted_after = probes.shape[0]
+
+    def draw(self, count: int) -> Array:
+        """Return the given probes."""
+        if count != self._probes.shape[0]:
+            raise InvalidArgumentError(f"{count} probes were asked for, noise holds {self._probes.shape[0]}.")
+        return self._probes
+
+
+def explicit_probes(engine: Backend, x: Array, noise: Array) -> Array:
+    """Check given probes, (probes, *x.shape) or x.shape for a single one, and return them as (probes, batch, d)."""
+    get_backend(x, noise)
+    require_same_dtype(noise, "noise", x, "x")
+    shape = tuple(noise.shape)
+    if shape == tuple(x.shape):
+        noise = noise[None, ...]
+    elif noise.ndim != x.ndim + 1 or shape[1:] != tuple(x.shape) or shape[0] < 1:
+        raise ShapeError(f"noise must have shape (probes, {', '.join(map(str, x.shape))}), got {shape}.")
+    require_finite(engine, noise, "noise")
+    return engine.xp.reshape(noise, (noise.shape[0], x.shape[0], -1))
+
+
+def make_source(engine: Backend, kind: str, like: Array, rng: Any) -> ProbeSource:
+    """Return the source of probes of a kind, for samples like (batch, d)."""
+    if kind == "rademacher":
+        return HadamardProbes(engine, like, rng)
+    if kind == "gaussian":
+        return IndependentProbes(engine, like, rng)
+    raise InvalidArgumentError(f"probe_kind must be 'rademacher' or 'gaussian', got {kind!r}.")

@@ -1,0 +1,219 @@
+"""The plots of the validation report, drawn by matplotlib without a display.
+
+Each ``draw_*`` fills one axes from the curves of one branch, so that the report and the documentation share them. The
+colours are those of Okabe and Ito, which readers with any kind of colour vision can tell apart; line style and marker
+differ as well.
+"""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+
+__all__ = [
+    "draw_inverse",
+    "draw_noise",
+    "draw_spectral",
+    "draw_truncation",
+    "inverse_figure",
+    "logdet_figure",
+    "shown_cases",
+    "spectral_figure",
+    "svg",
+]
+
+Curves = dict[str, Any]
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#000000",
+)
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "iresnet",
+}
+# Label, colour, marker of every method; dashes mean a certificate.
+ESTIMATES = {"power": ("power iteration", ORANGE, "o"), "lanczos": ("Lanczos", BLUE, "s")}
+CERTIFICATES = {
+    "frobenius": ("Frobenius", RED, ":"),
+    "holder": ("Hölder", PURPLE, (0, (1, 3))),
+    "cholesky": ("Cholesky", GREEN, "--"),
+    "gram": ("Gram", SKY, "-."),
+    "svd": ("SVD", BLACK, "-"),
+}
+SOLVERS = {"picard": ("Picard", ORANGE, "o"), "anderson": ("Anderson(5)", BLUE, "s")}
+TRUNCATIONS = {"series": (ORANGE, "o"), "Arnoldi": (BLUE, "s")}
+NOISES = ((RED, "v"), (PURPLE, "^"), (ORANGE, "o"), (BLUE, "s"))
+LINEAR = 1e-4  # the spectral plot is linear within this relative distance of sigma
+
+
+def shown_cases(curves: Curves) -> list[str]:
+    """Return the branches of the largest dimension, those with something to see."""
+    dimension: dict[str, int] = curves["dimension"]
+    return [case for case, d in dimension.items() if d == max(dimension.values())]
+
+
+def draw_spectral(axes: Axes, data: Curves) -> None:
+    """Estimates from below and certificates from above, relative to the exact norm, against operator products."""
+    for method, (label, colour, marker) in ESTIMATES.items():
+        line = data["estimates"][method]
+        axes.plot(line["products"], line["relative"], color=colour, marker=marker, label=label)
+    for method, (label, colour, style) in CERTIFICATES.items():
+        axes.axhline(data["bounds"][method], color=colour, linestyle=style, label=label)
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=LINEAR, linscale=0.5)
+    axes.set_ylim(-1, 12)
+    ticks = (-1, -1e-1, -1e-2, -1e-3, 0, 1e-3, 1e-2, 1e-1, 1, 10)
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+    axes.yaxis.set_minor_locator(FixedLocator([]))
+    axes.axhspan(0, 12, color=GREEN, alpha=0.06, linewidth=0)
+    # In the gap between the certificates, and in the corner that the estimates leave free.
+    axes.text(0.97, 0.82, "certificates", transform=axes.transAxes, ha="right", color="#555555", fontsize=8)
+    axes.text(0.97, 0.03, "estimates", transform=axes.transAxes, ha="right", color="#555555", fontsize=8)
+    _plain_numbers(axes)
+    axes.set_xlabel("operator products")
+    axes.set_ylabel("distance to the exact norm σ")
+
+
+def draw_inverse(axes: Axes, data: Curves) -> None:
+    """True error and certified bound, the worst of the batch, against evaluations of g."""
+    for solver, (label, colour, marker) in SOLVERS.items():
+        line = data[solver]
+        axes.plot(line["evaluations"], line["error"], color=colour, marker=marker, label=f"{label}, error")
+        axes.plot(line["evaluations"], line["bound"], color=colour, linestyle="--", label=f"{label}, certified bound")
+    axes.set_yscale("log")
+    _decades(axes, numticks=9)
+    axes.set_xlabel("evaluations of g")
+    axes.set_ylabel("distance to the exact inverse")
+
+
+def draw_truncation(axes: Axes, data: Curves) -> None:
+    """Truncation error of one probe and its certificate, the worst of the batch, against products."""
+    for method, (colour, marker) in TRUNCATIONS.items():
+        line = data["truncation"][method]
+        axes.plot(line["products"], _positive(line["error"]), color=colour, marker=marker, label=f"{method}, error")
+        axes.plot(line["products"], line["bound"], color=colour, linestyle="--", label=f"{method}, certified bound")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    _plain_numbers(axes)
+    _decades(axes, numticks=9)
+    axes.set_xlabel("Jacobian products (one probe)")
+    axes.set_ylabel("truncation error (nats)")
+
+
+def draw_noise(axes: Axes, data: Curves, dimension: int) -> None:
+    """Root-mean-square error of the answer, against all products spent on it; 1 to 64 probes."""
+    for (label, line), (colour, marker) in zip(data["noise"].items(), NOISES, strict=True):
+        axes.plot(line["products"], _positive(line["rmse"]), color=colour, marker=marker, label=label)
+    axes.axvline(dimension, color=BLACK, linewidth=1, linestyle=":", label=f"cost of the exact answer, d = {dimension}")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    _plain_numbers(axes)
+    _decades(axes, numticks=9)
+    axes.set_xlabel("Jacobian products (all probes)")
+    axes.set_ylabel("rms error (nats)")
+
+
+def _positive(values: Sequence[float]) -> list[float]:
+    """Leave out zeros, which have no place on a logarithmic axis."""
+    return [value if value > 0 else math.nan for value in values]
+
+
+def _percent(value: float, _: int) -> str:
+    if value == 0:
+        return "σ"
+    return f"{'−' if value < 0 else '+'}{abs(100 * value):g} %"
+
+
+def _plain_numbers(axes: Axes) -> None:
+    """Write 1, 2, 5, 10 along a logarithmic x axis."""
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=12))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _decades(axes: Axes, numticks: int) -> None:
+    axes.yaxis.set_major_locator(LogLocator(base=10, numticks=numticks))
+    axes.yaxis.set_minor_locator(FixedLocator([]))
+
+
+def _grid(curves: Curves, rows: Sequence[tuple[Callable[[Axes, str], None], str]], height: float) -> Figure:
+    """One column a branch, one row a kind of plot; the axes of a row share their scale and one legend."""
+    cases = shown_cases(curves)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(2.7 * len(cases), 4.5), height * len(rows)), layout="constrained")
+        FigureCanvasAgg(figure)
+        parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+        for part, (draw, title) in zip(parts, rows, strict=True):
+            row = part.subplots(1, len(cases), squeeze=False, sharey=True)[0]
+            for axes, case in zip(row, cases, strict=True):
+                draw(axes, case)
+                axes.set_title(_title(case))
+                if axes is not row[0]:
+                    axes.set_ylabel("")
+            if title:
+                part.suptitle(title, fontsize=11)
+            handles, labels = row[0].get_legend_handles_labels()
+            columns = len(labels) if sum(map(len, labels)) <= 30 * len(cases) else (len(labels) + 1) // 2
+            part.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    return figure
+
+
+def _title(case: str) -> str:
+    dimension, constant = case.split("_")
+    return f"{dimension[0]} = {dimension[1:]}, c = {constant[1:]}"
+
+
+def spectral_figure(curves: Curves) -> Figure:
+    """Return the estimates and certificates of the spectral norm."""
+    return _grid(curves, [(lambda axes, case: draw_spectral(axes, curves["spectral"][case]), "")], 3.6)
+
+
+def inverse_figure(curves: Curves) -> Figure:
+    """Return the convergence of the inverse with its bound."""
+    return _grid(curves, [(lambda axes, case: draw_inverse(axes, curves["inverse"][case]), "")], 3.4)
+
+
+def logdet_figure(curves: Curves) -> Figure:
+    """Return the log-determinant: the whole error above, its certified part below."""
+
+    def noise(axes: Axes, case: str) -> None:
+        draw_noise(axes, curves["logdet"][case], curves["dimension"][case])
+
+    def truncation(axes: Axes, case: str) -> None:
+        draw_truncation(axes, curves["logdet"][case])
+
+    return _grid(
+        curves,
+        [(noise, "Whole error of the answer"), (truncation, "Its certified part: truncation, for given probes")],
+        3.6,
+    )
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as an SVG document."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()

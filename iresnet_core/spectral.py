@@ -1,0 +1,217 @@
+"""Spectral norm: power iteration, Golub-Kahan-Lanczos and SVD, for one operator or a stack of matrices."""
+
+from typing import Any
+
+import numpy as np
+
+from iresnet_core.backends import Array, Backend, get_backend
+from iresnet_core.checks import (
+    require_finite,
+    require_floating,
+    require_nonnegative,
+    require_positive_int,
+    require_same_dtype,
+)
+from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.golub_kahan import bidiagonalize, unit
+from iresnet_core.operators import LinearLayer, LinearOperator, Matrices, as_operator
+from iresnet_core.precision import working_dtype
+from iresnet_core.results import SpectralNorm
+
+__all__ = ["power_of_two_near", "prepared", "spectral_norm"]
+
+# Up to this many rows or columns an SVD costs no more than the iterations that would replace it.
+SMALL = 128
+
+
+def spectral_norm(
+    A: Any,
+    *,
+    method: str = "auto",
+    start: Array | SpectralNorm | None = None,
+    rtol: float = 1e-3,
+    max_iter: int = 100,
+) -> SpectralNorm:
+    """Estimate the largest singular value of an operator, with its singular vectors.
+
+    The estimate approaches the norm from below; it certifies nothing. For an upper bound use `lipschitz_bound`.
+
+    Parameters
+    ----------
+    A : array (..., m, n), Dense, Convolution, or anything `as_operator` takes
+        One operator, or a stack of matrices that are treated side by side.
+    method : {"auto", "power", "lanczos", "svd"}
+        "power": power iteration (Behrmann et al. 2019, report Eq. 32-34). "lanczos": Golub-Kahan-Lanczos, which needs a
+        third of the steps or less. "svd": of the explicit matrix. "auto": "svd" where m or n is at most 128, else
+        "lanczos".
+    start : array (..., m) or SpectralNorm, optional
+        Left singular vector to begin from, say of the last training step. The default is a fixed pseudo-random vector,
+        the same on every engine.
+    rtol : float
+        Stop when ``residual <= rtol * value``.
+    max_iter : int
+        Steps at most.
+
+    Returns
+    -------
+    SpectralNorm
+        With value, left, right, iterations, converged and residual, each of the shape of the stack.
+
+    Raises
+    ------
+    ShapeError, DtypeError, NonFiniteError, UnknownArrayError, InvalidArgumentError
+        For operators or options that make no sense.
+
+    Notes
+    -----
+    Cost: two operator products a step ("svd": none, but O(m n min(m, n))). Some singular value lies within `residual`
+    of `value`; that it is the largest one is practically certain from a random start, and not certified.
+    Differentiating `value` gives u v^T, its gradient where the largest singular value is simple.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> result = spectral_norm(np.array([[3.0, 0.0], [0.0, 1.0]]), method="power")
+    >>> round(float(result.value), 4), bool(result.converged)
+    (3.0, True)
+    """
+    rtol = require_nonnegative(rtol, "rtol")
+    max_iter = require_positive_int(max_iter, "max_iter")
+    operator = as_operator(A)
+    engine, xp = operator.engine, operator.engine.xp
+    m, n = operator.shape
+    if method == "auto":
+        method = "svd" if min(m, n) <= SMALL and not _is_foreign(operator) else "lanczos"
+    if method not in _METHODS:
+        raise InvalidArgumentError(f"spectral_norm has the methods auto, {', '.join(_METHODS)}; got {method!r}.")
+    scaled, scale = prepared(operator)
+    left = _left_start(engine, scaled, start)
+    value, left, right, iterations, converged = _METHODS[method](scaled, left, rtol, max_iter)
+    residual = xp.linalg.vector_norm(scaled.rmatvec(left) - value[..., None] * right, axis=-1) / 2**0.5
+    left, right = engine.stop_gradient(left), engine.stop_gradient(right)
+    value = xp.sum(left * scaled.matvec(right), axis=-1)
+    dtype = operator.like.dtype
+    return SpectralNorm(
+        xp.astype(value * scale, dtype),
+        xp.astype(left, dtype),
+        xp.astype(right, dtype),
+        iterations,
+        converged,
+        xp.astype(residual * scale, dtype),
+    )
+
+
+def prepared(operator: LinearOperator, dtype: Any = None) -> tuple[LinearOperator, Array]:
+    """Scale an operator by powers of two so that its entries are near 1, where no square over- or underflows.
+
+    Returns the scaled operator (in `dtype`, by default at least float32) and the factor that was taken out.
+    """
+    engine, xp = operator.engine, operator.engine.xp
+    target = working_dtype(engine, operator.like.dtype) if dtype is None else dtype
+    if isinstance(operator, Matrices):
+        array = xp.astype(operator.array, target)
+        scale = power_of_two_near(xp, xp.max(xp.abs(array), axis=(-2, -1)))
+        return Matrices(array / scale[..., None, None]), scale
+    if isinstance(operator, LinearLayer):
+        layer = operator.astype(target)
+        scale = power_of_two_near(xp, xp.max(xp.abs(layer.weight)))
+        if layer.shape == tuple(layer.weight.shape):
+            return Matrices(layer.weight / scale), scale
+        return layer.with_parameters(layer.weight / scale, None), scale
+    return operator, xp.ones((), dtype=operator.like.dtype, device=operator.like.device)
+
+
+def power_of_two_near(xp: Any, magnitude: Array) -> Array:
+    """The power of two just below a magnitude; 1 for zero."""
+    positive = xp.where(magnitude > 0, magnitude, xp.ones_like(magnitude))
+    return xp.pow(xp.full_like(positive, 2.0), xp.floor(xp.log2(positive)))
+
+
+def _is_foreign(operator: LinearOperator) -> bool:
+    return not isinstance(operator, Matrices | LinearLayer)
+
+
+def _left_start(engine: Backend, operator: LinearOperator, start: Array | SpectralNorm | None) -> Array:
+    """The left vector to begin from, of shape (..., m)."""
+    xp, (m, n) = engine.xp, operator.shape
+    shape = (*operator.batch_shape, m)
+    if start is None:
+        # Drawn on the host, so that every engine begins from the same vector.
+        right = np.random.default_rng(0).standard_normal(n)
+        right = xp.astype(engine.from_numpy(right, operator.like), operator.like.dtype)
+        return operator.matvec(xp.broadcast_to(right, (*operator.batch_shape, n)))
+    given = start.left if isinstance(start, SpectralNorm) else start
+    get_backend(operator.like, given)
+    require_floating(engine, given, "start")
+    require_finite(engine, given, "start")
+    if tuple(given.shape) != shape:
+        raise ShapeError(f"start is a left vector of shape {shape}, got {tuple(given.shape)}.")
+    given = xp.astype(given, operator.like.dtype)
+    require_same_dtype(given, "start", operator.like, "the operator")
+    return given
+
+
+def _power(operator: LinearOperator, left: Array, rtol: float, max_iter: int) -> tuple[Array, ...]:
+    """Power iteration (report, Eq. 34); converges from below. Two operator products a step.
+
+    Every matrix of a stack stops on its own, so that its result does not depend on its companions.
+    """
+    engine, xp = operator.engine, operator.engine.xp
+
+    def unfinished(sigma: Array, left: Array, right: Array, iterations: Array, done: Array) -> Array:
+        return ~xp.all(done)
+
+    def step(sigma: Array, left: Array, right: Array, iterations: Array, done: Array) -> tuple[Array, ...]:
+        pulled = operator.rmatvec(left)
+        # One step late, the product that the next step needs anyway tells the residual of the last.
+        residual = xp.linalg.vector_norm(pulled - sigma[..., None] * right, axis=-1) / 2**0.5
+        done = (iterations > 0) & (residual <= rtol * sigma)
+        new_right, _ = unit(xp, pulled)
+        new_left, new_sigma = unit(xp, operator.matvec(new_right))
+        keep = done[..., None]
+        return (
+            xp.where(done, sigma, new_sigma),
+            xp.where(keep, left, new_left),
+            xp.where(keep, right, new_right),
+            iterations + xp.astype(~done, iterations.dtype),
+            done,
+        )
+
+    left, length = unit(xp, left)
+    right = xp.zeros((*operator.batch_shape, operator.shape[1]), dtype=left.dtype, device=left.device)
+    iterations = xp.zeros(operator.batch_shape, dtype=xp.int32, device=left.device)
+    state = (length, left, right, iterations, iterations > 0)
+    sigma, left, right, iterations, _ = engine.while_loop(unfinished, step, state, max_iter)
+    residual = xp.linalg.vector_norm(operator.rmatvec(left) - sigma[..., None] * right, axis=-1) / 2**0.5
+    return sigma, left, right, iterations, residual <= rtol * sigma
+
+
+def _lanczos(operator: LinearOperator, left: Array, rtol: float, max_iter: int) -> tuple[Array, ...]:
+    """Golub-Kahan-Lanczos; two operator products a step. A stack goes on until its last matrix has converged."""
+    xp = operator.engine.xp
+    right = operator.rmatvec(left)
+    iterations = xp.zeros(operator.batch_shape, dtype=xp.int32, device=left.device)
+    done = iterations > 0
+    for state in bidiagonalize(operator, right, min(max_iter, *operator.shape)):
+        U, S, Vh = xp.linalg.svd(state.matrix(xp), full_matrices=False)
+        sigma = S[..., 0]
+        residual = state.beta[-1] * xp.abs(U[..., -1, 0]) / 2**0.5
+        iterations = iterations + xp.astype(~done, iterations.dtype)
+        done = residual <= rtol * sigma
+        if bool(xp.all(done)):
+            break
+    k = len(state.alpha)
+    new_left = xp.matmul(xp.stack(state.left, axis=-1), U[..., :, :1])[..., 0]
+    new_right = xp.matmul(xp.stack(state.right[:k], axis=-1), xp.matrix_transpose(Vh[..., :1, :]))[..., 0]
+    return sigma, new_left, new_right, iterations, done
+
+
+def _svd(operator: LinearOperator, left: Array, rtol: float, max_iter: int) -> tuple[Array, ...]:
+    """Singular value decomposition of the explicit matrix."""
+    xp = operator.engine.xp
+    U, S, Vh = xp.linalg.svd(operator.matrix(), full_matrices=False)
+    iterations = xp.zeros(operator.batch_shape, dtype=xp.int32, device=left.device)
+    return S[..., 0], U[..., :, 0], Vh[..., 0, :], iterations, iterations == 0
+
+
+_METHODS = {"power": _power, "lanczos": _lanczos, "svd": _svd}

@@ -1,0 +1,232 @@
+"""Stochastic log-determinants: probes, quadratic forms, and what their errors add up to."""
+
+import math
+from typing import Any, NamedTuple
+
+from iresnet_core.arnoldi import arnoldi_form
+from iresnet_core.backends import Array, Backend
+from iresnet_core.errors import (
+    DerivativeError,
+    InvalidArgumentError,
+    NonFiniteError,
+    NotContractiveError,
+    NotConvergedError,
+)
+from iresnet_core.linearization import Linearization
+from iresnet_core.precision import unit_roundoff
+from iresnet_core.probes import ExplicitProbes, ProbeSource, explicit_probes, make_source
+from iresnet_core.quadratic_forms import FormEstimate, Products, draw_lengths, roulette_form, series_form
+from iresnet_core.results import LogDet
+
+__all__ = ["DEFAULT_BIAS", "Request", "stochastic_logdet"]
+
+# Truncation error, in nats, that is allowed where no tolerance is given.
+DEFAULT_BIAS = 1e-3
+# Certain terms before the roulette begins.
+ROULETTE_TERMS = 4
+# Probes x samples that are worked on at a time.
+CHUNK = 2**14
+# Probes at which a tolerance is given up.
+MOST_PROBES = 2**14
+
+
+class Request(NamedTuple):
+    """What was asked for; see `logdet`. At `give_up_at` products a sample "auto" prefers the exact answer."""
+
+    tol: float | None
+    probes: int
+    noise: Any
+    rng: Any
+    terms: int | None
+    probe_kind: str
+    control_variate: str
+    give_up_at: int | None
+
+
+class _Sums(NamedTuple):
+    """Sums over the probes so far, (batch,), with their number and the products they took."""
+
+    value: Array
+    bias: Array
+    variance: Array
+    extra_variance: Array
+    probes: int
+    products: int
+
+
+class _Estimator:
+    """One method at one batch."""
+
+    def __init__(
+        self, engine: Backend, linearization: Linearization, x: Array, constant: float, method: str, request: Request
+    ) -> None:
+        self.engine, self.constant, self.method, self.request = engine, constant, method, request
+        self.d = math.prod(x.shape[1:])
+        self.products = Products(engine, linearization, tuple(x.shape[1:]), constant)
+        if request.control_variate == "trace" and linearization.trace is None:
+            raise DerivativeError(
+                "control_variate='trace' needs a branch with a cheap exact trace: a Chain of Dense layers and "
+                "entrywise activations with at most two groups of slopes. Use 'auto' or 'none'."
+            )
+        self.trace = None
+        if linearization.trace is not None and request.control_variate != "none":
+            self.trace = linearization.trace()
+        u = unit_roundoff(engine, x.dtype)
+        # Rounding perturbs each product by some u per layer; log(I + J) passes that on with 1 / (1 - c) at most.
+        self.rounding = 8 * (linearization.depth + 2) * u * self.d / (1 - constant)
+        target = DEFAULT_BIAS if request.tol is None else request.tol
+        self.target = max(target - self.rounding, self.rounding)
+        self.lengths: list[int] | None = None
+
+    def forms(self, v: Array) -> FormEstimate:
+        """Estimate v^T f(J) v for probes v (probes, batch, d)."""
+        subtract = self.trace is not None
+        if self.method == "roulette":
+            keep = self.constant
+            lengths = self.lengths
+            if lengths is None:
+                lengths = draw_lengths(self.engine, v.shape[0], keep, self.request.rng)
+            terms = self.request.terms or ROULETTE_TERMS
+            return roulette_form(self.products, v, subtract_linear=subtract, terms=terms, lengths=lengths, keep=keep)
+        form = series_form if self.method == "series" else arnoldi_form
+        return form(self.products, v, subtract_linear=subtract, terms=self.request.terms, enough=self._small_enough)
+
+    def _small_enough(self, bias: Array) -> bool:
+        """Whether the truncation error, averaged over the probes, has met its target for every sample."""
+        xp = self.engine.xp
+        return bool(xp.all(xp.mean(bias, axis=0) <= self.target))
+
+    def add(self, sums: _Sums | None, v: Array, kind: str) -> _Sums:
+        """Add the estimates of further probes."""
+        xp = self.engine.xp
+        form = self.forms(v)
+        self._refuse(form)
+        variance = _probe_variance(xp, form, self.d, kind)
+        extra = xp.zeros_like(variance) if form.extra_variance is None else form.extra_variance
+        terms = tuple(xp.sum(a, axis=0) for a in (form.value, form.bias, variance, extra))
+        if sums is None:
+            return _Sums(*terms, v.shape[0], form.products)
+        added = tuple(a + b for a, b in zip(sums[:4], terms, strict=True))
+        return _Sums(*added, sums.probes + v.shape[0], sums.products + form.products)
+
+    def _refuse(self, form: FormEstimate) -> None:
+        """Refuse products that are not finite, or expand by more than the constant."""
+        largest = self.products.largest_factor
+        if largest is None or self.engine.is_tracing(largest):
+            return
+        factor = float(largest)
+        if not math.isfinite(factor):
+            raise NonFiniteError("a Jacobian product of g holds NaN or infinity.")
+        slack = 1e-6 if self.rounding < 1e-9 * self.d / (1 - self.constant) else 1e-3
+        if factor > self.constant * (1 + slack) + 1e-30:
+            raise NotContractiveError(
+                f"a Jacobian product expanded by {factor:.4g}, more than the stated Lipschitz constant "
+                f"{self.constant:.4g} of g. The constant is wrong, or the branch is no contraction."
+            )
+
+    def result(self, sums: _Sums, source: ProbeSource) -> LogDet:
+        """Average, and state the errors."""
+        xp, p = self.engine.xp, sums.probes
+        value = sums.value / p
+        if self.trace is not None:
+            value = value + self.trace
+        variance = sums.variance / p * source.remaining_variance(p) + sums.extra_variance / p
+        return LogDet(
+            value,
+            xp.sqrt(variance / p),
+            sums.bias / p + self.rounding,
+            xp.full(value.shape, sums.products, dtype=xp.int32, device=value.device),
+            self.method,
+        )
+
+
+def _probe_variance(xp: Any, form: FormEstimate, d: int, kind: str) -> Array:
+    """Variance of v^T L v over the probes, L = f(J), estimated from each probe's own ||L v||^2; (probes, batch).
+
+    Gaussian: 2 ||S||_F^2 <= 2 ||L||_F^2 = 2 E ||L v||^2, S the symmetric part of L. Rademacher: less the diagonal of S,
+    of which at least (tr S)^2 / d is known from the value; the factor d / (d - 2) undoes the noise of the value's square.
+    For d <= 4 nothing is taken off, so that the estimate errs upwards.
+    """
+    square = form.squared_image
+    if kind == "rademacher" and d > 4:
+        off = square - form.value * form.value / d
+        square = xp.where(off > 0, off, xp.zeros_like(off)) * (d / (d - 2))
+    return 2 * square
+
+
+def stochastic_logdet(
+    engine: Backend, linearization: Linearization, x: Array, constant: float, method: str, request: Request
+) -> LogDet | None:
+    """Estimate the log-determinant; None if the tolerance costs more than the exact answer (``give_up_at``)."""
+    xp = engine.xp
+    flat = xp.reshape(x, (x.shape[0], -1))
+    estimator = _Estimator(engine, linearization, x, constant, method, request)
+    source, count = _source(engine, x, flat, estimator, request)
+    batch = max(1, x.shape[0])
+    sums: _Sums | None = None
+    goal = count
+    while True:
+        while sums is None or sums.probes < goal:
+            done = 0 if sums is None else sums.probes
+            step = goal if isinstance(source, ExplicitProbes) else min(goal - done, max(1, CHUNK // batch))
+            sums = estimator.add(sums, source.draw(step), source.kind)
+        result = estimator.result(sums, source)
+        if request.tol is None:
+            return result
+        goal = _next_goal(engine, result, sums, source, request)
+        if goal <= sums.probes:
+            return result
+        cost = goal * sums.products / sums.probes
+        if request.give_up_at is not None and cost > request.give_up_at:
+            return None
+        if goal > MOST_PROBES:
+            raise NotConvergedError(
+                f"logdet: tol={request.tol:g} nats would take {goal} probes of method {method!r} (std_error "
+                f"{float(xp.max(result.std_error)):.3g}, bias_bound {float(xp.max(result.bias_bound)):.3g} after "
+                f"{sums.probes}). Raise tol, or use method='exact' (or 'auto')."
+            )
+
+
+def _next_goal(engine: Backend, result: LogDet, sums: _Sums, source: ProbeSource, request: Request) -> int:
+    """How many probes the tolerance needs in all, judged by the sample that needs most."""
+    xp = engine.xp
+    assert request.tol is not None
+    worst = float(xp.max(result.std_error))
+    if worst <= request.tol:
+        return sums.probes
+    needed = math.ceil(1.2 * sums.probes * (worst / request.tol) ** 2)
+    needed = max(needed, sums.probes + 1)
+    order = source.exhausted_after
+    if order is not None and sums.probes < order and request.terms is None:
+        # A full set of Hadamard rows has no noise left; below that the correction helps.
+        corrected = math.ceil(needed / (1 + needed / order))
+        needed = min(order, max(corrected, sums.probes + 1))
+    return needed
+
+
+def _source(engine: Backend, x: Array, flat: Array, estimator: _Estimator, request: Request) -> tuple[ProbeSource, int]:
+    """Where the probes come from, and how many to begin with."""
+    if request.noise is None:
+        rng = engine.generator(request.rng)
+        estimator.request = request._replace(rng=rng)
+        return make_source(engine, request.probe_kind, flat, rng), request.probes
+    noise = request.noise
+    if estimator.method == "roulette":
+        if not (isinstance(noise, tuple) and len(noise) == 2):
+            raise InvalidArgumentError("for method 'roulette' noise is a pair (probes, lengths).")
+        noise, lengths = noise
+        estimator.lengths = [int(n) for n in lengths]
+    elif isinstance(noise, tuple):
+        raise InvalidArgumentError(f"for method {estimator.method!r} noise is one array, got a tuple.")
+    probes = explicit_probes(engine, x, noise)
+    if request.probes not in (1, probes.shape[0]):
+        raise InvalidArgumentError(f"probes={request.probes}, but noise holds {probes.shape[0]}.")
+    if estimator.lengths is not None:
+        if len(estimator.lengths) != probes.shape[0] or min(estimator.lengths) < 0:
+            raise InvalidArgumentError(
+                f"lengths must hold one number >= 0 for each of the {probes.shape[0]} probes, got {estimator.lengths}."
+            )
+        order = sorted(range(len(estimator.lengths)), key=lambda i: -estimator.lengths[i])  # type: ignore[index]
+        probes = engine.xp.stack([probes[i, ...] for i in order])
+        estimator.lengths = [estimator.lengths[i] for i in order]
+    return ExplicitProbes(probes, request.probe_kind), probes.shape[0]  # type: ignore[arg-type]

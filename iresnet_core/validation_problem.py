@@ -1,0 +1,100 @@
+"""The shipped branches as validation problems: a branch on one engine, next to its exact answers."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iresnet_core import reference
+from iresnet_core.backends import Array, Backend, get_backend
+from iresnet_core.branches import Chain
+from iresnet_core.example_data import load_case
+
+__all__ = ["Exact", "Floats", "Problem"]
+
+Floats = NDArray[Any]  # float64 on the host
+
+
+class Exact:
+    """The exact answers for one shipped branch, in NumPy float64.
+
+    Weights and inputs are the same numbers in every dtype and on every engine, so the answers serve them all.
+    """
+
+    def __init__(self, case: str) -> None:
+        self.chain, self.x = load_case(case)
+
+    @cached_property
+    def jacobian(self) -> Floats:
+        """J (batch, d, d)."""
+        return np.asarray(reference.jacobian(self.chain, self.x), dtype=np.float64)
+
+    @cached_property
+    def logarithm(self) -> Floats:
+        """log(I + J) (batch, d, d)."""
+        return np.asarray(reference.log_matrix(self.jacobian), dtype=np.float64)
+
+    @cached_property
+    def logdet(self) -> Floats:
+        """log|det(I + J)| (batch,)."""
+        return np.asarray(np.linalg.slogdet(np.eye(self.jacobian.shape[-1]) + self.jacobian)[1])
+
+    def untruncated(self, v: Floats, trace: bool) -> Floats:
+        """Return what an estimator without truncation gives for probes v (probes, batch, d); shape (batch,).
+
+        With `trace` the trace of J is exact and only log(I + J) - J is probed.
+        """
+        remainder = self.logarithm - self.jacobian if trace else self.logarithm
+        value = np.mean(np.einsum("pbi,bij,pbj->pb", v, remainder, v, optimize=True), axis=0)
+        return np.asarray(value + np.trace(self.jacobian, axis1=1, axis2=2) if trace else value)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One shipped branch on one engine, next to its exact answers.
+
+    Attributes
+    ----------
+    engine, chain, x
+        The engine, the branch and its inputs (batch, d) there.
+    case, dtype, seed
+        Name of the branch, dtype of its arrays, and seed of everything random.
+    exact
+        The exact answers.
+    """
+
+    engine: Backend
+    chain: Chain
+    x: Array
+    case: str
+    dtype: str
+    seed: int
+    exact: Exact
+
+    @classmethod
+    def load(
+        cls, case: str, backend: str = "numpy", dtype: str = "float64", seed: int = 0, exact: Exact | None = None
+    ) -> "Problem":
+        """Load a shipped branch."""
+        chain, x = load_case(case, dtype=dtype, backend=backend)
+        return cls(get_backend(x), chain, x, case, dtype, seed, Exact(case) if exact is None else exact)
+
+    def host(self, x: Array) -> Floats:
+        """Copy to NumPy float64."""
+        return np.asarray(self.engine.to_numpy(x), dtype=np.float64)
+
+    def probes(self, kind: Literal["rademacher", "gaussian"], count: int) -> Array:
+        """Independent probes (count, batch, d)."""
+        return self.engine.sample(kind, (count, *self.x.shape), self.x, self.seed)
+
+    @cached_property
+    def y(self) -> Array:
+        """Images x + g(x), the right sides of the inverse."""
+        return self.x + self.chain(self.x)
+
+    @cached_property
+    def root(self) -> Floats:
+        """The exact inverse of `y`, which is x but for the rounding of y."""
+        return np.asarray(reference.inverse(self.exact.chain, self.host(self.y)), dtype=np.float64)

@@ -1,0 +1,278 @@
+"""The layers: adapters -> iresnet_core -> backends -> the framework, read from the source and from a fresh process."""
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import capabilities
+import pytest
+
+import iresnet_core
+
+PACKAGE = Path(iresnet_core.__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+FRAMEWORKS = {"torch", "tensorflow", "jax", "jaxlib", "cupy", "keras"}
+ENGINES = {"numpy", "cupy", "torch", "tensorflow", "jax", "array_api_strict"}
+
+# Modules of the core that may compute with NumPy and SciPy, and why. All others work on the engine's arrays alone.
+HOST_MODULES = {
+    "cli": "prints and plots on the host",
+    "example_data": "the shipped files hold NumPy arrays",
+    "probabilistic": "a root of a small polynomial per operator, found in float64 on the host",
+    "reference": "the exact answers are NumPy's and SciPy's",
+    "report": "plots on the host",
+    "storage": "files hold NumPy's bytes",
+    "torus": "the phases are constants of the geometry, made on the host",
+    "validate": "compares with the exact answers on the host",
+}
+
+# What the other modules may use of NumPy and SciPy: constants that are made on the host and sent to the engine.
+HOST_CONSTANTS = {
+    "numpy.random.default_rng": "a start vector that is the same on every engine",
+    "numpy.polynomial.legendre.leggauss": "the nodes of a quadrature",
+    "scipy.sparse.linalg.aslinearoperator": "what SciPy accepts as a linear operator",
+}
+
+
+def name_of(path):
+    """Dotted name of a module file."""
+    parts = ("iresnet_core", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer_of(name):
+    """Name of the layer that a module is in: backends, adapters or core."""
+    for layer in ("backends", "adapters"):
+        if name == f"iresnet_core.{layer}" or name.startswith(f"iresnet_core.{layer}."):
+            return layer
+    return "core"
+
+
+def imports_in(tree):
+    """Yield (target, level) of every import, also inside functions; "from a import b" counts as a and as a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, 0
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "", node.level
+            for alias in node.names:
+                yield f"{node.module or ''}.{alias.name}", node.level
+
+
+class HostUses(ast.NodeVisitor):
+    """Dotted names of NumPy and SciPy that a module uses, such as numpy.random.default_rng."""
+
+    def __init__(self, tree):
+        self.found = []
+        self.names = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    bound = alias.asname or alias.name.split(".")[0]
+                    self.names[bound] = alias.name if alias.asname else bound
+            elif isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    self.names[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+        self.names = {bound: target for bound, target in self.names.items() if within(target, "numpy", "scipy")}
+        self.visit(tree)
+
+    def visit_Name(self, node):
+        if node.id in self.names:
+            self.found.append(self.names[node.id])
+
+    def visit_Attribute(self, node):
+        parts = []
+        inner = node
+        while isinstance(inner, ast.Attribute):
+            parts.insert(0, inner.attr)
+            inner = inner.value
+        if isinstance(inner, ast.Name) and inner.id in self.names:
+            self.found.append(".".join((self.names[inner.id], *parts)))
+        else:
+            self.visit(inner)
+
+
+def within(name, *packages):
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def violations(name, tree):
+    """Every forbidden import of one module."""
+    layer = layer_of(name)
+    found = []
+    for target, level in imports_in(tree):
+        inside = within(target, "iresnet_core")
+        if level:
+            found.append(f"relative import of {target!r}")
+        if layer == "core" and within(target, *FRAMEWORKS):
+            found.append(f"the core imports the framework {target}")
+        if layer == "core" and within(target, *(f"iresnet_core.backends.{engine}" for engine in ENGINES)):
+            found.append(f"the core imports one engine, {target}, instead of asking get_backend")
+        if layer != "adapters" and within(target, "iresnet_core.adapters"):
+            found.append(f"{target} is imported outside the adapters")
+        if layer == "backends" and inside and not within(target, "iresnet_core.backends", "iresnet_core.errors"):
+            found.append(f"a backend imports {target} from the core")
+    if layer == "core" and name.removeprefix("iresnet_core.").split(".")[0] not in HOST_MODULES:
+        foreign = [used for used in HostUses(tree).found if not within(used, *HOST_CONSTANTS)]
+        found += [f"{used} is used, but the module is not in HOST_MODULES" for used in foreign]
+    return found
+
+
+def engine_branches(tree):
+    """Yield the lines that compare something with the name of an engine."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            compared = [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            compared = [node.value]
+        else:
+            continue
+        for side in compared:
+            for leaf in ast.walk(side):
+                if isinstance(leaf, ast.Constant) and leaf.value in ENGINES:
+                    yield node.lineno if isinstance(node, ast.Compare) else node.value.lineno
+
+
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_follow_the_layers(path):
+    assert violations(name_of(path), parsed(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "message"),
+    [
+        ("iresnet_core.spectral", "import torch.nn", "framework"),
+        ("iresnet_core.spectral", "def f():\n    from jax import numpy", "framework"),
+        (
+            "iresnet_core.spectral",
+            "import numpy as np\ndef f(x): return np.linalg.norm(x)",
+            "numpy.linalg.norm is used",
+        ),
+        ("iresnet_core.spectral", "import numpy as np\nxp = np", "numpy is used"),
+        ("iresnet_core.spectral", "import numpy as np\nx = np.zeros(3).sum()", "numpy.zeros is used"),
+        (
+            "iresnet_core.spectral",
+            "def f(x):\n    from scipy import linalg\n    linalg.svd(x)",
+            "scipy.linalg.svd is used",
+        ),
+        ("iresnet_core.spectral", "import scipy.linalg\nscipy.linalg.svd(x)", "scipy.linalg.svd is used"),
+        ("iresnet_core.spectral", "from iresnet_core.backends.numpy import Engine", "one engine"),
+        ("iresnet_core.spectral", "from iresnet_core.backends import torch", "one engine"),
+        ("iresnet_core.spectral", "from iresnet_core import adapters", "outside the adapters"),
+        ("iresnet_core.spectral", "from . import errors", "relative"),
+        ("iresnet_core.backends.torch", "from iresnet_core.spectral import f", "from the core"),
+        ("iresnet_core.backends.torch", "from iresnet_core.adapters.torch import f", "outside the adapters"),
+    ],
+)
+def test_the_check_of_imports_sees_a_violation(name, source, message):
+    assert any(message in found for found in violations(name, ast.parse(source)))
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("iresnet_core.reference", "import numpy as np, scipy.linalg\nnp.linalg.svd(scipy.linalg.logm(x))"),
+        ("iresnet_core.spectral", "from iresnet_core.backends import get_backend"),
+        ("iresnet_core.spectral", "import numpy as np\nstart = np.random.default_rng(0).standard_normal(3)"),
+        ("iresnet_core.spectral", "from iresnet_core.backends.base import Backend"),
+        ("iresnet_core.backends.torch", "import torch, numpy\nfrom iresnet_core.errors import DtypeError"),
+        ("iresnet_core.adapters.torch", "import torch\nfrom iresnet_core.spectral import f"),
+    ],
+)
+def test_the_check_of_imports_lets_the_layers_through(name, source):
+    assert violations(name, ast.parse(source)) == []
+
+
+def test_host_modules_exist():
+    absent = [name for name in HOST_MODULES if not (PACKAGE / f"{name}.py").exists() and not (PACKAGE / name).is_dir()]
+    assert absent == [], "remove them from HOST_MODULES"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if layer_of(name_of(p)) == "core"], ids=name_of)
+def test_core_asks_for_no_engine_by_name(path):
+    assert list(engine_branches(parsed(path))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if engine.name == 'torch': pass",
+        "if 'numpy' != engine.name: pass",
+        "x = engine.name in ('jax', 'cupy')",
+        "match engine.name:\n    case 'tensorflow': pass",
+    ],
+)
+def test_the_check_of_names_sees_a_branch(source):
+    assert list(engine_branches(ast.parse(source))) != []
+
+
+def fresh_process(code, folder):
+    """Run `code` in a new interpreter, away from the checkout; returns what it printed."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("module", ["iresnet_core", "iresnet_core.backends", "iresnet_core.adapters"])
+def test_import_loads_no_framework(module, tmp_path):
+    heavy = sorted(FRAMEWORKS | {"array_api_strict", "typer", "rich", "matplotlib"})
+    printed = fresh_process(
+        f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])", tmp_path
+    )
+    assert printed.strip() == "[]"
+
+
+def test_public_names_resolve():
+    assert sorted(iresnet_core.__all__) == sorted(set(iresnet_core.__all__))
+    for name in iresnet_core.__all__:
+        assert getattr(iresnet_core, name) is not None
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_all_names_what_the_module_has(path):
+    module = pytest.importorskip(name_of(path), exc_type=ImportError) if "adapters" in path.parts else None
+    module = module or importlib.import_module(name_of(path))
+    for name in getattr(module, "__all__", ()):
+        assert hasattr(module, name), f"{name_of(path)}.__all__ names {name}"
+
+
+def test_no_public_function_shares_the_name_of_a_module():
+    stems = {name_of(path).rsplit(".", 1)[-1] for path in MODULES}
+    functions = {
+        node.name
+        for path in MODULES
+        for node in parsed(path).body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    }
+    assert stems & (functions | set(iresnet_core.__all__)) == set()
+
+
+def test_package_is_typed():
+    assert (PACKAGE / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("name", ["backends", "adapters"])
+def test_links_at_the_root_lead_to_the_subpackages(name):
+    link = ROOT / name
+    if not os.path.lexists(link) and (ROOT / "PKG-INFO").exists():
+        pytest.skip("a source archive has no links at its root")
+    if link.is_file() and link.read_text(encoding="utf-8").strip() == f"iresnet_core/{name}":
+        pytest.skip("this checkout has no symbolic links: the link is a plain file with its target")
+    assert link.is_symlink()
+    assert not Path(os.readlink(link)).is_absolute()
+    assert link.resolve() == ROOT / "iresnet_core" / name
+    assert (link / "__init__.py").is_file()
+
+
+def test_page_of_capabilities_equals_the_table():
+    page = (ROOT / "docs" / "capabilities.md").read_text(encoding="utf-8")
+    assert page == capabilities.as_markdown(), "run: python tests/capabilities.py > docs/capabilities.md"

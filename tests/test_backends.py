@@ -1,0 +1,586 @@
+"""The engines: how one is found, and what each must compute."""
+# ruff: noqa: NPY002 - that NumPy's global generator governs the noise is what some of the tests are about
+
+import itertools
+import math
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import array_api_strict
+import numpy as np
+import pytest
+import scipy.signal
+from capabilities import CAPABILITIES, TABLE, missing
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from iresnet_core import backends
+from iresnet_core.backends import available_backends, get_backend
+from iresnet_core.backends import backend as find_backend
+from iresnet_core.backends.base import Backend
+from iresnet_core.errors import (
+    DerivativeError,
+    InvalidArgumentError,
+    MissingDependencyError,
+    MixedBackendsError,
+    UnknownArrayError,
+)
+
+
+@pytest.fixture
+def forgetful(monkeypatch):
+    """Dispatch without its memory, which is put back afterwards."""
+    monkeypatch.setattr(backends, "_engine_of_type", {})
+    monkeypatch.setattr(backends, "_ENGINES", dict(backends._ENGINES))
+    return monkeypatch
+
+
+# --- dispatch ---
+
+
+def test_table_of_capabilities_has_every_engine():
+    assert [row.backend for row in TABLE] == list(available_backends())
+
+
+def test_engine_of_its_own_arrays(backend):
+    x = backend.xp.zeros((2, 3))
+    assert get_backend(x) is backend
+    assert get_backend(x, x) is backend
+    assert find_backend(backend.name) is backend
+    assert isinstance(backend, Backend)
+    assert backend.owns(type(x))
+    assert not backend.owns(list)
+
+
+def test_numpy_scalars_and_memory_maps_are_numpy(tmp_path):
+    mapped = np.memmap(tmp_path / "data", dtype=np.float64, mode="w+", shape=(3,))
+    assert get_backend(np.float32(1), mapped, np.zeros(3)).name == "numpy"
+
+
+@pytest.mark.parametrize("other", [np.ma.masked_array([1.0]), np.asmatrix(np.zeros((2, 2)))], ids=["masked", "matrix"])
+def test_arrays_that_compute_differently_are_refused(other):
+    with pytest.raises(UnknownArrayError, match=type(other).__qualname__):
+        get_backend(other)
+
+
+def test_type_is_looked_up_once(backend, forgetful):
+    x = backend.xp.zeros(1)
+    assert get_backend(x) is backend
+    forgetful.setattr(backends, "_find", lambda kind: pytest.fail(f"{kind} was looked up again"))
+    assert get_backend(x) is backend
+
+
+def test_a_miss_is_not_remembered(forgetful):
+    class Later:
+        pass
+
+    with pytest.raises(UnknownArrayError):
+        get_backend(Later())
+    forgetful.setattr(backends, "_find", lambda kind: find_backend("numpy") if kind is Later else None)
+    assert get_backend(Later()).name == "numpy"
+
+
+def test_mixed_arrays_are_refused_with_both_types():
+    first, second = np.zeros(1), array_api_strict.zeros(1)
+    for arrays in [(first, second), (first, first, second)]:
+        with pytest.raises(
+            MixedBackendsError, match=r"numpy\.ndarray \(numpy\).*array_api_strict.* \(array_api_strict\)"
+        ):
+            get_backend(*arrays)
+    with pytest.raises(MixedBackendsError, match=r"array_api_strict.*numpy\.ndarray"):
+        get_backend(second, first)
+
+
+@pytest.mark.parametrize("other", [[1.0, 2.0], (1.0,), 1.0, "x", None], ids=repr)
+def test_what_is_no_array_is_refused_with_advice(other):
+    with pytest.raises(UnknownArrayError, match=rf"builtins\.{type(other).__name__}.*asarray"):
+        get_backend(other)
+    with pytest.raises(UnknownArrayError):
+        get_backend(np.zeros(1), other)
+
+
+def test_no_array_at_all():
+    with pytest.raises(UnknownArrayError, match="no array"):
+        get_backend()
+
+
+def test_unknown_name_is_refused_with_the_names():
+    with pytest.raises(InvalidArgumentError, match=r"'nunpy'.*numpy, array_api_strict"):
+        find_backend("nunpy")
+
+
+def test_missing_framework_is_named_with_the_way_to_install_it(forgetful):
+    forgetful.setitem(backends._ENGINES, "absent", ("iresnet_absent_framework", "pip install absent-framework"))
+    with pytest.raises(
+        MissingDependencyError, match=r"'absent'.*iresnet_absent_framework.*pip install absent-framework"
+    ):
+        find_backend("absent")
+    assert issubclass(MissingDependencyError, ImportError)
+    # It concerns nobody who does not ask for it.
+    assert get_backend(np.zeros(1)).name == "numpy"
+    with pytest.raises(UnknownArrayError):
+        get_backend([1.0])
+
+
+def test_dispatch_imports_no_framework(tmp_path):
+    code = """
+import sys
+import numpy as np
+from iresnet_core import backends
+backends._ENGINES["colorsys"] = ("colorsys", "")
+before = set(sys.modules)
+assert backends.get_backend(np.zeros(1)).name == "numpy"
+try:
+    backends.get_backend([1.0])
+except TypeError:
+    pass
+else:
+    raise SystemExit("a list went through")
+assert "array_api_strict" not in sys.modules
+assert "colorsys" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# --- what the table of capabilities claims ---
+
+
+def _can_differentiate(engine):
+    x = engine.xp.ones(3)
+    if not engine.differentiates:
+        with pytest.raises(DerivativeError, match="linearize"):
+            engine.vjp(lambda x: x * x, x)
+        return False
+    value, pullback = engine.vjp(lambda x: x * x, 3 * x)
+    return bool(engine.xp.all(value == 9 * x)) and bool(engine.xp.all(pullback(x) == 6 * x))
+
+
+def _can_compile(engine):
+    def double(x):
+        return x + x
+
+    compiled = engine.jit(double)
+    assert float(compiled(engine.xp.ones(1))[0]) == 2.0
+    return compiled is not double
+
+
+def _has_half_precision(engine):
+    return hasattr(engine.xp, "float16") and engine.xp.ones(1, dtype=engine.xp.float16).dtype == engine.xp.float16
+
+
+def _has_complex(engine):
+    matrix = engine.from_numpy(np.array([[2.0, 1j], [-1j, 2.0]]))
+    return engine.is_positive_definite(matrix)
+
+
+def _has_fft(engine):
+    xp = engine.xp
+    if not hasattr(xp, "fft"):
+        return False
+    expected = xp.asarray([4, 0, 0, 0], dtype=xp.complex128)
+    return bool(xp.all(xp.fft.fft(xp.ones(4, dtype=xp.complex128)) == expected))
+
+
+def _draws_with_numpy(engine):
+    like = engine.xp.zeros(1)
+    drawn = engine.sample("gaussian", (3,), like, np.random.default_rng(1))
+    return bool((engine.to_numpy(drawn) == np.random.default_rng(1).standard_normal(3)).all())
+
+
+def _keeps_private_copies(engine):
+    x = engine.xp.ones(3)
+    return engine.frozen(x) is not x
+
+
+PROBES = {
+    "autodiff": _can_differentiate,
+    "compile": _can_compile,
+    "float16": _has_half_precision,
+    "complex": _has_complex,
+    "fft": _has_fft,
+    "numpy_rng": _draws_with_numpy,
+    "frozen": _keeps_private_copies,
+}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_table_of_capabilities_is_true(backend, capability):
+    assert PROBES[capability](backend) == (missing(backend.name, [capability]) is None)
+
+
+# --- conversion ---
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_arrays_go_to_numpy_and_back(backend, dtype):
+    host = np.arange(6, dtype=dtype).reshape(2, 3)
+    x = backend.from_numpy(host)
+    assert get_backend(x) is backend
+    assert x.dtype == getattr(backend.xp, dtype)
+    back = backend.to_numpy(x)
+    assert type(back) is np.ndarray
+    assert back.dtype == host.dtype
+    np.testing.assert_array_equal(back, host)
+
+
+def test_to_numpy_copies(backend):
+    x = backend.xp.zeros(3)
+    backend.to_numpy(x)[0] = 1.0
+    assert float(x[0]) == 0.0
+
+
+# --- noise ---
+
+
+def noise(backend, kind, shape, rng, dtype="float64"):
+    like = backend.xp.zeros(1, dtype=getattr(backend.xp, dtype))
+    drawn = backend.sample(kind, shape, like, rng)
+    assert get_backend(drawn) is backend
+    assert drawn.dtype == like.dtype
+    assert tuple(drawn.shape) == shape
+    return backend.to_numpy(drawn)
+
+
+KINDS = ["rademacher", "gaussian"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_seed_gives_the_same_noise(backend, kind):
+    first = noise(backend, kind, (7, 5), 3)
+    np.testing.assert_array_equal(first, noise(backend, kind, (7, 5), 3))
+    np.testing.assert_array_equal(first, noise(backend, kind, (7, 5), np.int64(3)))
+    assert (first != noise(backend, kind, (7, 5), 4)).any()
+    # A float32 run sees the noise of the float64 run, rounded.
+    np.testing.assert_array_equal(first.astype("float32"), noise(backend, kind, (7, 5), 3, "float32"))
+
+
+@pytest.mark.needs("numpy_rng")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_generator_goes_on_where_it_was(backend, kind):
+    for make in (np.random.default_rng, np.random.RandomState):
+        rng = make(5)
+        first, second = (noise(backend, kind, (40,), rng) for _ in range(2))
+        assert (first != second).any()
+        rng = make(5)
+        np.testing.assert_array_equal(first, noise(backend, kind, (40,), rng))
+
+
+def test_moments_of_rademacher_noise(backend):
+    n = 200_000
+    v = noise(backend, "rademacher", (n // 2, 2), 11)
+    assert set(np.unique(v)) == {-1.0, 1.0}
+    assert abs(v.sum()) / math.sqrt(n) < 5
+    # Independent of its neighbours, along both axes.
+    assert abs((v[:, 0] * v[:, 1]).sum()) / math.sqrt(n / 2) < 5
+    assert abs((v[1:] * v[:-1]).sum()) / math.sqrt(n) < 5
+
+
+def test_moments_of_gaussian_noise(backend):
+    n = 200_000
+    v = noise(backend, "gaussian", (n // 2, 2), 12)
+    # (power, mean, variance of the power) of a standard normal
+    for power, mean, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:
+        assert abs((v**power).sum() - n * mean) / math.sqrt(n * variance) < 5, power
+    assert abs((v[:, 0] * v[:, 1]).sum()) / math.sqrt(n / 2) < 5
+    assert abs((v[1:] * v[:-1]).sum()) / math.sqrt(n) < 5
+
+
+@pytest.fixture
+def global_numpy_state():
+    state = np.random.get_state()
+    yield
+    np.random.set_state(state)
+
+
+@pytest.mark.needs("numpy_rng")
+@pytest.mark.usefixtures("global_numpy_state")
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_rng_the_global_seed_governs(backend, kind):
+    np.random.seed(8)
+    first, second = (noise(backend, kind, (40,), None) for _ in range(2))
+    assert (first != second).any()
+    np.random.seed(8)
+    np.testing.assert_array_equal(first, noise(backend, kind, (40,), None))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_rng_the_global_state_is_left_alone(backend, kind):
+    before = np.random.get_state()
+    noise(backend, kind, (40,), 3)
+    backend.uniform((40,), 3)
+    after = np.random.get_state()
+    np.testing.assert_array_equal(before[1], after[1])
+    assert before[2:] == after[2:]
+
+
+def test_uniform_numbers(backend):
+    u = backend.uniform((1000, 50), 9)
+    assert type(u) is np.ndarray
+    assert u.dtype == np.float64
+    assert u.shape == (1000, 50)
+    assert u.min() >= 0
+    assert u.max() < 1
+    assert abs(u.sum() - u.size / 2) / math.sqrt(u.size / 12) < 5
+    assert abs((u < 0.1).sum() - 0.1 * u.size) / math.sqrt(0.09 * u.size) < 5
+    np.testing.assert_array_equal(u, backend.uniform((1000, 50), 9))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3)])
+def test_noise_of_any_shape(backend, kind, shape):
+    noise(backend, kind, shape, 1)
+
+
+@pytest.mark.parametrize("rng", [-1, True, "seed", 1.5], ids=repr)
+def test_bad_rng_is_refused(backend, rng):
+    with pytest.raises(InvalidArgumentError):
+        noise(backend, "gaussian", (3,), rng)
+    with pytest.raises(InvalidArgumentError):
+        backend.uniform((3,), rng)
+
+
+def test_unknown_kind_of_noise_is_refused(backend):
+    with pytest.raises(InvalidArgumentError, match="'uniform'"):
+        noise(backend, "uniform", (3,), 1)
+
+
+# --- convolution ---
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One convolution: everything but the numbers."""
+
+    spatial: tuple[int, ...]
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+    group_in: int
+    group_out: int
+    batch: int
+
+    @property
+    def out(self):
+        """Extent of the result."""
+        extents = zip(self.spatial, self.window, self.stride, self.padding, self.dilation, strict=True)
+        return tuple((n + lo + hi - d * (k - 1) - 1) // s + 1 for n, k, s, (lo, hi), d in extents)
+
+    @property
+    def x_shape(self):
+        return (self.batch, self.groups * self.group_in, *self.spatial)
+
+    @property
+    def y_shape(self):
+        return (self.batch, self.groups * self.group_out, *self.out)
+
+    @property
+    def kernel_shape(self):
+        return (self.groups * self.group_out, self.group_in, *self.window)
+
+    @property
+    def options(self):
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
+
+
+@st.composite
+def geometries(draw):
+    dims = draw(st.integers(1, 3))
+
+    def each(*bounds):
+        return tuple(draw(st.integers(*bounds)) for _ in range(dims))
+
+    window, dilation, stride = each(1, 3), each(1, 3), each(1, 3)
+    padding = tuple((draw(st.integers(0, 3)), draw(st.integers(0, 3))) for _ in range(dims))
+    # At least one position of the window.
+    least = [max(1, d * (k - 1) + 1 - sum(p)) for k, d, p in zip(window, dilation, padding, strict=True)]
+    spatial = tuple(draw(st.integers(n, n + 4)) for n in least)
+    groups, group_in, group_out = (draw(st.integers(1, 3)) for _ in range(3))
+    return Geometry(
+        spatial, window, stride, padding, dilation, groups, group_in, group_out, batch=draw(st.integers(0, 2))
+    )
+
+
+# Stride that leaves pixels untouched, padding on one side only, window larger than the image.
+HARD = [
+    Geometry((6,), (2,), (3,), ((0, 0),), (1,), 1, 1, 1, 1),
+    Geometry((5, 4), (3, 2), (2, 1), ((2, 0), (0, 3)), (1, 2), 2, 1, 3, 2),
+    Geometry((1, 2, 1), (3, 3, 3), (1, 2, 3), ((1, 1), (0, 2), (2, 2)), (1, 1, 2), 1, 2, 1, 1),
+]
+
+
+def whole_numbers(shape, seed):
+    """Small whole numbers: their convolutions are exact in float32, so results are compared for equality."""
+    return np.random.default_rng(seed).integers(-9, 10, shape).astype("float64")
+
+
+def looped_conv(x, kernel, geometry):
+    """Cross-correlation by its definition, one product at a time."""
+    y = np.zeros(geometry.y_shape)
+    for b, o in itertools.product(range(y.shape[0]), range(y.shape[1])):
+        first = o // geometry.group_out * geometry.group_in
+        for position in itertools.product(*map(range, geometry.out)):
+            for c, *offset in itertools.product(range(geometry.group_in), *map(range, geometry.window)):
+                pixel = tuple(
+                    p * s + k * d - lo
+                    for p, s, k, d, (lo, _) in zip(
+                        position, geometry.stride, offset, geometry.dilation, geometry.padding, strict=True
+                    )
+                )
+                if all(0 <= i < n for i, n in zip(pixel, geometry.spatial, strict=True)):
+                    y[(b, o, *position)] += kernel[(o, c, *offset)] * x[(b, first + c, *pixel)]
+    return y
+
+
+def with_hard_cases(test):
+    for geometry in HARD:
+        test = example(geometry=geometry, seed=0)(test)
+    return given(geometry=geometries(), seed=st.integers(0, 2**32 - 1))(test)
+
+
+@with_hard_cases
+def test_conv_is_its_definition(backend, geometry, seed):
+    x, kernel = whole_numbers(geometry.x_shape, seed), whole_numbers(geometry.kernel_shape, seed + 1)
+    y = backend.conv(backend.from_numpy(x), backend.from_numpy(kernel), **geometry.options)
+    assert get_backend(y) is backend
+    np.testing.assert_array_equal(backend.to_numpy(y), looped_conv(x, kernel, geometry))
+
+
+@with_hard_cases
+def test_conv_transpose_is_the_exact_adjoint(backend, geometry, seed):
+    x, kernel = whole_numbers(geometry.x_shape, seed), whole_numbers(geometry.kernel_shape, seed + 1)
+    y = whole_numbers(geometry.y_shape, seed + 2)
+    weights = backend.from_numpy(kernel)
+    image = backend.conv(backend.from_numpy(x), weights, **geometry.options)
+    back = backend.conv_transpose(backend.from_numpy(y), weights, spatial=geometry.spatial, **geometry.options)
+    assert get_backend(back) is backend
+    assert tuple(back.shape) == geometry.x_shape
+    # <conv(x), y> = <x, conv_transpose(y)>, in whole numbers
+    assert (backend.to_numpy(image) * y).sum() == (x * backend.to_numpy(back)).sum()
+
+
+@pytest.mark.parametrize("spatial", [(9,), (7, 8), (5, 4, 6)], ids=["1d", "2d", "3d"])
+@pytest.mark.parametrize("mode", ["valid", "full"])
+def test_conv_is_that_of_scipy(backend, spatial, mode):
+    window = (3, 2, 4)[: len(spatial)]
+    x, kernel = whole_numbers((1, 1, *spatial), 1), whole_numbers((1, 1, *window), 2)
+    ones = (1,) * len(spatial)
+    pad = [(k - 1, k - 1) if mode == "full" else (0, 0) for k in window]
+    y = backend.conv(
+        backend.from_numpy(x), backend.from_numpy(kernel), stride=ones, padding=pad, dilation=ones, groups=1
+    )
+    expected = scipy.signal.correlate(x[0, 0], kernel[0, 0], mode=mode, method="direct")
+    np.testing.assert_array_equal(backend.to_numpy(y)[0, 0], expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", pytest.param("float16", marks=pytest.mark.needs("float16"))])
+def test_convolutions_keep_the_dtype_and_their_arguments(backend, dtype):
+    geometry = HARD[1]
+    arrays = [whole_numbers(shape, 1) for shape in (geometry.x_shape, geometry.kernel_shape, geometry.y_shape)]
+    x, kernel, y = (backend.from_numpy(a.astype(dtype)) for a in arrays)
+    assert backend.conv(x, kernel, **geometry.options).dtype == x.dtype
+    assert backend.conv_transpose(y, kernel, spatial=geometry.spatial, **geometry.options).dtype == x.dtype
+    for array, original in zip((x, kernel, y), arrays, strict=True):
+        np.testing.assert_array_equal(backend.to_numpy(array), original)
+
+
+# --- the Cholesky test of a matrix ---
+
+
+@pytest.mark.parametrize("n", [1, 2, 30, 200])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_definite_matrices(backend, n, dtype):
+    factor = np.random.default_rng(n).standard_normal((n, n))
+    matrix = factor @ factor.T / n + 0.1 * np.eye(n)
+    largest = np.linalg.eigvalsh(matrix)[-1]
+    for shift, definite in [(0.0, True), (-0.5 * largest, n == 1), (-1.1 * largest, False)]:
+        shifted = (matrix + shift * np.eye(n)).astype(dtype)
+        assert backend.is_positive_definite(backend.from_numpy(shifted)) is definite
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        np.zeros((2, 2)),
+        np.diag([1.0, -1e-300]),
+        np.full((2, 2), np.nan),
+        np.diag([1.0, np.nan]),
+        [[1.0, 2.0], [2.0, 1.0]],
+    ],
+    ids=["zero", "barely", "nan", "nan pivot", "indefinite"],
+)
+def test_indefinite_matrices(backend, matrix):
+    assert backend.is_positive_definite(backend.from_numpy(np.asarray(matrix))) is False
+
+
+def test_one_indefinite_matrix_spoils_the_stack(backend):
+    stack = np.stack([np.eye(3)] * 4)
+    assert backend.is_positive_definite(backend.from_numpy(stack)) is True
+    stack[2, 1, 1] = -1.0
+    assert backend.is_positive_definite(backend.from_numpy(stack)) is False
+
+
+@pytest.mark.needs("complex")
+def test_hermitian_matrices(backend):
+    for off_diagonal, definite in [(0.9j, True), (1.1j, False)]:
+        matrix = np.array([[1.0, off_diagonal], [-off_diagonal, 1.0]])
+        assert backend.is_positive_definite(backend.from_numpy(matrix)) is definite
+
+
+# --- copies that nobody can change ---
+
+
+@pytest.mark.needs("frozen")
+def test_frozen_copy_cannot_be_changed_from_outside(backend):
+    host = np.ones(3)
+    x = backend.from_numpy(host)
+    copy = backend.frozen(x)
+    host[0] = 5.0
+    assert float(copy[0]) == 1.0
+    assert backend.frozen(copy) is copy, "no second copy of what is frozen already"
+
+
+def test_frozen_numpy_arrays():
+    engine = find_backend("numpy")
+    x = np.ones((2, 3))
+    copy = engine.frozen(x)
+    with pytest.raises(ValueError, match="read-only"):
+        copy[0, 0] = 2.0
+    assert x.flags.writeable, "the caller's array stays as it was"
+    # A read-only view of an array that its owner can still write to is copied.
+    view = x.view()
+    view.flags.writeable = False
+    copy = engine.frozen(view)
+    x[0, 0] = 7.0
+    assert copy[0, 0] == 1.0
+    assert engine.frozen(x[0]).base is None
+
+
+# --- loops ---
+
+
+def test_while_loop_counts(backend):
+    one = backend.xp.ones(1)
+
+    def cond(k, x):
+        return k < 5
+
+    def body(k, x):
+        return k + 1, x + x
+
+    assert [float(x[0]) for _, x in [backend.while_loop(cond, body, (0, one), n) for n in (0, 3, 9)]] == [1, 8, 32]
+
+
+def test_gradient_hooks_return_the_value(backend):
+    x = backend.xp.ones(3)
+    for same in (backend.stop_gradient(x), backend.map_cotangent(x, lambda cotangent: 2 * cotangent)):
+        assert bool(backend.xp.all(same == x))
+    assert backend.is_tracing(x) is False

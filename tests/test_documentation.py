@@ -1,0 +1,149 @@
+"""Every Python block of README.md and of the docs runs, and prints what the page says it prints."""
+
+import contextlib
+import io
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^(?P<indent>[ \t>]*)(?P<marks>`{3,}|~{3,})(?P<info>.*)$")
+OUTPUT = "<!-- output -->"
+
+
+@dataclass
+class Block:
+    """One fenced block: the line its text begins at (from 1), its info string, its text, the output it must print."""
+
+    line: int
+    info: str
+    text: str
+    expected: str | None = None
+
+
+class PageError(AssertionError):
+    """The page is written such that a block would not be run or compared."""
+
+
+def blocks(text):
+    """Return the Python blocks of a page; refuses those that would silently not be run or not be compared."""
+    found = []
+    lines = text.splitlines()
+    previous = None  # the Python block that only blank lines separate from here
+    marked = None  # the Python block that an output comment just referred to
+    i = 0
+    while i < len(lines):
+        line = lines[i]
+        fence = FENCE.match(line)
+        if fence:
+            start = i + 1
+            closing = re.compile(rf"^[ \t>]*{re.escape(fence['marks'][0])}{{{len(fence['marks'])},}}\s*$")
+            i = start
+            while i < len(lines) and not closing.match(lines[i]):
+                i += 1
+            if i == len(lines):
+                raise PageError(f"line {start}: the block is never closed")
+            block = Block(start + 1, fence["info"].strip(), textwrap.dedent("\n".join(lines[start:i])) + "\n")
+            if marked is not None:
+                if block.info not in ("text", "console"):
+                    raise PageError(f"line {start}: {OUTPUT} is followed by a block of {block.info or 'nothing'!r}")
+                marked.expected = block.text
+                previous = marked = None
+            elif re.match(r"\W*py", block.info, re.IGNORECASE):
+                if block.info != "python":
+                    raise PageError(f"line {start}: write ```python and nothing more; every block runs")
+                found.append(block)
+                previous = block
+            else:
+                previous = None
+        elif OUTPUT in line:
+            if line.strip() != OUTPUT or previous is None:
+                raise PageError(f"line {i + 1}: {OUTPUT} has to follow a Python block")
+            marked, previous = previous, None
+        elif line.strip():
+            if marked is not None:
+                raise PageError(f"line {i + 1}: {OUTPUT} has to be followed by a block")
+            previous = None
+        i += 1
+    if marked is not None:
+        raise PageError(f"{OUTPUT} has to be followed by a block")
+    return found
+
+
+def run(page, text):
+    """Run the blocks of a page in one namespace and compare what they print."""
+    namespace = {"__name__": "__main__"}
+    for block in blocks(text):
+        # Padded, so that a traceback names the line of the page.
+        code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(code, namespace)
+        if block.expected is not None:
+            assert printed.getvalue() == block.expected, f"output of the block at line {block.line} of {page.name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    run(page, page.read_text(encoding="utf-8"))
+
+
+GOOD = """
+# Page
+
+```python
+x = 2
+print(x)
+```
+
+<!-- output -->
+```text
+2
+```
+
+!!! note
+
+    ```python
+    if x:
+        print(x + 1)
+    ```
+
+```bash
+exit 1
+```
+"""
+
+
+def test_runner_runs_a_page():
+    assert [(block.line, block.expected) for block in blocks(GOOD)] == [(5, "2\n"), (17, None)]
+    run(Path("page.md"), GOOD)
+    run(Path("page.md"), "# A page without blocks\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (GOOD.replace("\n2\n", "\n3\n"), AssertionError),
+        (GOOD.replace("\n2\n", "\n2 \n"), AssertionError),
+        (GOOD.replace("x + 1", "y"), NameError),
+        (GOOD.replace("```python\nx", "```python notest\nx"), PageError),
+        (GOOD.replace("```python\nx", "```py\nx"), PageError),
+        (GOOD.replace("```python\nx", "``` {.python .ignore}\nx"), PageError),
+        (GOOD.replace("```python\nx", "```pycon\nx"), PageError),
+        (GOOD.replace("print(x)\n```\n", "print(x)\n```\nwords\n"), PageError),
+        (GOOD.replace("<!-- output -->\n", "<!-- output -->\nwords\n"), PageError),
+        (GOOD.replace("```text", "```json"), PageError),
+        (GOOD + "```python\n", PageError),
+        (GOOD + "<!-- output -->\n", PageError),
+    ],
+)
+def test_runner_refuses_what_it_would_not_check(text, error):
+    assert text != GOOD
+    with pytest.raises(error):
+        run(Path("page.md"), text)
