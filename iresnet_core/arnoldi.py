@@ -57,39 +57,30 @@ class _ResolventIntegral:
         self.upper: list[list[Array]] = []  # columns of U
         self.z: list[Array] = []  # L^-1 e_1
         self.w: list[Array] = []  # U^-T e_1
+        self.ratios: list[Array] = []  # below the diagonal of L
         self.subdiagonal: Array | None = None
         self.one = xp.ones_like(self.t)
         self.first: Array | None = None  # e_1^T (I + t H)^-1 e_1
 
     def append(self, column: list[Array]) -> None:
-        """Take in the next column of H, entries (probes, batch) on and above the diagonal and the one below it."""
-        j, t, xp = len(self.upper), self.t, self.xp
+        """Take in the next column of H: its entries (probes, batch) from the first to the one below the diagonal."""
+        j, t = len(self.upper), self.t
         if j:
-            ratio = t * self.subdiagonal / self.upper[-1][j - 1]
+            self.ratios.append(t * self.subdiagonal / self.upper[-1][j - 1])
         above: list[Array] = []
-        for i, h in enumerate(column[: j + 1]):
-            entry = t * h + 1 if i == j else t * h
-            if i:
-                entry = entry - self._ratio(i, ratio if i == j else None) * above[i - 1]
-            above.append(entry)
+        for i in range(j + 1):
+            entry = t * column[i] + 1 if i == j else t * column[i]
+            above.append(entry - self.ratios[i - 1] * above[i - 1] if i else entry)
         if j:
-            self.ratios.append(ratio)
-            self.z.append(-ratio * self.z[-1])
-            total = above[0] * self.w[0]
-            for i in range(1, j):
-                total = total + above[i] * self.w[i]
-            self.w.append(-total / above[j])
+            self.z.append(-self.ratios[-1] * self.z[-1])
+            self.w.append(-sum(a * w for a, w in zip(above, self.w, strict=False)) / above[j])
         else:
-            self.ratios: list[Array] = []
-            self.z.append(xp.ones_like(above[0]))
+            self.z.append(self.xp.ones_like(above[0]))
             self.w.append(1 / above[0])
         self.upper.append(above)
         self.subdiagonal = column[j + 1]
         gain = self.w[j] * self.z[j]
         self.first = gain if self.first is None else self.first + gain
-
-    def _ratio(self, i: int, newest: Array | None) -> Array:
-        return self.ratios[i - 1] if newest is None else newest
 
     def logarithm(self) -> Array:
         """e_1^T log(I + H) e_1."""
@@ -100,16 +91,21 @@ class _ResolventIntegral:
         last = self.xp.abs(self.z[-1] / self.upper[-1][-1])
         return self.subdiagonal * self.xp.sum(self.damping * last, axis=0)
 
-    def mean_resolvent(self) -> list[Array]:
-        """Entries of the integral of (I + t H)^-1 e_1."""
-        m = len(self.upper)
-        y: list[Array] = [self.one] * m
+    def mean_resolvent(self) -> tuple[list[Array], list[Array], Array]:
+        """Integrals of the entries of (I + t H)^-1 e_1 and of e_1^T (I + t H)^-1, and of ||.|| / (1 - t c) of the first."""
+        xp, m = self.xp, len(self.upper)
+        column: list[Array] = [self.one] * m
+        row: list[Array] = [self.one] * m
+        squares = xp.zeros_like(self.z[0])
         for i in reversed(range(m)):
             total = self.z[i]
             for j in range(i + 1, m):
-                total = total - self.upper[j][i] * y[j]
-            y[i] = total / self.upper[i][i]
-        return [self.xp.sum(self.weight * entry, axis=0) for entry in y]
+                total = total - self.upper[j][i] * column[j]
+            column[i] = total / self.upper[i][i]
+            row[i] = self.w[i] if i == m - 1 else self.w[i] - self.ratios[i] * row[i + 1]
+            squares = squares + column[i] ** 2
+        averaged = [[xp.sum(self.weight * entry, axis=0) for entry in side] for side in (column, row)]
+        return averaged[0], averaged[1], xp.sum(self.damping * xp.sqrt(squares), axis=0)
 
 
 def arnoldi_form(
@@ -124,7 +120,7 @@ def arnoldi_form(
     d = v.shape[-1]
     info = xp.finfo(v.dtype)
     eps = float(info.eps)
-    nothing = float(info.smallest_normal) / eps  # below, a vector cannot be normalised
+    nothing = float(info.smallest_normal) ** 0.5 / eps  # below, squares underflow and a vector cannot be normalised
     v_length = xp.linalg.vector_norm(v, axis=-1)
     square = xp.astype(v_length, xp.float64) ** 2
     unit = xp.ones_like(v_length)
@@ -146,33 +142,22 @@ def arnoldi_form(
         integral.append(columns[-1])
         a_priori = 2 * c**m * series_tail(c, m)
         certificate = integral.certificate()
-        bias = square * (xp.minimum(certificate, xp.full_like(certificate, a_priori)) + integral.error)
-        if terms is None and enough(bias):
+        bias = xp.minimum(certificate, xp.full_like(certificate, a_priori)) + integral.error
+        if terms is None and enough(square * bias):
             break
     value = integral.logarithm()
-    image = _image(columns, integral.mean_resolvent())
+    column, row, sensitivity = integral.mean_resolvent()
+    image = [sum(columns[j][i] * column[j] for j in range(max(0, i - 1), m)) for i in range(m + 1)]
+    pulled = [sum(columns[j][i] * row[i] for i in range(min(j + 2, m))) for j in range(m)]
     if subtract_linear:
         value = value - columns[0][0]
         image = [entry - columns[0][i] if i < 2 else entry for i, entry in enumerate(image)]
-    squared_image = square * sum((entry * entry for entry in image[1:]), image[0] * image[0])
-    dtype = v.dtype
-    return FormEstimate(
-        xp.astype(square * value, dtype),
-        xp.astype(bias, dtype),
-        xp.astype(squared_image, dtype),
-        None,
-        m * v.shape[0],
+        pulled = [entry - columns[j][0] for j, entry in enumerate(pulled)]
+    results = (
+        value,
+        bias,
+        sum(entry * entry for entry in image),
+        sum(a * b for a, b in zip(pulled, image, strict=False)),
+        sensitivity,
     )
-
-
-def _image(columns: list[list[Array]], y: list[Array]) -> list[Array]:
-    """Coordinates in the basis of log(I + J^T) v / ||v||: the extended Hessenberg matrix times the mean resolvent."""
-    m = len(columns)
-    image: list[Any] = []
-    for i in range(m + 1):
-        total: Any = None
-        for j in range(max(0, i - 1), m):
-            term = columns[j][i] * y[j]
-            total = term if total is None else total + term
-        image.append(total)
-    return image
+    return FormEstimate(*(xp.astype(square * a, v.dtype) for a in results), None, m * v.shape[0])

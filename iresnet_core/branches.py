@@ -174,7 +174,11 @@ class Chain:
 
 
 def _sample_norm(xp: Any, x: Array) -> Array:
-    return xp.linalg.vector_norm(xp.reshape(x, (x.shape[0], -1)), axis=-1)
+    """Norm of every sample (batch,), of entries scaled by the largest, so that no square over- or underflows."""
+    flat = xp.reshape(x, (x.shape[0], -1))
+    largest = xp.max(xp.abs(flat), axis=-1)
+    scale = xp.where(largest > 0, largest, xp.ones_like(largest))
+    return xp.linalg.vector_norm(flat / scale[:, None], axis=-1) * scale
 
 
 def _rounding_scale(layer: LinearLayer) -> tuple[int, float, float]:

@@ -6,7 +6,7 @@ Arrays are named by their place in the model, such as "layers.0.branch.layers.2.
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from iresnet_core.activations import Activation
 from iresnet_core.actnorm import ActNorm
@@ -161,7 +161,7 @@ class _Fields:
 
     def integer(self, name: str) -> int:
         value = self.take(name)
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not _is_integer(value):
             raise self.wrong(name, "a whole number", value)
         return value
 
@@ -179,7 +179,7 @@ class _Fields:
 
     def integers(self, name: str) -> tuple[int, ...]:
         value = self.take(name)
-        if not isinstance(value, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in value):
+        if not isinstance(value, list) or not all(_is_integer(n) for n in value):
             raise self.wrong(name, "a list of whole numbers", value)
         return tuple(value)
 
@@ -243,8 +243,7 @@ def build(node: Any, path: str, tensors: TensorSource) -> Any:
 def _build_convolution(fields: _Fields) -> Convolution:
     padding = fields.take("padding")
     if not isinstance(padding, list) or not all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, int) and not isinstance(n, bool) for n in pair)
-        for pair in padding
+        isinstance(pair, list) and len(pair) == 2 and all(_is_integer(n) for n in pair) for pair in padding
     ):
         raise fields.wrong("padding", "a list of pairs of whole numbers", padding)
     return Convolution(
@@ -264,6 +263,8 @@ def _build_activation(fields: _Fields) -> Activation:
     parameters = fields.take("parameters")
     if not isinstance(parameters, dict) or not all(_is_number(value) for value in parameters.values()):
         raise fields.wrong("parameters", "an object of numbers", parameters)
+    if not set(parameters) <= {"alpha", "beta", "axis"}:  # keywords of the constructor, so not just any names
+        raise fields.wrong("parameters", "alpha, beta or axis", parameters)
     return Activation(fields.text("name"), **parameters)
 
 
@@ -304,8 +305,13 @@ _BUILD: dict[str, Callable[[_Fields], Any]] = {
 }
 
 
+def _is_integer(value: Any) -> TypeGuard[int]:
+    """Whole numbers of 64 bits: JSON has larger ones, which no float holds and no shape needs."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return math.isfinite(value) if isinstance(value, float) else _is_integer(value)
 
 
 def brief(value: Any) -> str:

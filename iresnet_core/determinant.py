@@ -83,7 +83,7 @@ def logdet(
     -------
     LogDet
         value, std_error, bias_bound, products, each (batch,), and the method used. `std_error` is estimated from the
-        probes' own Krylov vectors, so that one probe suffices for it; `bias_bound` bounds the truncation error of this
+        probes' own Krylov vectors, so that one probe suffices for it (it then errs upwards, up to twice); `bias_bound` bounds the truncation error of this
         very draw, plus an allowance for rounding.
 
     Raises

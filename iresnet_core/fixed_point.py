@@ -22,9 +22,9 @@ STALLED = 10
 class Progress(NamedTuple):
     """Where a solver stands, per sample but for x and image.
 
-    `image` is g(x), `residual` ||x + g(x) - y||, `excess` the largest ||g(a) - g(b)|| - c ||a - b|| that was seen between
-    two iterates and `expansion` the factor there, `mark` the residual at the last real progress and `since` the
-    evaluations after it.
+    `image` is g(x), `residual` ||x + g(x) - y||. Between two iterates, `excess` is the largest
+    ||g(a) - g(b)|| - c ||a - b|| that was seen (c raised by 1e-6), and `expansion` the factor there. `mark` is the
+    residual at the last real progress, `since` counts the evaluations after it.
     """
 
     x: Array
@@ -77,7 +77,7 @@ class FixedPoint(NamedTuple):
         progress = residual <= 0.5 * (1 + self.constant**5) * state.mark
         since = xp.where(progress, xp.zeros_like(state.since), state.since + 1)
         step, change = self.norms(x - state.x), self.norms(image - state.image)
-        excess = change - self.constant * step
+        excess = change - (1 + 1e-6) * self.constant * step
         worse = excess > state.excess
         return Progress(
             x,
@@ -105,6 +105,7 @@ def sample_norms(xp: Any, x: Array) -> Array:
 
 
 def per_sample(xp: Any, flags: Array, like: Array) -> Array:
+    """Shape flags (batch,) so that they broadcast over samples."""
     return xp.reshape(flags, (flags.shape[0],) + (1,) * (like.ndim - 1))
 
 

@@ -334,8 +334,8 @@ def _distribute(layers: Sequence[Layer], options: LogDetOptions) -> list[LogDetO
         for index, entry in enumerate(own):
             entry["rng"] = _child_seed(int(rng), index) if seeded else rng
     if noise is not None:
-        if not isinstance(noise, list | tuple) or len(noise) != total:
-            got = f"{len(noise)} entries" if isinstance(noise, list | tuple) else type(noise).__name__
+        if not isinstance(noise, list) or len(noise) != total:
+            got = f"{len(noise)} entries" if isinstance(noise, list) else type(noise).__name__
             raise InvalidArgumentError(
                 f"noise for a flow is a list with one entry for each of its {total} residual blocks, got {got}."
             )

@@ -26,6 +26,7 @@ from iresnet_core.fixed_point import SOLVERS, FixedPoint, Progress, sample_norms
 from iresnet_core.linearization import evaluate, stated_lipschitz
 from iresnet_core.precision import unit_roundoff, widest, working_dtype
 from iresnet_core.results import Inverse
+from iresnet_core.units import InUnits, length_unit
 
 __all__ = ["invert"]
 
@@ -38,7 +39,7 @@ UNSTATED_ROUNDING = 16
 
 
 class _Problem(NamedTuple):
-    """g in the dtype of the solver, with y there."""
+    """g and y in the dtype and the units of the solver."""
 
     engine: Backend
     g: Any
@@ -46,6 +47,7 @@ class _Problem(NamedTuple):
     constant: float
     name: str
     output_roundoff: float
+    unit: float
 
 
 def invert(
@@ -77,7 +79,7 @@ def invert(
         A sample has converged when its error bound is at most ``atol + rtol ||x||``. Default: rtol 1e-10 in float64,
         1e-5 below, atol a hundredth of rtol. The floor of the dtype, twice the rounding over 1 - c, is added to it.
     max_iter : int, optional
-        Evaluations of g at most. Default: what the a-priori bound (report, Eq. 36) says is enough for any c-contraction.
+        Evaluations of g at most. Default: enough for any c-contraction by the a-priori bound (report, Eq. 36).
     start : array like y, optional
         First iterate; default y.
     on_failure : {"raise", "warn", "return"}
@@ -102,10 +104,10 @@ def invert(
 
     Notes
     -----
-    The error lies between ``||r|| / (1 + c)`` and ``||r|| / (1 - c)`` whatever the solver. Below float64 the certificate
-    of a `Chain` is computed in float64, by one more evaluation; the rounding of a `Chain` is bounded by running error
-    analysis, that of a plain callable taken as 16 units in the last place of its terms. The rounding of whoever computed
-    y is not included.
+    The error lies between ``||r|| / (1 + c)`` and ``||r|| / (1 - c)`` whatever the solver. Below float64 the
+    certificate of a `Chain` is computed in float64, by one more evaluation; the rounding of a `Chain` is bounded by
+    running error analysis, that of a plain callable taken as 16 units in the last place of its terms. The rounding of
+    whoever computed y is not included.
 
     Examples
     --------
@@ -124,9 +126,11 @@ def invert(
     rtol = DEFAULT_RTOL[bits] if rtol is None else require_nonnegative(rtol, "rtol")
     atol = 0.01 * DEFAULT_RTOL[bits] if atol is None else require_nonnegative(atol, "atol")
     limit = _enough(problem.constant, rtol, bits) if max_iter is None else require_positive_int(max_iter, "max_iter")
+    atol = atol / problem.unit
     first = problem.y if start is None else _checked_start(problem, start, y)
 
-    fixed_point = FixedPoint(engine, problem.g, problem.y, sample_norms(xp, problem.y), problem.constant, rtol, atol)
+    y_norm = sample_norms(xp, problem.y)
+    fixed_point = FixedPoint(engine, problem.g, problem.y, y_norm, problem.constant, rtol, atol)
     progress = SOLVERS[solver](fixed_point, first, limit)
     _refuse_expansion(problem, progress)
     return _certified(problem, progress, rtol, atol, dtype, on_failure, solver)
@@ -141,20 +145,23 @@ def _checked(g: Any, y: Array, lipschitz: float | None) -> tuple[_Problem, Any]:
     if not callable(g):
         raise InvalidArgumentError(f"a branch must be callable, got {type(g).__name__}.")
     constant = require_contraction(*stated_lipschitz(g, lipschitz))
-    working = working_dtype(engine, y.dtype)
+    working, dtype, xp = working_dtype(engine, y.dtype), y.dtype, engine.xp
     name = getattr(g, "__name__", type(g).__name__)
-    u = unit_roundoff(engine, y.dtype)
-    if working == y.dtype:
-        return _Problem(engine, g, y, constant, name, u), y.dtype
-    xp, dtype = engine.xp, y.dtype
-    if hasattr(g, "astype"):
-        raised = g.astype(working)
-    else:
+    if working != dtype:
+        y = xp.astype(y, working)
+        g = g.astype(working) if hasattr(g, "astype") else _through(engine, g, dtype, working)
+    unit = length_unit(engine, y)
+    branch = InUnits(engine, g, unit)
+    return _Problem(engine, branch, y / unit, constant, name, unit_roundoff(engine, dtype), unit), dtype
 
-        def raised(x: Array) -> Array:
-            return xp.astype(evaluate(engine, g, xp.astype(x, dtype)), working)
 
-    return _Problem(engine, raised, xp.astype(y, working), constant, name, u), dtype
+def _through(engine: Backend, g: Any, dtype: Any, working: Any) -> Any:
+    """A callable that knows half precision only, for a solver in float32."""
+
+    def evaluated(x: Array) -> Array:
+        return engine.xp.astype(evaluate(engine, g, engine.xp.astype(x, dtype)), working)
+
+    return evaluated
 
 
 def _checked_start(problem: _Problem, start: Array, y: Array) -> Array:
@@ -163,11 +170,11 @@ def _checked_start(problem: _Problem, start: Array, y: Array) -> Array:
         raise ShapeError(f"start must have the shape of y, {tuple(y.shape)}, got {tuple(start.shape)}.")
     require_same_dtype(start, "start", y, "y")
     require_finite(problem.engine, start, "start")
-    return problem.engine.xp.astype(start, problem.y.dtype)
+    return problem.engine.xp.astype(start, problem.y.dtype) / problem.unit
 
 
 def _enough(constant: float, rtol: float, bits: int) -> int:
-    """Evaluations after which any c-contraction has met the tolerance (report, Eq. 36), twice over for safeguards."""
+    """Evaluations after which any c-contraction has met the tolerance (report, Eq. 36), doubled for safeguards."""
     target = max(rtol, 2.0 ** (-52 if bits == 64 else -23)) * (1 - constant) ** 2 / 16
     if constant == 0:
         return 8
@@ -180,7 +187,7 @@ def _refuse_expansion(problem: _Problem, progress: Progress) -> None:
     if engine.is_tracing(progress.residual):
         return
     noise = 4 * _rounding(problem, progress.x, progress.image)
-    suspects = progress.excess > 1e-6 * progress.expansion + noise
+    suspects = progress.excess > noise
     if bool(xp.any(suspects)):
         worst = float(xp.max(xp.where(suspects, progress.expansion, xp.zeros_like(progress.expansion))))
         raise NotContractiveError(
@@ -197,10 +204,12 @@ def _rounding(problem: _Problem, x: Array, image: Array) -> Array:
     """Bound the rounding of x + g(x) - y as evaluated in the dtype of x; (batch,)."""
     engine, xp = problem.engine, problem.engine.xp
     u = unit_roundoff(engine, x.dtype)
-    terms = sample_norms(xp, x) + sample_norms(xp, image) + sample_norms(xp, xp.astype(problem.y, x.dtype))
-    if hasattr(problem.g, "rounding_error"):
-        return 4 * u * terms + problem.g.astype(x.dtype).rounding_error(x)
-    return (4 * u + UNSTATED_ROUNDING * max(u, problem.output_roundoff)) * terms
+    terms = sum(sample_norms(xp, a) for a in (x, image, xp.astype(problem.y, x.dtype)))
+    # Where squares underflow a norm is lost; the entries are then below this.
+    lost = float(xp.finfo(x.dtype).smallest_normal) ** 0.5 * math.prod(x.shape[1:]) ** 0.5
+    if problem.g.knows_rounding:
+        return lost + 4 * u * terms + problem.g.astype(x.dtype).rounding_error(x)
+    return lost + (4 * u + UNSTATED_ROUNDING * max(u, problem.output_roundoff)) * terms
 
 
 def _certified(
@@ -215,6 +224,7 @@ def _certified(
     """Turn the last iterate into an answer in `dtype`, with its certificate."""
     engine, xp = problem.engine, problem.engine.xp
     c = problem.constant
+    unit = problem.unit
     value = xp.astype(progress.x, dtype)
     residual, rounding = _residual(problem, progress, value)
     bound = (residual + rounding) / (1 - c) * (1 + 2.0**-50)
@@ -223,12 +233,13 @@ def _certified(
     if value.dtype != problem.y.dtype:
         floor = floor + 2 * unit_roundoff(engine, dtype) * (1 + c) / (1 - c) * xp.astype(size, floor.dtype)
     converged = bound <= atol + rtol * size + xp.astype(floor, bound.dtype)
+    value, bound, residual = value * unit, bound * unit, residual * unit
     result = Inverse(value, bound, residual, progress.evaluations, converged)
     if engine.is_tracing(bound) or on_failure == "return" or bool(xp.all(converged)):
         return result
     failed = int(xp.sum(xp.astype(~converged, xp.int64)))
     message = (
-        f"invert: {failed} of {converged.shape[0]} samples did not reach rtol={rtol:g}, atol={atol:g} in "
+        f"invert: {failed} of {converged.shape[0]} samples did not reach rtol={rtol:g}, atol={atol * unit:g} in "
         f"{int(xp.max(progress.evaluations))} evaluations of {problem.name} (solver {solver}, c = {c:.4g}); largest "
         f"error bound {float(xp.max(bound)):.3g}. Raise max_iter or the tolerance, or pass on_failure='return'."
     )
@@ -241,7 +252,7 @@ def _certified(
 def _residual(problem: _Problem, progress: Progress, value: Array) -> tuple[Array, Array]:
     """Norm of x + g(x) - y at the returned x, and a bound on its rounding; (batch,) each."""
     engine, xp, g = problem.engine, problem.engine.xp, problem.g
-    if hasattr(g, "rounding_error") and value.dtype != widest(engine):
+    if g.knows_rounding and value.dtype != widest(engine):
         wide = widest(engine)
         x, y = xp.astype(value, wide), xp.astype(problem.y, wide)
         image = g.astype(wide)(x)

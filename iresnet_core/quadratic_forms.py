@@ -11,20 +11,31 @@ from typing import Any, NamedTuple
 from iresnet_core.backends import Array, Backend
 from iresnet_core.linearization import Linearization
 
-__all__ = ["FormEstimate", "Products", "roulette_form", "series_form", "series_tail", "sufficient_terms"]
+__all__ = [
+    "FormEstimate",
+    "Products",
+    "draw_lengths",
+    "mean_resolvent_bound",
+    "roulette_form",
+    "series_form",
+    "series_tail",
+]
 
 
 class FormEstimate(NamedTuple):
     """Estimates for every probe, arrays (probes, batch) but for `products`.
 
-    `bias` bounds the truncation error of `value`; `squared_image` is ||f(J) v||^2, from which the variance over the
-    probes follows; `extra_variance` is the variance of `value` for a fixed probe; `products` counts Jacobian products,
-    summed over the probes.
+    `bias` bounds the truncation error of `value`. With L = f(J), `squared_image` is ||L v||^2 and `squared_form`
+    v^T L^2 v; half their sum has the mean ||S||_F^2, S the symmetric part of L, from which the variance follows.
+    `sensitivity` is how much a relative error of the products grows in `value`. `extra_variance` is the variance of
+    `value` for a fixed probe. `products` counts Jacobian products, summed over the probes.
     """
 
     value: Array
     bias: Array
     squared_image: Array
+    squared_form: Array
+    sensitivity: Array
     extra_variance: Array | None
     products: int
 
@@ -42,9 +53,9 @@ class Products:
         shaped = xp.reshape(u, (*u.shape[:2], *self.event))
         w = xp.reshape(self.linearization.transposed_products(shaped), u.shape)
         new_length = xp.linalg.vector_norm(w, axis=-1)
-        # A vector near underflow has lost its digits, and its length says nothing.
+        # Where squares are near underflow the length has lost its digits, and says nothing.
         info = xp.finfo(u.dtype)
-        clear = length > float(info.smallest_normal) / float(info.eps) ** 2
+        clear = length > float(info.smallest_normal) ** 0.5 / float(info.eps)
         factor = xp.where(clear, new_length, xp.zeros_like(length)) / xp.where(clear, length, xp.ones_like(length))
         largest = xp.max(factor)
         self.largest_factor = largest if self.largest_factor is None else xp.maximum(self.largest_factor, largest)
@@ -68,20 +79,62 @@ def series_tail(c: float, n: int) -> float:
             return (total + remainder) * (1 + 1e-14)
 
 
-def sufficient_terms(c: float, d: int, tol: float) -> int:
-    """Smallest n whose a-priori bound d c^n series_tail(c, n) on the truncation error is at most `tol`."""
-    if c == 0:
-        return 1
-    low, high = 1, 2
-    while d * c**high * series_tail(c, high) > tol and high < 2**20:
-        low, high = high, 2 * high
-    while low < high:
-        middle = (low + high) // 2
-        if d * c**middle * series_tail(c, middle) <= tol:
-            high = middle
-        else:
-            low = middle + 1
-    return high
+class _PowerSeries:
+    """Running sums of sum over k of a_k v^T J^k v, a_k = (-1)^(k+1) / k, as (probes, batch) arrays and one vector."""
+
+    def __init__(self, xp: Any, v: Array, subtract_linear: bool) -> None:
+        self.xp, self.v, self.subtract_linear = xp, v, subtract_linear
+        self.v_length = self.length = self.previous = xp.linalg.vector_norm(v, axis=-1)
+        self.w, self.image, self.lengths = v, xp.zeros_like(v), self.v_length
+        self.moments: list[Array] = []
+        self.terms = 0
+
+    def step(self, multiply: Products) -> Array | None:
+        """Take the next product and return the next term of the series, None if it is the subtracted one."""
+        self.previous = self.length
+        self.w, self.length = multiply(self.w, self.length)
+        self.lengths = self.lengths + self.length
+        self.terms += 1
+        moment = self.xp.linalg.vecdot(self.v, self.w)
+        self.moments.append(moment)
+        if self.terms == 1 and self.subtract_linear:
+            return None
+        weight = (-1.0) ** (self.terms + 1) / self.terms
+        self.image = self.image + weight * self.w
+        return weight * moment
+
+    def keep(self, count: int) -> "_PowerSeries":
+        """Split off the probes beyond the first `count`, which are returned as a series of their own."""
+        rest = _PowerSeries.__new__(_PowerSeries)
+        rest.xp, rest.subtract_linear, rest.terms = self.xp, self.subtract_linear, self.terms
+        for name in ("v", "v_length", "length", "previous", "w", "image", "lengths"):
+            array = getattr(self, name)
+            setattr(rest, name, array[count:, ...])
+            setattr(self, name, array[:count, ...])
+        rest.moments = [moment[count:, ...] for moment in self.moments]
+        self.moments = [moment[:count, ...] for moment in self.moments]
+        return rest
+
+    def squared_form(self) -> Array:
+        """v^T f(J)^2 v, as far as the moments go; where they do not reach its first term, ||f(J) v||^2."""
+        first = 2 if self.subtract_linear else 1
+        squared = self.xp.linalg.vecdot(self.image, self.image)
+        if 2 * first > self.terms:
+            return squared
+        total = self.xp.zeros_like(squared)
+        for power in range(2 * first, self.terms + 1):
+            coefficient = sum(1.0 / (j * (power - j)) for j in range(first, power - first + 1)) * (-1.0) ** power
+            total = total + coefficient * self.moments[power - 1]
+        return total
+
+    def sensitivity(self, c: float) -> Array:
+        """||v|| (||v|| + ||J^T v|| + ...) times the integral of 1 / (1 - t c): see `FormEstimate`."""
+        return self.v_length * (self.lengths + self.length * c / (1 - c)) * mean_resolvent_bound(c)
+
+
+def mean_resolvent_bound(c: float) -> float:
+    """Integral over t from 0 to 1 of 1 / (1 - t c), which bounds that of ||(I + t J)^-1||."""
+    return -math.log1p(-c) / c if c > 1e-8 else 1.0
 
 
 def series_form(
@@ -92,115 +145,98 @@ def series_form(
     Truncation error at most ||v|| ||(J^T)^n v|| series_tail(c, n). With `terms` None, products are added until
     ``enough(bound)``; the a-priori bound ends that.
     """
-    engine, c = multiply.engine, multiply.constant
-    xp = engine.xp
-    length = v_length = xp.linalg.vector_norm(v, axis=-1)
-    limit = terms if terms is not None else 2**20
-    w, k = v, 0
-    value, image = xp.zeros_like(length), xp.zeros_like(v)
-    bias = length * length * series_tail(c, 0)
-    while k < limit:
-        w, length = multiply(w, length)
-        k += 1
-        if k > 1 or not subtract_linear:
-            weight = (-1.0) ** (k + 1) / k
-            value = value + weight * xp.linalg.vecdot(v, w)
-            image = image + weight * w
-        bias = v_length * length * series_tail(c, k)
-        if terms is None and enough(bias):
+    xp, c = multiply.engine.xp, multiply.constant
+    series = _PowerSeries(xp, v, subtract_linear)
+    value = xp.zeros_like(series.length)
+    while True:
+        term = series.step(multiply)
+        value = value if term is None else value + term
+        bias = series.v_length * series.length * series_tail(c, series.terms)
+        if series.terms == terms or (terms is None and enough(bias)):
             break
-    return FormEstimate(value, bias, xp.linalg.vecdot(image, image), None, k * v.shape[0])
+    return FormEstimate(
+        value,
+        bias,
+        xp.linalg.vecdot(series.image, series.image),
+        series.squared_form(),
+        series.sensitivity(c),
+        None,
+        series.terms * v.shape[0],
+    )
 
 
 def roulette_form(
-    multiply: Products, v: Array, *, subtract_linear: bool, terms: int, lengths: Any, keep: float
+    multiply: Products, v: Array, *, subtract_linear: bool, terms: int, lengths: list[int], keep: float
 ) -> FormEstimate:
     """Series with Russian roulette on its tail (Chen et al. 2019, Eq. 6): unbiased.
 
     After `terms` certain terms, term ``terms + j`` is computed with probability keep^j and divided by it. The variance
     is finite if the spectral radius squared is below `keep`; keep = c is the best choice against the worst g with
-    constant c. `lengths` (probes,), descending, are the numbers of further terms.
-
-    `extra_variance` bounds the variance for a fixed probe: the terms that were computed enter as they are, those
-    beyond through ||(J^T)^n v|| c^j.
+    constant c. `lengths` (probes,), descending, are the numbers of further terms: the probes with the longest tails
+    come first, so that those which are done drop off the end of the stack.
     """
-    engine, c = multiply.engine, multiply.constant
-    xp = engine.xp
-    v_length = xp.linalg.vector_norm(v, axis=-1)
-    parts = []
-    products = 0
-    # Probes with the longest tails come first, so that those which are done drop off the end of the stack.
-    w, length, probes = v, v_length, v.shape[0]
-    value, image = xp.zeros_like(v_length), xp.zeros_like(v)
-    second, weighted = xp.zeros_like(v_length), xp.zeros_like(v_length)
-    k = 0
-    while probes:
-        alive = sum(1 for extra in lengths if terms + int(extra) > k)
-        if alive < probes:
-            kept = slice(alive, probes)
+    xp, c = multiply.engine.xp, multiply.constant
+    series = _PowerSeries(xp, v, subtract_linear)
+    zero = xp.zeros_like(series.length)
+    sums = _RouletteSums(zero, zero, zero)
+    parts, products = [], 0
+    while True:
+        alive = sum(1 for extra in lengths if terms + extra > series.terms)
+        if alive < series.v.shape[0]:
+            chance = keep ** max(0, series.terms - terms)
             parts.append(
-                _finished(
-                    xp,
-                    c,
-                    keep,
-                    terms,
-                    k,
-                    v_length[kept],
-                    length[kept],
-                    value[kept],
-                    image[kept],
-                    second[kept],
-                    weighted[kept],
-                )
+                _ended(xp, c, keep, chance, series.keep(alive), _RouletteSums(*(a[alive:, ...] for a in sums)))
             )
-            w, length, value, image = w[:alive, ...], length[:alive, ...], value[:alive, ...], image[:alive, ...]
-            second, weighted, v_length, v = (
-                second[:alive, ...],
-                weighted[:alive, ...],
-                v_length[:alive, ...],
-                v[:alive, ...],
-            )
-            probes = alive
-            if not probes:
-                break
-        w, length = multiply(w, length)
-        products += probes
-        k += 1
-        if k == 1 and subtract_linear:
-            continue
-        sign = (-1.0) ** (k + 1) / k
-        term = sign * xp.linalg.vecdot(v, w)
-        chance = keep ** max(0, k - terms)
-        value = value + term / chance
-        image = image + sign * w
-        # Var = sum t_k^2 (1/P_k - 1) + 2 sum_{j<k} t_j t_k (1/P_j - 1), accumulated term by term.
-        second = second + term * term * (1 / chance - 1) + 2 * term * weighted
-        weighted = weighted + term * (1 / chance - 1)
-    value, image_square, extra = (xp.concat([p[i] for p in reversed(parts)]) for i in range(3))
-    return FormEstimate(value, xp.zeros_like(value), image_square, extra, products)
+            sums = _RouletteSums(*(a[:alive, ...] for a in sums))
+        if not alive:
+            break
+        products += alive
+        term = series.step(multiply)
+        if term is not None:
+            sums = sums.plus(term, keep ** max(0, series.terms - terms))
+    fields = [xp.concat([part[i] for part in reversed(parts)]) for i in range(6)]
+    return FormEstimate(*fields, products)
 
 
-def _finished(
-    xp: Any,
-    c: float,
-    keep: float,
-    terms: int,
-    k: int,
-    v_length: Array,
-    length: Array,
-    value: Array,
-    image: Array,
-    second: Array,
-    weighted: Array,
-) -> tuple[Array, Array, Array]:
-    """Value, squared image and variance of probes whose roulette ended after k terms."""
-    # The terms that were not computed are at most a c^j, a = ||v|| ||(J^T)^k v|| / (k + 1), j = 1, 2, ...
-    a = v_length * length / (k + 1)
-    chance = keep ** max(0, k - terms)
-    ratio = c * c / keep if keep else 0.0
+class _RouletteSums(NamedTuple):
+    """The weighted series t_k / P_k, and its variance over the roulette for a fixed probe.
+
+    Var = sum t_k^2 (1 / P_k - 1) + 2 sum over j < k of t_j t_k (1 / P_j - 1), with P_k the chance of term k; `weighted`
+    is the inner sum so far.
+    """
+
+    value: Array
+    variance: Array
+    weighted: Array
+
+    def plus(self, term: Array, chance: float) -> "_RouletteSums":
+        """Add a term that had this chance of being computed."""
+        odds = 1 / chance - 1
+        return _RouletteSums(
+            self.value + term / chance,
+            self.variance + term * term * odds + 2 * term * self.weighted,
+            self.weighted + term * odds,
+        )
+
+
+def _ended(
+    xp: Any, c: float, keep: float, chance: float, series: _PowerSeries, sums: _RouletteSums
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """The fields of a FormEstimate, but products, for probes whose roulette has ended.
+
+    Terms that were computed enter the variance as they are. Those that were not are taken to be a r^j, j = 1, 2, ...,
+    a = ||v|| ||(J^T)^n v|| / (n + 1), with r half-way from the last ratio of lengths to c, which it cannot exceed.
+    """
+    a = series.v_length * series.length / (series.terms + 1)
+    before = xp.where(series.previous > 0, series.previous, xp.ones_like(a))
+    r = 0.5 * (c + xp.minimum(series.length / before, xp.full_like(a, c)))
+    ratio = r * r / keep if keep else xp.zeros_like(a)
     squares = a * a / chance * ratio / (1 - ratio)
-    crossed = 2 * xp.abs(weighted) * a * c / (1 - c) + 2 * squares * c / (1 - c)
-    return value, xp.linalg.vecdot(image, image), xp.maximum(second, xp.zeros_like(second)) + squares + crossed
+    crossed = 2 * xp.abs(sums.weighted) * a * r / (1 - r) + 2 * squares * r / (1 - r)
+    variance = xp.maximum(sums.variance, xp.zeros_like(squares)) + squares + crossed
+    squared_image = xp.linalg.vecdot(series.image, series.image)
+    bias = xp.zeros_like(a)
+    return sums.value, bias, squared_image, series.squared_form(), series.sensitivity(c), variance
 
 
 def draw_lengths(engine: Backend, probes: int, keep: float, rng: Any) -> list[int]:

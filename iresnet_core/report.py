@@ -11,7 +11,7 @@ from typing import Any
 
 from iresnet_core.atomic_write import write_text
 from iresnet_core.validate import Record, violated
-from iresnet_core.validation_summary import TITLES, held, held_everywhere, label, number, score
+from iresnet_core.validation_summary import TITLES, bound, grouped, held, number, remarks, score, verdict
 
 __all__ = ["write_report"]
 
@@ -37,25 +37,25 @@ footer { color: #666; margin: 3rem 0 1rem; font-size: .87rem; }
 
 _CAPTIONS = {
     "spectral": (
-        "Spectral norm of the middle layer",
-        "Distance to the exact norm σ against operator products; the scale is logarithmic on both sides of σ. Below: "
-        "estimates, which rise towards σ and certify nothing, so that a weight divided by one of them still exceeds "
-        "its cap; Lanczos arrives after a fraction of the products of power iteration. Above, shaded: certified "
-        "bounds. SVD is exact, Gram and Cholesky are close, Frobenius and Hölder are several times too large.",
+        "Spectral norm",
+        "Distance to the exact norm of the middle layer, against operator products; the scale is logarithmic on both "
+        "sides of the norm. Below it: estimates, which rise towards the norm and certify nothing: a weight divided by "
+        "one of them still exceeds its cap by as much as the estimate falls short. Lanczos arrives with a fraction of "
+        "the products that power iteration takes. Above it, shaded: certified bounds, at a cost of their own. SVD is "
+        "exact, Gram and Cholesky are close, Frobenius and Hölder several times too large.",
     ),
     "inverse": (
         "Inverse",
-        "Largest distance of the batch to the exact solution of x + g(x) = y (Newton's method), against evaluations of "
-        "g. Solid: the true error. Dashed: the certified bound that is returned with the answer; it stays above the "
-        "error throughout, and ends at the rounding that it cannot exclude.",
+        "Largest distance of the batch to the exact solution of x + g(x) = y (by Newton's method), against evaluations "
+        "of g. Solid: the true error. Dashed: the certified bound that is returned with the answer. It stays above the "
+        "error, and levels off at the rounding that it cannot exclude.",
     ),
     "logdet": (
         "Log-determinant",
-        "Upper row: root-mean-square error against the exact log|det(I + J)| over the batch, for 1, 2, 4, ... probes, "
-        "as a function of all Jacobian products spent. An exact trace in place of a probed one removes most of the "
-        "noise; the dotted line is what the exact answer costs, which is why small problems are answered exactly. "
-        "Lower row: what remains when the probes are held fixed, the truncation, with its certified bound (dashed). "
-        "Largest of the batch.",
+        "Upper row: root-mean-square error of the batch against the exact log|det(I + J)|, for 1, 2, 4, ... 32 probes, "
+        "over all the Jacobian products that they took. Adding the trace of J exactly and probing only the rest takes "
+        "most of the noise away. The dotted line is the cost of the exact answer. Lower row: one probe, held fixed, so "
+        "that only the truncation is left, with its certified bound (dashed); the largest of the batch.",
     ),
 }
 
@@ -110,15 +110,16 @@ def _page(records: Sequence[Record], curves: dict[str, Any]) -> str:
 <body>
 <h1>Validation of iresnet-core</h1>
 <p>Every method of the three primitives on trained residual branches, next to the exact answer in float64.</p>
-<p class="verdict{" no" if wrong else ""}">{escape(held_everywhere(records))}</p>
+<p class="verdict{" no" if wrong else ""}">{escape(verdict(records))}</p>
+{_remarks(records)}
 {_facts(records)}
 {plots}
 <h2>All comparisons</h2>
-<p>rmse: against the exact answer, probe noise included. Max error: the part that the bound is about; for log-determinant
-estimators the distance to what the same probes give without truncation, for bounds their excess over the exact norm.
-z: mean error over its standard error; the truncation of a short estimate may show in it and still be within its bound.
-Products: operator or Jacobian products an answer, evaluations of g for the inverse. A dash: unbiased, so that a single
-answer has no bound.</p>
+<p>rmse: against the exact answer, probe noise included. Max error: the part that the bound is about; for randomised
+log-determinants the distance to what the same probes give without truncation, for Lipschitz bounds their excess over
+the exact norm. z: mean error over its standard error; the truncation of a short estimate may show in it and still be
+within its bound. Products: operator or Jacobian products an answer, evaluations of g for the inverse. A dash: unbiased,
+so that a single answer has no bound.</p>
 {_tables(records)}
 <footer>Written by <code>iresnet validate --report</code>. Nothing on this page is loaded from elsewhere.</footer>
 </body>
@@ -153,15 +154,19 @@ def _figure(name: str, svg: str) -> str:
     data = b64encode(svg.encode()).decode()
     return (
         f'<h2>{title}</h2>\n<figure id="{name}"><img alt="{escape(title)}: plot" '
-        f'src="data:image/svg+xml;base64,{data}"><figcaption>{escape(caption)}</figcaption></figure>\n'
+        f'src="data:image/svg+xml;base64,{data}"><figcaption>{caption}</figcaption></figure>\n'
     )
 
 
+def _remarks(records: Sequence[Record]) -> str:
+    sentences = remarks(records)
+    return "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>" if sentences else ""
+
+
 def _tables(records: Sequence[Record]) -> str:
-    groups: dict[tuple[str, ...], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record["case"], record["backend"], record["dtype"]), []).append(record)
-    return "".join(_table(" · ".join(key), group) for key, group in groups.items())
+    return "".join(
+        _table(" · ".join(group[0][key] for key in ("case", "backend", "dtype")), group) for group in grouped(records)
+    )
 
 
 def _table(title: str, records: Sequence[Record]) -> str:
@@ -175,7 +180,7 @@ def _table(title: str, records: Sequence[Record]) -> str:
         cells = [
             number(record["rmse"]),
             number(record["max_certified_error"]),
-            number(record["max_bound"]),
+            bound(record),
             word,
             number(record["std_error"]),
             score(record),
@@ -184,7 +189,7 @@ def _table(title: str, records: Sequence[Record]) -> str:
         ]
         style = {"yes": "yes", "NO": "no"}.get(word, "")
         rows.append(
-            f"<tr><td>{escape(label(record))}</td>"
+            f"<tr><td>{escape(record['method'])}</td>"
             + "".join(
                 f'<td class="{style}">{escape(cell)}</td>' if i == 3 and style else f"<td>{escape(cell)}</td>"
                 for i, cell in enumerate(cells)

@@ -23,6 +23,7 @@ __all__ = [
     "draw_truncation",
     "inverse_figure",
     "logdet_figure",
+    "overview_figure",
     "shown_cases",
     "spectral_figure",
     "svg",
@@ -39,7 +40,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK = (
     "#56B4E9",
     "#000000",
 )
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -74,7 +75,7 @@ def shown_cases(curves: Curves) -> list[str]:
 
 
 def draw_spectral(axes: Axes, data: Curves) -> None:
-    """Estimates from below and certificates from above, relative to the exact norm, against operator products."""
+    """Draw estimates from below and certificates from above, relative to the exact norm, against operator products."""
     for method, (label, colour, marker) in ESTIMATES.items():
         line = data["estimates"][method]
         axes.plot(line["products"], line["relative"], color=colour, marker=marker, label=label)
@@ -93,11 +94,11 @@ def draw_spectral(axes: Axes, data: Curves) -> None:
     axes.text(0.97, 0.03, "estimates", transform=axes.transAxes, ha="right", color="#555555", fontsize=8)
     _plain_numbers(axes)
     axes.set_xlabel("operator products")
-    axes.set_ylabel("distance to the exact norm σ")
+    axes.set_ylabel(r"distance to the exact norm $\sigma$")
 
 
 def draw_inverse(axes: Axes, data: Curves) -> None:
-    """True error and certified bound, the worst of the batch, against evaluations of g."""
+    """Draw true error and certified bound, the worst of the batch, against evaluations of g."""
     for solver, (label, colour, marker) in SOLVERS.items():
         line = data[solver]
         axes.plot(line["evaluations"], line["error"], color=colour, marker=marker, label=f"{label}, error")
@@ -109,7 +110,7 @@ def draw_inverse(axes: Axes, data: Curves) -> None:
 
 
 def draw_truncation(axes: Axes, data: Curves) -> None:
-    """Truncation error of one probe and its certificate, the worst of the batch, against products."""
+    """Draw the truncation error of one probe and its certificate, the worst of the batch, against products."""
     for method, (colour, marker) in TRUNCATIONS.items():
         line = data["truncation"][method]
         axes.plot(line["products"], _positive(line["error"]), color=colour, marker=marker, label=f"{method}, error")
@@ -123,13 +124,13 @@ def draw_truncation(axes: Axes, data: Curves) -> None:
 
 
 def draw_noise(axes: Axes, data: Curves, dimension: int) -> None:
-    """Root-mean-square error of the answer, against all products spent on it; 1 to 64 probes."""
+    """Draw the root-mean-square error of the answer, against all products spent on it; 1 to 32 probes."""
     for (label, line), (colour, marker) in zip(data["noise"].items(), NOISES, strict=True):
         axes.plot(line["products"], _positive(line["rmse"]), color=colour, marker=marker, label=label)
     axes.axvline(dimension, color=BLACK, linewidth=1, linestyle=":", label=f"cost of the exact answer, d = {dimension}")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _plain_numbers(axes)
+    _plain_numbers(axes, (1, 3))
     _decades(axes, numticks=9)
     axes.set_xlabel("Jacobian products (all probes)")
     axes.set_ylabel("rms error (nats)")
@@ -142,13 +143,14 @@ def _positive(values: Sequence[float]) -> list[float]:
 
 def _percent(value: float, _: int) -> str:
     if value == 0:
-        return "σ"
-    return f"{'−' if value < 0 else '+'}{abs(100 * value):g} %"
+        return r"$\sigma$"
+    sign = "\N{MINUS SIGN}" if value < 0 else "+"
+    return f"{sign}{abs(100 * value):g} %"
 
 
-def _plain_numbers(axes: Axes) -> None:
-    """Write 1, 2, 5, 10 along a logarithmic x axis."""
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=12))
+def _plain_numbers(axes: Axes, multiples: tuple[int, ...] = (1, 2, 5)) -> None:
+    """Write plain numbers along a logarithmic x axis."""
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=multiples, numticks=12))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
@@ -183,6 +185,32 @@ def _grid(curves: Curves, rows: Sequence[tuple[Callable[[Axes, str], None], str]
 def _title(case: str) -> str:
     dimension, constant = case.split("_")
     return f"{dimension[0]} = {dimension[1:]}, c = {constant[1:]}"
+
+
+def overview_figure(curves: Curves, case: str) -> Figure:
+    """Return one branch's spectral norm, inverse and log-determinant side by side; the picture of the documentation."""
+    panels = (
+        ("Spectral norm", draw_spectral, curves["spectral"][case]),
+        ("Inverse", draw_inverse, curves["inverse"][case]),
+        ("Log-determinant", draw_truncation, curves["logdet"][case]),
+    )
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11.4, 3.9), layout="constrained")
+        FigureCanvasAgg(figure)
+        parts = figure.subfigures(1, len(panels), squeeze=False, width_ratios=(1.12, 1, 1))[0]
+        for part, (title, draw, data) in zip(parts, panels, strict=True):
+            axes = part.subplots()
+            draw(axes, data)
+            axes.set_title(title)
+            part.legend(
+                loc="outside lower center",
+                ncols=4 if draw is draw_spectral else 2,
+                columnspacing=1,
+                handlelength=1.6,
+                fontsize=8,
+                frameon=False,
+            )
+    return figure
 
 
 def spectral_figure(curves: Curves) -> Figure:

@@ -15,7 +15,14 @@ from iresnet_core.errors import (
 from iresnet_core.linearization import Linearization
 from iresnet_core.precision import unit_roundoff
 from iresnet_core.probes import ExplicitProbes, ProbeSource, explicit_probes, make_source
-from iresnet_core.quadratic_forms import FormEstimate, Products, draw_lengths, roulette_form, series_form
+from iresnet_core.quadratic_forms import (
+    FormEstimate,
+    Products,
+    draw_lengths,
+    mean_resolvent_bound,
+    roulette_form,
+    series_form,
+)
 from iresnet_core.results import LogDet
 
 __all__ = ["DEFAULT_BIAS", "Request", "stochastic_logdet"]
@@ -24,6 +31,8 @@ __all__ = ["DEFAULT_BIAS", "Request", "stochastic_logdet"]
 DEFAULT_BIAS = 1e-3
 # Certain terms before the roulette begins.
 ROULETTE_TERMS = 4
+# How many differences between probes the variance that is estimated from single probes is worth.
+PRIOR_WEIGHT = 8
 # Probes x samples that are worked on at a time.
 CHUNK = 2**14
 # Probes at which a tolerance is given up.
@@ -47,6 +56,7 @@ class _Sums(NamedTuple):
     """Sums over the probes so far, (batch,), with their number and the products they took."""
 
     value: Array
+    square: Array
     bias: Array
     variance: Array
     extra_variance: Array
@@ -72,10 +82,11 @@ class _Estimator:
         if linearization.trace is not None and request.control_variate != "none":
             self.trace = linearization.trace()
         u = unit_roundoff(engine, x.dtype)
-        # Rounding perturbs each product by some u per layer; log(I + J) passes that on with 1 / (1 - c) at most.
-        self.rounding = 8 * (linearization.depth + 2) * u * self.d / (1 - constant)
+        # Rounding perturbs every product by some u per layer.
+        self.product_error = 8 * (linearization.depth + 2) * u
+        rounding = self.product_error * self.d * mean_resolvent_bound(constant)
         target = DEFAULT_BIAS if request.tol is None else request.tol
-        self.target = max(target - self.rounding, self.rounding)
+        self.target = max(target - rounding, rounding)
         self.lengths: list[int] | None = None
 
     def forms(self, v: Array) -> FormEstimate:
@@ -103,10 +114,11 @@ class _Estimator:
         self._refuse(form)
         variance = _probe_variance(xp, form, self.d, kind)
         extra = xp.zeros_like(variance) if form.extra_variance is None else form.extra_variance
-        terms = tuple(xp.sum(a, axis=0) for a in (form.value, form.bias, variance, extra))
+        bias = form.bias + self.product_error * form.sensitivity
+        terms = tuple(xp.sum(a, axis=0) for a in (form.value, form.value**2, bias, variance, extra))
         if sums is None:
             return _Sums(*terms, v.shape[0], form.products)
-        added = tuple(a + b for a, b in zip(sums[:4], terms, strict=True))
+        added = tuple(a + b for a, b in zip(sums[: len(terms)], terms, strict=True))
         return _Sums(*added, sums.probes + v.shape[0], sums.products + form.products)
 
     def _refuse(self, form: FormEstimate) -> None:
@@ -117,7 +129,7 @@ class _Estimator:
         factor = float(largest)
         if not math.isfinite(factor):
             raise NonFiniteError("a Jacobian product of g holds NaN or infinity.")
-        slack = 1e-6 if self.rounding < 1e-9 * self.d / (1 - self.constant) else 1e-3
+        slack = max(1e-6, 100 * self.product_error)
         if factor > self.constant * (1 + slack) + 1e-30:
             raise NotContractiveError(
                 f"a Jacobian product expanded by {factor:.4g}, more than the stated Lipschitz constant "
@@ -128,30 +140,41 @@ class _Estimator:
         """Average, and state the errors."""
         xp, p = self.engine.xp, sums.probes
         value = sums.value / p
+        extra = sums.extra_variance / p
+        variance = sums.variance / p
+        if p > 1:
+            seen = (sums.square - value * sums.value) / (p - 1) - extra
+            trust = (p - 1) / (p - 1 + PRIOR_WEIGHT)
+            variance = trust * xp.maximum(seen, xp.zeros_like(seen)) + (1 - trust) * variance
+        variance = variance * source.remaining_variance(p) + extra
         if self.trace is not None:
             value = value + self.trace
-        variance = sums.variance / p * source.remaining_variance(p) + sums.extra_variance / p
         return LogDet(
             value,
             xp.sqrt(variance / p),
-            sums.bias / p + self.rounding,
+            sums.bias / p,
             xp.full(value.shape, sums.products, dtype=xp.int32, device=value.device),
             self.method,
         )
 
 
 def _probe_variance(xp: Any, form: FormEstimate, d: int, kind: str) -> Array:
-    """Variance of v^T L v over the probes, L = f(J), estimated from each probe's own ||L v||^2; (probes, batch).
+    """Variance of v^T L v over the probes, L = f(J), estimated from each probe's own vectors; (probes, batch).
 
-    Gaussian: 2 ||S||_F^2 <= 2 ||L||_F^2 = 2 E ||L v||^2, S the symmetric part of L. Rademacher: less the diagonal of S,
-    of which at least (tr S)^2 / d is known from the value; the factor d / (d - 2) undoes the noise of the value's square.
-    For d <= 4 nothing is taken off, so that the estimate errs upwards.
+    Gaussian: 2 ||S||_F^2, S the symmetric part of L, ||S||_F^2 = E (||L v||^2 + v^T L^2 v) / 2. Rademacher: less the
+    diagonal of S, of which at least (tr S)^2 / d is known from the value; the factor d / (d - 2) undoes the noise of
+    the value's square. An uneven diagonal makes the estimate err upwards, and so does ||L v||^2 alone, which is taken
+    for d <= 4, where one probe says little.
     """
     square = form.squared_image
-    if kind == "rademacher" and d > 4:
-        off = square - form.value * form.value / d
-        square = xp.where(off > 0, off, xp.zeros_like(off)) * (d / (d - 2))
-    return 2 * square
+    if d <= 4:
+        return 2 * square
+    symmetric = xp.maximum(0.5 * (square + form.squared_form), 0.1 * square)
+    if kind == "rademacher":
+        off = symmetric - form.value * form.value / d
+        # The difference is that of two noisy numbers, and not trusted near zero.
+        symmetric = xp.maximum(off * (d / (d - 2)), 0.02 * symmetric)
+    return 2 * symmetric
 
 
 def stochastic_logdet(

@@ -81,23 +81,25 @@ def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
     StorageError
         If the file is damaged or no model of this format, is of a newer version, or if description and tensors do not
         agree.
-    FileNotFoundError
-        If there is no such file.
+    OSError
+        If there is no such file, or it cannot be read.
     InvalidArgumentError, MissingDependencyError
         If there is no such engine, or its framework is not installed.
     """
     engine = find_backend(backend)
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no file {os.fspath(path)!r}.")
     source = f"{os.fspath(path)!r}"
+    if os.path.isdir(path):
+        raise StorageError(f"{source} is a folder, not a file.")
     try:
         with safe_open(path, framework="numpy") as file:
             model = _model_node(file.metadata(), source)
             names = set(file.keys())
             tensors = _Tensors(file, names, engine, source)
             result = build(model, "", tensors)
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise StorageError(f"{source} is no intact safetensors file: {error}") from error
+    except RecursionError as error:
+        raise StorageError(f"{source}: the description is nested too deeply.") from error
     if tensors.unread:
         raise StorageError(f"{source} holds tensors that its description does not name: {some(tensors.unread)}.")
     return result

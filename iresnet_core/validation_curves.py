@@ -19,7 +19,7 @@ Curves = dict[str, Any]
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 EVALUATIONS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 64)
 PRODUCTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
-PROBES = (1, 2, 4, 8, 16, 32, 64)
+PROBES = (1, 2, 4, 8, 16, 32)  # 64 of them would be all of the rows there are at d = 64, and exact
 SOLVERS = ("picard", "anderson")
 BOUNDS = ("frobenius", "holder", "gram", "cholesky", "svd")
 
@@ -64,7 +64,7 @@ def curves(
     -------
     dict
         ``{"spectral": {case: ...}, "inverse": {case: ...}, "logdet": {case: ...}, "dimension": {case: d}}`` with plain
-        lists of numbers; see `spectral`, `inverse` and `log_determinant`.
+        lists of numbers; what each holds is said below.
     """
     parts: dict[str, Callable[[Problem], Curves]] = {
         "spectral": _spectral,
@@ -85,7 +85,7 @@ def curves(
 
 
 def _spectral(problem: Problem) -> Curves:
-    """Relative distance to the exact norm of the middle layer: estimates after k steps, and the certificates.
+    """Compare the middle layer's estimates after k steps, and its certificates, with its exact norm.
 
     ``{"estimates": {method: {"products", "relative"}}, "bounds": {method: relative}}``.
     """
@@ -101,7 +101,7 @@ def _spectral(problem: Problem) -> Curves:
 
 
 def _inverse(problem: Problem) -> Curves:
-    """Largest error and largest certified bound of the batch after k evaluations of g.
+    """Compute the largest error and largest certified bound of the batch after k evaluations of g.
 
     ``{solver: {"evaluations", "error", "bound"}}``.
     """
@@ -123,7 +123,7 @@ def _inverse(problem: Problem) -> Curves:
 
 
 def _log_determinant(problem: Problem) -> Curves:
-    """Truncation of one probe against its products, and the noise of the answer against all products.
+    """Compute the truncation of one probe and the noise of the answer, against products.
 
     ``{"truncation": {method: {"products", "error", "bound"}}, "noise": {method: {"products", "rmse"}}}``; error and
     bound are the largest of the batch, rmse over the batch, all in nats.
@@ -141,12 +141,13 @@ def _log_determinant(problem: Problem) -> Curves:
         truncation[label] = {"products": products, "error": errors, "bound": bounds}
     variance = {}
     for label, options in VARIANCE.items():
-        products, rmse = [], []
+        spent: list[float] = []
+        rmse = []
         for count in _up_to(PROBES, problem.exact.x.shape[1]):
             answer = logdet(problem.chain, problem.x, probes=count, rng=problem.seed, **options)
-            products.append(float(np.mean(problem.engine.to_numpy(answer.products))))
+            spent.append(float(np.mean(problem.engine.to_numpy(answer.products))))
             rmse.append(_rms(problem.host(answer.value) - problem.exact.logdet))
-        variance[label] = {"products": products, "rmse": rmse}
+        variance[label] = {"products": spent, "rmse": rmse}
     return {"truncation": truncation, "noise": variance}
 
 

@@ -1,8 +1,11 @@
 """Random layers and flows for the tests; the same numbers on every engine."""
 
+import json
 import math
+import struct
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from iresnet_core.activations import Activation
 from iresnet_core.actnorm import ActNorm
@@ -16,7 +19,8 @@ from iresnet_core.operators import Dense
 from iresnet_core.reshaping import Squeeze
 from iresnet_core.residual_block import ResidualBlock
 
-ACTIVATIONS = ("lipswish", "elu", "tanh", "sin")
+# Smooth ones, so that numerical Jacobians can be trusted.
+ACTIVATIONS = ("lipswish", "tanh", "sin", "softplus")
 
 
 def array(engine, values, dtype="float64"):
@@ -54,7 +58,7 @@ def conv_block(engine, rng, shape, coeff=0.7, dtype="float64"):
         kernel *= 0.999 * math.sqrt(coeff) / np.linalg.norm(kernel.transpose(2, 3, 0, 1), 2, axis=(2, 3)).sum()
         bias = array(engine, rng.normal(0, 1, shape[0]), dtype)
         layers.append(Convolution(array(engine, kernel, dtype), bias, input_shape=shape, padding="same"))
-    return ResidualBlock(Chain([layers[0], Activation("elu"), layers[1]]))
+    return ResidualBlock(Chain([layers[0], Activation("lipswish"), layers[1]]))
 
 
 def vector_flow(engine, seed, d=3, blocks=2, coeff=0.7, dtype="float64"):
@@ -109,3 +113,15 @@ def distances(x, y):
     """Euclidean distance of every pair of samples, in float64."""
     difference = host(x).astype(np.float64) - host(y).astype(np.float64)
     return np.linalg.norm(difference.reshape(len(difference), -1) if len(difference) else np.zeros((0, 1)), axis=1)
+
+
+def contents_of_file(path):
+    """Tensors and description of a file, by the format's own definition."""
+    raw = path.read_bytes()
+    (size,) = struct.unpack("<Q", raw[:8])
+    return load_file(path), json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["iresnet-core"])
+
+
+def write_file(path, tensors, description):
+    text = description if isinstance(description, str) else json.dumps(description)
+    save_file(tensors, path, metadata={"iresnet-core": text})
