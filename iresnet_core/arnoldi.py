@@ -92,7 +92,7 @@ class _ResolventIntegral:
         return self.subdiagonal * self.xp.sum(self.damping * last, axis=0)
 
     def mean_resolvent(self) -> tuple[list[Array], list[Array], Array]:
-        """Integrals of the entries of (I + t H)^-1 e_1 and of e_1^T (I + t H)^-1, and of ||.|| / (1 - t c) of the first."""
+        """Integrals of (I + t H)^-1 e_1, of e_1^T (I + t H)^-1, and of the norm of the first over 1 - t c."""
         xp, m = self.xp, len(self.upper)
         column: list[Array] = [self.one] * m
         row: list[Array] = [self.one] * m
@@ -153,11 +153,16 @@ def arnoldi_form(
         value = value - columns[0][0]
         image = [entry - columns[0][i] if i < 2 else entry for i, entry in enumerate(image)]
         pulled = [entry - columns[j][0] for j, entry in enumerate(pulled)]
-    results = (
-        value,
-        bias,
-        sum(entry * entry for entry in image),
-        sum(a * b for a, b in zip(pulled, image, strict=False)),
-        sensitivity,
+
+    def scaled(a: Any) -> Array:
+        return xp.astype(square * a, v.dtype)
+
+    return FormEstimate(
+        value=scaled(value),
+        bias=scaled(bias),
+        squared_image=scaled(sum(entry * entry for entry in image)),
+        squared_form=scaled(sum(a * b for a, b in zip(pulled, image, strict=False))),
+        sensitivity=scaled(sensitivity),
+        extra_variance=None,
+        products=m * v.shape[0],
     )
-    return FormEstimate(*(xp.astype(square * a, v.dtype) for a in results), None, m * v.shape[0])

@@ -12,7 +12,7 @@ from iresnet_core.certificates import (
 )
 from iresnet_core.convolution import Convolution
 from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.operators import LinearOperator, Matrices, as_operator
+from iresnet_core.operators import Dense, LinearOperator, Matrices, as_operator
 from iresnet_core.precision import round_up, widest
 from iresnet_core.probabilistic import probabilistic_bound
 from iresnet_core.results import Certificate, LipschitzBound
@@ -102,12 +102,11 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
 
 def _choose(operator: LinearOperator) -> str:
     """The method that "auto" stands for."""
-    if min(operator.shape) <= SMALL and isinstance(operator, Matrices | Convolution):
-        return "svd"
+    m, n = operator.shape
     if isinstance(operator, Convolution):
-        return "fft"
-    if isinstance(operator, Matrices) or operator.shape == tuple(getattr(operator, "weight", operator.like).shape):
-        return "svd" if min(operator.shape) <= SMALL else "cholesky"
+        return "svd" if min(m, n) <= SMALL and m * n <= EXPLICIT_LIMIT else "fft"
+    if isinstance(operator, Matrices | Dense):
+        return "svd" if min(m, n) <= SMALL else "cholesky"
     return "lanczos"
 
 

@@ -13,6 +13,7 @@ from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.linearization import Branch, Linearization
 from iresnet_core.operators import Dense, LinearLayer
 from iresnet_core.precision import gamma, unit_roundoff
+from iresnet_core.samples import flatten
 
 __all__ = ["Activation", "Branch", "Chain", "Linearization"]
 
@@ -70,7 +71,7 @@ class Chain:
                 raise InvalidArgumentError(
                     f"a Chain is made of Dense, Convolution, Activation and Chain, got {type(layer).__name__}."
                 )
-        self.layers = tuple(flat)
+        self.layers: tuple[Layer, ...] = tuple(flat)
         self.operators = tuple(layer for layer in flat if isinstance(layer, LinearLayer))
         if not self.operators:
             raise InvalidArgumentError("a Chain needs at least one linear layer.")
@@ -154,8 +155,10 @@ class Chain:
                 )
                 x = layer(x)
             else:
+                # sigmoid and lipswish cancel where they are small, so that the input counts as well as the output.
+                size = layer.lipschitz * _sample_norm(xp, x)
                 x = layer(x)
-                error = error * layer.lipschitz + 8 * u * _sample_norm(xp, x)
+                error = error * layer.lipschitz + 8 * u * (size + _sample_norm(xp, x))
         return error
 
     @cached_property
@@ -175,7 +178,7 @@ class Chain:
 
 def _sample_norm(xp: Any, x: Array) -> Array:
     """Norm of every sample (batch,), of entries scaled by the largest, so that no square over- or underflows."""
-    flat = xp.reshape(x, (x.shape[0], -1))
+    flat = flatten(xp, x)
     largest = xp.max(xp.abs(flat), axis=-1)
     scale = xp.where(largest > 0, largest, xp.ones_like(largest))
     return xp.linalg.vector_norm(flat / scale[:, None], axis=-1) * scale
@@ -317,5 +320,5 @@ class _Product:
         v = xp.reshape(v, (r, 1, *shape))
         for jacobian in (*self.jacobians[cut:], *self.jacobians[:cut]):
             v = jacobian.apply(v)
-        v = xp.broadcast_to(xp.reshape(v, (r, -1, r)), (r, batch, r))
+        v = xp.broadcast_to(xp.reshape(v, (r, v.shape[1], r)), (r, batch, r))
         return xp.permute_dims(v, (1, 2, 0))

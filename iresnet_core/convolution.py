@@ -136,12 +136,13 @@ class Convolution(LinearLayer):
                 raise InvalidArgumentError("padding='same' needs stride 1; give the padding in numbers.")
             pairs = tuple((r // 2, r - r // 2) for r in self.reach)
         else:
-            entries: list[Any] = [padding] * axes if isinstance(padding, int) else list(padding)
-            pairs = tuple((e, e) if isinstance(e, int) else tuple(e) for e in entries)  # type: ignore[misc]
-            if len(pairs) != axes or any(len(p) != 2 or min(p) < 0 for p in pairs):
+            entries: list[Any] = list(padding) if hasattr(padding, "__iter__") else [padding] * axes
+            pairs = tuple(tuple(e) if hasattr(e, "__iter__") else (e, e) for e in entries)
+            if len(pairs) != axes or any(len(p) != 2 or not all(_is_count(e) for e in p) for p in pairs):
                 raise InvalidArgumentError(
                     f"padding must be one number >= 0 or one pair for each of the {axes} axes, got {padding!r}."
                 )
+            pairs = tuple((int(before), int(after)) for before, after in pairs)
         if self.padding_mode == "circular":
             for p, r, n in zip(pairs, self.reach, self.spatial, strict=True):
                 if sum(p) > r or max(p) > n:
@@ -182,7 +183,7 @@ class Convolution(LinearLayer):
         """Convolve arrays (..., *input_shape), without the bias."""
         xp = self.engine.xp
         leading = v.shape[: v.ndim - len(self.input_shape)]
-        x = self._channels_first(xp.reshape(v, (-1, *self.input_shape)))
+        x = self._channels_first(xp.reshape(v, (math.prod(leading), *self.input_shape)))
         if self.padding_mode == "circular":
             for axis, (before, after) in enumerate(self.padding, start=2):
                 x = _wrap(xp, x, axis, before, after)
@@ -200,7 +201,7 @@ class Convolution(LinearLayer):
         """Apply the exact transpose to arrays (..., *output_shape)."""
         xp = self.engine.xp
         leading = u.shape[: u.ndim - len(self.output_shape)]
-        y = self._channels_first(xp.reshape(u, (-1, *self.output_shape)))
+        y = self._channels_first(xp.reshape(u, (math.prod(leading), *self.output_shape)))
         circular = self.padding_mode == "circular"
         spatial = [n + sum(p) if circular else n for n, p in zip(self.spatial, self.padding, strict=True)]
         x = self.engine.conv_transpose(
@@ -260,8 +261,12 @@ class Convolution(LinearLayer):
         )
 
 
+def _is_count(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool) and int(value) >= 0
+
+
 def _per_axis(value: int | Sequence[int], axes: int, name: str) -> tuple[int, ...]:
-    entries = (value,) * axes if isinstance(value, int) else tuple(value)
+    entries = tuple(value) if hasattr(value, "__iter__") else (value,) * axes
     if len(entries) != axes:
         raise InvalidArgumentError(f"{name} must be one number or {axes}, got {value!r}.")
     return tuple(require_positive_int(entry, name) for entry in entries)

@@ -1,6 +1,5 @@
 """log|det(I + J)| of a residual block, per sample, with its standard error and a bound on its bias."""
 
-import math
 from typing import Any
 
 from iresnet_core.backends import Array, Backend, get_backend
@@ -13,8 +12,8 @@ from iresnet_core.checks import (
     require_positive_int,
 )
 from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.exact_determinant import exact_logdet
-from iresnet_core.linearization import Linearization, linearize, stated_lipschitz
+from iresnet_core.exact_determinant import determinant_order, exact_logdet
+from iresnet_core.linearization import linearize, stated_lipschitz
 from iresnet_core.precision import working_dtype
 from iresnet_core.results import LogDet
 from iresnet_core.stochastic_determinant import Request, stochastic_logdet
@@ -50,7 +49,7 @@ def logdet(
     x : array (batch, ...)
         Where the Jacobian is taken; a sample has d entries.
     method : {"auto", "exact", "series", "roulette", "arnoldi"}
-        "exact": determinant of the explicit matrix, of order min(d, narrowest width of a Chain) by Sylvester's identity.
+        "exact": determinant of the explicit matrix, of order min(d, narrowest width of a Chain) by Sylvester.
         "series": truncated power series with random probes (report, Eq. 23). "roulette": the same made unbiased by
         Russian roulette on its tail (Chen et al. 2019). "arnoldi": Krylov approximation from the same probes, with an
         a-posteriori certificate; a third of the products of the series, or fewer. "auto": "exact" where that order is
@@ -82,9 +81,10 @@ def logdet(
     Returns
     -------
     LogDet
-        value, std_error, bias_bound, products, each (batch,), and the method used. `std_error` is estimated from the
-        probes' own Krylov vectors, so that one probe suffices for it (it then errs upwards, up to twice); `bias_bound` bounds the truncation error of this
-        very draw, plus an allowance for rounding.
+        value, std_error, bias_bound, products, each (batch,), and the method used; in the dtype of x, but at least
+        float32. `std_error` is estimated from the probes' own Krylov vectors, so that one probe suffices for it (it
+        then errs upwards, up to twice); `bias_bound` bounds the truncation error of this very draw, plus an allowance
+        for rounding.
 
     Raises
     ------
@@ -123,11 +123,11 @@ def logdet(
         )
     constant = require_contraction(*stated_lipschitz(g, lipschitz))
     request = _request(tol, probes, noise, rng, terms, probe_kind, control_variate, method)
-    dtype, working = x.dtype, working_dtype(engine, x.dtype)
-    if working != dtype:
+    working = working_dtype(engine, x.dtype)
+    if working != x.dtype:
         g, x, request = _raised(engine, g, x, request, working)
     linearization = linearize(engine, g, x)
-    order = _order(linearization, x)
+    order = determinant_order(linearization, x)
     if method == "auto":
         method = "exact" if order <= EXACT_WIDTH and noise is None else "roulette" if unbiased else "arnoldi"
         request = request._replace(give_up_at=order if noise is None else None)
@@ -136,7 +136,7 @@ def logdet(
         result = stochastic_logdet(engine, linearization, x, constant, method, request)
     if result is None:
         result = exact_logdet(engine, g, x, linearization, constant)
-    return result if working == dtype else _lowered(engine, result, dtype)
+    return result
 
 
 def _request(
@@ -169,12 +169,6 @@ def _request(
     )
 
 
-def _order(linearization: Linearization, x: Array) -> int:
-    """Order of the determinant that "exact" takes."""
-    d = math.prod(x.shape[1:])
-    return d if linearization.width is None else min(d, linearization.width)
-
-
 def _raised(engine: Backend, g: Any, x: Array, request: Request, working: Any) -> tuple[Any, Array, Request]:
     """Move a half-precision problem to float32, where its norms can be taken."""
     xp = engine.xp
@@ -191,11 +185,3 @@ def _raised(engine: Backend, g: Any, x: Array, request: Request, working: Any) -
     elif noise is not None:
         noise = xp.astype(noise, working)
     return g, xp.astype(x, working), request._replace(noise=noise)
-
-
-def _lowered(engine: Backend, result: LogDet, dtype: Any) -> LogDet:
-    """Return a result in the caller's dtype; the rounding of the value joins its bias bound."""
-    xp = engine.xp
-    value = xp.astype(result.value, dtype)
-    rounding = xp.abs(xp.astype(value, result.value.dtype) - result.value)
-    return result._replace(value=value, bias_bound=result.bias_bound + rounding)

@@ -4,19 +4,26 @@ import math
 from typing import Any
 
 from iresnet_core.backends import Array, Backend
+from iresnet_core.checks import require_finite
 from iresnet_core.errors import NotContractiveError
 from iresnet_core.linearization import Linearization, linearize
 from iresnet_core.precision import unit_roundoff, widest
 from iresnet_core.results import LogDet
 
-__all__ = ["exact_logdet"]
+__all__ = ["determinant_order", "exact_logdet"]
 
 # Entries of the explicit Jacobians that are held at a time (256 MiB in float64).
 CHUNK = 2**25
 
 
+def determinant_order(linearization: Linearization, x: Array) -> int:
+    """Return the order of the determinant: d, or the narrowest width of the branch where it can be cut there."""
+    d: int = math.prod(x.shape[1:])
+    return d if linearization.width is None or linearization.narrow is None else min(d, linearization.width)
+
+
 def exact_logdet(engine: Backend, g: Any, x: Array, linearization: Linearization, constant: float) -> LogDet:
-    """log det(I + M) by LU factors, M the r x r matrix of the narrowest cut or the Jacobian itself.
+    """Compute log det(I + M) by LU factors, M the r x r matrix of the narrowest cut or the Jacobian itself.
 
     A branch that can be cast is evaluated in float64. Cost: r products a sample in matrix form, and O(r^3).
     """
@@ -25,11 +32,11 @@ def exact_logdet(engine: Backend, g: Any, x: Array, linearization: Linearization
     if hasattr(g, "astype") and dtype != widest(engine):
         g, x = g.astype(widest(engine)), xp.astype(x, widest(engine))
         linearization = linearize(engine, g, x)
-    order = _order(linearization, x)
+    order = determinant_order(linearization, x)
     step = max(1, CHUNK // (order * max(order, math.prod(x.shape[1:]))))
     values = []
     for begin in range(0, batch, step):
-        part = x[begin : begin + step, ...]
+        part = x[begin : min(begin + step, batch), ...]
         here = linearization if step >= batch else linearize(engine, g, part)
         values.append(_log_determinants(engine, here, part))
     value = xp.concat(values) if values else xp.zeros((0,), dtype=xp.float64, device=x.device)
@@ -47,11 +54,6 @@ def exact_logdet(engine: Backend, g: Any, x: Array, linearization: Linearization
     )
 
 
-def _order(linearization: Linearization, x: Array) -> int:
-    d = math.prod(x.shape[1:])
-    return d if linearization.width is None or linearization.narrow is None else min(d, linearization.width)
-
-
 def _log_determinants(engine: Backend, linearization: Linearization, x: Array) -> Array:
     """log|det(I + M)| (batch,) in float64; -inf or NaN where the determinant is not positive."""
     xp = engine.xp
@@ -61,6 +63,7 @@ def _log_determinants(engine: Backend, linearization: Linearization, x: Array) -
         matrix = linearization.matrix()
     else:
         matrix = _from_products(engine, linearization, x)
+    require_finite(engine, matrix, "the Jacobian of g")
     matrix = xp.astype(matrix, widest(engine))
     order = matrix.shape[-1]
     sign, value = xp.linalg.slogdet(xp.eye(order, dtype=matrix.dtype, device=matrix.device) + matrix)
@@ -89,6 +92,6 @@ def _refuse_impossible(engine: Backend, value: Array, constant: float, d: int) -
         seen = value[int(xp.argmax(xp.astype(bad, xp.int64)))]
         raise NotContractiveError(
             f"a branch with Lipschitz constant {constant:.4g} in {d} dimensions has log|det(I + J)| between {low:.4g} "
-            f"and {high:.4g} nats; got {float(seen):.4g} (nan: a determinant that is not positive). The stated constant "
-            "is wrong."
+            f"and {high:.4g} nats; got {float(seen):.4g} (nan: a determinant that is not positive). The stated "
+            "constant is wrong."
         )

@@ -10,6 +10,7 @@ from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flow import Flow
 from iresnet_core.layer import InverseOptions, Layer, LogDetOptions, Shape, Transformed, channel_axis
 from iresnet_core.results import Inverse
+from iresnet_core.samples import flatten
 
 __all__ = ["FactorOut"]
 
@@ -152,8 +153,7 @@ class FactorOut(Layer):
 
     def _together(self, engine: Backend, inner: Array, rest: Array) -> Array:
         xp = engine.xp
-        flat = [xp.reshape(part, (part.shape[0], math.prod(part.shape[1:]))) for part in (inner, rest)]
-        return xp.concat(flat, axis=1)
+        return xp.concat([flatten(xp, inner), flatten(xp, rest)], axis=1)
 
     def _map(self, engine: Backend, x: Array) -> Array:
         kept, rest = self._split(x)

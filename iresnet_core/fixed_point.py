@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from iresnet_core.backends import Array, Backend
 from iresnet_core.linearization import evaluate
 from iresnet_core.precision import unit_roundoff
+from iresnet_core.samples import flatten, norms, per_sample
 
-__all__ = ["SOLVERS", "FixedPoint", "Progress", "anderson", "picard", "sample_norms"]
+__all__ = ["SOLVERS", "FixedPoint", "Progress", "anderson", "picard"]
 
 # Past steps that Anderson's method combines.
 WINDOW = 5
@@ -51,7 +52,7 @@ class FixedPoint(NamedTuple):
 
     def norms(self, x: Array) -> Array:
         """Euclidean norm of every sample (batch,)."""
-        return sample_norms(self.engine.xp, x)
+        return norms(self.engine.xp, x)
 
     def noise(self, x_norm: Array, image_norm: Array) -> Array:
         """Rounding of x + g(x) - y, without that of g."""
@@ -99,16 +100,6 @@ class FixedPoint(NamedTuple):
         return (residual + noise <= tolerance) | (residual <= 0.5 * noise)
 
 
-def sample_norms(xp: Any, x: Array) -> Array:
-    """Euclidean norm of every sample (batch,)."""
-    return xp.linalg.vector_norm(xp.reshape(x, (x.shape[0], -1)), axis=-1)
-
-
-def per_sample(xp: Any, flags: Array, like: Array) -> Array:
-    """Shape flags (batch,) so that they broadcast over samples."""
-    return xp.reshape(flags, (flags.shape[0],) + (1,) * (like.ndim - 1))
-
-
 def picard(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
     """Plain iteration x <- y - g(x) (report, Eq. 12): the residual shrinks by c or better each time."""
     engine, xp = problem.engine, problem.engine.xp
@@ -135,9 +126,6 @@ def anderson(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
     batch, d = x.shape[0], math.prod(x.shape[1:])
     window = min(WINDOW, d)
 
-    def flat(a: Array) -> Array:
-        return xp.reshape(a, (batch, d))
-
     fields = len(Progress._fields)
 
     def unfinished(*arrays: Array) -> Array:
@@ -146,16 +134,16 @@ def anderson(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
     def step(*arrays: Array) -> tuple[Array, ...]:
         best, history = Progress(*arrays[:fields]), arrays[fields:]
         residuals, iterates = history[:window], history[window:]
-        force = flat(problem.y - best.image - best.x)
+        force = flatten(xp, problem.y - best.image - best.x)
         update = force
         for direction, image in _orthonormalized(xp, residuals, iterates):
             update = update - xp.sum(direction * force, axis=-1)[:, None] * (direction + image)
-        state = problem.advance(best, xp.reshape(flat(best.x) + update, x.shape))
+        state = problem.advance(best, xp.reshape(flatten(xp, best.x) + update, x.shape))
         # NaN counts as shrunk: it ends the sample, and is reported.
         shrunk = ~(state.residual >= best.residual)
         keep = shrunk[:, None]
-        new_residual = flat(problem.y - state.image - state.x) - force
-        new_iterate = flat(state.x) - flat(best.x)
+        new_residual = flatten(xp, problem.y - state.image - state.x) - force
+        new_iterate = flatten(xp, state.x) - flatten(xp, best.x)
         residuals = tuple(xp.where(keep, r, xp.zeros_like(r)) for r in (new_residual, *residuals[: window - 1]))
         iterates = tuple(xp.where(keep, s, xp.zeros_like(s)) for s in (new_iterate, *iterates[: window - 1]))
         back = ~per_sample(xp, shrunk, x)

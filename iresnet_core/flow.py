@@ -11,6 +11,7 @@ from iresnet_core.errors import DtypeError, InvalidArgumentError, ShapeError, Un
 from iresnet_core.layer import InverseOptions, Layer, LogDetOptions, Shape, Transformed, located
 from iresnet_core.precision import round_up, unit_roundoff, widest, working_dtype
 from iresnet_core.results import Inverse, LogDet
+from iresnet_core.samples import flatten
 
 __all__ = ["Flow", "LogProb"]
 
@@ -205,7 +206,7 @@ class Flow(Layer):
         engine = get_backend(z)
         xp, wide = engine.xp, widest(engine)
         size = math.prod(self.latent_shape)
-        squares = xp.sum(xp.reshape(xp.astype(z, wide), (z.shape[0], size)) ** 2, axis=1)
+        squares = xp.sum(flatten(xp, xp.astype(z, wide)) ** 2, axis=1)
         constant = 0.5 * size * math.log(2 * math.pi)
         value = xp.astype(logdet.value, wide) - 0.5 * squares - constant
         dtype = logdet.value.dtype

@@ -22,10 +22,11 @@ from iresnet_core.errors import (
     NotConvergedWarning,
     ShapeError,
 )
-from iresnet_core.fixed_point import SOLVERS, FixedPoint, Progress, sample_norms
+from iresnet_core.fixed_point import SOLVERS, FixedPoint, Progress
 from iresnet_core.linearization import evaluate, stated_lipschitz
 from iresnet_core.precision import unit_roundoff, widest, working_dtype
 from iresnet_core.results import Inverse
+from iresnet_core.samples import norms
 from iresnet_core.units import InUnits, length_unit
 
 __all__ = ["invert"]
@@ -129,7 +130,7 @@ def invert(
     atol = atol / problem.unit
     first = problem.y if start is None else _checked_start(problem, start, y)
 
-    y_norm = sample_norms(xp, problem.y)
+    y_norm = norms(xp, problem.y)
     fixed_point = FixedPoint(engine, problem.g, problem.y, y_norm, problem.constant, rtol, atol)
     progress = SOLVERS[solver](fixed_point, first, limit)
     _refuse_expansion(problem, progress)
@@ -204,7 +205,7 @@ def _rounding(problem: _Problem, x: Array, image: Array) -> Array:
     """Bound the rounding of x + g(x) - y as evaluated in the dtype of x; (batch,)."""
     engine, xp = problem.engine, problem.engine.xp
     u = unit_roundoff(engine, x.dtype)
-    terms = sum(sample_norms(xp, a) for a in (x, image, xp.astype(problem.y, x.dtype)))
+    terms = sum(norms(xp, a) for a in (x, image, xp.astype(problem.y, x.dtype)))
     # Where squares underflow a norm is lost; the entries are then below this.
     lost = float(xp.finfo(x.dtype).smallest_normal) ** 0.5 * math.prod(x.shape[1:]) ** 0.5
     if problem.g.knows_rounding:
@@ -228,7 +229,7 @@ def _certified(
     value = xp.astype(progress.x, dtype)
     residual, rounding = _residual(problem, progress, value)
     bound = (residual + rounding) / (1 - c) * (1 + 2.0**-50)
-    size = sample_norms(xp, xp.astype(value, bound.dtype))
+    size = norms(xp, xp.astype(value, bound.dtype))
     floor = 2 * _rounding(problem, progress.x, progress.image) / (1 - c)
     if value.dtype != problem.y.dtype:
         floor = floor + 2 * unit_roundoff(engine, dtype) * (1 + c) / (1 - c) * xp.astype(size, floor.dtype)
@@ -261,4 +262,4 @@ def _residual(problem: _Problem, progress: Progress, value: Array) -> tuple[Arra
     else:  # a plain callable in half precision: what is returned was rounded after the last evaluation
         x, y = xp.astype(value, problem.y.dtype), problem.y
         image = evaluate(engine, g, x)
-    return sample_norms(xp, x + image - y), _rounding(problem, x, image)
+    return norms(xp, x + image - y), _rounding(problem, x, image)

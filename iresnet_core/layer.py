@@ -4,7 +4,6 @@ A layer is an injective map on samples with a log-determinant and an inverse. It
 constants, its methods are pure, and what would change it (`initialized`, `astype`, `at_shape`) returns another layer.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from iresnet_core.checks import require_batch, require_finite, require_floating,
 from iresnet_core.errors import InvalidArgumentError, IResNetError, ShapeError
 from iresnet_core.precision import round_up, unit_roundoff, widest, working_dtype
 from iresnet_core.results import Inverse, LogDet
+from iresnet_core.samples import norms
 
 __all__ = [
     "InverseOptions",
@@ -249,9 +249,7 @@ def channel_axis(axis: int, ndim: int, owner: str) -> int:
 
 def sample_norm(engine: Backend, x: Array) -> Array:
     """Euclidean norm of every sample (batch,), in float64."""
-    xp = engine.xp
-    size = math.prod(x.shape[1:])
-    return xp.linalg.vector_norm(xp.reshape(xp.astype(x, widest(engine)), (x.shape[0], size)), axis=1)
+    return norms(engine.xp, engine.xp.astype(x, widest(engine)))
 
 
 def exact_logdet(engine: Backend, value: Array, rounding: Array, dtype: Any) -> LogDet:

@@ -18,6 +18,7 @@ from iresnet_core.layer import (
 )
 from iresnet_core.precision import unit_roundoff, widest
 from iresnet_core.results import Inverse
+from iresnet_core.samples import flatten
 
 __all__ = ["Logit"]
 
@@ -33,13 +34,14 @@ class Logit(Layer):
     Raises
     ------
     InvalidArgumentError
-        If alpha is outside (0, 0.5); from `forward`, if an entry of x is outside [0, 1] by more than 16 eps.
+        If alpha is outside (0, 0.5); from `forward`, if an entry of x is where the map is not defined.
 
     Notes
     -----
     The inverse ``1/2 + tanh(z/2) / (2 - 4 alpha)`` is defined for every z and lands in the open interval from
     -alpha/(1 - 2 alpha) to 1 + alpha/(1 - 2 alpha): samples may lie a little outside [0, 1] (by 0.056 for alpha =
-    0.05). They are returned as they are, since a clipped sample would not be the preimage of its latent.
+    0.05). They are returned as they are, since a clipped sample would not be the preimage of its latent, and `forward`
+    takes them back.
 
     Examples
     --------
@@ -73,7 +75,7 @@ class Logit(Layer):
         return self.output_shape(output_shape)
 
     def _map(self, engine: Backend, x: Array) -> Array:
-        self._require_unit_interval(engine, x)
+        self._require_domain(engine, x)
         p, q = self._pair(x)
         return engine.xp.log(p) - engine.xp.log(q)
 
@@ -82,22 +84,24 @@ class Logit(Layer):
         width = 1 - 2 * self.alpha
         return self.alpha + width * x, self.alpha + width * (1 - x)
 
-    def _require_unit_interval(self, engine: Backend, x: Array) -> None:
+    def _require_domain(self, engine: Backend, x: Array) -> None:
         if engine.is_tracing(x) or not x.shape[0]:
             return
         low, high = float(engine.xp.min(x)), float(engine.xp.max(x))
-        slack = 16 * float(engine.xp.finfo(x.dtype).eps)
-        if low < -slack or high > 1 + slack:
+        margin = self.alpha / (1 - 2 * self.alpha)
+        p, q = self._pair(x)
+        if float(engine.xp.min(p)) <= 0 or float(engine.xp.min(q)) <= 0:
             raise InvalidArgumentError(
-                f"Logit takes entries in [0, 1], got entries from {low:.6g} to {high:.6g}. "
-                "Divide 8-bit images by 255, or by 256 after adding uniform noise in [0, 1)."
+                f"{self!r} takes data in [0, 1] and is defined between {-margin:.4g} and {1 + margin:.4g}, got entries "
+                f"from {low:.6g} to {high:.6g}. Divide 8-bit images by 255, or by 256 after adding uniform noise in "
+                "[0, 1)."
             )
 
     def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
         value = self._map(engine, x)
         xp = engine.xp
         size = math.prod(x.shape[1:])
-        p, q = self._pair(xp.reshape(xp.astype(x, widest(engine)), (x.shape[0], size)))
+        p, q = self._pair(flatten(xp, xp.astype(x, widest(engine))))
         terms = -xp.log(p) - xp.log(q)
         constant = size * math.log1p(-2 * self.alpha)
         # Both logarithms are of numbers below 1, so the terms are positive and their sum bounds its own rounding.

@@ -1,9 +1,10 @@
 """Weights scaled below a Lipschitz constant that is certified, and the penalty that pulls them there."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
-from iresnet_core.backends import Array, Backend
+from iresnet_core.backends import Array
 from iresnet_core.bounds import lipschitz_bound
 from iresnet_core.branches import Chain
 from iresnet_core.checks import require_finite
@@ -65,34 +66,39 @@ def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
     known = lipschitz_bound(operator) if bound is None else bound
     value = known.value if isinstance(known, LipschitzBound) else known
     weight = operator.array if isinstance(operator, Matrices) else operator.weight
-    factor, new_bound = _factor(operator.engine, operator, weight, value, cap)
+    scaled, new_bound = _scaled(operator, weight, value, cap)
     if isinstance(operator, Matrices):
-        return weight * factor[..., None, None]
+        return scaled
     certificate = known.certificate if isinstance(known, LipschitzBound) else "certified"
     method = known.method if isinstance(known, LipschitzBound) else "given"
-    return operator.with_parameters(weight * factor, operator.bias, LipschitzBound(new_bound, certificate, method))
+    return operator.with_parameters(scaled, operator.bias, LipschitzBound(new_bound, certificate, method))
 
 
-def _factor(engine: Backend, operator: LinearOperator, weight: Array, bound: Any, cap: float) -> tuple[Array, Array]:
-    """Factors (...,) in the dtype of the weight, and the bounds after scaling by them."""
-    xp = engine.xp
+def _scaled(operator: LinearOperator, weight: Array, bound: Any, cap: float) -> tuple[Array, Array]:
+    """Weights whose norms are at most `cap`, and the bounds (...,) on those."""
+    engine, xp = operator.engine, operator.engine.xp
     wide = widest(engine)
     if isinstance(bound, int | float):
         bound = xp.full(operator.batch_shape, float(bound), dtype=wide, device=weight.device)
     else:
-        require_finite(engine, bound, "bound")
         bound = xp.astype(bound, wide)
+    require_finite(engine, bound, "bound")
     if tuple(bound.shape) != operator.batch_shape:
         raise ShapeError(f"bound must have shape {operator.batch_shape}, got {tuple(bound.shape)}.")
     if not engine.is_tracing(bound) and bool(xp.any(bound < 0)):
         raise InvalidArgumentError(f"a bound must not be negative, got {float(xp.min(bound)):.4g}.")
     u = unit_roundoff(engine, weight.dtype)
-    # Rounding w * factor changes W by at most u |W| entrywise, hence the norm by u ||W||_F <= u sqrt(rank) bound.
-    inflation = 1 + 4 * u * (min(operator.shape) ** 0.5 + 2)
+    # Rounding changes W by at most u |W| entrywise, hence the norm by u ||W||_F <= u sqrt(rank) bound; an entry that
+    # becomes subnormal is changed by u times the smallest normal number.
+    lost = u * float(xp.finfo(weight.dtype).smallest_normal) * math.prod(operator.shape) ** 0.5
+    reach = max(0.0, cap - lost) / (1 + 4 * u * (min(operator.shape) ** 0.5 + 2))
     excess = bound > cap
-    divisor = xp.where(excess, bound * inflation, xp.full_like(bound, cap))
-    factor = xp.astype(cap / divisor, weight.dtype)
-    return factor, xp.astype(xp.where(excess, xp.full_like(bound, cap), bound), wide)
+    divisor = xp.where(excess, bound, xp.ones_like(bound))
+    axes = (1,) * (weight.ndim - bound.ndim)
+    # In float64 and in two steps, since the quotient of cap and bound may itself be subnormal.
+    smaller = xp.astype(weight, wide) / xp.reshape(divisor, (*bound.shape, *axes)) * reach
+    scaled = xp.where(xp.reshape(excess, (*bound.shape, *axes)), xp.astype(smaller, weight.dtype), weight)
+    return scaled, xp.where(excess, xp.full_like(bound, cap), bound)
 
 
 def _normalized_chain(chain: Chain, cap: float) -> Chain:

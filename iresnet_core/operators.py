@@ -13,7 +13,16 @@ from iresnet_core.checks import require_finite, require_floating, require_same_d
 from iresnet_core.errors import DtypeError, ShapeError, UnknownArrayError
 from iresnet_core.results import LipschitzBound
 
-__all__ = ["Dense", "ForeignOperator", "LinearLayer", "LinearOperator", "Matrices", "as_operator"]
+__all__ = [
+    "Dense",
+    "ForeignOperator",
+    "LinearLayer",
+    "LinearOperator",
+    "Matrices",
+    "Scaled",
+    "Transposed",
+    "as_operator",
+]
 
 
 class LinearOperator(ABC):
@@ -94,11 +103,11 @@ class LinearLayer(LinearOperator):
 
     def __call__(self, x: Array) -> Array:
         """Map samples ``x`` (batch, *input_shape) to (batch, *output_shape)."""
+        get_backend(self.weight, x)
         if tuple(x.shape[1:]) != self.input_shape:
             raise ShapeError(
                 f"{self!r} takes samples of shape {self.input_shape}, got an array of shape {tuple(x.shape)}."
             )
-        get_backend(self.weight, x)
         require_same_dtype(x, "the input", self.weight, "the weight")
         return self.biased(self.apply(x))
 
@@ -239,6 +248,40 @@ class Matrices(LinearOperator):
         return self.array
 
 
+class Transposed(LinearOperator):
+    """The transpose of an operator."""
+
+    def __init__(self, operator: LinearOperator) -> None:
+        self.operator = operator
+        self.engine, self.like, self.batch_shape = operator.engine, operator.like, operator.batch_shape
+        self.shape = (operator.shape[1], operator.shape[0])
+
+    def matvec(self, v: Array) -> Array:
+        """Multiply v (..., n) by the transpose of the operator (n, m)."""
+        return self.operator.rmatvec(v)
+
+    def rmatvec(self, u: Array) -> Array:
+        """Multiply u (..., m) by the operator."""
+        return self.operator.matvec(u)
+
+
+class Scaled(LinearOperator):
+    """An operator divided by a power of two."""
+
+    def __init__(self, operator: LinearOperator, scale: Array) -> None:
+        self.operator, self.scale = operator, scale
+        self.engine, self.like, self.batch_shape = operator.engine, operator.like, operator.batch_shape
+        self.shape = operator.shape
+
+    def matvec(self, v: Array) -> Array:
+        """Multiply v (..., n) / scale, so that a product of huge or tiny entries stays in range."""
+        return self.operator.matvec(v / self.scale)
+
+    def rmatvec(self, u: Array) -> Array:
+        """Multiply u (..., m) / scale by the transpose."""
+        return self.operator.rmatvec(u / self.scale)
+
+
 class ForeignOperator(LinearOperator):
     """An object with shape, matvec and rmatvec on single vectors, such as a SciPy LinearOperator."""
 
@@ -310,9 +353,9 @@ def as_operator(A: Any, *, like: Array | None = None) -> LinearOperator:
     try:
         return Matrices(A)
     except UnknownArrayError as error:
+        lacking = ", ".join(name for name in ("shape", "matvec", "rmatvec") if not hasattr(A, name))
         raise UnknownArrayError(
-            f"{error} An operator needs the attributes shape, matvec and rmatvec; "
-            f"this {type(A).__name__} lacks {', '.join(n for n in ('shape', 'matvec', 'rmatvec') if not hasattr(A, n))}."
+            f"{error} An operator needs shape, matvec and rmatvec; this {type(A).__name__} lacks {lacking}."
         ) from None
 
 

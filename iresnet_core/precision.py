@@ -13,7 +13,7 @@ def unit_roundoff(engine: Backend, dtype: Any) -> float:
 
 
 def gamma(n: int, u: float) -> float:
-    """n u / (1 - n u): relative rounding error of a sum of n products in any order (Higham 2002, Lemma 3.1)."""
+    """N u / (1 - n u): relative rounding error of a sum of n products in any order (Higham 2002, Lemma 3.1)."""
     if n * u >= 0.5:
         return float("inf")
     return n * u / (1 - n * u)
@@ -30,10 +30,14 @@ def working_dtype(engine: Backend, dtype: Any) -> Any:
 
 
 def round_up(engine: Backend, value: Array, dtype: Any) -> Array:
-    """Convert a float64 bound to `dtype` without letting it fall."""
-    if value.dtype == dtype:
-        return value
+    """Convert a float64 bound to `dtype` without letting it fall.
+
+    One that has the dtype already is exact, unless scaling made it subnormal and so rounded it.
+    """
     xp = engine.xp
     info = xp.finfo(dtype)
-    raised = value * (1 + 2 * float(info.eps)) + float(info.smallest_normal)
+    tiny = float(info.smallest_normal)
+    if value.dtype == dtype:
+        return xp.where((value > 0) & (value < tiny), value + tiny * float(info.eps), value)
+    raised = value * (1 + 2 * float(info.eps)) + tiny
     return xp.astype(xp.where(value > 0, raised, value), dtype)

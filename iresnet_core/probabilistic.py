@@ -7,7 +7,7 @@ import numpy as np
 
 from iresnet_core.backends import Array
 from iresnet_core.golub_kahan import Bidiagonalization, bidiagonalize
-from iresnet_core.operators import LinearOperator
+from iresnet_core.operators import LinearOperator, Transposed
 
 __all__ = ["FAILURE_PROBABILITY", "probabilistic_bound"]
 
@@ -25,6 +25,8 @@ def probabilistic_bound(operator: LinearOperator, rng: Any = None) -> Array:
     sigma^2 is at most the root of p_k(t) = 1 / delta above the largest Ritz value. The start must be fresh and random:
     a warm start voids the bound. Cost: two products a step, 100 steps at most.
     """
+    if operator.shape[0] < operator.shape[1]:
+        operator = Transposed(operator)  # the shorter side, whose Krylov space is complete after n steps
     engine, xp = operator.engine, operator.engine.xp
     n = operator.shape[1]
     start = engine.sample("gaussian", (*operator.batch_shape, n), operator.like, rng)

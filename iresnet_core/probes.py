@@ -1,5 +1,6 @@
 """Random probes for trace estimation: Rademacher rows of a signed Hadamard matrix, or Gaussian vectors."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -71,13 +72,10 @@ class HadamardProbes(ProbeSource):
 
     def remaining_variance(self, used: int) -> float:
         """Finite-population correction of the rows of the last Hadamard matrix."""
-        full, partial = divmod(used, self.order)
+        partial = used % self.order  # full matrices are exact; the partial one has weight partial / used
         if not partial:
             return 0.0
-        if self.order == 1:
-            return 0.0
-        # Full matrices are exact; the partial one has weight partial / used in the mean.
-        return partial / used * (self.order - partial) / (self.order - 1)
+        return float(partial / used * (self.order - partial) / (self.order - 1))
 
 
 def _hadamard_rows(rows: np.ndarray, d: int) -> np.ndarray:
@@ -110,7 +108,7 @@ def explicit_probes(engine: Backend, x: Array, noise: Array) -> Array:
     elif noise.ndim != x.ndim + 1 or shape[1:] != tuple(x.shape) or shape[0] < 1:
         raise ShapeError(f"noise must have shape (probes, {', '.join(map(str, x.shape))}), got {shape}.")
     require_finite(engine, noise, "noise")
-    return engine.xp.reshape(noise, (noise.shape[0], x.shape[0], -1))
+    return engine.xp.reshape(noise, (noise.shape[0], x.shape[0], math.prod(x.shape[1:])))
 
 
 def make_source(engine: Backend, kind: str, like: Array, rng: Any) -> ProbeSource:

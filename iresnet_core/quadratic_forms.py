@@ -194,8 +194,10 @@ def roulette_form(
         term = series.step(multiply)
         if term is not None:
             sums = sums.plus(term, keep ** max(0, series.terms - terms))
-    fields = [xp.concat([part[i] for part in reversed(parts)]) for i in range(6)]
-    return FormEstimate(*fields, products)
+    value, bias, image, form, sensitivity, variance = (
+        xp.concat([part[i] for part in reversed(parts)]) for i in range(6)
+    )
+    return FormEstimate(value, bias, image, form, sensitivity, variance, products)
 
 
 class _RouletteSums(NamedTuple):

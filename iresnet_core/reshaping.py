@@ -1,6 +1,5 @@
 """Layers that only move or add entries: space to depth, and zero channels."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -211,6 +210,5 @@ class InjectivePad(Layer):
         keep = z.shape[position] - self.padding
         before = (slice(None),) * position
         dropped = z[(*before, slice(keep, None), ...)]
-        size = math.prod(dropped.shape[1:])
-        residual = sample_norm(engine, engine.xp.reshape(dropped, (z.shape[0], size)))
-        return exact_inverse(engine, z[(*before, slice(None, keep), ...)], _nothing(engine, z), residual)
+        kept = z[(*before, slice(None, keep), ...)]
+        return exact_inverse(engine, kept, _nothing(engine, z), sample_norm(engine, dropped))

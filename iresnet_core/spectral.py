@@ -1,5 +1,6 @@
 """Spectral norm: power iteration, Golub-Kahan-Lanczos and SVD, for one operator or a stack of matrices."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,10 @@ from iresnet_core.checks import (
     require_floating,
     require_nonnegative,
     require_positive_int,
-    require_same_dtype,
 )
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.golub_kahan import bidiagonalize, unit
-from iresnet_core.operators import LinearLayer, LinearOperator, Matrices, as_operator
+from iresnet_core.operators import LinearLayer, LinearOperator, Matrices, Scaled, as_operator
 from iresnet_core.precision import working_dtype
 from iresnet_core.results import SpectralNorm
 
@@ -118,28 +118,42 @@ def prepared(operator: LinearOperator, dtype: Any = None) -> tuple[LinearOperato
         if layer.shape == tuple(layer.weight.shape):
             return Matrices(layer.weight / scale), scale
         return layer.with_parameters(layer.weight / scale, None), scale
-    return operator, xp.ones((), dtype=operator.like.dtype, device=operator.like.device)
+    # The entries are out of sight, but a product shows their scale. Within 2^40 of the ends of the range it is left to
+    # the products, so that vectors divided by it stay in range themselves.
+    magnitude = xp.max(xp.abs(operator.matvec(_random_right(operator))))
+    info = xp.finfo(magnitude.dtype)
+    lowest, highest = (xp.full_like(magnitude, end) for end in (info.smallest_normal * 2.0**40, info.max * 2.0**-40))
+    magnitude = xp.where(magnitude > 0, xp.maximum(xp.minimum(magnitude, highest), lowest), magnitude)
+    scale = power_of_two_near(xp, magnitude)
+    return Scaled(operator, scale), scale
 
 
 def power_of_two_near(xp: Any, magnitude: Array) -> Array:
     """The power of two just below a magnitude; 1 for zero."""
     positive = xp.where(magnitude > 0, magnitude, xp.ones_like(magnitude))
-    return xp.pow(xp.full_like(positive, 2.0), xp.floor(xp.log2(positive)))
+    # The logarithm of numbers next to the largest one rounds up, to a power that would be infinite.
+    highest = xp.full_like(positive, math.frexp(float(xp.finfo(positive.dtype).max))[1] - 1)
+    return xp.pow(xp.full_like(positive, 2.0), xp.minimum(xp.floor(xp.log2(positive)), highest))
 
 
 def _is_foreign(operator: LinearOperator) -> bool:
     return not isinstance(operator, Matrices | LinearLayer)
 
 
+def _random_right(operator: LinearOperator) -> Array:
+    """A right vector (..., n), drawn on the host, so that every engine begins from the same one."""
+    engine, n = operator.engine, operator.shape[1]
+    right = engine.from_numpy(np.random.default_rng(0).standard_normal(n), operator.like)
+    return engine.xp.broadcast_to(engine.xp.astype(right, operator.like.dtype), (*operator.batch_shape, n))
+
+
 def _left_start(engine: Backend, operator: LinearOperator, start: Array | SpectralNorm | None) -> Array:
     """The left vector to begin from, of shape (..., m)."""
-    xp, (m, n) = engine.xp, operator.shape
+    xp, m = engine.xp, operator.shape[0]
     shape = (*operator.batch_shape, m)
+    default = operator.matvec(_random_right(operator))
     if start is None:
-        # Drawn on the host, so that every engine begins from the same vector.
-        right = np.random.default_rng(0).standard_normal(n)
-        right = xp.astype(engine.from_numpy(right, operator.like), operator.like.dtype)
-        return operator.matvec(xp.broadcast_to(right, (*operator.batch_shape, n)))
+        return default
     given = start.left if isinstance(start, SpectralNorm) else start
     get_backend(operator.like, given)
     require_floating(engine, given, "start")
@@ -147,8 +161,10 @@ def _left_start(engine: Backend, operator: LinearOperator, start: Array | Spectr
     if tuple(given.shape) != shape:
         raise ShapeError(f"start is a left vector of shape {shape}, got {tuple(given.shape)}.")
     given = xp.astype(given, operator.like.dtype)
-    require_same_dtype(given, "start", operator.like, "the operator")
-    return given
+    given = given / power_of_two_near(xp, xp.max(xp.abs(given), axis=-1))[..., None]
+    # No iteration gets away from a vector that the transpose annihilates, such as the zero one left by a zero matrix.
+    annihilated = xp.all(operator.rmatvec(given) == 0, axis=-1)
+    return xp.where(annihilated[..., None], default, given)
 
 
 def _power(operator: LinearOperator, left: Array, rtol: float, max_iter: int) -> tuple[Array, ...]:

@@ -24,6 +24,7 @@ from iresnet_core.quadratic_forms import (
     series_form,
 )
 from iresnet_core.results import LogDet
+from iresnet_core.samples import flatten
 
 __all__ = ["DEFAULT_BIAS", "Request", "stochastic_logdet"]
 
@@ -103,7 +104,11 @@ class _Estimator:
         return form(self.products, v, subtract_linear=subtract, terms=self.request.terms, enough=self._small_enough)
 
     def _small_enough(self, bias: Array) -> bool:
-        """Whether the truncation error, averaged over the probes, has met its target for every sample."""
+        """Whether the truncation error, averaged over the probes, has met its target for every sample.
+
+        A branch that breaks its constant would never get there, and is refused here.
+        """
+        self._refuse()
         xp = self.engine.xp
         return bool(xp.all(xp.mean(bias, axis=0) <= self.target))
 
@@ -111,17 +116,17 @@ class _Estimator:
         """Add the estimates of further probes."""
         xp = self.engine.xp
         form = self.forms(v)
-        self._refuse(form)
+        self._refuse()
         variance = _probe_variance(xp, form, self.d, kind)
         extra = xp.zeros_like(variance) if form.extra_variance is None else form.extra_variance
         bias = form.bias + self.product_error * form.sensitivity
-        terms = tuple(xp.sum(a, axis=0) for a in (form.value, form.value**2, bias, variance, extra))
-        if sums is None:
-            return _Sums(*terms, v.shape[0], form.products)
-        added = tuple(a + b for a, b in zip(sums[: len(terms)], terms, strict=True))
-        return _Sums(*added, sums.probes + v.shape[0], sums.products + form.products)
+        value, square, bias, variance, extra = (
+            xp.sum(a, axis=0) for a in (form.value, form.value**2, bias, variance, extra)
+        )
+        new = _Sums(value, square, bias, variance, extra, v.shape[0], form.products)
+        return new if sums is None else _Sums(*(a + b for a, b in zip(sums, new, strict=True)))
 
-    def _refuse(self, form: FormEstimate) -> None:
+    def _refuse(self) -> None:
         """Refuse products that are not finite, or expand by more than the constant."""
         largest = self.products.largest_factor
         if largest is None or self.engine.is_tracing(largest):
@@ -182,7 +187,7 @@ def stochastic_logdet(
 ) -> LogDet | None:
     """Estimate the log-determinant; None if the tolerance costs more than the exact answer (``give_up_at``)."""
     xp = engine.xp
-    flat = xp.reshape(x, (x.shape[0], -1))
+    flat = flatten(xp, x)
     estimator = _Estimator(engine, linearization, x, constant, method, request)
     source, count = _source(engine, x, flat, estimator, request)
     batch = max(1, x.shape[0])

@@ -56,7 +56,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     description = {"format": FORMAT, "version": VERSION, "model": describe(model, "", tensors)}
     content = to_bytes(
         {name: _storable(name, array) for name, array in tensors.items()},
-        metadata={KEY: json.dumps(description, sort_keys=True)},
+        metadata={KEY: json.dumps(description)},
     )
     _replace(Path(os.path.realpath(path)), content)
 
@@ -106,10 +106,10 @@ def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
 
 
 def _storable(name: str, array: Any) -> Any:
-    """Return the array in C order and this machine's byte order, which is what the writer takes the memory for."""
+    """Return the array in C order, which is what the writer takes its memory for."""
     if array.dtype.name not in DTYPES:
         raise StorageError(f"{name} has dtype {array.dtype.name}; files hold {', '.join(DTYPES)}.")
-    return np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+    return np.array(array, order="C")
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -24,7 +24,7 @@ from iresnet_core.convolution import Convolution
 
 __all__ = ["torus_bound"]
 
-# Entries of the frequency matrices that are held at a time (64 MiB of complex128).
+# Entries of the frequency matrices, or of the phases, that are held at a time (64 MiB of complex128).
 CHUNK = 2**22
 # Up to this many channels a group the singular values of every frequency cost less than their certificate.
 FEW_CHANNELS = 8
@@ -49,9 +49,11 @@ def torus_bound(layer: Convolution) -> Array:
             continue
         best = int(xp.argmax(weight))
         estimate = max(estimate, float(largest_singular_value(engine, matrices[best, :, :])))
-        if bound and cholesky_certificate(engine, gram, gram_error, bound) is not None:
+        certified = cholesky_certificate(engine, gram, gram_error, bound) if bound else None
+        if certified is not None:
+            bound = certified
             continue
-        bound = max(bound, raise_until_certified(engine, gram, gram_error, estimate))
+        bound = max(bound, raise_until_certified(engine, gram, gram_error, iter((estimate,))))
     return xp.asarray((bound + rounding) * (1 + 4 * U), dtype=xp.float64, device=layer.weight.device)
 
 
@@ -72,7 +74,7 @@ def _frequency_matrices(layer: Convolution) -> Iterator[tuple[Array, float]]:
     error = 4 * (taps.shape[0] + 16) * U * float(xp.sum(tap_norms))
     ranges = [*map(range, sizes[:-1]), range(sizes[-1] // 2 + 1)]
     frequencies = np.array(list(product(*ranges)))  # (count, axes)
-    step = max(1, CHUNK // (layer.groups * out * inner))
+    step = max(1, CHUNK // max(layer.groups * out * inner, taps.shape[0]))
     for begin in range(0, math.prod(map(len, ranges)), step):
         chunk = frequencies[begin : begin + step]
         turns = sum((np.outer(chunk[:, axis], taps[:, axis]) % size) / size for axis, size in enumerate(sizes))

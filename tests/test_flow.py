@@ -58,14 +58,16 @@ def numerical_logdet(flow, engine, x):
 
     coarse, fine = jacobian(2e-3), jacobian(1e-3)
     inverse = np.linalg.inv(fine)
-    # d log|det J| = tr(J^-1 dJ); the finer difference is closer than the two are to each other.
-    error = np.linalg.norm(inverse, axis=(1, 2)) * np.linalg.norm(coarse - fine, axis=(1, 2))
-    return np.linalg.slogdet(fine)[1], error + 1e-12
+    # The finer difference is closer to the truth than the two are to each other, but for its rounding: 1.5 / step times
+    # that of the map, taken as 32 units. Then d log|det J| = tr(J^-1 dJ).
+    size = 1 + abs(host(flow(array(engine, x)))).max()
+    error = np.linalg.norm(coarse - fine, axis=(1, 2)) + d * 1.5 / 1e-3 * 32 * np.finfo(np.float64).eps * size
+    return np.linalg.slogdet(fine)[1], error * np.linalg.norm(inverse, axis=(1, 2))
 
 
 def assert_logdet_is_that_of_the_map(flow, engine, x):
     exact, error = numerical_logdet(flow, engine, host(x))
-    assert (error < 1e-6).all()  # else the comparison says nothing
+    assert (error < 1e-4).all()  # else the comparison says nothing
     z, determinant = flow.forward(x, method="exact")
     np.testing.assert_allclose(host(z), host(flow(x)), rtol=1e-13, atol=1e-13)
     assert (abs(host(determinant.value) - exact) <= error + host(determinant.bias_bound)).all()

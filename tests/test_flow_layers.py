@@ -255,8 +255,8 @@ def test_logit_inverse_holds_its_bound_everywhere(backend, seed, alpha, scale, d
     slack = 1e-15 / (1 - 2 * alpha)
     assert (distances(back.value, exact) <= host(back.error_bound) + slack).all()
     assert (host(back.error_bound) < 100 * np.finfo(dtype).eps / (1 - 2 * alpha)).all()
-    overshoot = alpha / (1 - 2 * alpha) * (1 + 1e-5)
-    assert (abs(host(back.value) - 0.5) <= 0.5 + overshoot).all()
+    overshoot = alpha / (1 - 2 * alpha) + 4 * np.finfo(dtype).eps / (1 - 2 * alpha)
+    assert (abs(host(back.value).astype(np.float64) - 0.5) <= 0.5 + overshoot).all()
 
 
 @given(seed=SEEDS, dtype=DTYPES)
@@ -265,12 +265,12 @@ def test_logit_takes_back_what_its_inverse_returned(backend, seed, dtype):
     layer = Logit(0.05)
     again = layer.inverse(layer(x)).value
     np.testing.assert_allclose(host(again), host(x), atol=8 * np.finfo(dtype).eps)
-    layer.forward(again)  # entries a rounding error outside [0, 1] are admitted
+    layer.forward(again)  # entries a rounding error outside [0, 1] are within the domain
 
 
-@pytest.mark.parametrize("bad", [-0.01, 1.01, 255.0])
+@pytest.mark.parametrize("bad", [-0.06, 1.06, 255.0])
 def test_logit_refuses_what_is_no_pixel(backend, bad):
-    with pytest.raises(InvalidArgumentError, match=r"entries in \[0, 1\].*255"):
+    with pytest.raises(InvalidArgumentError, match=r"data in \[0, 1\].*255"):
         Logit().forward(array(backend, [[0.5, bad]]))
 
 

@@ -65,7 +65,7 @@ def available_backends() -> tuple[str, ...]:
 
 def _find(kind: type) -> Backend | None:
     for name, (framework, _) in _ENGINES.items():
-        if framework in sys.modules:
+        if sys.modules.get(framework) is not None:
             engine = backend(name)
             if engine.owns(kind):
                 return engine

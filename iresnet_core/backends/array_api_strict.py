@@ -45,7 +45,7 @@ class Engine(OffsetConvolution):
     def is_positive_definite(self, matrix: Array) -> bool:
         """Ask for the factor and take the refusal as the answer."""
         try:
-            namespace.linalg.cholesky(matrix)
+            factor = namespace.linalg.cholesky(matrix)
         except np.linalg.LinAlgError:
             return False
-        return True
+        return bool(namespace.all(namespace.isfinite(factor)))

@@ -70,15 +70,13 @@ class Engine(OffsetConvolution):
     def is_positive_definite(self, matrix: Array) -> bool:
         """LAPACK's potrf, with its refusal as the answer."""
         try:
-            np.linalg.cholesky(matrix)
+            factor = np.linalg.cholesky(matrix)
         except np.linalg.LinAlgError:
             return False
-        return True
+        return bool(np.all(np.isfinite(factor)))  # NaN passes through LAPACK
 
     def frozen(self, x: Array) -> Array:
         """Return a private read-only copy, so that a cached certificate cannot be outdated by a write in place."""
-        if not x.flags.writeable and x.base is None:
-            return x
         copy = np.array(x)
         copy.flags.writeable = False
         return copy

@@ -3,6 +3,7 @@
 Works in any array-API namespace; memory stays at the size of the result, unlike the usual patch matrix.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
@@ -47,9 +48,7 @@ def conv(
     padded = xp.zeros((batch, channels, *padded_extent), dtype=x.dtype, device=x.device)
     inner = tuple(slice(lo, lo + n) for (lo, _), n in zip(padding, spatial, strict=True))
     padded[(slice(None), slice(None), *inner)] = x
-    pixels = 1
-    for n in out:
-        pixels *= n
+    pixels = math.prod(out)
     total = xp.zeros((batch, groups, out_channels // groups, pixels), dtype=x.dtype, device=x.device)
     grouped = xp.reshape(kernel, (groups, out_channels // groups, channels // groups, *window))
     everything = (slice(None),) * 2
@@ -77,7 +76,7 @@ def conv_transpose(
     padded_extent = [n + sum(p) for n, p in zip(spatial, padding, strict=True)]
     padded = xp.zeros((batch, channels, *padded_extent), dtype=y.dtype, device=y.device)
     grouped = xp.reshape(kernel, (groups, out_channels // groups, group_channels, *window))
-    flat = xp.reshape(y, (batch, groups, out_channels // groups, -1))
+    flat = xp.reshape(y, (batch, groups, out_channels // groups, math.prod(out)))
     everything = (slice(None),) * 2
     for offset, window_slice in _windows(window, out, stride, dilation):
         tap = xp.matrix_transpose(grouped[(slice(None), slice(None), slice(None), *offset)])
