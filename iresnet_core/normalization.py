@@ -93,12 +93,12 @@ def _scaled(operator: LinearOperator, weight: Array, bound: Any, cap: float) -> 
     lost = u * float(xp.finfo(weight.dtype).smallest_normal) * math.prod(operator.shape) ** 0.5
     reach = max(0.0, cap - lost) / (1 + 4 * u * (min(operator.shape) ** 0.5 + 2))
     excess = bound > cap
-    divisor = xp.where(excess, bound, xp.ones_like(bound))
-    axes = (1,) * (weight.ndim - bound.ndim)
+    one = xp.ones_like(bound)
+    shape = (*bound.shape, *(1,) * (weight.ndim - bound.ndim))
     # In float64 and in two steps, since the quotient of cap and bound may itself be subnormal.
-    smaller = xp.astype(weight, wide) / xp.reshape(divisor, (*bound.shape, *axes)) * reach
-    scaled = xp.where(xp.reshape(excess, (*bound.shape, *axes)), xp.astype(smaller, weight.dtype), weight)
-    return scaled, xp.where(excess, xp.full_like(bound, cap), bound)
+    divided = xp.astype(weight, wide) / xp.reshape(xp.where(excess, bound, one), shape)
+    scaled = divided * xp.reshape(xp.where(excess, reach * one, one), shape)
+    return xp.astype(scaled, weight.dtype), xp.where(excess, cap * one, bound)
 
 
 def _normalized_chain(chain: Chain, cap: float) -> Chain:

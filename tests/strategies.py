@@ -215,28 +215,26 @@ def convolutions(draw, *, max_channels=3, max_extent=5, modes=("zeros", "circula
 
 
 def convolve(x, kernel, *, stride, padding, dilation, groups, padding_mode):
-    """Cross-correlate one sample (in, *spatial) with `scipy.signal`, in float64."""
+    """Cross-correlate samples (batch, in, *spatial) with `scipy.signal`, in float64."""
     x, kernel = x.astype(np.float64), kernel.astype(np.float64)
     wide = np.zeros((*kernel.shape[:2], *((k - 1) * d + 1 for k, d in zip(kernel.shape[2:], dilation, strict=True))))
     wide[(..., *(slice(None, None, d) for d in dilation))] = kernel
-    padded = np.pad(x, ((0, 0), *padding), mode="wrap" if padding_mode == "circular" else "constant")
-    per_group = len(kernel) // groups
-    steps = tuple(slice(None, None, s) for s in stride)
-    return np.stack(
-        [
-            sum(
-                scipy.signal.correlate(padded[o // per_group * kernel.shape[1] + i], wide[o, i], "valid", "direct")
-                for i in range(kernel.shape[1])
-            )[steps]
-            for o in range(len(kernel))
-        ]
-    )
+    padded = np.pad(x, ((0, 0), (0, 0), *padding), mode="wrap" if padding_mode == "circular" else "constant")
+    out, inner = kernel.shape[:2]
+    channels = [
+        sum(
+            scipy.signal.correlate(padded[:, o // (out // groups) * inner + i], wide[None, o, i], "valid", "direct")
+            for i in range(inner)
+        )
+        for o in range(out)
+    ]
+    return np.stack(channels, axis=1)[(..., *(slice(None, None, s) for s in stride))]
 
 
 def convolution_matrix(kernel, input_shape, options):
     """The explicit matrix, one input entry a column."""
-    units = np.eye(math.prod(input_shape)).reshape(-1, *input_shape)
-    return np.stack([convolve(unit, kernel, **options).ravel() for unit in units], axis=-1)
+    d = math.prod(input_shape)
+    return convolve(np.eye(d).reshape(d, *input_shape), kernel, **options).reshape(d, -1).T
 
 
 def torus_norm(kernel, sizes):

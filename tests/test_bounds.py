@@ -43,9 +43,14 @@ def bound_of(engine, A, method, **options):
     return engine.to_numpy(result.value), result
 
 
+def is_close(bound, A, room):
+    """Whether bounds are at most `room` above the norms, relative to them, but for rounding to the dtype."""
+    info = np.finfo(A.dtype)
+    return bool(np.all(bound <= norm_from_below(A) * (1 + room + 4 * info.eps) + 2 * info.smallest_normal))
+
+
 def is_tight(bound, A, method):
-    room = TIGHTNESS[method]
-    return room is None or bool(np.all(bound <= norm_from_below(A) * (1 + room + 4 * np.finfo(A.dtype).eps)))
+    return TIGHTNESS[method] is None or is_close(bound, A, TIGHTNESS[method])
 
 
 # --- no bound lies ---
@@ -229,16 +234,16 @@ def test_rounding_helpers(backend):
 # --- convolutions ---
 
 
-@given(case=convolutions(dtypes=DTYPES))
-def test_torus_bounds_the_norm_of_a_convolution(backend, case):
+@given(case=convolutions(dtypes=DTYPES), other=st.sampled_from([*CERTIFIED, "auto"]))
+def test_torus_bounds_the_norm_of_a_convolution(backend, case, other):
     kernel, input_shape, options = case
     A = convolution_matrix(kernel, input_shape, options)
     layer = Convolution(backend.from_numpy(kernel), input_shape=input_shape, **options)
-    for method in ("fft", *CERTIFIED, "auto"):
+    for method in ("fft", other):
         result = lipschitz_bound(layer, method=method)
         assert result.value.dtype == layer.weight.dtype
         assert holds(backend.to_numpy(result.value), A)
-    # Frobenius' norm of the operator of absolute values: Young's inequality.
+    # It is no looser than the sum of the norms of the taps, by Young's inequality.
     taps = np.linalg.norm(np.moveaxis(kernel.reshape(*kernel.shape[:2], -1), -1, 0).astype(float), axis=(1, 2))
     assert float(lipschitz_bound(layer, method="fft").value) <= taps.sum() * (1 + 1e-6)
 
@@ -379,7 +384,7 @@ def test_probabilistic_bound_holds_for_adversarial_matrices(backend, A, seed):
     bound, result = bound_of(backend, A, "lanczos", rng=seed)
     assert holds(bound, A)
     assert bound.dtype == A.dtype
-    assert bound <= norm_from_below(A) * (1.02 + 64 * max(A.shape) * np.finfo(A.dtype).eps)
+    assert is_close(bound, A, 0.02 + 64 * max(A.shape) * np.finfo(A.dtype).eps)
     assert (result.method, result.certificate) == ("lanczos", "probabilistic")
 
 
@@ -424,7 +429,7 @@ def test_without_a_generator_the_global_one_is_drawn_from(backend):
     A = spread_out(40, 1.01)
     bounds = []
     for seed in (0, 0, 1):
-        np.random.seed(seed)  # noqa: NPY002 - that it governs the bound is what is tested
+        np.random.seed(seed)
         bounds.append(float(bound_of(backend, A, "lanczos")[0]))
     assert bounds[0] == bounds[1] != bounds[2]
 
@@ -479,7 +484,7 @@ def test_bad_methods(backend):
 # --- thousands of cases ---
 
 SHARDS = 8
-MATRICES = 420
+MATRICES = 400
 CONVOLUTIONS = 150
 CASES = MATRICES * len(CERTIFIED) + CONVOLUTIONS
 
@@ -491,8 +496,8 @@ def test_strict_suite_is_large_enough():
 def sides():
     """Sides of the matrices of one shard: all small ones, some large ones, and 512."""
     rng = np.random.default_rng(SHARDS)
-    small = rng.integers(1, 33, MATRICES - 30)
-    return [*small, *rng.integers(33, 129, 24), *rng.integers(129, 513, 4), 511, 512]
+    small = rng.integers(1, 33, MATRICES - 70)
+    return [*small, *rng.integers(33, 129, 50), *rng.integers(129, 513, 18), 511, 512]
 
 
 @pytest.mark.strict_suite
