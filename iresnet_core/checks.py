@@ -14,6 +14,7 @@ __all__ = [
     "require_nonnegative",
     "require_positive_int",
     "require_same_dtype",
+    "require_shape",
 ]
 
 
@@ -64,9 +65,26 @@ def require_positive_int(value: Any, name: str) -> int:
     return int(value)
 
 
+def require_shape(value: Any, name: str) -> tuple[int, ...]:
+    """Return a sequence of positive whole numbers as a tuple."""
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        raise InvalidArgumentError(f"{name} must be a sequence of whole numbers such as (3, 8, 8), got {value!r}.")
+    return tuple(require_positive_int(n, f"every entry of {name}") for n in value)
+
+
+def _number(value: Any, name: str) -> float:
+    """Return a number as a float; refuse text and whatever has no single value."""
+    try:
+        if isinstance(value, str):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(f"{name} must be a number, got {value!r}.") from None
+
+
 def require_nonnegative(value: Any, name: str) -> float:
     """Refuse negative numbers, NaN and infinity."""
-    number = float(value)
+    number = _number(value, name)
     if not (math.isfinite(number) and number >= 0):
         raise InvalidArgumentError(f"{name} must be a finite number >= 0, got {value!r}.")
     return number
@@ -74,7 +92,7 @@ def require_nonnegative(value: Any, name: str) -> float:
 
 def require_contraction(lipschitz: Any, source: str) -> float:
     """Return the constant as a float; refuse constants that are no number or not below 1."""
-    constant = float(lipschitz)
+    constant = _number(lipschitz, f"the Lipschitz constant ({source})")
     if not math.isfinite(constant) or constant < 0:
         raise InvalidArgumentError(f"the Lipschitz constant ({source}) must be a number >= 0, got {lipschitz!r}.")
     if constant >= 1:

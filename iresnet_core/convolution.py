@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from iresnet_core.backends import Array, get_backend
-from iresnet_core.checks import require_positive_int
+from iresnet_core.checks import require_positive_int, require_shape
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.operators import LinearLayer
 from iresnet_core.results import LipschitzBound
@@ -89,7 +89,7 @@ class Convolution(LinearLayer):
         out_channels, group_channels = (
             (kernel.shape[0], kernel.shape[1]) if first else (kernel.shape[-1], kernel.shape[-2])
         )
-        self.input_shape = tuple(require_positive_int(n, "every entry of input_shape") for n in input_shape)
+        self.input_shape = require_shape(input_shape, "input_shape")
         if len(self.input_shape) != axes + 1:
             raise ShapeError(
                 f"input_shape {self.input_shape} does not fit a kernel with {axes} window axes: it is the shape of one "

@@ -55,7 +55,8 @@ def logdet(
         a-posteriori certificate; a third of the products of the series, or fewer. "auto": "exact" where that order is
         at most 32, or the tolerance asks for as many products; else "arnoldi", or "roulette" if ``unbiased``.
     tol : float, optional
-        Spend products and probes until std_error and bias_bound are at most this, for every sample, in nats.
+        Spend products and probes until std_error and bias_bound are at most this, for every sample, in nats. The
+        rounding in bias_bound cannot be brought down; where it is above `tol`, the result says so.
     probes : int
         Random probes a sample (with `tol`: to begin with).
     noise : array (probes, batch, ...) or (batch, ...), optional
@@ -82,9 +83,9 @@ def logdet(
     -------
     LogDet
         value, std_error, bias_bound, products, each (batch,), and the method used; in the dtype of x, but at least
-        float32. `std_error` is estimated from the probes' own Krylov vectors, so that one probe suffices for it (it
-        then errs upwards, up to twice); `bias_bound` bounds the truncation error of this very draw, plus an allowance
-        for rounding.
+        float32. `std_error` is estimated from the probes' own Krylov vectors, so that one probe suffices for it; for
+        d > 4 it then errs upwards, up to twice. `bias_bound` bounds the truncation error of this very draw, plus an
+        allowance for rounding.
 
     Raises
     ------
@@ -100,7 +101,9 @@ def logdet(
     Notes
     -----
     Cost: one evaluation of g, and `products` products with J^T a sample ("exact": as many as the order of the
-    determinant, in matrix form). Memory: the Krylov basis, products x batch x d.
+    determinant, in matrix form). "roulette" takes ``terms + c / (1 - c)`` on average, and draws one number of terms a
+    probe for the whole batch, so that the errors of its samples are correlated. Memory: the Krylov basis, products x
+    batch x d.
 
     Examples
     --------

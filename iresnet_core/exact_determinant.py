@@ -7,7 +7,7 @@ from iresnet_core.backends import Array, Backend
 from iresnet_core.checks import require_finite
 from iresnet_core.errors import NotContractiveError
 from iresnet_core.linearization import Linearization, linearize
-from iresnet_core.precision import unit_roundoff, widest
+from iresnet_core.precision import round_up, unit_roundoff, widest
 from iresnet_core.results import LogDet
 
 __all__ = ["determinant_order", "exact_logdet"]
@@ -48,7 +48,7 @@ def exact_logdet(engine: Backend, g: Any, x: Array, linearization: Linearization
     return LogDet(
         result,
         xp.zeros_like(result),
-        xp.astype(rounding + allowance, dtype),
+        round_up(engine, rounding + allowance, dtype),
         xp.full((batch,), order, dtype=xp.int32, device=x.device),
         "exact",
     )

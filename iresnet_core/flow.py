@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Self, Unpack, cast
 
 from iresnet_core.backends import Array, Backend, get_backend
-from iresnet_core.checks import require_finite, require_floating, require_nonnegative, require_positive_int
+from iresnet_core.checks import (
+    require_finite,
+    require_floating,
+    require_nonnegative,
+    require_positive_int,
+    require_shape,
+)
 from iresnet_core.errors import DtypeError, InvalidArgumentError, ShapeError, UnknownArrayError
 from iresnet_core.layer import InverseOptions, Layer, LogDetOptions, Shape, Transformed, located
 from iresnet_core.precision import round_up, unit_roundoff, widest, working_dtype
@@ -92,7 +98,7 @@ class Flow(Layer):
     ) -> None:
         if base != "normal":
             raise InvalidArgumentError(f"there is no base density {base!r}; there is 'normal'.")
-        start = tuple(require_positive_int(n, "every entry of event_shape") for n in event_shape)
+        start = require_shape(event_shape, "event_shape")
         if not start:
             raise ShapeError("event_shape is the shape of one sample, with at least one axis; got ().")
         shape, placed = start, []

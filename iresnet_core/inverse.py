@@ -77,8 +77,8 @@ def invert(
         "anderson": the last five steps are combined so that the linearised residual is least (Walker and Ni 2011); a
         step that does not shrink the residual is replaced by a plain one. "picard": x <- y - g(x) (report, Eq. 12).
     rtol, atol : float, optional
-        A sample has converged when its error bound is at most ``atol + rtol ||x||``. Default: rtol 1e-10 in float64,
-        1e-5 below, atol a hundredth of rtol. The floor of the dtype, twice the rounding over 1 - c, is added to it.
+        A sample has converged when its error bound is at most ``atol + rtol ||x||``. Default: rtol 1e-10 and atol
+        1e-12 in float64, 1e-5 and 1e-7 below. The floor of the dtype, twice the rounding over 1 - c, is added to it.
     max_iter : int, optional
         Evaluations of g at most. Default: enough for any c-contraction by the a-priori bound (report, Eq. 36).
     start : array like y, optional

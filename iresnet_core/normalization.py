@@ -31,7 +31,7 @@ def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
     coeff : float
         The cap, positive.
     bound : float, array (...,) or LipschitzBound, optional
-        A bound that is known already; default ``lipschitz_bound(A)``. Not for a chain.
+        A bound that is known already, which is trusted; default ``lipschitz_bound(A)``. Not for a chain.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
     scaled, new_bound = _scaled(operator, weight, value, cap)
     if isinstance(operator, Matrices):
         return scaled
-    certificate = known.certificate if isinstance(known, LipschitzBound) else "certified"
+    certificate = known.certificate if isinstance(known, LipschitzBound) else "stated"
     method = known.method if isinstance(known, LipschitzBound) else "given"
     return operator.with_parameters(scaled, operator.bias, LipschitzBound(new_bound, certificate, method))
 
@@ -112,7 +112,7 @@ def _normalized_chain(chain: Chain, cap: float) -> Chain:
     return Chain([normalize(layer, share) if isinstance(layer, LinearLayer) else layer for layer in chain.layers])
 
 
-def spectral_penalty(operators: Iterable[Any], weight: float) -> Array:
+def spectral_penalty(operators: Any, weight: float) -> Array:
     """Return ``weight`` times the sum of the squared spectral norms (report, Eq. 11), a 0-d array.
 
     For training with a penalty on the norms, instead of the cap or besides it. The norms are estimates from below
@@ -120,7 +120,7 @@ def spectral_penalty(operators: Iterable[Any], weight: float) -> Array:
 
     Parameters
     ----------
-    operators : iterable of arrays, layers or chains
+    operators : array, layer or chain, or an iterable of them
         A chain stands for its linear layers.
     weight : float
         The factor lambda, not negative.
@@ -134,7 +134,8 @@ def spectral_penalty(operators: Iterable[Any], weight: float) -> Array:
     if not 0 <= float(weight) < float("inf"):
         raise InvalidArgumentError(f"weight must be a finite number >= 0, got {weight!r}.")
     total: Any = None
-    for operator in operators:
+    single = not isinstance(operators, Iterable) or hasattr(operators, "shape")
+    for operator in (operators,) if single else operators:
         for part in operator.operators if isinstance(operator, Chain) else (operator,):
             sigma = spectral_norm(part).value
             square = as_operator(part).engine.xp.sum(sigma * sigma)

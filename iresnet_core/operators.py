@@ -344,6 +344,11 @@ def as_operator(A: Any, *, like: Array | None = None) -> LinearOperator:
     """
     if isinstance(A, LinearOperator):
         return A
+    if hasattr(A, "operators") and hasattr(A, "lipschitz"):
+        raise UnknownArrayError(
+            f"a {type(A).__name__} is no linear operator: its linear layers are its `operators`, its certified "
+            "constant is its `lipschitz`."
+        )
     if "scipy.sparse" in sys.modules and sys.modules["scipy.sparse"].issparse(A):
         from scipy.sparse.linalg import aslinearoperator
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 __all__ = ["Certificate", "Inverse", "LipschitzBound", "LogDet", "SpectralNorm"]
 
 Array = Any
-Certificate = Literal["exact", "certified", "probabilistic"]
+Certificate = Literal["exact", "certified", "probabilistic", "stated"]
 
 
 class SpectralNorm(NamedTuple):
@@ -41,9 +41,9 @@ class LipschitzBound(NamedTuple):
     ----------
     value : array (...,)
         The bound, rounding included.
-    certificate : {"exact", "certified", "probabilistic"}
+    certificate : {"exact", "certified", "probabilistic", "stated"}
         "exact": the norm itself up to rounding; "certified": holds for certain; "probabilistic": holds with the
-        probability that the method states.
+        probability that the method states; "stated": somebody gave it, and it was not checked.
     method : str
         What computed it.
     """
@@ -87,7 +87,8 @@ class LogDet(NamedTuple):
     std_error : array (batch,)
         Standard error of `value` over the random probes; zero where nothing is random.
     bias_bound : array (batch,)
-        Certified bound on the deterministic part of the error: truncation and rounding.
+        Bound on the deterministic part of the error: the truncation, certified, and an allowance for rounding, eight
+        units in the last place a layer and product, carried through the sensitivity of the logarithm.
     products : int array (batch,)
         Jacobian products spent on the sample.
     method : str

@@ -17,7 +17,7 @@ SHARED_DATA = "IRESNET_SHARED_DATA"
 # The same examples on every run, so that a change and nothing else turns a test red.
 settings.register_profile(
     "ci",
-    max_examples=50,
+    max_examples=25,
     deadline=None,
     derandomize=True,
     database=None,

@@ -1,5 +1,4 @@
 """The engines: how one is found, and what each must compute."""
-# ruff: noqa: NPY002 - that NumPy's global generator governs the noise is what some of the tests are about
 
 import itertools
 import math

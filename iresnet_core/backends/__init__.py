@@ -46,7 +46,7 @@ def backend(name: str) -> Backend:
     'numpy'
     """
     if name not in _ENGINES:
-        raise InvalidArgumentError(f"there is no backend {name!r}; the backends are {', '.join(_ENGINES)}.")
+        raise InvalidArgumentError(f"there is no backend {name!r} in this release; the backends are {', '.join(_ENGINES)}.")
     framework, hint = _ENGINES[name]
     try:
         importlib.import_module(framework)
@@ -97,7 +97,7 @@ def get_backend(*arrays: Array) -> Backend:
             engine = _find(kind)
             if engine is None:
                 raise UnknownArrayError(
-                    f"expected an array of {', '.join(_ENGINES)}, got {kind.__module__}.{kind.__qualname__}. "
+                    f"expected an array of {', '.join(name for name in _ENGINES if _ENGINES[name][0] in sys.modules)}, got {kind.__module__}.{kind.__qualname__}. "
                     "Convert it first, for example with numpy.asarray(..., dtype=numpy.float64)."
                 )
             _engine_of_type[kind] = engine

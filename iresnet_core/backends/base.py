@@ -112,7 +112,7 @@ class Backend(ABC):
 
         raise DerivativeError(
             f"{self.name} has no automatic differentiation, so a plain callable cannot be linearised. Pass a Chain, or "
-            "an object with `lipschitz` and `linearize(x)` that returns a Linearization with `vjp` and `jvp`."
+            "an object with `lipschitz` and `linearize(x)` that returns a Linearization with the value and `vjp`."
         )
 
     def stop_gradient(self, x: Array) -> Array:
