@@ -96,14 +96,15 @@ def test_bound_is_not_below_norms_known_exactly(backend, method):
                 assert TIGHTNESS[method] is None or bound <= norm * scale * (1 + TIGHTNESS[method]), name
 
 
-@every_method
-@pytest.mark.parametrize("n", [129, 256, 512])
+@pytest.mark.parametrize(("m", "n"), [(129, 150), (512, 450)])
 @pytest.mark.parametrize("kind", ["gaussian", "orthogonal", "clustered"])
-def test_bound_of_large_matrices(method, n, kind):
-    A = make_matrix(kind, n, n - n // 8, seed=n)
-    bound = lipschitz_bound(A, method=method).value
-    assert holds(bound, A)
-    assert is_tight(bound, A, method)
+def test_bounds_of_large_matrices(m, n, kind):
+    A = make_matrix(kind, m, n)
+    norm = norm_from_below(A)
+    for method in CERTIFIED:
+        bound = lipschitz_bound(A, method=method).value
+        assert holds(bound, A, norm)
+        assert TIGHTNESS[method] is None or bound <= norm * (1 + TIGHTNESS[method])
 
 
 @given(A=matrices(dtypes=st.just(np.float32)), method=st.sampled_from(CERTIFIED))
@@ -511,9 +512,10 @@ def test_ten_thousand_certificates(backend, shard, capsys):
         m, n = rng.permutation([side, side if rng.random() < 0.5 else rng.integers(1, side + 1)])
         scale, seed = rng.choice(np.array(SCALES[dtype], object)), int(rng.integers(2**32))
         A = make_matrix(kind, m, n, scale=scale, dtype=dtype, seed=seed)
+        norm = norm_from_below(A)
         for method in CERTIFIED:
             cases += 1
-            if not holds(bound_of(backend, A, method)[0], A):
+            if not holds(bound_of(backend, A, method)[0], A, norm):
                 violations.append((method, kind, m, n, scale, dtype.__name__, seed))
     for _ in range(CONVOLUTIONS):
         cases += 1
