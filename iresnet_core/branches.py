@@ -138,7 +138,11 @@ class Chain:
         )
 
     def rounding_error(self, x: Array) -> Array:
-        """Bound the rounding error ||fl(g(x)) - g(x)|| (batch,) of one evaluation at x.
+        """Bound the rounding error ||fl(g(x)) - g(x)|| (batch,) of one evaluation at x; see `with_rounding`."""
+        return self.with_rounding(x)[1]
+
+    def with_rounding(self, x: Array) -> tuple[Array, Array]:
+        """Return g(x) and a bound (batch,) on the rounding error ||fl(g(x)) - g(x)||.
 
         Running error analysis with Higham's gamma (2002, Lemma 3.1), so that it holds for every order of summation;
         the activations are taken to be accurate to four units in the last place.
@@ -147,9 +151,9 @@ class Chain:
         xp = engine.xp
         u = unit_roundoff(engine, x.dtype)
         error = xp.zeros((x.shape[0],), dtype=x.dtype, device=x.device)
-        for layer in self.layers:
+        for layer, scale in zip(self.layers, self._rounding_scales, strict=True):
             if isinstance(layer, LinearLayer):
-                terms, absolute_norm, bias_norm = _rounding_scale(layer)
+                terms, absolute_norm, bias_norm = scale
                 error = error * layer.lipschitz + gamma(terms + 2, u) * (
                     absolute_norm * (_sample_norm(xp, x) + error) + bias_norm
                 )
@@ -159,7 +163,13 @@ class Chain:
                 size = layer.lipschitz * _sample_norm(xp, x)
                 x = layer(x)
                 error = error * layer.lipschitz + 8 * u * (size + _sample_norm(xp, x))
-        return error
+        return x, error
+
+    @cached_property
+    def _rounding_scales(self) -> tuple[tuple[int, float, float], ...]:
+        return tuple(
+            _rounding_scale(layer) if isinstance(layer, LinearLayer) else (0, 0.0, 0.0) for layer in self.layers
+        )
 
     @cached_property
     def _widths(self) -> tuple[int, ...]:

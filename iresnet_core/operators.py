@@ -126,11 +126,16 @@ class LinearLayer(LinearOperator):
         return float(self.bound.value)
 
     def astype(self, dtype: Any) -> "LinearLayer":
-        """Return the layer in another dtype; its bound is certified anew."""
+        """Return the layer in another dtype; its bound is certified anew, unless the weights stay what they are."""
+        xp = self.engine.xp
         if dtype == self.weight.dtype:
             return self
-        astype = self.engine.xp.astype
-        return self.with_parameters(astype(self.weight, dtype), None if self.bias is None else astype(self.bias, dtype))
+        bound = self._bound
+        if bound is not None:
+            wider = xp.finfo(dtype).bits > xp.finfo(self.weight.dtype).bits
+            bound = bound._replace(value=xp.astype(bound.value, dtype)) if wider else None
+        bias = None if self.bias is None else xp.astype(self.bias, dtype)
+        return self.with_parameters(xp.astype(self.weight, dtype), bias, bound)
 
     def _adopt(self, weight: Array, bias: Array | None, bias_shape: tuple[int, ...]) -> None:
         """Check and keep the parameters."""

@@ -35,8 +35,9 @@ class InUnits:
     @property
     def knows_rounding(self) -> bool:
         """Whether the branch bounds its own rounding."""
-        return hasattr(self.g, "rounding_error") and hasattr(self.g, "astype")
+        return hasattr(self.g, "with_rounding") and hasattr(self.g, "astype")
 
-    def rounding_error(self, x: Array) -> Array:
-        """Bound the rounding error of one evaluation (batch,)."""
-        return self.g.rounding_error(x * self.unit) / self.unit
+    def with_rounding(self, x: Array) -> tuple[Array, Array]:
+        """Evaluate, and bound the rounding error of that (batch,)."""
+        image, error = self.g.with_rounding(x * self.unit)
+        return image / self.unit, error / self.unit
