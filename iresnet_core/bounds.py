@@ -45,7 +45,7 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
         "svd": the norm itself. "cholesky": a Lanczos estimate s, raised by 0.4 %, is certified by the Cholesky
         factorisation of s^2 I - A^T A (Rump 2006); within 0.5 % of the norm. "gram": Gram iteration (Delattre et al.
         2023), matrix products only; within 0.1 %. "fft" (convolutions): norm of the circular convolution on a torus of
-        size n + k - 1, of which the layer is a part; exact for circular padding. "frobenius", "holder"
+        size n + k - 1, of which the layer is a part; with circular padding the layer itself. "frobenius", "holder"
         (sqrt(||A||_1 ||A||_inf)): cheap and loose, 2 to 40 times. "lanczos": from matvec and rmatvec alone, with
         probability 1 - 1e-10 (Hochstenbach 2013). "auto": "svd" where m or n is at most 128, else "cholesky", for
         convolutions "fft", for operators without entries "lanczos".
@@ -78,7 +78,7 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
     operator = as_operator(A)
     if method == "auto":
         method = _choose(operator)
-    if method not in _METHODS:
+    if not isinstance(method, str) or method not in _METHODS:
         raise InvalidArgumentError(f"lipschitz_bound has the methods auto, {', '.join(_METHODS)}; got {method!r}.")
     engine = operator.engine
     scaled, scale = prepared(operator, widest(engine)) if method != "lanczos" else prepared(operator)

@@ -89,8 +89,17 @@ class Chain:
     @cached_property
     def lipschitz(self) -> float:
         """Certified Lipschitz constant: the product of the layers' constants (report, Eq. 10)."""
-        constant = math.prod(layer.lipschitz for layer in self.layers)
-        return constant * (1 + 4 * len(self.layers) * 2.0**-53)
+        mantissa, exponent = 1.0, 0
+        for layer in self.layers:  # apart, since constants far from 1 would underflow on the way
+            m, e = math.frexp(layer.lipschitz)
+            if not math.isfinite(m):
+                return math.inf
+            mantissa, shift = math.frexp(mantissa * m)
+            exponent += e + shift
+        mantissa *= 1 + 4 * len(self.layers) * 2.0**-53
+        if mantissa == 0 or exponent > 1023:
+            return mantissa and math.inf
+        return math.ldexp(mantissa, exponent) + (5e-324 if exponent < -1020 else 0.0)
 
     def __call__(self, x: Array) -> Array:
         """Return g(x) for x (batch, *input_shape)."""
@@ -197,20 +206,23 @@ def _sample_norm(xp: Any, x: Array) -> Array:
 def _rounding_scale(layer: LinearLayer) -> tuple[int, float, float]:
     """Terms in one inner product, a bound on the norm of the operator of absolute values, and the bias's norm."""
     xp = layer.engine.xp
-    weight = xp.astype(layer.weight, xp.float64)
     if isinstance(layer, Convolution):
-        kernel = xp.reshape(xp.astype(layer.standard_kernel, xp.float64), (*layer.standard_kernel.shape[:2], -1))
+        kernel = xp.reshape(layer.standard_kernel, (*layer.standard_kernel.shape[:2], math.prod(layer.window)))
         # Young's inequality: the sum over the taps of their Frobenius norms.
-        absolute = float(xp.sum(xp.sqrt(xp.sum(kernel**2, axis=(0, 1)))))
+        absolute = math.fsum(_frobenius(xp, kernel[:, :, tap]) for tap in range(kernel.shape[2]))
         terms = kernel.shape[1] * kernel.shape[2]
         repeats = math.prod(layer.out_spatial)
     else:
-        absolute = float(xp.sqrt(xp.sum(weight**2)))
+        absolute = _frobenius(xp, layer.weight)
         terms, repeats = layer.shape[1], 1
-    bias = 0.0
-    if layer.bias is not None:
-        bias = math.sqrt(repeats * float(xp.sum(xp.astype(layer.bias, xp.float64) ** 2)))
+    bias = 0.0 if layer.bias is None else math.sqrt(repeats) * _frobenius(xp, layer.bias)
     return terms, absolute, bias
+
+
+def _frobenius(xp: Any, a: Array) -> float:
+    """Root of the sum of squares, in float64 and in units of the largest entry."""
+    flat = xp.reshape(xp.astype(a, xp.float64), (1, math.prod(a.shape)))
+    return float(_sample_norm(xp, flat)[0])
 
 
 @dataclass(frozen=True)

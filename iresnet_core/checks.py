@@ -1,6 +1,7 @@
 """What the core asks of its arguments, with errors that say what was seen and what to try."""
 
 import math
+import operator
 from typing import Any
 
 from iresnet_core.backends import Array, Backend
@@ -60,9 +61,13 @@ def require_batch(x: Array, name: str) -> None:
 
 def require_positive_int(value: Any, name: str) -> int:
     """Refuse anything but a positive whole number."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if isinstance(value, bool) or number < 1:
         raise InvalidArgumentError(f"{name} must be a positive whole number, got {value!r}.")
-    return int(value)
+    return number
 
 
 def require_shape(value: Any, name: str) -> tuple[int, ...]:

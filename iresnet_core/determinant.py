@@ -84,8 +84,10 @@ def logdet(
     LogDet
         value, std_error, bias_bound, products, each (batch,), and the method used; in the dtype of x, but at least
         float32. `std_error` is estimated from the probes' own Krylov vectors, so that one probe suffices for it; for
-        d > 4 it then errs upwards, up to twice. `bias_bound` bounds the truncation error of this very draw, plus an
-        allowance for rounding.
+        d > 4 it then errs upwards, up to twice, unless one direction dominates J (rank one, say): single probes may
+        miss that and its variance together, so take several. `bias_bound` bounds the truncation error of this very
+        draw, plus an allowance for the rounding of the products; that of the slopes, where the inputs of activations
+        are huge, is not in it.
 
     Raises
     ------
@@ -102,8 +104,9 @@ def logdet(
     -----
     Cost: one evaluation of g, and `products` products with J^T a sample ("exact": as many as the order of the
     determinant, in matrix form). "roulette" takes ``terms + c / (1 - c)`` on average, and draws one number of terms a
-    probe for the whole batch, so that the errors of its samples are correlated. Memory: the Krylov basis, products x
-    batch x d.
+    probe for the whole batch, so that the errors of its samples are correlated. Memory of
+    "arnoldi" with m products: the Krylov basis, m probes batch d numbers, and some m^2 / 2 numbers for each of 10 to
+    200 quadrature nodes, probe and sample.
 
     Examples
     --------
@@ -118,7 +121,7 @@ def logdet(
     require_batch(x, "x")
     require_floating(engine, x, "x")
     require_finite(engine, x, "x")
-    if method not in ("auto", "exact", *_STOCHASTIC):
+    if not isinstance(method, str) or method not in ("auto", "exact", *_STOCHASTIC):
         raise InvalidArgumentError(f"logdet has the methods auto, exact, {', '.join(_STOCHASTIC)}; got {method!r}.")
     if unbiased and method in ("series", "arnoldi"):
         raise InvalidArgumentError(

@@ -40,7 +40,7 @@ def exact_logdet(engine: Backend, g: Any, x: Array, linearization: Linearization
         here = linearization if step >= batch else linearize(engine, g, part)
         values.append(_log_determinants(engine, here, part))
     value = xp.concat(values) if values else xp.zeros((0,), dtype=xp.float64, device=x.device)
-    _refuse_impossible(engine, value, constant, math.prod(x.shape[1:]))
+    _refuse_impossible(engine, value, constant, math.prod(x.shape[1:]), unit_roundoff(engine, x.dtype))
     u = unit_roundoff(engine, x.dtype)
     allowance = 8 * u * order * (linearization.depth + math.sqrt(order)) / (1 - constant)
     result = xp.astype(value, dtype)
@@ -80,13 +80,13 @@ def _from_products(engine: Backend, linearization: Linearization, x: Array) -> A
     return xp.permute_dims(rows, (1, 0, 2))
 
 
-def _refuse_impossible(engine: Backend, value: Array, constant: float, d: int) -> None:
+def _refuse_impossible(engine: Backend, value: Array, constant: float, d: int, u: float) -> None:
     """Refuse log-determinants outside d log(1 - c) .. d log(1 + c), where those of a c-contraction lie."""
     if engine.is_tracing(value) or not value.shape[0]:
         return
     xp = engine.xp
     low, high = d * math.log1p(-constant), d * math.log1p(constant)
-    slack = 1e-6 * (1 + high - low)
+    slack = 1e-6 * (1 + high - low) + 64 * u * d / (1 - constant)
     bad = ~((value >= low - slack) & (value <= high + slack))
     if bool(xp.any(bad)):
         seen = value[int(xp.argmax(xp.astype(bad, xp.int64)))]

@@ -12,7 +12,7 @@ from iresnet_core.linearization import evaluate
 from iresnet_core.precision import unit_roundoff
 from iresnet_core.samples import flatten, norms, per_sample
 
-__all__ = ["SOLVERS", "FixedPoint", "Progress", "anderson", "picard"]
+__all__ = ["SOLVERS", "STALLED", "FixedPoint", "Progress", "anderson", "picard"]
 
 # Past steps that Anderson's method combines.
 WINDOW = 5

@@ -22,7 +22,7 @@ from iresnet_core.errors import (
     NotConvergedWarning,
     ShapeError,
 )
-from iresnet_core.fixed_point import SOLVERS, FixedPoint, Progress
+from iresnet_core.fixed_point import SOLVERS, STALLED, FixedPoint, Progress
 from iresnet_core.linearization import evaluate, stated_lipschitz
 from iresnet_core.precision import unit_roundoff, widest, working_dtype
 from iresnet_core.results import Inverse
@@ -78,7 +78,8 @@ def invert(
         step that does not shrink the residual is replaced by a plain one. "picard": x <- y - g(x) (report, Eq. 12).
     rtol, atol : float, optional
         A sample has converged when its error bound is at most ``atol + rtol ||x||``. Default: rtol 1e-10 and atol
-        1e-12 in float64, 1e-5 and 1e-7 below. The floor of the dtype, twice the rounding over 1 - c, is added to it.
+        1e-12 in float64, 1e-5 and 1e-7 below. The floor of the dtype is added to it: twice the rounding
+        over 1 - c, or over (1 - c)^2 where the iteration has stalled.
     max_iter : int, optional
         Evaluations of g at most. Default: enough for any c-contraction by the a-priori bound (report, Eq. 36).
     start : array like y, optional
@@ -119,7 +120,7 @@ def invert(
     """
     problem, dtype = _checked(g, y, lipschitz)
     engine, xp = problem.engine, problem.engine.xp
-    if solver not in SOLVERS:
+    if not isinstance(solver, str) or solver not in SOLVERS:
         raise InvalidArgumentError(f"invert has the solvers {', '.join(SOLVERS)}; got {solver!r}.")
     if on_failure not in ("raise", "warn", "return"):
         raise InvalidArgumentError(f"on_failure must be 'raise', 'warn' or 'return', got {on_failure!r}.")
@@ -171,6 +172,8 @@ def _checked_start(problem: _Problem, start: Array, y: Array) -> Array:
         raise ShapeError(f"start must have the shape of y, {tuple(y.shape)}, got {tuple(start.shape)}.")
     require_same_dtype(start, "start", y, "y")
     require_finite(problem.engine, start, "start")
+    if length_unit(problem.engine, start) > max(problem.unit, 1.0):
+        raise InvalidArgumentError("start is so large that its squares overflow in the units of y; begin from y.")
     return problem.engine.xp.astype(start, problem.y.dtype) / problem.unit
 
 
@@ -240,10 +243,12 @@ def _certified(
     residual, rounding, floor = _residual(problem, progress, value)
     bound = (residual + rounding) / (1 - c) * (1 + 2.0**-50)
     size = norms(xp, xp.astype(value, bound.dtype))
-    floor = 2 * floor / (1 - c)
+    # A sample that stalled has the rounding of its whole history: a contraction gathers that up to 1 / (1 - c) times.
+    stalled = progress.since >= STALLED
+    floor = 2 * floor / (1 - c) * xp.where(stalled, xp.full_like(floor, 1 / (1 - c)), xp.ones_like(floor))
     if value.dtype != problem.y.dtype:
         floor = floor + 2 * unit_roundoff(engine, dtype) * (1 + c) / (1 - c) * xp.astype(size, floor.dtype)
-    converged = bound <= atol + rtol * size + xp.astype(floor, bound.dtype)
+    converged = (bound <= atol + rtol * size + xp.astype(floor, bound.dtype)) & xp.isfinite(bound)
     value, bound, residual = value * unit, bound * unit, residual * unit
     result = Inverse(value, bound, residual, progress.evaluations, converged)
     if engine.is_tracing(bound) or on_failure == "return" or bool(xp.all(converged)):

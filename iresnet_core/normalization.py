@@ -7,7 +7,7 @@ from typing import Any
 from iresnet_core.backends import Array
 from iresnet_core.bounds import lipschitz_bound
 from iresnet_core.branches import Chain
-from iresnet_core.checks import require_finite
+from iresnet_core.checks import require_finite, require_nonnegative
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.operators import LinearLayer, LinearOperator, Matrices, as_operator
 from iresnet_core.precision import unit_roundoff, widest
@@ -51,8 +51,8 @@ def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
     >>> bool(abs(np.linalg.norm(scaled, 2) - 0.9) < 1e-12)
     True
     """
-    cap = float(coeff)
-    if not 0 < cap < float("inf"):
+    cap = require_nonnegative(coeff, "coeff")
+    if cap == 0:
         raise InvalidArgumentError(f"coeff must be a positive finite number, got {coeff!r}.")
     if isinstance(A, Chain):
         if bound is not None:
@@ -78,6 +78,8 @@ def _scaled(operator: LinearOperator, weight: Array, bound: Any, cap: float) -> 
     """Weights whose norms are at most `cap`, and the bounds (...,) on those."""
     engine, xp = operator.engine, operator.engine.xp
     wide = widest(engine)
+    if isinstance(bound, str | list | tuple):
+        raise InvalidArgumentError(f"bound must be a number, an array or a LipschitzBound, got {bound!r}.")
     if isinstance(bound, int | float):
         bound = xp.full(operator.batch_shape, float(bound), dtype=wide, device=weight.device)
     else:
@@ -90,7 +92,8 @@ def _scaled(operator: LinearOperator, weight: Array, bound: Any, cap: float) -> 
     u = unit_roundoff(engine, weight.dtype)
     # Rounding changes W by at most u |W| entrywise, hence the norm by u ||W||_F <= u sqrt(rank) bound; an entry that
     # becomes subnormal is changed by u times the smallest normal number.
-    lost = u * float(xp.finfo(weight.dtype).smallest_normal) * math.prod(operator.shape) ** 0.5
+    lost = u * math.prod(operator.shape) ** 0.5 * float(xp.finfo(weight.dtype).smallest_normal)
+    lost += 5e-324 if lost < 1e-307 else 0.0
     reach = max(0.0, cap - lost) / (1 + 4 * u * (min(operator.shape) ** 0.5 + 2))
     excess = bound > cap
     one = xp.ones_like(bound)
@@ -131,8 +134,7 @@ def spectral_penalty(operators: Any, weight: float) -> Array:
     >>> float(spectral_penalty([np.diag([3.0, 1.0]), np.diag([2.0, 2.0])], 0.5))
     6.5
     """
-    if not 0 <= float(weight) < float("inf"):
-        raise InvalidArgumentError(f"weight must be a finite number >= 0, got {weight!r}.")
+    weight = require_nonnegative(weight, "weight")
     total: Any = None
     single = not isinstance(operators, Iterable) or hasattr(operators, "shape")
     for operator in (operators,) if single else operators:

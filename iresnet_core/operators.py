@@ -4,6 +4,7 @@ Every operator has ``shape`` (m, n), flat products ``matvec`` (..., n) -> (..., 
 a layer also acts on samples, ``layer(x)``, with ``apply`` as its linear part and ``adjoint`` as the transpose of that.
 """
 
+import math
 import sys
 from abc import ABC, abstractmethod
 from typing import Any, cast
@@ -197,11 +198,19 @@ class Dense(LinearLayer):
 
     def apply(self, v: Array) -> Array:
         """Return v W^T for v (..., in)."""
-        return self.engine.xp.matmul(v, self.engine.xp.matrix_transpose(self.weight))
+        return self._product(v, self.engine.xp.matrix_transpose(self.weight))
+
+    def _product(self, v: Array, matrix: Array) -> Array:
+        """Multiply the last axis of v; as one matrix product, which stacks of small ones would not be."""
+        xp = self.engine.xp
+        if v.ndim <= 2:
+            return xp.matmul(v, matrix)
+        rows = xp.reshape(v, (math.prod(v.shape[:-1]), v.shape[-1]))
+        return xp.reshape(xp.matmul(rows, matrix), (*v.shape[:-1], matrix.shape[-1]))
 
     def adjoint(self, u: Array) -> Array:
         """Return u W for u (..., out)."""
-        return self.engine.xp.matmul(u, self.weight)
+        return self._product(u, self.weight)
 
     matvec = apply
     rmatvec = adjoint
@@ -311,7 +320,12 @@ class ForeignOperator(LinearOperator):
         if v.ndim > 1:
             rows = [self._product(product, v[i, ...], name, length) for i in range(v.shape[0])]
             return self.engine.xp.stack(rows)
-        out = product(v)
+        try:
+            out = product(v)
+        except NotImplementedError:
+            raise UnknownArrayError(
+                f"{self.operator!r} has no {name}; an operator needs shape, matvec and rmatvec."
+            ) from None
         get_backend(self.like, out)
         if tuple(out.shape) != (length,):
             raise ShapeError(f"{name} of {self.operator!r} returned shape {tuple(out.shape)}, expected ({length},).")

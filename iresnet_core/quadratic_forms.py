@@ -6,9 +6,13 @@ through ``series_tail(c, n)`` = sum over j >= 1 of c^j / (n + j), which is c^-n 
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from iresnet_core.backends import Array, Backend
+from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.linearization import Linearization
 
 __all__ = [
@@ -67,16 +71,17 @@ def series_tail(c: float, n: int) -> float:
 
     The sum is cut where its geometric remainder is negligible, and the remainder added.
     """
-    if c == 0:
-        return 0.0
-    total, power, j = 0.0, 1.0, 0
-    while True:
-        j += 1
-        power *= c
-        total += power / (n + j)
-        remainder = power * c / ((n + j + 1) * (1 - c))
-        if remainder <= 1e-16 * total or j >= 20_000:
-            return (total + remainder) * (1 + 1e-14)
+    powers, places = _powers(c)
+    remainder = c * powers[-1] / ((n + powers.size + 1) * (1 - c)) if c else 0.0
+    return float(np.sum(powers / (n + places)) + remainder) * (1 + 1e-13)
+
+
+@cache
+def _powers(c: float) -> tuple[np.ndarray, np.ndarray]:
+    """c^j and j for j = 1, 2, ... until c^j is negligible."""
+    count = 1 if c == 0 else min(200_000, math.ceil(40 / -math.log(c)))
+    places = np.arange(1, count + 1)
+    return c**places, places
 
 
 class _PowerSeries:
@@ -121,10 +126,11 @@ class _PowerSeries:
         squared = self.xp.linalg.vecdot(self.image, self.image)
         if 2 * first > self.terms:
             return squared
-        total = self.xp.zeros_like(squared)
+        total, harmonic = self.xp.zeros_like(squared), 0.0
         for power in range(2 * first, self.terms + 1):
-            coefficient = sum(1.0 / (j * (power - j)) for j in range(first, power - first + 1)) * (-1.0) ** power
-            total = total + coefficient * self.moments[power - 1]
+            # sum over j of 1 / (j (power - j)), from first to power - first: 2 / power times a harmonic sum
+            harmonic += 1.0 / (power - first)
+            total = total + (2 * harmonic / power * (-1.0) ** power) * self.moments[power - 1]
         return total
 
     def sensitivity(self, c: float) -> Array:
@@ -151,8 +157,12 @@ def series_form(
     while True:
         term = series.step(multiply)
         value = value if term is None else value + term
-        bias = series.v_length * series.length * series_tail(c, series.terms)
-        if series.terms == terms or (terms is None and enough(bias)):
+        scale = series.v_length * series.length
+        # The tail is at least its first term: as long as that is too much, its sum need not be known.
+        if series.terms != terms and (terms is not None or not enough(scale * (c / (series.terms + 1)))):
+            continue
+        bias = scale * series_tail(c, series.terms)
+        if series.terms == terms or enough(bias):
             break
     return FormEstimate(
         value,
@@ -181,6 +191,8 @@ def roulette_form(
     sums = _RouletteSums(zero, zero, zero)
     parts, products = [], 0
     while True:
+        if keep ** max(0, series.terms - terms) == 0:
+            raise InvalidArgumentError(f"lengths of {max(lengths)} have no chance under the constant {keep:.3g}.")
         alive = sum(1 for extra in lengths if terms + extra > series.terms)
         if alive < series.v.shape[0]:
             chance = keep ** max(0, series.terms - terms)

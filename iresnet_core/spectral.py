@@ -82,7 +82,7 @@ def spectral_norm(
     m, n = operator.shape
     if method == "auto":
         method = "svd" if min(m, n) <= SMALL and not _is_foreign(operator) else "lanczos"
-    if method not in _METHODS:
+    if not isinstance(method, str) or method not in _METHODS:
         raise InvalidArgumentError(f"spectral_norm has the methods auto, {', '.join(_METHODS)}; got {method!r}.")
     scaled, scale = prepared(operator)
     left = _left_start(engine, scaled, start)

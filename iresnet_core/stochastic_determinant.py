@@ -1,6 +1,7 @@
 """Stochastic log-determinants: probes, quadratic forms, and what their errors add up to."""
 
 import math
+import operator
 from typing import Any, NamedTuple
 
 from iresnet_core.arnoldi import arnoldi_form
@@ -34,8 +35,10 @@ DEFAULT_BIAS = 1e-3
 ROULETTE_TERMS = 4
 # How many differences between probes the variance that is estimated from single probes is worth.
 PRIOR_WEIGHT = 8
+# A tolerance is not believed to be met by fewer probes than this: all of fewer may miss a dominating direction.
+FEWEST_PROBES = 8
 # Probes x samples that are worked on at a time.
-CHUNK = 2**14
+CHUNK = 2**12
 # Probes at which a tolerance is given up.
 MOST_PROBES = 2**14
 
@@ -147,6 +150,8 @@ class _Estimator:
         value = sums.value / p
         extra = sums.extra_variance / p
         variance = sums.variance / p
+        # A probe may miss a dominating direction and see neither the value nor its variance; others do not.
+        variance = xp.maximum(variance, 0.1 * xp.mean(variance))
         if p > 1:
             seen = (sums.square - value * sums.value) / (p - 1) - extra
             trust = (p - 1) / (p - 1 + PRIOR_WEIGHT)
@@ -192,7 +197,7 @@ def stochastic_logdet(
     source, count = _source(engine, x, flat, estimator, request)
     batch = max(1, x.shape[0])
     sums: _Sums | None = None
-    goal = count
+    goal = count if request.tol is None else max(count, FEWEST_PROBES)
     while True:
         while sums is None or sums.probes < goal:
             done = 0 if sums is None else sums.probes
@@ -232,6 +237,14 @@ def _next_goal(engine: Backend, result: LogDet, sums: _Sums, source: ProbeSource
     return needed
 
 
+def _whole_numbers(lengths: Any) -> list[int]:
+    """Return the lengths of a roulette as ints; refuse anything else."""
+    try:
+        return [operator.index(n) for n in lengths]
+    except TypeError:
+        raise InvalidArgumentError(f"lengths must hold whole numbers, one a probe, got {lengths!r}.") from None
+
+
 def _source(engine: Backend, x: Array, flat: Array, estimator: _Estimator, request: Request) -> tuple[ProbeSource, int]:
     """Where the probes come from, and how many to begin with."""
     if request.noise is None:
@@ -243,7 +256,7 @@ def _source(engine: Backend, x: Array, flat: Array, estimator: _Estimator, reque
         if not (isinstance(noise, tuple) and len(noise) == 2):
             raise InvalidArgumentError("for method 'roulette' noise is a pair (probes, lengths).")
         noise, lengths = noise
-        estimator.lengths = [int(n) for n in lengths]
+        estimator.lengths = _whole_numbers(lengths)
     elif isinstance(noise, tuple):
         raise InvalidArgumentError(f"for method {estimator.method!r} noise is one array, got a tuple.")
     probes = explicit_probes(engine, x, noise)

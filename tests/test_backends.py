@@ -544,7 +544,15 @@ def test_frozen_copy_cannot_be_changed_from_outside(backend):
     copy = backend.frozen(x)
     host[0] = 5.0
     assert float(copy[0]) == 1.0
-    assert backend.frozen(copy) is copy, "no second copy of what is frozen already"
+
+
+def test_a_read_only_array_of_the_caller_is_copied_too():
+    own = np.ones(3)
+    own.flags.writeable = False
+    copy = find_backend("numpy").frozen(own)
+    own.flags.writeable = True  # which its owner can always do
+    own[0] = 5.0
+    assert copy[0] == 1.0
 
 
 def test_frozen_numpy_arrays():

@@ -201,11 +201,25 @@ def test_cholesky_bound_survives_an_estimate_that_misses_the_norm(backend, n):
     x -= x @ start / (start @ start) * start
     x /= np.linalg.norm(x)
     A = np.eye(n) + 9 * np.outer(x, x)
-    assert holds(bound_of(backend, A, "cholesky")[0], A)
+    bound, _ = bound_of(backend, A, "cholesky")
+    assert holds(bound, A)
+    assert bound <= 10 * 4
     gram, error = certificates.smaller_gram(backend.xp, backend.from_numpy(A / 8))
     for estimates in ([], [0.0], [1e-3], [0.1, 0.5], [1.24]):
         bound = certificates.raise_until_certified(backend, gram, error, iter(estimates))
         assert 10 / 8 <= bound <= 10 / 8 * 4
+
+
+def test_cholesky_bound_is_tight_although_the_start_nearly_misses_the_top(backend):
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal(5)
+    V = np.linalg.qr(np.stack([start, *np.eye(5)[:4]], axis=1))[0]
+    # The top right singular vector has a component of 1e-5 along the start of the estimate.
+    top = V[:, 1] + 1e-5 * V[:, 0]
+    A = 0.5 * np.eye(5) + 0.5 * np.outer(top, top) / (top @ top)
+    bound, _ = bound_of(backend, A, "cholesky")
+    assert holds(bound, A)
+    assert is_tight(bound, A, "cholesky")
 
 
 def test_gram_matrix_error_covers_the_rounding(backend):

@@ -300,6 +300,24 @@ def test_constant_is_the_product_of_the_layers(backend, case, seed):
     assert product <= np.longdouble(g.lipschitz) <= product * (1 + 1e-12)
 
 
+@pytest.mark.parametrize(
+    ("scales", "product"),
+    [
+        ((1e-200, 1e200, 1e-200, 1e200), 1.0),
+        ((1e200, 1e-200, 3.0), 3.0),
+        ((1e-200, 1e-200), 0.0),
+        ((1e200, 1e200), np.inf),
+    ],
+)
+def test_constant_of_badly_scaled_layers(backend, scales, product):
+    g = Chain([Dense(backend.from_numpy(np.array([[scale]]))) for scale in scales])
+    assert product <= g.lipschitz <= product * (1 + 1e-13) + 1e-323
+
+
+def test_constant_of_a_chain_with_a_zero_layer(backend):
+    assert Chain([Dense(backend.from_numpy(np.array([[scale]]))) for scale in (3.0, 0.0)]).lipschitz == 0
+
+
 def test_constants_of_the_activations_count(backend):
     dense = Dense(backend.from_numpy(np.array([[2.0]])))
     for name, parameters, constant in (("sigmoid", {}, 0.5), ("elu", {"alpha": 3.0}, 6.0), ("maxmin", {}, 2.0)):

@@ -329,3 +329,8 @@ def test_what_lacks_a_product_is_named():
         as_operator(Half())
     with pytest.raises(UnknownArrayError, match="this list lacks shape, matvec, rmatvec"):
         as_operator([[1.0]])
+    one_way = ScipyOperator((2, 2), matvec=lambda v: v, dtype=float)
+    with pytest.raises(UnknownArrayError, match="has no rmatvec"):
+        as_operator(one_way).rmatvec(np.ones(2))
+    with pytest.raises(UnknownArrayError, match="has no rmatvec"):
+        lipschitz_bound(one_way)

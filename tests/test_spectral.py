@@ -75,11 +75,11 @@ def test_value_is_never_above_the_norm_and_its_residual_tells_the_truth(backend,
 
 @given(A=matrices(max_side=16), method=st.sampled_from(["lanczos", "svd"]))
 def test_lanczos_and_svd_reach_the_norm(backend, A, method):
-    result = spectral_norm(backend.from_numpy(A), method=method, rtol=1e-6)
+    rtol = 1e-6 if A.dtype == np.float64 else 1e-4
+    result = spectral_norm(backend.from_numpy(A), method=method, rtol=rtol)
     norm = norm_from_below(A)
     assert bool(result.converged)
-    tiny = np.finfo(A.dtype).smallest_subnormal
-    assert np.longdouble(backend.to_numpy(result.value)) >= norm * (1 - 1e-6 - 1e3 * np.finfo(A.dtype).eps) - tiny
+    assert np.longdouble(backend.to_numpy(result.value)) >= norm * (1 - rtol) - np.finfo(A.dtype).smallest_subnormal
 
 
 @every_method
