@@ -191,7 +191,7 @@ def roulette_form(
     sums = _RouletteSums(zero, zero, zero)
     parts, products = [], 0
     while True:
-        if keep ** max(0, series.terms - terms) == 0:
+        if keep ** max(0, series.terms - terms) < 1e-200:
             raise InvalidArgumentError(f"lengths of {max(lengths)} have no chance under the constant {keep:.3g}.")
         alive = sum(1 for extra in lengths if terms + extra > series.terms)
         if alive < series.v.shape[0]:

@@ -545,3 +545,47 @@ class TestBadInput:
             logdet(g, x, method="arnoldi", noise=x, probes=3)
         with pytest.raises(InvalidArgumentError, match="both"):
             logdet(g, x, method="arnoldi", noise=x, tol=0.1)
+
+
+def test_a_tolerance_is_not_met_by_an_unlucky_probe(backend):
+    """A probe orthogonal to the one direction of J sees neither the value nor its variance."""
+    g = Chain(
+        [Dense(array(backend, 0.9 * np.ones((64, 64)) / 64)), Activation("tanh"), Dense(array(backend, np.eye(64)))]
+    )
+    x = array(backend, np.zeros((1, 64)))
+    exact = float(host(backend, logdet(g, x, method="exact").value)[0])
+    errors = [abs(float(host(backend, logdet(g, x, rng=seed, tol=0.02).value)[0]) - exact) for seed in range(60)]
+    assert max(errors) < 0.1
+
+
+def test_exact_takes_a_branch_at_its_stated_constant_in_float32(backend):
+    class Branch:
+        lipschitz = 0.999
+
+        def __call__(self, x):
+            return -0.999 * x
+
+        def linearize(self, x):
+            return Linearization(value=-0.999 * x, vjp=lambda u: -0.999 * u)
+
+    for d in (2, 64, 300):
+        x = array(backend, np.ones((1, d)), "float32")
+        value = float(host(backend, logdet(Branch(), x, method="exact").value)[0])
+        assert value == pytest.approx(d * math.log(0.001), rel=1e-3)
+
+
+def test_slow_series_near_one(backend):
+    g = linear_chain(backend, "rotation", 8, 0.995, 0)
+    x = array(backend, np.ones((2, 8)))
+    result = logdet(g, x, method="series", rng=0)
+    assert np.all(host(backend, result.bias_bound) <= 1e-3 * 1.01)
+
+
+def test_a_length_without_a_chance(backend):
+    g = Chain([Dense(array(backend, [[1e-3]]))])
+    x = array(backend, np.ones((1, 1)))
+    with pytest.raises(InvalidArgumentError, match="no chance"):
+        logdet(g, x, method="roulette", noise=(x[None, ...], [400]))
+    for lengths in (None, "a", [1.7], 3):
+        with pytest.raises(InvalidArgumentError, match="lengths"):
+            logdet(g, x, method="roulette", noise=(x[None, ...], lengths))

@@ -306,3 +306,49 @@ class TestBadInput:
         other = np.ones((2, 3)) if backend.name != "numpy" else __import__("array_api_strict").ones((2, 3))
         with pytest.raises(MixedBackendsError, match="ndarray"):
             invert(lambda x: other, y, lipschitz=0.5)
+
+
+class TestExtremes:
+    """What a reviewer broke once."""
+
+    def test_constants_far_from_one(self, backend):
+        from iresnet_core import Chain, Dense
+
+        def chain(*factors):
+            return Chain([Dense(array(backend, factor * np.eye(2))) for factor in factors])
+
+        for factors, constant in (
+            ((1.4 * 2.0**-537, 2.0**-537, 2.0**537, 0.9 * 2.0**537), 1.26),
+            ((1e-200, 1e-200, 1e300, 3e100), 3.0),
+            ((1e-200, 1e-200), 0.0),
+        ):
+            lipschitz = chain(*factors).lipschitz
+            assert constant <= lipschitz <= constant * (1 + 1e-12) + 1e-320
+        assert chain(1e-200, 1e-200).lipschitz > 0
+        assert chain(1e200, 1e200).lipschitz == np.inf
+
+    def test_scales_that_cancel(self, backend):
+        from iresnet_core import Chain, Dense
+
+        for first, second in ((1e-200, 1e199), (1e300, 1e-301)):
+            g = Chain([Dense(array(backend, first * np.eye(3))), Dense(array(backend, second * np.eye(3)))])
+            result = invert(g, array(backend, np.ones((1, 3))))
+            np.testing.assert_allclose(host(backend, result.value), 1 / 1.1, rtol=1e-12)
+            assert np.all(host(backend, result.error_bound) < 1e-10)
+
+    def test_slow_contractions_reach_the_floor(self, backend):
+        from iresnet_core import Chain, Dense
+
+        Q = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))[0]
+        for coeff in (0.995, 0.9999):
+            g = Chain([Dense(array(backend, coeff * Q, "float32"))])
+            for seed in range(10):
+                y = array(backend, np.random.default_rng(seed).standard_normal((1, 8)), "float32")
+                result = invert(g, y)
+                error = np.linalg.norm(host(backend, result.value) - reference.inverse(g, y))
+                assert error <= host(backend, result.error_bound)[0]
+
+    def test_start_of_another_magnitude(self, backend):
+        y = array(backend, np.ones((1, 3)))
+        with pytest.raises(InvalidArgumentError, match="begin from y"):
+            invert(_scale(0.5), y, lipschitz=0.5, start=y * 1e200)
