@@ -8,7 +8,6 @@ it is (`declared_lipschitz`).
 
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
+from iresnet_core.atomic_write import write_bytes
 from iresnet_core.backends import Backend
 from iresnet_core.backends import backend as find_backend
 from iresnet_core.description import brief, build, describe, some
@@ -58,7 +58,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         {name: _storable(name, array) for name, array in tensors.items()},
         metadata={KEY: json.dumps(description)},
     )
-    _replace(Path(os.path.realpath(path)), content)
+    write_bytes(Path(os.path.realpath(path)), content)
 
 
 def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
@@ -110,34 +110,6 @@ def _storable(name: str, array: Any) -> Any:
     if array.dtype.name not in DTYPES:
         raise StorageError(f"{name} has dtype {array.dtype.name}; files hold {', '.join(DTYPES)}.")
     return np.array(array, order="C")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write `content` to a new file beside `path`, flush it, and put it in the place of `path`."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        with open(draft, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the new name survive a power failure, where the system lets a folder be flushed."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network file systems refuse; the file itself is complete
-    finally:
-        os.close(descriptor)
 
 
 class _Tensors:
