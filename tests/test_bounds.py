@@ -96,6 +96,22 @@ def test_bound_is_not_below_norms_known_exactly(backend, method):
                 assert TIGHTNESS[method] is None or bound <= norm * scale * (1 + TIGHTNESS[method]), name
 
 
+@pytest.mark.parametrize("n", [128, 4096])
+def test_bound_holds_where_every_rounding_falls(backend, n):
+    # Next to 1 the square of 2^-27 is less than half a unit, and is lost again and again.
+    row = np.full((1, n), 2.0**-27)
+    row[0, 0] = 1
+    for A in (row, row.T.copy()):
+        norm = norm_from_below(A)
+        for method in CERTIFIED:
+            assert holds(bound_of(backend, A, method)[0], A, norm)
+        gram, error = certificates.smaller_gram(backend.xp, backend.from_numpy(A))
+        seen = math.sqrt(float(gram[0, 0]))
+        assert seen < norm
+        bound = certificates.cholesky_certificate(backend, gram, error, seen * (1 + 2.0**-51))
+        assert holds(bound, A, norm)
+
+
 @pytest.mark.parametrize(("m", "n"), [(129, 150), (512, 450)])
 @pytest.mark.parametrize("kind", ["gaussian", "orthogonal", "clustered"])
 def test_bounds_of_large_matrices(m, n, kind):
