@@ -38,10 +38,15 @@ def _terms(xp: Any, A: Array, n: int) -> int:
     return 4 * (n + 2) if xp.isdtype(A.dtype, "complex floating") else n + 2
 
 
+def _squares(xp: Any, A: Array) -> Array:
+    """Squared magnitudes of the entries."""
+    return xp.abs(A) ** 2 if xp.isdtype(A.dtype, "complex floating") else A * A
+
+
 def _squared_frobenius(xp: Any, A: Array) -> Array:
     """Upper bound on the squared Frobenius norm."""
     m, n = A.shape[-2:]
-    return xp.sum(xp.abs(A) ** 2, axis=(-2, -1)) * (1 + gamma(m * n + 4, U))
+    return xp.sum(_squares(xp, A), axis=(-2, -1)) * (1 + gamma(m * n + 4, U))
 
 
 def _trace(xp: Any, gram: Array) -> Array:
@@ -137,7 +142,7 @@ def _lanczos_estimates(engine: Backend, matrix: Array) -> Iterator[float]:
     xp = engine.xp
     operator = Matrices(matrix)
     start = engine.from_numpy(np.random.default_rng(0).standard_normal(matrix.shape[0]), matrix)
-    looks = (12, 20, 40, 100, 200)
+    looks = (16, 28, 50, 100, 200)
     last = min(looks[-1], *matrix.shape)
     for k, state in enumerate(bidiagonalize(operator, operator.rmatvec(start), last), start=1):
         if k in looks or k == last:
