@@ -118,4 +118,4 @@ def _explicit(operator: LinearOperator, method: str) -> Array:
             f"method {method!r} needs the explicit matrix, {m} x {n} here, beyond the limit of {EXPLICIT_LIMIT} "
             "entries. Use 'fft' for a convolution, 'lanczos' for an operator."
         )
-    return operator.engine.xp.astype(operator.matrix(), widest(operator.engine))
+    return operator.engine.xp.astype(operator.matrix(), widest(operator.engine), copy=False)

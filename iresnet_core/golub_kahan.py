@@ -7,7 +7,7 @@ from typing import Any
 from iresnet_core.backends import Array
 from iresnet_core.operators import LinearOperator
 
-__all__ = ["Bidiagonalization", "bidiagonalize", "unit"]
+__all__ = ["Bidiagonalization", "bidiagonalize", "cleaned", "tridiagonal", "unit"]
 
 
 def unit(xp: Any, v: Array) -> tuple[Array, Array]:
@@ -73,19 +73,31 @@ def bidiagonalize(operator: LinearOperator, start: Array, steps: int) -> Iterato
         image_length = xp.linalg.vector_norm(u, axis=-1)
         if state.left:
             u = u - state.beta[-1][..., None] * state.left[-1]
-        u, alpha = _cleaned(xp, _orthogonalize(xp, u, state.left), image_length, eps)
+        u, alpha = cleaned(xp, _orthogonalize(xp, u, state.left), image_length, eps)
         state.left.append(u)
         state.alpha.append(alpha)
         w = operator.rmatvec(u)
         image_length = xp.linalg.vector_norm(w, axis=-1)
-        v, beta = _cleaned(xp, _orthogonalize(xp, w - alpha[..., None] * v, state.right), image_length, eps)
+        v, beta = cleaned(xp, _orthogonalize(xp, w - alpha[..., None] * v, state.right), image_length, eps)
         state.right.append(v)
         state.beta.append(beta)
         yield state
 
 
-def _cleaned(xp: Any, v: Array, image_length: Array, eps: float) -> tuple[Array, Array]:
+def cleaned(xp: Any, v: Array, image_length: Array, eps: float) -> tuple[Array, Array]:
     """Normalise; what is only rounding of the product becomes zero, which ends that recurrence."""
     length = xp.linalg.vector_norm(v, axis=-1)
     v = xp.where((length > 10 * eps * image_length)[..., None], v, xp.zeros_like(v))
     return unit(xp, v)
+
+
+def tridiagonal(xp: Any, diagonal: list[Array], beside: list[Array]) -> Array:
+    """Return the symmetric tridiagonal matrices (..., k, k) with `diagonal` and the k - 1 entries `beside` it."""
+    k, like = len(diagonal), diagonal[0]
+
+    def placed(entries: list[Array], offset: int) -> Array:
+        column = xp.stack([*entries, *[xp.zeros_like(like)] * (k - len(entries))], axis=-1)[..., :, None]
+        return column * xp.eye(k, k=offset, dtype=like.dtype, device=like.device)
+
+    above = placed(beside[: k - 1], 1)
+    return placed(diagonal, 0) + above + xp.matrix_transpose(above)

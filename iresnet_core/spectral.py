@@ -109,7 +109,7 @@ def prepared(operator: LinearOperator, dtype: Any = None) -> tuple[LinearOperato
     engine, xp = operator.engine, operator.engine.xp
     target = working_dtype(engine, operator.like.dtype) if dtype is None else dtype
     if isinstance(operator, Matrices):
-        array = xp.astype(operator.array, target)
+        array = xp.astype(operator.array, target, copy=False)
         scale = power_of_two_near(xp, xp.max(xp.abs(array), axis=(-2, -1)))
         return Matrices(array / scale[..., None, None]), scale
     if isinstance(operator, LinearLayer):

@@ -70,7 +70,9 @@ class Engine(OffsetConvolution):
     def is_positive_definite(self, matrix: Array) -> bool:
         """LAPACK's potrf, with its refusal as the answer."""
         try:
-            factor = np.linalg.cholesky(matrix)
+            # The transpose is the conjugate matrix, definite or not together with it; its columns are contiguous, which
+            # spares LAPACK's copy the strided reads.
+            factor = np.linalg.cholesky(np.swapaxes(matrix, -1, -2))
         except np.linalg.LinAlgError:
             return False
         return bool(np.all(np.isfinite(factor)))  # NaN passes through LAPACK
