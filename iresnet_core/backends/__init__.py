@@ -18,6 +18,10 @@ __all__ = ["Array", "Backend", "available_backends", "backend", "get_backend"]
 # iresnet_core.backends.<name>; one more engine is one more file and one more row.
 _ENGINES: dict[str, tuple[str, str]] = {
     "numpy": ("numpy", "pip install numpy"),
+    "torch": ("torch", "pip install 'iresnet-core[torch]'"),
+    "tensorflow": ("tensorflow", "pip install 'iresnet-core[tensorflow]'"),
+    "jax": ("jax", "pip install 'iresnet-core[jax]'"),
+    "cupy": ("cupy", "pip install 'iresnet-core[cupy]'"),
     "array_api_strict": ("array_api_strict", "pip install array-api-strict"),
 }
 

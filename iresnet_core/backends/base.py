@@ -7,6 +7,7 @@ loops, convolves and draws noise.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 __all__ = ["Array", "Backend", "NoiseKind", "Pullback"]
@@ -115,13 +116,43 @@ class Backend(ABC):
             "an object with `lipschitz` and `linearize(x)` that returns a Linearization with the value and `vjp`."
         )
 
+    # --- derivatives ---
+
+    def may_differentiate(self, *arrays: Array) -> bool:
+        """Say whether somebody may ask for the derivative of a result with respect to one of `arrays`.
+
+        True in doubt. Where it is False the core leaves out what only a derivative needs.
+        """
+        return False
+
     def stop_gradient(self, x: Array) -> Array:
         """Return `x` as a constant for differentiation."""
         return x
 
+    def detached(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `fn` without derivative, with respect to its arguments and to all that it closes over.
+
+        `fn` takes arrays and returns an array or a tuple of arrays. An engine that records operations does not record
+        those of `fn`.
+        """
+        return fn
+
     def map_cotangent(self, x: Array, fn: Callable[[Array], Array]) -> Array:
-        """Return `x`; in the backward pass its cotangent is replaced by ``fn(cotangent)``."""
+        """Return `x`; in the backward pass its cotangent is replaced by ``fn(cotangent)``.
+
+        `fn` may close over arrays that are being differentiated; no derivative flows through it. A second derivative,
+        which would be wrong for that reason, is refused with a `DerivativeError`.
+        """
         return x
+
+    # --- programs ---
+
+    def is_tracing(self, *arrays: Array) -> bool:
+        """Say whether the values of `arrays` are not known yet, because a compiler is tracing the program.
+
+        Without arrays: whether the program is being traced at all.
+        """
+        return False
 
     def while_loop(
         self,
@@ -132,7 +163,9 @@ class Backend(ABC):
     ) -> tuple[Any, ...]:
         """Replace `state` by ``body(*state)`` while ``cond(*state)``, at most `max_iter` times.
 
-        A Python loop on concrete values; an engine that traces overrides it with its native loop.
+        `state` is a tuple of arrays whose shapes and dtypes do not change; `cond` returns an array (). A Python loop on
+        concrete values, which on an accelerator looks at the condition every few steps only (`body` leaves a state
+        that is finished as it is); the native loop while tracing. No derivative flows through it.
         """
         for _ in range(max_iter):
             if not bool(cond(*state)):
@@ -140,14 +173,21 @@ class Backend(ABC):
             state = body(*state)
         return state
 
-    def is_tracing(self, *arrays: Array) -> bool:
-        """Say whether the values of `arrays` are not known yet, because a compiler is tracing the program."""
-        return False
+    def at_compile_time(self, fn: Callable[[], Any]) -> Any:
+        """Return ``fn()``, computed from concrete arrays also where a compiler is tracing the program around it.
 
-    def frozen(self, x: Array) -> Array:
-        """Return `x` such that nobody can change it behind our back; engines without such arrays return it as it is."""
-        return x
+        For constants, such as the Lipschitz constant of weights that are no arguments of the traced function.
+        """
+        return fn()
+
+    def float64(self) -> AbstractContextManager[Any]:
+        """Context in which float64 arrays can be made; an engine that always can has nothing to do."""
+        return nullcontext()
 
     def jit(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Compile `fn`; engines without a compiler return it as it is."""
         return fn
+
+    def frozen(self, x: Array) -> Array:
+        """Return `x` such that nobody can change it behind our back; engines without such arrays return it as it is."""
+        return x
