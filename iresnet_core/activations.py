@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from iresnet_core.backends import Array, get_backend
+from iresnet_core.backends import Array, device_of, get_backend
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 
 __all__ = ["ACTIVATIONS", "SWISH_SLOPE", "Activation", "Diagonal", "PairSwap"]
@@ -225,7 +225,7 @@ class Activation:
         axis = self._channel_axis(x)
         partner = _partner(xp, x, axis)
         second = xp.reshape(
-            xp.astype(xp.arange(x.shape[axis], device=x.device) % 2, xp.bool), (-1,) + (1,) * (-axis - 1)
+            xp.astype(xp.arange(x.shape[axis], device=device_of(x)) % 2, xp.bool), (-1,) + (1,) * (-axis - 1)
         )
         out_of_order = xp.where(second, x > partner, x < partner)
         jacobian = PairSwap(xp, out_of_order, axis)

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from iresnet_core.activations import Activation, Diagonal, PairSwap
-from iresnet_core.backends import Array, get_backend
+from iresnet_core.backends import Array, device_of, get_backend
 from iresnet_core.convolution import Convolution
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.linearization import Branch, Linearization
@@ -159,7 +159,7 @@ class Chain:
         engine = get_backend(x)
         xp = engine.xp
         u = unit_roundoff(engine, x.dtype)
-        error = xp.zeros((x.shape[0],), dtype=x.dtype, device=x.device)
+        error = xp.zeros((x.shape[0],), dtype=x.dtype, device=device_of(x))
         for layer, scale in zip(self.layers, self._rounding_scales, strict=True):
             if isinstance(layer, LinearLayer):
                 terms, absolute_norm, bias_norm = scale
@@ -307,7 +307,7 @@ class _Product:
         assert plan is not None
         xp = get_backend(self.value).xp
         if not plan.groups:
-            return plan.kernel + xp.zeros((self.value.shape[0],), dtype=self.value.dtype, device=self.value.device)
+            return plan.kernel + xp.zeros((self.value.shape[0],), dtype=self.value.dtype, device=device_of(self.value))
         slopes = [self._slopes(group) for group in plan.groups]
         if len(slopes) == 1:
             return xp.matmul(slopes[0], plan.kernel)
@@ -338,7 +338,7 @@ class _Product:
             if isinstance(layer, LinearLayer):
                 shape = layer.output_shape
         r, batch = math.prod(shape), self.value.shape[0]
-        v = xp.eye(r, dtype=self.value.dtype, device=self.value.device)
+        v = xp.eye(r, dtype=self.value.dtype, device=device_of(self.value))
         v = xp.reshape(v, (r, 1, *shape))
         for jacobian in (*self.jacobians[cut:], *self.jacobians[:cut]):
             v = jacobian.apply(v)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from iresnet_core.backends import Array, Backend
+from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.errors import NotConvergedError
 from iresnet_core.golub_kahan import cleaned, tridiagonal, unit
 from iresnet_core.precision import gamma
@@ -108,7 +108,7 @@ def cholesky_certificate(engine: Backend, gram: Array, gram_error: Array, level:
     xp = engine.xp
     n = gram.shape[-1]
     squared = level * level
-    shifted = squared * xp.eye(n, dtype=gram.dtype, device=gram.device) - gram
+    shifted = squared * xp.eye(n, dtype=gram.dtype, device=device_of(gram)) - gram
     if not engine.is_positive_definite(shifted):
         return None
     g = gamma(_terms(xp, gram, n), U)
@@ -133,7 +133,7 @@ def cholesky_bound(engine: Backend, A: Array) -> Array:
             continue
         gram, gram_error = smaller_gram(xp, matrix)
         bounds.append(raise_until_certified(engine, gram, gram_error, _lanczos_estimates(engine, gram)))
-    return xp.reshape(xp.asarray(bounds, dtype=xp.float64, device=A.device), stack)
+    return xp.reshape(xp.asarray(bounds, dtype=xp.float64, device=device_of(A)), stack)
 
 
 def _lanczos_estimates(engine: Backend, gram: Array) -> Iterator[float]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from iresnet_core.backends import Array, get_backend
+from iresnet_core.backends import Array, device_of, get_backend
 from iresnet_core.checks import require_positive_int, require_shape
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.operators import LinearLayer
@@ -294,7 +294,9 @@ def _unwrap(xp: Any, x: Array, axis: int, before: int, after: int) -> Array:
         width = part.shape[axis]
         if width:
             zeros = [
-                xp.zeros(tuple(k if a == axis else m for a, m in enumerate(part.shape)), dtype=x.dtype, device=x.device)
+                xp.zeros(
+                    tuple(k if a == axis else m for a, m in enumerate(part.shape)), dtype=x.dtype, device=device_of(x)
+                )
                 for k in (offset, n - offset - width)
             ]
             total = total + xp.concat([zeros[0], part, zeros[1]], axis=axis)

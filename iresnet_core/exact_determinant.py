@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from iresnet_core.backends import Array, Backend
+from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.checks import require_finite
 from iresnet_core.errors import NotContractiveError
 from iresnet_core.linearization import Linearization, linearize
@@ -39,7 +39,7 @@ def exact_logdet(engine: Backend, g: Any, x: Array, linearization: Linearization
         part = x[begin : min(begin + step, batch), ...]
         here = linearization if step >= batch else linearize(engine, g, part)
         values.append(_log_determinants(engine, here, part))
-    value = xp.concat(values) if values else xp.zeros((0,), dtype=xp.float64, device=x.device)
+    value = xp.concat(values) if values else xp.zeros((0,), dtype=xp.float64, device=device_of(x))
     _refuse_impossible(engine, value, constant, math.prod(x.shape[1:]), unit_roundoff(engine, x.dtype))
     u = unit_roundoff(engine, x.dtype)
     allowance = 8 * u * order * (linearization.depth + math.sqrt(order)) / (1 - constant)
@@ -49,7 +49,7 @@ def exact_logdet(engine: Backend, g: Any, x: Array, linearization: Linearization
         result,
         xp.zeros_like(result),
         round_up(engine, rounding + allowance, dtype),
-        xp.full((batch,), order, dtype=xp.int32, device=x.device),
+        xp.full((batch,), order, dtype=xp.int32, device=device_of(x)),
         "exact",
     )
 
@@ -66,7 +66,7 @@ def _log_determinants(engine: Backend, linearization: Linearization, x: Array) -
     require_finite(engine, matrix, "the Jacobian of g")
     matrix = xp.astype(matrix, widest(engine))
     order = matrix.shape[-1]
-    sign, value = xp.linalg.slogdet(xp.eye(order, dtype=matrix.dtype, device=matrix.device) + matrix)
+    sign, value = xp.linalg.slogdet(xp.eye(order, dtype=matrix.dtype, device=device_of(matrix)) + matrix)
     return xp.where(sign > 0, value, xp.full_like(value, math.nan))
 
 
@@ -74,7 +74,7 @@ def _from_products(engine: Backend, linearization: Linearization, x: Array) -> A
     """The Jacobian from one product with J^T for each unit vector; (batch, d, d)."""
     xp = engine.xp
     batch, d = x.shape[0], math.prod(x.shape[1:])
-    units = xp.eye(d, dtype=x.dtype, device=x.device)
+    units = xp.eye(d, dtype=x.dtype, device=device_of(x))
     units = xp.broadcast_to(xp.reshape(units, (d, 1, *x.shape[1:])), (d, *x.shape))
     rows = xp.reshape(linearization.transposed_products(units), (d, batch, d))
     return xp.permute_dims(rows, (1, 0, 2))

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from iresnet_core.backends import Array, Backend
+from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.linearization import evaluate
 from iresnet_core.precision import unit_roundoff
 from iresnet_core.samples import flatten, norms, per_sample
@@ -61,8 +61,8 @@ class FixedPoint(NamedTuple):
     def begin(self, x: Array) -> Progress:
         """Evaluate g at the first iterate."""
         xp = self.engine.xp
-        zero = xp.zeros((x.shape[0],), dtype=x.dtype, device=x.device)
-        count = xp.zeros((x.shape[0],), dtype=xp.int32, device=x.device)
+        zero = xp.zeros((x.shape[0],), dtype=x.dtype, device=device_of(x))
+        count = xp.zeros((x.shape[0],), dtype=xp.int32, device=device_of(x))
         image = evaluate(self.engine, self.g, x)
         residual = self.norms(x + image - self.y)
         return Progress(x, image, residual, count + 1, zero, zero, residual, count, self._met(x, image, residual))
@@ -154,7 +154,7 @@ def anderson(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
         )
         return (*state, *residuals, *iterates)
 
-    zeros = xp.zeros((batch, d), dtype=x.dtype, device=x.device)
+    zeros = xp.zeros((batch, d), dtype=x.dtype, device=device_of(x))
     state = engine.while_loop(unfinished, step, (*problem.begin(x), *((zeros,) * (2 * window))), max_iter - 1)
     return Progress(*state[:fields])
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Self, Unpack, cast
 
-from iresnet_core.backends import Array, Backend, get_backend
+from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.checks import (
     require_finite,
     require_floating,
@@ -309,7 +309,7 @@ class Flow(Layer):
 
     def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
         xp, wide = engine.xp, widest(engine)
-        bound = xp.zeros((z.shape[0],), dtype=wide, device=z.device)
+        bound = xp.zeros((z.shape[0],), dtype=wide, device=device_of(z))
         residual, iterations, converged = bound, xp.astype(bound, xp.int32), xp.astype(bound + 1, xp.bool)
         for index in reversed(range(len(self.layers))):
             layer = self.layers[index]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from iresnet_core.backends import Array
+from iresnet_core.backends import Array, device_of
 from iresnet_core.operators import LinearOperator
 
 __all__ = ["Bidiagonalization", "bidiagonalize", "cleaned", "tridiagonal", "unit"]
@@ -44,8 +44,8 @@ class Bidiagonalization:
         """Return B (..., k, k)."""
         k = len(self.alpha)
         like = self.alpha[0]
-        on = xp.eye(k, dtype=like.dtype, device=like.device)
-        above = xp.eye(k, k=1, dtype=like.dtype, device=like.device)
+        on = xp.eye(k, dtype=like.dtype, device=device_of(like))
+        above = xp.eye(k, k=1, dtype=like.dtype, device=device_of(like))
         alpha = xp.stack(self.alpha, axis=-1)[..., :, None]
         beta = xp.stack(self.beta, axis=-1)[..., :, None]
         return on * alpha + above * beta
@@ -97,7 +97,7 @@ def tridiagonal(xp: Any, diagonal: list[Array], beside: list[Array]) -> Array:
 
     def placed(entries: list[Array], offset: int) -> Array:
         column = xp.stack([*entries, *[xp.zeros_like(like)] * (k - len(entries))], axis=-1)[..., :, None]
-        return column * xp.eye(k, k=offset, dtype=like.dtype, device=like.device)
+        return column * xp.eye(k, k=offset, dtype=like.dtype, device=device_of(like))
 
     above = placed(beside[: k - 1], 1)
     return placed(diagonal, 0) + above + xp.matrix_transpose(above)

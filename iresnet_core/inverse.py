@@ -4,7 +4,7 @@ import math
 import warnings
 from typing import Any, Literal, NamedTuple
 
-from iresnet_core.backends import Array, Backend, get_backend
+from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.checks import (
     require_batch,
     require_contraction,
@@ -218,7 +218,7 @@ def _evaluated(problem: _Problem, x: Array, image: Array | None = None) -> tuple
         share = 4 * u
     else:
         image = evaluate(engine, g, x) if image is None else image
-        rounding, share = xp.zeros((x.shape[0],), dtype=x.dtype, device=x.device), 4 * u
+        rounding, share = xp.zeros((x.shape[0],), dtype=x.dtype, device=device_of(x)), 4 * u
         share = share + UNSTATED_ROUNDING * max(u, problem.output_roundoff)
     terms = norms(xp, x) + norms(xp, image) + norms(xp, xp.astype(problem.y, x.dtype))
     # Where squares underflow a norm is lost; the entries are then below this.

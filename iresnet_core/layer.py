@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack
 
-from iresnet_core.backends import Array, Backend, get_backend
+from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.checks import require_batch, require_finite, require_floating, require_same_dtype
 from iresnet_core.errors import InvalidArgumentError, IResNetError, ShapeError
 from iresnet_core.precision import round_up, unit_roundoff, widest, working_dtype
@@ -264,7 +264,7 @@ def exact_logdet(engine: Backend, value: Array, rounding: Array, dtype: Any) -> 
     """
     xp = engine.xp
     target = working_dtype(engine, dtype)
-    zeros = xp.zeros(value.shape, dtype=target, device=value.device)
+    zeros = xp.zeros(value.shape, dtype=target, device=device_of(value))
     rounding = rounding + unit_roundoff(engine, target) * xp.abs(value)
     return LogDet(
         value=xp.astype(value, target),
@@ -278,7 +278,7 @@ def exact_logdet(engine: Backend, value: Array, rounding: Array, dtype: Any) -> 
 def exact_inverse(engine: Backend, value: Array, rounding: Array, residual: Array | None = None) -> Inverse:
     """Return an inverse that is exact up to rounding; `rounding` and `residual` are float64 arrays (batch,)."""
     xp = engine.xp
-    zeros = xp.zeros(rounding.shape, dtype=rounding.dtype, device=value.device)
+    zeros = xp.zeros(rounding.shape, dtype=rounding.dtype, device=device_of(value))
     return Inverse(
         value=value,
         error_bound=rounding,

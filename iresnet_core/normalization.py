@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from iresnet_core.backends import Array
+from iresnet_core.backends import Array, device_of
 from iresnet_core.bounds import lipschitz_bound
 from iresnet_core.branches import Chain
 from iresnet_core.checks import require_finite, require_nonnegative
@@ -81,7 +81,7 @@ def _scaled(operator: LinearOperator, weight: Array, bound: Any, cap: float) -> 
     if isinstance(bound, str | list | tuple):
         raise InvalidArgumentError(f"bound must be a number, an array or a LipschitzBound, got {bound!r}.")
     if isinstance(bound, int | float):
-        bound = xp.full(operator.batch_shape, float(bound), dtype=wide, device=weight.device)
+        bound = xp.full(operator.batch_shape, float(bound), dtype=wide, device=device_of(weight))
     else:
         bound = xp.astype(bound, wide)
     require_finite(engine, bound, "bound")

@@ -9,7 +9,7 @@ import sys
 from abc import ABC, abstractmethod
 from typing import Any, cast
 
-from iresnet_core.backends import Array, Backend, backend, get_backend
+from iresnet_core.backends import Array, Backend, backend, device_of, get_backend
 from iresnet_core.checks import require_finite, require_floating, require_same_dtype
 from iresnet_core.errors import DtypeError, ShapeError, UnknownArrayError
 from iresnet_core.results import LipschitzBound
@@ -64,7 +64,7 @@ class LinearOperator(ABC):
 
 
 def _identity(operator: LinearOperator, n: int) -> Array:
-    return operator.engine.xp.eye(n, dtype=operator.like.dtype, device=operator.like.device)
+    return operator.engine.xp.eye(n, dtype=operator.like.dtype, device=device_of(operator.like))
 
 
 class LinearLayer(LinearOperator):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from iresnet_core.backends import Array, Backend
+from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.checks import require_positive_int
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.layer import (
@@ -24,7 +24,7 @@ __all__ = ["InjectivePad", "Squeeze"]
 
 
 def _nothing(engine: Backend, x: Array) -> Array:
-    return engine.xp.zeros((x.shape[0],), dtype=widest(engine), device=x.device)
+    return engine.xp.zeros((x.shape[0],), dtype=widest(engine), device=device_of(x))
 
 
 class Squeeze(Layer):
@@ -197,7 +197,7 @@ class InjectivePad(Layer):
     def _map(self, engine: Backend, x: Array) -> Array:
         position = channel_axis(self.axis, x.ndim, repr(self))
         shape = tuple(self.padding if a == position else n for a, n in enumerate(x.shape))
-        zeros = engine.xp.zeros(shape, dtype=x.dtype, device=x.device)
+        zeros = engine.xp.zeros(shape, dtype=x.dtype, device=device_of(x))
         return engine.xp.concat([x, zeros], axis=position)
 
     def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:

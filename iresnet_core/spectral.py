@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from iresnet_core.backends import Array, Backend, get_backend
+from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.checks import (
     require_finite,
     require_floating,
@@ -194,8 +194,8 @@ def _power(operator: LinearOperator, left: Array, rtol: float, max_iter: int) ->
         )
 
     left, length = unit(xp, left)
-    right = xp.zeros((*operator.batch_shape, operator.shape[1]), dtype=left.dtype, device=left.device)
-    iterations = xp.zeros(operator.batch_shape, dtype=xp.int32, device=left.device)
+    right = xp.zeros((*operator.batch_shape, operator.shape[1]), dtype=left.dtype, device=device_of(left))
+    iterations = xp.zeros(operator.batch_shape, dtype=xp.int32, device=device_of(left))
     state = (length, left, right, iterations, iterations > 0)
     sigma, left, right, iterations, _ = engine.while_loop(unfinished, step, state, max_iter)
     residual = xp.linalg.vector_norm(operator.rmatvec(left) - sigma[..., None] * right, axis=-1) / 2**0.5
@@ -206,7 +206,7 @@ def _lanczos(operator: LinearOperator, left: Array, rtol: float, max_iter: int) 
     """Golub-Kahan-Lanczos; two operator products a step. A stack goes on until its last matrix has converged."""
     xp = operator.engine.xp
     right = operator.rmatvec(left)
-    iterations = xp.zeros(operator.batch_shape, dtype=xp.int32, device=left.device)
+    iterations = xp.zeros(operator.batch_shape, dtype=xp.int32, device=device_of(left))
     done = iterations > 0
     for state in bidiagonalize(operator, right, min(max_iter, *operator.shape)):
         U, S, Vh = xp.linalg.svd(state.matrix(xp), full_matrices=False)
@@ -226,7 +226,7 @@ def _svd(operator: LinearOperator, left: Array, rtol: float, max_iter: int) -> t
     """Singular value decomposition of the explicit matrix."""
     xp = operator.engine.xp
     U, S, Vh = xp.linalg.svd(operator.matrix(), full_matrices=False)
-    iterations = xp.zeros(operator.batch_shape, dtype=xp.int32, device=left.device)
+    iterations = xp.zeros(operator.batch_shape, dtype=xp.int32, device=device_of(left))
     return S[..., 0], U[..., :, 0], Vh[..., 0, :], iterations, iterations == 0
 
 

@@ -5,7 +5,7 @@ import operator
 from typing import Any, NamedTuple
 
 from iresnet_core.arnoldi import arnoldi_form
-from iresnet_core.backends import Array, Backend
+from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.errors import (
     DerivativeError,
     InvalidArgumentError,
@@ -163,7 +163,7 @@ class _Estimator:
             value,
             xp.sqrt(variance / p),
             sums.bias / p,
-            xp.full(value.shape, sums.products, dtype=xp.int32, device=value.device),
+            xp.full(value.shape, sums.products, dtype=xp.int32, device=device_of(value)),
             self.method,
         )
 

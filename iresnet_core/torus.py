@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from iresnet_core.backends import Array, Backend
+from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.certificates import (
     U,
     cholesky_certificate,
@@ -58,7 +58,7 @@ def torus_bound(layer: Convolution) -> Array:
             bound = certified
             continue
         bound = max(bound, raise_until_certified(engine, gram, gram_error, iter((estimate,))))
-    return xp.asarray((bound + rounding) * (1 + 4 * U), dtype=xp.float64, device=layer.weight.device)
+    return xp.asarray((bound + rounding) * (1 + 4 * U), dtype=xp.float64, device=device_of(layer.weight))
 
 
 def _rayleigh_quotients(engine: Backend, gram: Array) -> Array:

@@ -9,10 +9,10 @@ import sys
 from functools import cache
 from typing import Any
 
-from iresnet_core.backends.base import Array, Backend
+from iresnet_core.backends.base import Array, Backend, device_of
 from iresnet_core.errors import InvalidArgumentError, MissingDependencyError, MixedBackendsError, UnknownArrayError
 
-__all__ = ["Array", "Backend", "available_backends", "backend", "get_backend"]
+__all__ = ["Array", "Backend", "available_backends", "backend", "device_of", "get_backend"]
 
 # engine -> (the framework's module, how to install it). The engine `name` is the class `Engine` of
 # iresnet_core.backends.<name>; one more engine is one more file and one more row.
@@ -70,7 +70,10 @@ def available_backends() -> tuple[str, ...]:
 def _find(kind: type) -> Backend | None:
     for name, (framework, _) in _ENGINES.items():
         if sys.modules.get(framework) is not None:
-            engine = backend(name)
+            try:
+                engine = backend(name)
+            except MissingDependencyError:  # imported, but it cannot run here, and so has no arrays
+                continue
             if engine.owns(kind):
                 return engine
     return None

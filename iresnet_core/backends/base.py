@@ -10,11 +10,16 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
-__all__ = ["Array", "Backend", "NoiseKind", "Pullback"]
+__all__ = ["Array", "Backend", "NoiseKind", "Pullback", "device_of"]
 
 Array = Any
 Pullback = Callable[[Array], Array]
 NoiseKind = Literal["rademacher", "gaussian"]
+
+
+def device_of(x: Array) -> Any:
+    """Return the device of an array, or None where it has none of its own because a compiler is tracing it."""
+    return getattr(x, "device", None)
 
 
 class Backend(ABC):
