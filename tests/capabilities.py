@@ -59,6 +59,17 @@ TABLE = (
         frozen=YES,
     ),
     Capability(
+        backend="torch",
+        framework="torch",
+        autodiff=YES,
+        compile=YES,
+        float16=YES,
+        complex=YES,
+        fft=YES,
+        numpy_rng="without `rng` noise comes from PyTorch's generator, which `torch.manual_seed` governs",
+        frozen=YES,
+    ),
+    Capability(
         backend="array_api_strict",
         framework="array_api_strict",
         autodiff="the standard has no derivatives",

@@ -1,0 +1,295 @@
+"""PyTorch engine: eager, under torch.compile and torch.func, on the device of its arrays."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import array_api_compat.torch as namespace
+import numpy as np
+import torch
+
+from iresnet_core.backends.base import Array, Backend, NoiseKind, Pullback
+from iresnet_core.backends.numpy import draw
+from iresnet_core.backends.numpy import generator as numpy_generator
+from iresnet_core.errors import DerivativeError, InvalidArgumentError
+
+__all__ = ["Engine"]
+
+# Steps between two looks at the condition of a loop on an accelerator, each of which waits for the device.
+STEPS_A_LOOK = 8
+_CONVOLUTIONS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
+
+
+class _Refused(torch.autograd.Function):
+    """The first argument, which depends on the others in a way that is not differentiable here."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Array, *sources: Array) -> Array:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Array) -> Any:
+        raise DerivativeError(
+            "a second derivative through the implicit gradient of an inverse was asked for; it would lack the "
+            "derivative of the solution itself. Differentiate once, or differentiate the iteration yourself."
+        )
+
+
+class _MapCotangent(torch.autograd.Function):
+    """Identity whose backward pass applies a function to the cotangent."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Array, fn: Callable[[Array], Array]) -> Array:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.fn = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Array) -> Any:
+        (x,) = ctx.saved_tensors
+        (cotangent,) = cotangents
+        with torch.no_grad():
+            mapped = ctx.fn(cotangent)
+        return (_Refused.apply(mapped, x, cotangent) if torch.is_grad_enabled() else mapped), None  # type: ignore[no-untyped-call]
+
+
+class Engine(Backend):
+    """PyTorch: automatic differentiation, native convolutions, `torch.compile`."""
+
+    name = "torch"
+    xp = namespace
+    differentiates = True
+
+    def owns(self, kind: type) -> bool:
+        """Say whether `kind` is a tensor or a subclass, such as a parameter."""
+        return issubclass(kind, torch.Tensor)
+
+    def to_numpy(self, x: Array) -> Any:
+        """Copy to the host; bfloat16, which NumPy lacks, becomes float32."""
+        host = x.detach().cpu()
+        return np.array((host.float() if host.dtype == torch.bfloat16 else host).resolve_conj().numpy())
+
+    def from_numpy(self, x: Any, like: Array | None = None) -> Array:
+        """Copy, to the device of `like`."""
+        return torch.tensor(np.asarray(x), device=None if like is None else like.device)
+
+    # --- noise ---
+
+    def generator(self, rng: Any) -> Any:
+        """Return a torch.Generator or None as it is; an int seed is one of NumPy's, the same on every engine."""
+        if rng is None or isinstance(rng, torch.Generator):
+            return rng
+        try:
+            return numpy_generator(rng)
+        except InvalidArgumentError as error:
+            if isinstance(rng, int):
+                raise
+            raise InvalidArgumentError(
+                f"rng must be None, an int seed, a torch.Generator or a numpy.random.Generator here, got "
+                f"{type(rng).__name__}."
+            ) from error
+
+    def sample(self, kind: NoiseKind, shape: tuple[int, ...], like: Array, rng: Any) -> Array:
+        """Draw with PyTorch on the device of `like`, or, from an int seed or NumPy's generator, on the host."""
+        source = self.generator(rng)
+        if source is not None and not isinstance(source, torch.Generator):
+            return self.from_numpy(draw(kind, shape, source), like).to(like.dtype)
+        device = like.device if source is None else source.device
+        if kind == "gaussian":
+            noise = torch.randn(shape, dtype=like.dtype, device=device, generator=source)
+        elif kind == "rademacher":
+            bits = torch.randint(0, 2, shape, dtype=torch.int8, device=device, generator=source)
+            noise = 2 * bits.to(like.dtype) - 1
+        else:
+            raise InvalidArgumentError(f"noise must be 'rademacher' or 'gaussian', got {kind!r}.")
+        return noise.to(like.device)
+
+    def uniform(self, shape: tuple[int, ...], rng: Any) -> Any:
+        """Draw on the host."""
+        source = self.generator(rng)
+        if source is not None and not isinstance(source, torch.Generator):
+            return np.asarray(source.random(shape))
+        device = "cpu" if source is None else source.device
+        return torch.rand(shape, dtype=torch.float64, device=device, generator=source).cpu().numpy()
+
+    # --- linear algebra ---
+
+    def conv(
+        self,
+        x: Array,
+        kernel: Array,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[tuple[int, int]],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Array:
+        """PyTorch's convolution; uneven padding is put on beforehand."""
+        even = [min(pair) for pair in padding]
+        extra = [side - least for pair, least in zip(padding, even, strict=True) for side in pair]
+        if any(extra):
+            # `pad` counts the axes from the last one.
+            pairs = [tuple(extra[i : i + 2]) for i in range(0, len(extra), 2)]
+            x = torch.nn.functional.pad(x, [side for pair in reversed(pairs) for side in pair])
+        convolution = _CONVOLUTIONS[len(padding)]
+        return convolution(x, kernel, None, tuple(stride), tuple(even), tuple(dilation), groups)
+
+    def conv_transpose(
+        self,
+        y: Array,
+        kernel: Array,
+        *,
+        spatial: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[tuple[int, int]],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Array:
+        """PyTorch's transposed convolution on the padded extent, of which the inside is kept."""
+        padded = [n + sum(pair) for n, pair in zip(spatial, padding, strict=True)]
+        # Rows that the strided window never reached are outputs all the same.
+        missed = [
+            n - ((out - 1) * s + d * (k - 1) + 1)
+            for n, out, s, d, k in zip(padded, y.shape[2:], stride, dilation, kernel.shape[2:], strict=True)
+        ]
+        full = torch.ops.aten.convolution.default(
+            y,
+            kernel,
+            None,
+            list(stride),
+            [0] * len(padded),
+            list(dilation),
+            True,
+            [min(m, max(s, d) - 1) for m, s, d in zip(missed, stride, dilation, strict=True)],
+            groups,
+        )
+        for axis, (n, (before, _)) in enumerate(zip(spatial, padding, strict=True), start=2):
+            lacking = before + n - full.shape[axis]
+            if lacking > 0:
+                pad = [0, 0] * (full.ndim - 1 - axis) + [0, lacking]
+                full = torch.nn.functional.pad(full, pad)
+            full = full.narrow(axis, before, n)
+        return full
+
+    def is_positive_definite(self, matrix: Array) -> bool:
+        """LAPACK's (or the device's) potrf, which reports its refusal as a number."""
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        return bool((info == 0).all() & torch.isfinite(factor).all())
+
+    # --- derivatives ---
+
+    def vjp(self, fn: Callable[[Array], Array], x: Array) -> tuple[Array, Pullback]:
+        """One retained graph serves all products; `torch.func.vjp` where graphs of that kind cannot be had."""
+        if torch.compiler.is_compiling() or _inside_functorch() or torch.is_inference_mode_enabled():
+            value, pullback = torch.func.vjp(fn, x)
+            return value, lambda u: pullback(u)[0]
+        recorded = torch.is_grad_enabled()
+        with torch.enable_grad():
+            point = x if recorded and x.requires_grad else x.detach().requires_grad_()
+            value = fn(point)
+
+        def product(u: Array) -> Array:
+            if not value.requires_grad:
+                return torch.zeros_like(x)
+            (out,) = torch.autograd.grad(
+                value, point, u, retain_graph=True, create_graph=torch.is_grad_enabled(), materialize_grads=True
+            )
+            return out
+
+        return value if recorded else value.detach(), product
+
+    def may_differentiate(self, *arrays: Array) -> bool:
+        """Whether a graph is being recorded for one of the arrays, or PyTorch is transforming the program."""
+        if not torch.is_grad_enabled():
+            return False
+        return any(a.requires_grad for a in arrays) or (not torch.compiler.is_compiling() and _inside_functorch())
+
+    def stop_gradient(self, x: Array) -> Array:
+        """Detach."""
+        return x.detach()
+
+    def detached(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Evaluate without recording."""
+
+        def unrecorded(*arguments: Any) -> Any:
+            with torch.no_grad():
+                return fn(*arguments)
+
+        return unrecorded
+
+    def map_cotangent(self, x: Array, fn: Callable[[Array], Array]) -> Array:
+        """Through an autograd.Function."""
+        out: Array = _MapCotangent.apply(x, fn)  # type: ignore[no-untyped-call]
+        return out
+
+    # --- programs ---
+
+    def is_tracing(self, *arrays: Array) -> bool:
+        """Whether torch.compile or torch.export is at work, or vmap hides the values."""
+        if torch.compiler.is_compiling():
+            return True
+        return _inside_functorch() and (not arrays or any(map(_is_batched, arrays)))
+
+    def while_loop(
+        self,
+        cond: Callable[..., Any],
+        body: Callable[..., tuple[Any, ...]],
+        state: tuple[Any, ...],
+        max_iter: int,
+    ) -> tuple[Any, ...]:
+        """Python loop; `torch.while_loop` under torch.compile."""
+        if torch.compiler.is_compiling():
+            return _compiled_loop(cond, body, state, max_iter)
+        look = 1 if all(a.device.type == "cpu" for a in state) else STEPS_A_LOOK
+        blind = _inside_functorch() and any(map(_is_batched, state))  # then the values are hidden, and all steps taken
+        for k in range(max_iter):
+            if not blind and k % look == 0 and not bool(cond(*state)):
+                break
+            state = body(*state)
+        return state
+
+    def frozen(self, x: Array) -> Array:
+        """Return a plain tensor with storage of its own; derivatives flow back to `x`."""
+        return x.detach().clone() if not (x.requires_grad and torch.is_grad_enabled()) else x.clone()
+
+    def jit(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """``torch.compile(fn, fullgraph=True)``."""
+        return torch.compile(fn, fullgraph=True)
+
+
+def _inside_functorch() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _is_batched(x: Array) -> bool:
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_batchedtensor(x):
+            return True
+        x = torch._C._functorch.get_unwrapped(x)
+    return False
+
+
+def _compiled_loop(
+    cond: Callable[..., Any], body: Callable[..., tuple[Any, ...]], state: tuple[Any, ...], max_iter: int
+) -> tuple[Any, ...]:
+    """`torch.while_loop`, whose carried values may share no memory."""
+    counter = torch.zeros((), dtype=torch.int64)
+
+    def unfinished(k: Array, *values: Array) -> Array:
+        return (k < max_iter) & cond(*values).to(k.device)
+
+    def step(k: Array, *values: Array) -> tuple[Array, ...]:
+        return (k + 1, *(v.clone() for v in body(*values)))
+
+    with torch.no_grad():
+        return tuple(torch.while_loop(unfinished, step, (counter, *(s.clone() for s in state)))[1:])
