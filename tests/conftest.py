@@ -4,6 +4,8 @@ import importlib.util
 import os
 from pathlib import Path
 
+os.environ.setdefault("JAX_ENABLE_X64", "1")  # read when JAX is imported; the tests compare float64
+
 import capabilities
 import pytest
 from hypothesis import HealthCheck, settings

@@ -1,0 +1,382 @@
+"""JAX engine: every array is a constant, every function may be traced by grad, jit or vmap."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from iresnet_core.backends.base import Array, Backend, NoiseKind, Pullback, device_of
+from iresnet_core.backends.numpy import draw, generator
+from iresnet_core.errors import DerivativeError, DtypeError, InvalidArgumentError
+
+__all__ = ["Engine", "KeyStream"]
+
+# On an accelerator JAX multiplies float32 matrices in fewer bits unless it is told not to; the error bounds count on
+# the rounding of the dtype.
+_EXACT = lax.Precision.HIGHEST
+
+
+def _matmul(a: Array, b: Array, /) -> Array:
+    return jnp.matmul(a, b, precision=_EXACT)
+
+
+def _vecdot(a: Array, b: Array, /, *, axis: int = -1) -> Array:
+    return jnp.vecdot(a, b, axis=axis, precision=_EXACT)
+
+
+def _tensordot(a: Array, b: Array, /, *, axes: Any = 2) -> Array:
+    return jnp.tensordot(a, b, axes=axes, precision=_EXACT)
+
+
+_PRODUCTS = {"matmul": _matmul, "vecdot": _vecdot, "tensordot": _tensordot}
+
+
+class _Namespace(SimpleNamespace):
+    """The functions of `module`, with products in full precision."""
+
+    def __init__(self, module: Any, **own: Any) -> None:
+        super().__init__(_module=module, **_PRODUCTS, **own)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _has_float64() -> bool:
+    """Say whether float64 arrays can be made here and now."""
+    return bool(jax.dtypes.canonicalize_dtype(np.float64) == np.float64)
+
+
+def _x64(enable: bool) -> AbstractContextManager[Any]:
+    """Context with or without 64-bit arrays; JAX's own context manager moved with 0.8."""
+    if enable == _has_float64():
+        return nullcontext()
+    owner: Any = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+    context: AbstractContextManager[Any] = owner.enable_x64(enable)
+    return context
+
+
+def _concrete(x: Array) -> Any:
+    """Return the value of an array that may be a tracer of grad, or None where no value is known yet."""
+    tracer: Any = x
+    return tracer.to_concrete_value() if isinstance(x, jax.core.Tracer) else x
+
+
+def _constants(values: Any) -> Any:
+    return jax.tree.map(lax.stop_gradient, values)
+
+
+# --- keys ---
+
+
+class KeyStream:
+    """A JAX key that goes on from draw to draw: each one splits a subkey off.
+
+    Parameters
+    ----------
+    key : jax.Array
+        A typed key (`jax.random.key`) or a raw one (`jax.random.PRNGKey`); it may be a tracer.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it is no single key.
+    """
+
+    def __init__(self, key: Array) -> None:
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            if key.dtype != jnp.uint32 or key.ndim != 1:
+                raise InvalidArgumentError(
+                    f"rng must be a key here, such as jax.random.key(0), got an array of dtype {key.dtype} and shape "
+                    f"{tuple(key.shape)}."
+                )
+            key = jax.random.wrap_key_data(key)
+        if key.ndim:
+            raise InvalidArgumentError(f"rng must be a single key, got keys of shape {tuple(key.shape)}.")
+        self.key = key
+
+    def next(self) -> Array:
+        """Return a fresh subkey."""
+        self.key, subkey = jax.random.split(self.key)
+        return subkey
+
+
+def _owns(kind: type) -> bool:
+    return issubclass(kind, jax.Array | jax.core.Tracer)
+
+
+def _draw_native(kind: NoiseKind, shape: tuple[int, ...], dtype: Any, key: Array) -> Array:
+    if kind == "gaussian":
+        return jax.random.normal(key, shape, dtype)
+    if kind == "rademacher":
+        return jax.random.rademacher(key, shape, dtype)
+    raise InvalidArgumentError(f"noise must be 'rademacher' or 'gaussian', got {kind!r}.")
+
+
+# --- cotangents ---
+
+
+@jax.custom_jvp
+def _once(x: Array) -> Array:
+    """Return `x`; its derivative is refused."""
+    return x
+
+
+@_once.defjvp
+def _refuse_second_derivative(primals: Any, tangents: Any) -> Any:
+    raise DerivativeError(
+        "a second derivative through an implicit gradient (a gradient of the inverse or of the log-determinant) would "
+        "be wrong and is refused. Use first derivatives, or differentiate the residual equation yourself."
+    )
+
+
+def _no_cotangent(x: Array) -> Any:
+    """The zero cotangent of a constant; that of whole numbers has JAX's empty dtype."""
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.zeros_like(x)
+    return np.zeros(x.shape, jax.dtypes.float0)
+
+
+class Engine(Backend):
+    """JAX: derivatives and loops are transformations of the traced program."""
+
+    name = "jax"
+    xp = _Namespace(jnp, linalg=_Namespace(jnp.linalg))
+    differentiates = True
+
+    def owns(self, kind: type) -> bool:
+        """Say whether `kind` is JAX's array or one of its tracers."""
+        return _owns(kind)
+
+    def to_numpy(self, x: Array) -> Any:
+        """Copy; within grad the value, without its derivative."""
+        value = _concrete(x)
+        return np.array(x if value is None else value)  # JAX's own error says that there is no value yet
+
+    def from_numpy(self, x: Any, like: Array | None = None) -> Array:
+        """Copy, to the device of `like`.
+
+        Raises
+        ------
+        DtypeError
+            For a dtype that JAX would silently narrow, since its 64-bit types are off.
+        """
+        host = np.asarray(x)
+        kept = jax.dtypes.canonicalize_dtype(host.dtype)
+        if kept != host.dtype and not (host.dtype.kind in "iu" and np.all(host == host.astype(kept))):
+            raise DtypeError(
+                f"JAX has no {host.dtype} arrays while its 64-bit types are off. Set the environment variable "
+                "JAX_ENABLE_X64=1 or call jax.config.update('jax_enable_x64', True) at the start of the program, or "
+                f"convert to {kept} first."
+            )
+        return jnp.array(host, dtype=kept, device=None if like is None else device_of(like))
+
+    # --- noise ---
+
+    def generator(self, rng: Any) -> Any:
+        """Return a stream of keys for a key; otherwise NumPy's generator, so that a seed means the same everywhere.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Without `rng` in a traced program, whose noise would be the same on every call.
+        """
+        if isinstance(rng, KeyStream):
+            return rng
+        if _owns(type(rng)):
+            return KeyStream(rng)
+        if rng is None and self.is_tracing():
+            raise InvalidArgumentError(
+                "without rng the noise would be drawn once, while the program is traced, and be the same on every "
+                "call. Pass rng=key with a JAX key that is an argument of the traced function, or noise=."
+            )
+        return generator(rng)
+
+    def sample(self, kind: NoiseKind, shape: tuple[int, ...], like: Array, rng: Any) -> Array:
+        """Draw with JAX from a key, else with NumPy in float64 and round, so that float32 runs see the same noise."""
+        source = self.generator(rng)
+        if isinstance(source, KeyStream):
+            return _draw_native(kind, shape, like.dtype, source.next())
+        return self.from_numpy(draw(kind, shape, source).astype(like.dtype), like)
+
+    def uniform(self, shape: tuple[int, ...], rng: Any) -> Any:
+        """Draw from the same generator as `sample`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            For a key without a value, since the numbers decide on the host what is traced.
+        """
+        source = self.generator(rng)
+        if not isinstance(source, KeyStream):
+            return np.asarray(source.random(shape))
+        if self.is_tracing(source.key):
+            raise InvalidArgumentError(
+                "a decision on the host needs the value of its key, which a traced function does not know. Pass an int "
+                "seed or a key that is no argument of the traced function, noise=, or probe_kind='gaussian'."
+            )
+        with jax.ensure_compile_time_eval(), self.float64():
+            source.key = _concrete(source.key)
+            return np.asarray(jax.random.uniform(source.next(), shape, np.float64))
+
+    # --- derivatives ---
+
+    def vjp(self, fn: Callable[[Array], Array], x: Array) -> tuple[Array, Pullback]:
+        """Return ``fn(x)`` and the transpose of its derivative."""
+        value, pullback = jax.vjp(fn, x)
+        return value, lambda u: pullback(u)[0]
+
+    def may_differentiate(self, *arrays: Array) -> bool:
+        """Say whether a value is traced, or the whole program."""
+        return any(isinstance(x, jax.core.Tracer) for x in arrays) or self.is_tracing()
+
+    def stop_gradient(self, x: Array) -> Array:
+        """Return `x` with a zero tangent."""
+        return lax.stop_gradient(x)
+
+    def detached(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Stop the tangents of the arguments, of the result and, in a traced program, of what `fn` closes over."""
+
+        def constant(*args: Any) -> Any:
+            args = _constants(args)
+            if not self.is_tracing(*jax.tree.leaves(args)):
+                return _constants(fn(*args))
+            converted, closed_over = jax.closure_convert(fn, *args)
+            return _constants(converted(*args, *_constants(closed_over)))
+
+        return constant
+
+    def map_cotangent(self, x: Array, fn: Callable[[Array], Array]) -> Array:
+        """Return `x` with a derivative rule of its own, to which what `fn` closes over is passed as constants."""
+        if not isinstance(x, jax.core.Tracer):
+            return x
+        converted, closed_over = jax.closure_convert(fn, x)
+        wide = _has_float64()
+
+        @jax.custom_vjp
+        def same(x: Array, *consts: Array) -> Array:
+            return x
+
+        def forward(x: Array, *consts: Array) -> tuple[Array, Any]:
+            return x, consts
+
+        def backward(consts: Any, cotangent: Array) -> Any:
+            with _x64(wide):  # the backward pass runs after the context of the forward pass has been left
+                return (_once(converted(cotangent, *consts)), *map(_no_cotangent, consts))
+
+        same.defvjp(forward, backward)
+        return same(x, *closed_over)
+
+    # --- programs ---
+
+    def is_tracing(self, *arrays: Array) -> bool:
+        """Say whether a value is unknown; within grad alone it is known. Without arrays: whether jit is at work."""
+        if arrays:
+            return any(_concrete(x) is None for x in arrays)
+        return isinstance(jnp.zeros(()), jax.core.Tracer)
+
+    def while_loop(
+        self,
+        cond: Callable[..., Any],
+        body: Callable[..., tuple[Any, ...]],
+        state: tuple[Any, ...],
+        max_iter: int,
+    ) -> tuple[Any, ...]:
+        """Loop in Python as long as the condition is known, else with `lax.while_loop`."""
+        state = _constants(state)
+        for done in range(max_iter):
+            unfinished = None if self.is_tracing() or self.is_tracing(*state) else _concrete(cond(*state))
+            if unfinished is None:
+                return self._native_loop(cond, body, state, max_iter - done)
+            if not bool(unfinished):
+                break
+            state = _constants(tuple(body(*state)))
+        return state
+
+    def _native_loop(self, cond: Any, body: Any, state: tuple[Any, ...], max_iter: int) -> tuple[Any, ...]:
+        """The whole loop as one operation, without tangents of what `cond` and `body` close over."""
+        state = tuple(map(jnp.asarray, state))
+        cond, cond_constants = jax.closure_convert(cond, *state)
+        body, body_constants = jax.closure_convert(body, *state)
+        cond_constants, body_constants = _constants((cond_constants, body_constants))
+        _, *result = lax.while_loop(
+            lambda carry: (carry[0] < max_iter) & cond(*carry[1:], *cond_constants),
+            lambda carry: (carry[0] + 1, *body(*carry[1:], *body_constants)),
+            (jnp.zeros((), jnp.int32), *state),
+        )
+        return tuple(result)
+
+    def at_compile_time(self, fn: Callable[[], Any]) -> Any:
+        """Compute while tracing."""
+        with jax.ensure_compile_time_eval():
+            return fn()
+
+    def float64(self) -> AbstractContextManager[Any]:
+        """Context with 64-bit arrays, for this thread only; the switch of the process stays as it is."""
+        return _x64(True)
+
+    def jit(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile with XLA."""
+        return jax.jit(fn)
+
+    # --- linear algebra ---
+
+    def conv(
+        self,
+        x: Array,
+        kernel: Array,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[tuple[int, int]],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Array:
+        """XLA's convolution."""
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=tuple(stride),
+            padding=[(int(lo), int(hi)) for lo, hi in padding],
+            rhs_dilation=tuple(dilation),
+            feature_group_count=groups,
+            precision=_EXACT,
+        )
+
+    def conv_transpose(
+        self,
+        y: Array,
+        kernel: Array,
+        *,
+        spatial: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[tuple[int, int]],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Array:
+        """XLA's convolution of ``y``, spread by the stride, with the mirrored kernel."""
+        out_channels, group_channels, *window = kernel.shape
+        grouped = jnp.reshape(kernel, (groups, out_channels // groups, group_channels, *window))
+        mirrored = jnp.flip(jnp.swapaxes(grouped, 1, 2), axis=range(3, 3 + len(window)))
+        pads = []
+        for n, out, k, s, (lo, _), d in zip(spatial, y.shape[2:], window, stride, padding, dilation, strict=True):
+            before = d * (k - 1) - lo
+            pads.append((before, n - 1 - (out - 1) * s + d * (k - 1) - before))
+        return lax.conv_general_dilated(
+            y,
+            jnp.reshape(mirrored, (groups * group_channels, out_channels // groups, *window)),
+            window_strides=(1,) * len(window),
+            padding=pads,
+            lhs_dilation=tuple(stride),
+            rhs_dilation=tuple(dilation),
+            feature_group_count=groups,
+            precision=_EXACT,
+        )
+
+    def is_positive_definite(self, matrix: Array) -> bool:
+        """Look for the NaN that JAX puts where a pivot is not positive."""
+        return bool(jnp.all(jnp.isfinite(jnp.linalg.cholesky(matrix))))
