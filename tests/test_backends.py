@@ -105,7 +105,7 @@ def test_no_array_at_all():
 
 
 def test_unknown_name_is_refused_with_the_names():
-    with pytest.raises(InvalidArgumentError, match=r"'nunpy'.*numpy, array_api_strict"):
+    with pytest.raises(InvalidArgumentError, match=r"'nunpy'.*numpy, .*array_api_strict"):
         find_backend("nunpy")
 
 
