@@ -70,6 +70,17 @@ TABLE = (
         frozen=YES,
     ),
     Capability(
+        backend="tensorflow",
+        framework="tensorflow",
+        autodiff=YES,
+        compile=YES,
+        float16=YES,
+        complex=YES,
+        fft=YES,
+        numpy_rng="without `rng` noise comes from TensorFlow's generator, which `tf.random.set_seed` governs",
+        frozen=YES,
+    ),
+    Capability(
         backend="jax",
         framework="jax",
         autodiff=YES,

@@ -1,0 +1,282 @@
+"""TensorFlow engine: eager, in ``tf.function``, and compiled by XLA (``jit_compile=True``)."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from iresnet_core.backends import functional_convolution
+from iresnet_core.backends import numpy as host
+from iresnet_core.backends import tensorflow_namespace as namespace
+from iresnet_core.backends.base import Array, Backend, NoiseKind, Pullback
+from iresnet_core.backends.tensorflow_tape import not_recording, recording, some_tape_records
+from iresnet_core.errors import DerivativeError, InvalidArgumentError
+
+__all__ = ["Engine"]
+
+# TensorFlow's convolutions on a CPU know channels-last data only.
+_LAYOUT = {1: "NWC", 2: "NHWC", 3: "NDHWC"}
+_CONVOLUTION = {1: tf.nn.conv1d, 2: tf.nn.conv2d, 3: tf.nn.conv3d}
+
+
+class Engine(Backend):
+    """TensorFlow tensors and variables; gradients by persistent tapes."""
+
+    name = "tensorflow"
+    xp = namespace
+    differentiates = True
+
+    # --- arrays ---
+
+    def owns(self, kind: type) -> bool:
+        """Say whether `kind` is a tensor, with values or symbolic, or a variable."""
+        return issubclass(kind, tf.Tensor | tf.Variable)
+
+    def to_numpy(self, x: Array) -> Any:
+        """Copy to the host."""
+        return np.array(x)
+
+    def from_numpy(self, x: Any, like: Array | None = None) -> Array:
+        """Copy, to the device of `like`."""
+        return namespace.asarray(np.array(x), device=None if like is None else like.device)
+
+    def frozen(self, x: Array) -> Array:
+        """Return a tensor, which nobody can change: of a variable, its value now."""
+        return tf.identity(x)
+
+    # --- noise ---
+
+    def generator(self, rng: Any) -> Any:
+        """Return NumPy's generator for a seed; None stays None, TensorFlow's own global generator."""
+        return rng if rng is None or isinstance(rng, tf.random.Generator) else _host_generator(rng)
+
+    def sample(self, kind: NoiseKind, shape: tuple[int, ...], like: Array, rng: Any) -> Array:
+        """Draw as TensorFlow does for None and a tf.random.Generator, new noise on every call of a traced program.
+
+        For an int seed and for NumPy's generators the host draws, once in a traced program; a seed then gives the same
+        noise as on every other engine.
+        """
+        source = self.generator(rng)
+        if source is None or isinstance(source, tf.random.Generator):
+            return _native_draw(kind, shape, like.dtype, tf.random if source is None else source)
+        return tf.cast(self.from_numpy(host.draw(kind, shape, source), like), like.dtype)
+
+    def uniform(self, shape: tuple[int, ...], rng: Any) -> Any:
+        """Draw from the same generator as `sample`; numbers for the host, which a traced program has for a seed only."""
+        source = self.generator(rng)
+        if source is not None and not isinstance(source, tf.random.Generator):
+            return np.asarray(source.random(shape))
+        if self.is_tracing():
+            raise InvalidArgumentError(
+                "inside tf.function decisions on the host need noise from an int seed or a numpy.random.Generator, got "
+                f"rng={'None' if rng is None else 'a tf.random.Generator'}. Pass rng=<int>, or noise=."
+            )
+        return (tf.random if source is None else source).uniform(shape, dtype=tf.float64).numpy()
+
+    # --- convolution and factorisation ---
+
+    def conv(
+        self,
+        x: Array,
+        kernel: Array,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[tuple[int, int]],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Array:
+        """TensorFlow's own convolution, group by group; dilated ones, and those of many groups, tap by tap."""
+        window, axes = kernel.shape[2:], len(kernel.shape) - 2
+        if not _native(window, dilation, groups):
+            return functional_convolution.conv(
+                namespace, x, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups
+            )
+        last = tf.pad(_channels_last(x), [(0, 0), *padding, (0, 0)])
+        images = [
+            _CONVOLUTION[axes](part, taps, list(stride), "VALID", data_format=_LAYOUT[axes])
+            for part, taps in zip(tf.split(last, groups, axis=-1), _filters(kernel, groups), strict=True)
+        ]
+        return _channels_first(images[0] if groups == 1 else tf.concat(images, axis=-1))
+
+    def conv_transpose(
+        self,
+        y: Array,
+        kernel: Array,
+        *,
+        spatial: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[tuple[int, int]],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Array:
+        """TensorFlow's own transposed convolution, or tap by tap, as in `conv`."""
+        window, axes = kernel.shape[2:], len(kernel.shape) - 2
+        if not _native(window, dilation, groups):
+            return functional_convolution.conv_transpose(
+                namespace,
+                y,
+                kernel,
+                spatial=spatial,
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
+                groups=groups,
+            )
+        extent = [n + lo + hi for n, (lo, hi) in zip(spatial, padding, strict=True)]
+        shape = (y.shape[0], *extent, kernel.shape[1])
+        images = [
+            tf.nn.conv_transpose(part, taps, shape, list(stride), "VALID", data_format=_LAYOUT[axes])
+            for part, taps in zip(
+                tf.split(_channels_last(y), groups, axis=-1), _filters(kernel, groups), strict=True
+            )
+        ]
+        whole = images[0] if groups == 1 else tf.concat(images, axis=-1)
+        inner = tuple(slice(lo, lo + n) for n, (lo, _) in zip(spatial, padding, strict=True))
+        return _channels_first(whole[(slice(None), *inner)])
+
+    def is_positive_definite(self, matrix: Array) -> bool:
+        """LAPACK's potrf on the host.
+
+        TensorFlow's own factorisation writes every refusal into the log, and may leave a factor without NaN behind.
+        """
+        return _HOST.is_positive_definite(np.asarray(matrix))
+
+    # --- derivatives ---
+
+    def vjp(self, fn: Callable[[Array], Array], x: Array) -> tuple[Array, Pullback]:
+        """Record `fn` on a persistent tape; the pullback is itself recorded by the tapes around it."""
+        point = tf.identity(x)
+        with recording(), tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(point)
+            value = fn(point)
+
+        def pullback(u: Array) -> Array:
+            return tf.convert_to_tensor(
+                tape.gradient(value, point, output_gradients=u, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            )
+
+        return value, pullback
+
+    def may_differentiate(self, *arrays: Array) -> bool:
+        """Say whether a program is being traced, or a tape of this thread records."""
+        return self.is_tracing() or some_tape_records()
+
+    def stop_gradient(self, x: Array) -> Array:
+        """TensorFlow's own."""
+        return tf.stop_gradient(x)
+
+    def detached(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Evaluate while no tape records, and cut what a graph's own gradients could follow."""
+
+        def constant(*args: Array) -> Any:
+            with not_recording():
+                result = fn(*(tf.stop_gradient(x) if tf.is_tensor(x) else x for x in args))
+                return tf.nest.map_structure(lambda x: tf.stop_gradient(x) if tf.is_tensor(x) else x, result)
+
+        return constant
+
+    def map_cotangent(self, x: Array, fn: Callable[[Array], Array]) -> Array:
+        """Custom gradient; what `fn` returns refuses to be differentiated, also with respect to what it closes over."""
+
+        @tf.custom_gradient
+        def unchanged(x: Array) -> tuple[Array, Callable[..., Array]]:
+            return tf.identity(x), lambda cotangent: _first_order_only(fn(cotangent))
+
+        return unchanged(x)
+
+    # --- programs ---
+
+    def is_tracing(self, *arrays: Array) -> bool:
+        """Say whether a graph is being built."""
+        return not tf.executing_eagerly()
+
+    def while_loop(
+        self,
+        cond: Callable[..., Any],
+        body: Callable[..., tuple[Any, ...]],
+        state: tuple[Any, ...],
+        max_iter: int,
+    ) -> tuple[Any, ...]:
+        """Loop in Python, or by ``tf.while_loop`` in a graph."""
+        if not self.is_tracing():
+            return super().while_loop(cond, body, state, max_iter)
+        start = tuple(tf.convert_to_tensor(x) for x in state)
+
+        def step(*state: Array) -> tuple[Array, ...]:
+            return tuple(
+                tf.convert_to_tensor(new, dtype=old.dtype) for new, old in zip(body(*state), state, strict=True)
+            )
+
+        return tuple(tf.while_loop(cond, step, start, maximum_iterations=max_iter))
+
+    def at_compile_time(self, fn: Callable[[], Any]) -> Any:
+        """Leave the graph; a variable of the traced program is read as it is at the time of tracing."""
+        with tf.init_scope():
+            return fn()
+
+    def jit(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the ``tf.function``, whose Python is taken as it is (no AutoGraph)."""
+        compiled: Callable[..., Any] = tf.function(fn, autograph=False)
+        return compiled
+
+
+_HOST = host.Engine()
+
+
+def _host_generator(rng: Any) -> Any:
+    try:
+        return host.generator(rng)
+    except InvalidArgumentError as error:
+        if isinstance(rng, int):
+            raise
+        raise InvalidArgumentError(
+            "rng must be None, an int seed, a tf.random.Generator or a numpy.random.Generator here, got "
+            f"{type(rng).__name__}."
+        ) from error
+
+
+def _native_draw(kind: NoiseKind, shape: tuple[int, ...], dtype: Any, source: Any) -> Array:
+    """Draw from ``tf.random`` or one of its generators."""
+    if kind == "gaussian":
+        return source.normal(shape, dtype=dtype)
+    if kind == "rademacher":
+        return tf.cast(2 * source.uniform(shape, 0, 2, dtype=tf.int32) - 1, dtype)
+    raise InvalidArgumentError(f"noise must be 'rademacher' or 'gaussian', got {kind!r}.")
+
+
+@tf.custom_gradient
+def _first_order_only(x: Array) -> tuple[Array, Callable[..., Array]]:
+    """Return x, and refuse to differentiate it."""
+
+    def refuse(cotangent: Array) -> Array:
+        raise DerivativeError(
+            "a second derivative through the implicit gradient of an inverse was asked for, which would be wrong: the "
+            "solve in the backward pass is not differentiated. Use first derivatives only, or unroll the iteration."
+        )
+
+    return tf.identity(x), refuse
+
+
+def _native(window: Sequence[int], dilation: Sequence[int], groups: int) -> bool:
+    """Whether TensorFlow's convolutions have this geometry, and take no more products than there are taps.
+
+    They have no derivative on a CPU where they are dilated, nor in groups, which are therefore taken one by one.
+    """
+    return all(d == 1 for d in dilation) and len(window) in _LAYOUT and (groups == 1 or groups < math.prod(window))
+
+
+def _channels_last(x: Array) -> Array:
+    return namespace.moveaxis(x, 1, -1)
+
+
+def _channels_first(x: Array) -> Array:
+    return namespace.moveaxis(x, -1, 1)
+
+
+def _filters(kernel: Array, groups: int) -> list[Array]:
+    """Kernels (*window, in / groups, out / groups), one a group."""
+    axes = len(kernel.shape) - 2
+    parts: list[Array] = tf.split(tf.transpose(kernel, (*range(2, axes + 2), 1, 0)), groups, axis=-1)
+    return parts

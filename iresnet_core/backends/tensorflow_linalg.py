@@ -1,0 +1,190 @@
+"""Linear algebra of the array API standard (its extension ``linalg``), from TensorFlow's own functions."""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import tensorflow as tf
+
+__all__ = [
+    "cholesky",
+    "det",
+    "diagonal",
+    "eigh",
+    "eigvalsh",
+    "inv",
+    "matmul",
+    "matrix_norm",
+    "matrix_transpose",
+    "outer",
+    "qr",
+    "slogdet",
+    "solve",
+    "svd",
+    "svdvals",
+    "tensordot",
+    "trace",
+    "vecdot",
+    "vector_norm",
+]
+
+Array = Any
+Axis = int | tuple[int, ...] | None
+
+
+class EighResult(NamedTuple):
+    """Eigenvalues in ascending order and eigenvectors, one a column."""
+
+    eigenvalues: Array
+    eigenvectors: Array
+
+
+class QRResult(NamedTuple):
+    """Orthonormal columns and the triangle."""
+
+    Q: Array
+    R: Array
+
+
+class SlogdetResult(NamedTuple):
+    """Sign (or phase) and logarithm of the modulus of a determinant."""
+
+    sign: Array
+    logabsdet: Array
+
+
+class SVDResult(NamedTuple):
+    """Singular vectors and values; the right ones are the rows of `Vh`."""
+
+    U: Array
+    S: Array
+    Vh: Array
+
+
+def matmul(x1: Array, x2: Array, /) -> Array:
+    """Multiply matrices, or a matrix and a vector, or two vectors."""
+    left, right = len(x1.shape) == 1, len(x2.shape) == 1
+    if not (left or right):
+        return tf.matmul(x1, x2)
+    product = tf.matmul(x1[None, :] if left else x1, x2[:, None] if right else x2)
+    return tf.squeeze(product, [-2] * left + [-1] * right)
+
+
+def matrix_transpose(x: Array, /) -> Array:
+    """Exchange the last two axes."""
+    return tf.linalg.matrix_transpose(x)
+
+
+def tensordot(x1: Array, x2: Array, /, *, axes: Any = 2) -> Array:
+    """Sum of products over pairs of axes."""
+    return tf.tensordot(x1, x2, axes)
+
+
+def outer(x1: Array, x2: Array, /) -> Array:
+    """Products of every entry of a vector with every entry of another."""
+    return x1[:, None] * x2[None, :]
+
+
+def vecdot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:
+    """Inner products of vectors; the first ones are conjugated."""
+    first = tf.math.conj(x1) if x1.dtype.is_complex else x1
+    return tf.reduce_sum(first * x2, axis=axis)
+
+
+def vector_norm(x: Array, /, *, axis: Axis = None, keepdims: bool = False, ord: float = 2) -> Array:
+    """Norm of vectors; the derivative of the Euclidean one at 0 is taken to be 0."""
+    size = tf.abs(x) if x.dtype.is_complex or ord != 2 else x
+    if ord == 2:
+        square = tf.reduce_sum(size * size, axis=axis, keepdims=keepdims)
+        positive = square > 0
+        return tf.where(positive, tf.sqrt(tf.where(positive, square, tf.ones_like(square))), square)
+    if ord == math.inf:
+        return tf.reduce_max(size, axis=axis, keepdims=keepdims)
+    if ord == -math.inf:
+        return tf.reduce_min(size, axis=axis, keepdims=keepdims)
+    if ord == 0:
+        return tf.reduce_sum(tf.cast(size != 0, size.dtype), axis=axis, keepdims=keepdims)
+    return tf.reduce_sum(size**ord, axis=axis, keepdims=keepdims) ** (1 / ord)
+
+
+def matrix_norm(x: Array, /, *, keepdims: bool = False, ord: float | Literal["fro", "nuc"] = "fro") -> Array:
+    """Norm of matrices: Frobenius, nuclear, spectral (2), or the largest sum of a column (1) or row (inf)."""
+    if ord == "fro":
+        return vector_norm(x, axis=(-2, -1), keepdims=keepdims)
+    if ord in (1, math.inf):
+        value = tf.reduce_max(tf.reduce_sum(tf.abs(x), axis=-2 if ord == 1 else -1), axis=-1)
+    elif ord in (2, "nuc"):
+        values = svdvals(x)
+        value = tf.reduce_max(values, axis=-1) if ord == 2 else tf.reduce_sum(values, axis=-1)
+    else:
+        raise ValueError(f"matrix_norm has the orders 'fro', 'nuc', 1, 2 and inf here, got {ord!r}.")
+    return value[..., None, None] if keepdims else value
+
+
+def svd(x: Array, /, *, full_matrices: bool = True) -> SVDResult:
+    """Singular value decomposition x = U diag(S) Vh, with the values in descending order."""
+    S, U, V = tf.linalg.svd(x, full_matrices=full_matrices)
+    return SVDResult(U, S, tf.linalg.adjoint(V))
+
+
+def svdvals(x: Array, /) -> Array:
+    """Singular values in descending order."""
+    return tf.linalg.svd(x, compute_uv=False)
+
+
+def slogdet(x: Array, /) -> SlogdetResult:
+    """Sign and log|det|."""
+    sign, value = tf.linalg.slogdet(x)
+    return SlogdetResult(sign, tf.math.real(value))
+
+
+def det(x: Array, /) -> Array:
+    """Determinant."""
+    return tf.linalg.det(x)
+
+
+def inv(x: Array, /) -> Array:
+    """Inverse matrix."""
+    return tf.linalg.inv(x)
+
+
+def solve(x1: Array, x2: Array, /) -> Array:
+    """Solve x1 z = x2; x2 is a vector or holds matrices."""
+    vector = len(x2.shape) == 1
+    right = x2[:, None] if vector else x2
+    stack = tf.broadcast_static_shape(x1.shape[:-2], right.shape[:-2])
+    solution = tf.linalg.solve(
+        tf.broadcast_to(x1, (*stack, *x1.shape[-2:])), tf.broadcast_to(right, (*stack, *right.shape[-2:]))
+    )
+    return solution[..., 0] if vector else solution
+
+
+def cholesky(x: Array, /, *, upper: bool = False) -> Array:
+    """Triangular factor of positive definite matrices."""
+    factor = tf.linalg.cholesky(x)
+    return tf.linalg.adjoint(factor) if upper else factor
+
+
+def qr(x: Array, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRResult:
+    """Orthonormal columns times a triangle."""
+    return QRResult(*tf.linalg.qr(x, full_matrices=mode == "complete"))
+
+
+def eigh(x: Array, /) -> EighResult:
+    """Eigenvalues and eigenvectors of symmetric or Hermitian matrices."""
+    return EighResult(*tf.linalg.eigh(x))
+
+
+def eigvalsh(x: Array, /) -> Array:
+    """Eigenvalues of symmetric or Hermitian matrices, in ascending order; real."""
+    return tf.math.real(tf.linalg.eigvalsh(x))
+
+
+def diagonal(x: Array, /, *, offset: int = 0) -> Array:
+    """Diagonals of matrices."""
+    return tf.linalg.diag_part(x, k=offset)
+
+
+def trace(x: Array, /, *, offset: int = 0, dtype: Any = None) -> Array:
+    """Sums of diagonals."""
+    diagonals = diagonal(x, offset=offset)
+    return tf.reduce_sum(diagonals if dtype is None else tf.cast(diagonals, dtype), axis=-1)
