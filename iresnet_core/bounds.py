@@ -12,17 +12,20 @@ from iresnet_core.certificates import (
 )
 from iresnet_core.convolution import Convolution
 from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.operators import Dense, LinearOperator, Matrices, as_operator
+from iresnet_core.operators import Dense, LinearOperator, Matrices, as_operator, constant_operator
 from iresnet_core.precision import round_up, widest
 from iresnet_core.probabilistic import probabilistic_bound
 from iresnet_core.results import Certificate, LipschitzBound
-from iresnet_core.spectral import SMALL, prepared
+from iresnet_core.spectral import SMALL, prepared, spectral_norm
 from iresnet_core.torus import torus_bound
 
 __all__ = ["lipschitz_bound"]
 
 # Beyond this many entries a layer known by its products is not made explicit (128 MiB in float64).
 EXPLICIT_LIMIT = 2**24
+
+# Accuracy of the singular vectors that make up the derivative of a bound.
+GRADIENT_RTOL = 1e-8
 
 _EXPLICIT = {
     "svd": singular_value_bound,
@@ -66,7 +69,9 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
     Notes
     -----
     Computed in float64 whatever the dtype of A. Cost for an n x n matrix: "svd" about 20 n^3 operations, "cholesky"
-    1.3 n^3 and some 20 products, "gram" 2 n^3 a squaring, "lanczos" two products a step.
+    1.3 n^3 and some 20 products, "gram" 2 n^3 a squaring, "lanczos" two products a step. Where the engine
+    differentiates, the derivative of every bound is that of the norm, scaled to the bound: (bound / sigma) u v^T.
+    "cholesky" and "lanczos" look at values, so they are not for compiled functions, where "auto" takes "gram".
 
     Examples
     --------
@@ -80,6 +85,21 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
         method = _choose(operator)
     if not isinstance(method, str) or method not in _METHODS:
         raise InvalidArgumentError(f"lipschitz_bound has the methods auto, {', '.join(_METHODS)}; got {method!r}.")
+    engine = operator.engine
+    with engine.float64():
+        with engine.unrecorded():
+            bound = _bound(A, constant_operator(operator), method, rng)
+        entries = operator.entries
+        if entries is None or not engine.may_differentiate(entries):
+            return bound
+        sigma = spectral_norm(operator, rtol=GRADIENT_RTOL).value
+        positive = engine.stop_gradient(sigma) > 0
+        # The factor is 1; it carries the relative derivative of the norm.
+        factor = sigma / engine.stop_gradient(engine.xp.where(positive, sigma, engine.xp.ones_like(sigma)))
+        return bound._replace(value=engine.xp.where(positive, bound.value * factor, bound.value))
+
+
+def _bound(A: Any, operator: LinearOperator, method: str, rng: Any) -> LipschitzBound:
     engine = operator.engine
     scaled, scale = prepared(operator, widest(engine)) if method != "lanczos" else prepared(operator)
     certificate: Certificate = "certified"
@@ -106,7 +126,10 @@ def _choose(operator: LinearOperator) -> str:
     if isinstance(operator, Convolution):
         return "svd" if min(m, n) <= SMALL and m * n <= EXPLICIT_LIMIT else "fft"
     if isinstance(operator, Matrices | Dense):
-        return "svd" if min(m, n) <= SMALL else "cholesky"
+        if min(m, n) <= SMALL:
+            return "svd"
+        # A certificate that has to be tried needs values, which a program that is being compiled does not have.
+        return "gram" if operator.engine.is_tracing(operator.like) else "cholesky"
     return "lanczos"
 
 

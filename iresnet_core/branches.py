@@ -1,7 +1,7 @@
 """Residual branches of linear layers and activations, with their Jacobian products written out by hand."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -40,6 +40,8 @@ class Chain:
         Certified constant: the product of the layers' bounds, rounding included.
     operators : tuple
         The linear layers.
+    arrays : tuple
+        Their weights and biases.
 
     Raises
     ------
@@ -79,6 +81,9 @@ class Chain:
         for before, after in zip(self.operators, self.operators[1:], strict=False):
             if before.output_shape != after.input_shape:
                 raise ShapeError(f"{before!r} is followed by {after!r}, which takes samples of another shape.")
+        self.arrays = tuple(
+            array for operator in self.operators for array in (operator.weight, operator.bias) if array is not None
+        )
         self.input_shape = self.operators[0].input_shape
         self.output_shape = self.operators[-1].output_shape
         self._casts: dict[Any, Chain] = {}
@@ -109,14 +114,26 @@ class Chain:
 
     def astype(self, dtype: Any) -> "Chain":
         """Return the chain in another dtype."""
-        if dtype not in self._casts:
-            same = all(operator.weight.dtype == dtype for operator in self.operators)
-            self._casts[dtype] = (
-                self
-                if same
-                else Chain([layer.astype(dtype) if isinstance(layer, LinearLayer) else layer for layer in self.layers])
-            )
-        return self._casts[dtype]
+        if all(operator.weight.dtype == dtype for operator in self.operators):
+            return self
+        engine = self.operators[0].engine
+        # A cast made where nothing is recorded has no derivative, and one made in a traced program belongs to that.
+        key = (dtype, engine.may_differentiate(*self.arrays))
+        if engine.is_tracing():
+            return self._cast(dtype)
+        if key not in self._casts:
+            self._casts[key] = self._cast(dtype)
+        return self._casts[key]
+
+    def _cast(self, dtype: Any) -> "Chain":
+        return Chain([layer.astype(dtype) if isinstance(layer, LinearLayer) else layer for layer in self.layers])
+
+    def _constant(self, fn: Callable[[], Any]) -> Any:
+        """``fn()``, a function of the weights alone, as concrete numbers wherever the weights are concrete."""
+        engine = self.operators[0].engine
+        if engine.is_tracing() and engine.is_constant(*self.arrays):
+            return engine.at_compile_time(fn)
+        return fn()
 
     def linearize(self, x: Array) -> Linearization:
         """Return value and Jacobian products at x (batch, *input_shape); costs one evaluation.
@@ -177,7 +194,10 @@ class Chain:
     @cached_property
     def _rounding_scales(self) -> tuple[tuple[int, float, float], ...]:
         return tuple(
-            _rounding_scale(layer) if isinstance(layer, LinearLayer) else (0, 0.0, 0.0) for layer in self.layers
+            self._constant(lambda layer=layer: _rounding_scale(layer))
+            if isinstance(layer, LinearLayer)
+            else (0, 0.0, 0.0)
+            for layer in self.layers
         )
 
     @cached_property
@@ -192,7 +212,8 @@ class Chain:
 
     @cached_property
     def _trace_plan(self) -> "_TracePlan | None":
-        return _plan_trace(self)
+        plan: _TracePlan | None = self._constant(lambda: _plan_trace(self))
+        return plan
 
 
 def _sample_norm(xp: Any, x: Array) -> Array:

@@ -23,6 +23,7 @@ from iresnet_core.errors import (
     ShapeError,
 )
 from iresnet_core.fixed_point import SOLVERS, STALLED, FixedPoint, Progress
+from iresnet_core.implicit_gradient import with_implicit_gradient
 from iresnet_core.linearization import evaluate, stated_lipschitz
 from iresnet_core.precision import unit_roundoff, widest, working_dtype
 from iresnet_core.results import Inverse
@@ -111,6 +112,11 @@ def invert(
     takes none, and its rounding is taken to be 16 units in the last place of its terms. The rounding of whoever
     computed y is not included.
 
+    Where the engine differentiates, `value` has the implicit derivative with respect to y and to what g closes over
+    (`error_bound` and the rest have none): one evaluation of g more, and in the backward pass a solve of its own, whose
+    relative tolerance is `rtol` as well. Second derivatives are refused. Inside a compiled function nothing is raised
+    about values that are not known yet: look at `converged`.
+
     Examples
     --------
     >>> import numpy as np
@@ -118,24 +124,32 @@ def invert(
     >>> bool(result.converged[0]), bool(result.error_bound[0] < 1e-9)
     (True, True)
     """
-    problem, dtype = _checked(g, y, lipschitz)
-    engine, xp = problem.engine, problem.engine.xp
+    engine = get_backend(y)
     if not isinstance(solver, str) or solver not in SOLVERS:
         raise InvalidArgumentError(f"invert has the solvers {', '.join(SOLVERS)}; got {solver!r}.")
     if on_failure not in ("raise", "warn", "return"):
         raise InvalidArgumentError(f"on_failure must be 'raise', 'warn' or 'return', got {on_failure!r}.")
-    bits = xp.finfo(problem.y.dtype).bits
-    rtol = DEFAULT_RTOL[bits] if rtol is None else require_nonnegative(rtol, "rtol")
-    atol = 0.01 * DEFAULT_RTOL[bits] if atol is None else require_nonnegative(atol, "atol")
-    limit = _enough(problem.constant, rtol, bits) if max_iter is None else require_positive_int(max_iter, "max_iter")
-    atol = atol / problem.unit
-    first = problem.y if start is None else _checked_start(problem, start, y)
-
-    y_norm = norms(xp, problem.y)
-    fixed_point = FixedPoint(engine, problem.g, problem.y, y_norm, problem.constant, rtol, atol)
-    progress = SOLVERS[solver](fixed_point, first, limit)
-    _refuse_expansion(problem, progress)
-    return _certified(problem, progress, rtol, atol, dtype, on_failure, solver)
+    if max_iter is not None:
+        max_iter = require_positive_int(max_iter, "max_iter")
+    with engine.float64():
+        problem, dtype = _checked(g, y, lipschitz)
+        bits = engine.xp.finfo(problem.y.dtype).bits
+        rtol = DEFAULT_RTOL[bits] if rtol is None else require_nonnegative(rtol, "rtol")
+        atol = 0.01 * DEFAULT_RTOL[bits] if atol is None else require_nonnegative(atol, "atol")
+        limit = _enough(problem.constant, rtol, bits) if max_iter is None else max_iter
+        atol = atol / problem.unit
+        first = problem.y if start is None else _checked_start(problem, start, y)
+        with engine.unrecorded():
+            y_norm = norms(engine.xp, problem.y)
+            fixed_point = FixedPoint(engine, problem.g, problem.y, y_norm, problem.constant, rtol, atol)
+            progress = SOLVERS[solver](fixed_point, first, limit)
+            _refuse_expansion(problem, progress)
+            result = _certified(problem, progress, rtol, atol, dtype, on_failure, solver)
+        if not engine.differentiates:
+            return result
+        steps = max(limit, _enough(problem.constant, rtol, bits))
+        value = with_implicit_gradient(engine, g, y, result.value, problem.constant, rtol, steps)
+        return result._replace(value=value)
 
 
 def _checked(g: Any, y: Array, lipschitz: float | None) -> tuple[_Problem, Any]:
@@ -148,6 +162,7 @@ def _checked(g: Any, y: Array, lipschitz: float | None) -> tuple[_Problem, Any]:
         raise InvalidArgumentError(f"a branch must be callable, got {type(g).__name__}.")
     constant = require_contraction(*stated_lipschitz(g, lipschitz))
     working, dtype, xp = working_dtype(engine, y.dtype), y.dtype, engine.xp
+    y = engine.stop_gradient(y)
     name = getattr(g, "__name__", type(g).__name__)
     if working != dtype:
         y = xp.astype(y, working)
@@ -174,7 +189,7 @@ def _checked_start(problem: _Problem, start: Array, y: Array) -> Array:
     require_finite(problem.engine, start, "start")
     if length_unit(problem.engine, start) > max(problem.unit, 1.0):
         raise InvalidArgumentError("start is so large that its squares overflow in the units of y; begin from y.")
-    return problem.engine.xp.astype(start, problem.y.dtype) / problem.unit
+    return problem.engine.xp.astype(problem.engine.stop_gradient(start), problem.y.dtype) / problem.unit
 
 
 def _enough(constant: float, rtol: float, bits: int) -> int:

@@ -65,13 +65,21 @@ def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
         )
     known = lipschitz_bound(operator) if bound is None else bound
     value = known.value if isinstance(known, LipschitzBound) else known
+    with operator.engine.float64():
+        return _normalized(operator, known, value, cap)
+
+
+def _normalized(operator: Any, known: Any, value: Any, cap: float) -> Any:
+    """Scale the entries, and note the bound on what comes out."""
     weight = operator.array if isinstance(operator, Matrices) else operator.weight
     scaled, new_bound = _scaled(operator, weight, value, cap)
     if isinstance(operator, Matrices):
         return scaled
     certificate = known.certificate if isinstance(known, LipschitzBound) else "stated"
     method = known.method if isinstance(known, LipschitzBound) else "given"
-    return operator.with_parameters(scaled, operator.bias, LipschitzBound(new_bound, certificate, method))
+    layer = operator.with_parameters(scaled, operator.bias, LipschitzBound(new_bound, certificate, method))
+    # While a program is compiled the bound has no value yet; that it is at most the cap is known all the same.
+    return layer.capped(cap) if operator.engine.is_tracing(new_bound) else layer
 
 
 def _scaled(operator: LinearOperator, weight: Array, bound: Any, cap: float) -> tuple[Array, Array]:
@@ -112,7 +120,9 @@ def _normalized_chain(chain: Chain, cap: float) -> Chain:
             product *= layer.lipschitz
     count = len(chain.operators)
     share = (cap / product) ** (1 / count) * (1 - 2.0**-48 * (len(chain.layers) + 4))
-    return Chain([normalize(layer, share) if isinstance(layer, LinearLayer) else layer for layer in chain.layers])
+    capped = Chain([normalize(layer, share) if isinstance(layer, LinearLayer) else layer for layer in chain.layers])
+    capped.lipschitz  # noqa: B018  # the constants are at hand now, but not where a compiler traces a use of the chain
+    return capped
 
 
 def spectral_penalty(operators: Any, weight: float) -> Array:

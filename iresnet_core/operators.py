@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from iresnet_core.backends import Array, Backend, backend, device_of, get_backend
 from iresnet_core.checks import require_finite, require_floating, require_same_dtype
-from iresnet_core.errors import DtypeError, ShapeError, UnknownArrayError
+from iresnet_core.errors import DtypeError, ShapeError, UnknownArrayError, UnknownLipschitzError
 from iresnet_core.results import LipschitzBound
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Scaled",
     "Transposed",
     "as_operator",
+    "constant_operator",
 ]
 
 
@@ -45,6 +46,11 @@ class LinearOperator(ABC):
     like: Array
     shape: tuple[int, int]
     batch_shape: tuple[int, ...] = ()
+
+    @property
+    def entries(self) -> Array | None:
+        """The array that the operator is made of, if there is one."""
+        return None
 
     @abstractmethod
     def matvec(self, v: Array) -> Array:
@@ -85,6 +91,12 @@ class LinearLayer(LinearOperator):
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     _bound: LipschitzBound | None = None
+    _constant: float | None = None
+
+    @property
+    def entries(self) -> Array:
+        """The weight."""
+        return self.weight
 
     @abstractmethod
     def apply(self, v: Array) -> Array:
@@ -118,13 +130,37 @@ class LinearLayer(LinearOperator):
         if self._bound is None:
             from iresnet_core.bounds import lipschitz_bound
 
-            self._bound = lipschitz_bound(self)
+            if self.engine.is_tracing() and self.engine.is_constant(self.weight):
+                self._bound = self.engine.at_compile_time(lambda: lipschitz_bound(self))
+            else:
+                self._bound = lipschitz_bound(self)
         return self._bound
 
     @property
     def lipschitz(self) -> float:
-        """Certified Lipschitz constant: `bound` as a float."""
-        return float(self.bound.value)
+        """Certified Lipschitz constant: `bound` as a float.
+
+        Raises
+        ------
+        UnknownLipschitzError
+            In a program that is being compiled, for weights that are computed there and were not normalised.
+        """
+        if self._constant is None:
+            engine = self.engine
+            if engine.is_tracing() and not engine.is_constant(self.weight):
+                raise UnknownLipschitzError(
+                    f"the constant of {self!r} has no value while the program is compiled. Normalise its weights, whose "
+                    "cap is then known, or pass lipschitz=; for a layer that is made before, evaluate its `lipschitz` "
+                    "once before compiling."
+                )
+            value = self.bound.value
+            self._constant = engine.at_compile_time(lambda: float(engine.stop_gradient(value)))
+        return self._constant
+
+    def capped(self, constant: float) -> "LinearLayer":
+        """Return the layer itself, noting a constant that its weights have by construction."""
+        self._constant = constant
+        return self
 
     def astype(self, dtype: Any) -> "LinearLayer":
         """Return the layer in another dtype; its bound is certified anew, unless the weights stay what they are."""
@@ -136,7 +172,10 @@ class LinearLayer(LinearOperator):
             wider = xp.finfo(dtype).bits > xp.finfo(self.weight.dtype).bits
             bound = bound._replace(value=xp.astype(bound.value, dtype)) if wider else None
         bias = None if self.bias is None else xp.astype(self.bias, dtype)
-        return self.with_parameters(xp.astype(self.weight, dtype), bias, bound)
+        layer = self.with_parameters(xp.astype(self.weight, dtype), bias, bound)
+        if bound is not None:
+            layer._constant = self._constant
+        return layer
 
     def _adopt(self, weight: Array, bias: Array | None, bias_shape: tuple[int, ...]) -> None:
         """Check and keep the parameters."""
@@ -242,6 +281,11 @@ class Matrices(LinearOperator):
         self.engine, self.like, self.array = engine, array, array
         self.shape = (array.shape[-2], array.shape[-1])
         self.batch_shape = tuple(array.shape[:-2])
+
+    @property
+    def entries(self) -> Array:
+        """The array."""
+        return self.array
 
     def matvec(self, v: Array) -> Array:
         """Multiply v (..., n), one vector a matrix."""
@@ -381,6 +425,17 @@ def as_operator(A: Any, *, like: Array | None = None) -> LinearOperator:
         raise UnknownArrayError(
             f"{error} An operator needs shape, matvec and rmatvec; this {type(A).__name__} lacks {lacking}."
         ) from None
+
+
+def constant_operator(operator: LinearOperator) -> LinearOperator:
+    """Return the operator with its entries as constants for differentiation."""
+    engine = operator.engine
+    if operator.entries is None or not engine.may_differentiate(operator.entries):
+        return operator
+    entries = engine.stop_gradient(operator.entries)
+    if isinstance(operator, LinearLayer):
+        return operator.with_parameters(entries, None)
+    return Matrices(entries)
 
 
 def _vector_like(A: Any) -> Array:

@@ -14,7 +14,7 @@ from iresnet_core.checks import (
 )
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.golub_kahan import bidiagonalize, unit
-from iresnet_core.operators import LinearLayer, LinearOperator, Matrices, Scaled, as_operator
+from iresnet_core.operators import LinearLayer, LinearOperator, Matrices, Scaled, as_operator, constant_operator
 from iresnet_core.precision import working_dtype
 from iresnet_core.results import SpectralNorm
 
@@ -22,6 +22,8 @@ __all__ = ["power_of_two_near", "prepared", "spectral_norm"]
 
 # Up to this many rows or columns an SVD costs no more than the iterations that would replace it.
 SMALL = 128
+# Lanczos steps in a compiled program, which cannot end early and holds every step.
+TRACED_STEPS = 24
 
 
 def spectral_norm(
@@ -84,11 +86,15 @@ def spectral_norm(
         method = "svd" if min(m, n) <= SMALL and not _is_foreign(operator) else "lanczos"
     if not isinstance(method, str) or method not in _METHODS:
         raise InvalidArgumentError(f"spectral_norm has the methods auto, {', '.join(_METHODS)}; got {method!r}.")
-    scaled, scale = prepared(operator)
-    left = _left_start(engine, scaled, start)
-    value, left, right, iterations, converged = _METHODS[method](scaled, left, rtol, max_iter)
-    residual = xp.linalg.vector_norm(scaled.rmatvec(left) - value[..., None] * right, axis=-1) / 2**0.5
-    left, right = engine.stop_gradient(left), engine.stop_gradient(right)
+    constant = constant_operator(operator)
+    with engine.unrecorded():
+        scaled, scale = prepared(constant)
+        left = _left_start(engine, scaled, start)
+        value, left, right, iterations, converged = _METHODS[method](scaled, left, rtol, max_iter)
+        residual = xp.linalg.vector_norm(scaled.rmatvec(left) - value[..., None] * right, axis=-1) / 2**0.5
+        left, right = engine.stop_gradient(left), engine.stop_gradient(right)
+    if constant is not operator:
+        scaled = _divided(operator, scaled.like.dtype, scale)
     value = xp.sum(left * scaled.matvec(right), axis=-1)
     dtype = operator.like.dtype
     return SpectralNorm(
@@ -126,6 +132,14 @@ def prepared(operator: LinearOperator, dtype: Any = None) -> tuple[LinearOperato
     magnitude = xp.where(magnitude > 0, xp.maximum(xp.minimum(magnitude, highest), lowest), magnitude)
     scale = power_of_two_near(xp, magnitude)
     return Scaled(operator, scale), scale
+
+
+def _divided(operator: LinearOperator, dtype: Any, scale: Array) -> LinearOperator:
+    """The operator in another dtype, divided by a scale (...,) that `prepared` found for its constant twin."""
+    if isinstance(operator, LinearLayer):
+        return operator.with_parameters(operator.engine.xp.astype(operator.weight, dtype) / scale, None)
+    entries = operator.engine.xp.astype(operator.entries, dtype, copy=False)
+    return Matrices(entries / scale[..., None, None])
 
 
 def power_of_two_near(xp: Any, magnitude: Array) -> Array:
@@ -208,13 +222,14 @@ def _lanczos(operator: LinearOperator, left: Array, rtol: float, max_iter: int) 
     right = operator.rmatvec(left)
     iterations = xp.zeros(operator.batch_shape, dtype=xp.int32, device=device_of(left))
     done = iterations > 0
-    for state in bidiagonalize(operator, right, min(max_iter, *operator.shape)):
+    limit = min(max_iter, TRACED_STEPS) if operator.engine.is_tracing(left) else max_iter
+    for state in bidiagonalize(operator, right, min(limit, *operator.shape)):
         U, S, Vh = xp.linalg.svd(state.matrix(xp), full_matrices=False)
         sigma = S[..., 0]
         residual = state.beta[-1] * xp.abs(U[..., -1, 0]) / 2**0.5
         iterations = iterations + xp.astype(~done, iterations.dtype)
         done = residual <= rtol * sigma
-        if bool(xp.all(done)):
+        if not operator.engine.is_tracing(done) and bool(xp.all(done)):
             break
     k = len(state.alpha)
     new_left = xp.matmul(xp.stack(state.left, axis=-1), U[..., :, :1])[..., 0]

@@ -19,14 +19,19 @@ def length_unit(engine: Backend, y: Array) -> float:
 
 
 class InUnits:
-    """The branch x -> g(unit x) / unit, which has the Lipschitz constant of g; exact, unit being a power of two."""
+    """The branch x -> g(unit x) / unit, which has the Lipschitz constant of g; exact, unit being a power of two.
+
+    Its values are constants for differentiation: a solver's iterations are not differentiated.
+    """
 
     def __init__(self, engine: Backend, g: Any, unit: float) -> None:
         self.engine, self.g, self.unit = engine, g, unit
 
     def __call__(self, x: Array) -> Array:
         """Evaluate."""
-        return evaluate(self.engine, self.g, x * self.unit) / self.unit
+        if self.unit == 1:
+            return self.engine.stop_gradient(evaluate(self.engine, self.g, x))
+        return self.engine.stop_gradient(evaluate(self.engine, self.g, x * self.unit)) / self.unit
 
     def astype(self, dtype: Any) -> "InUnits":
         """Cast the branch."""
@@ -39,5 +44,5 @@ class InUnits:
 
     def with_rounding(self, x: Array) -> tuple[Array, Array]:
         """Evaluate, and bound the rounding error of that (batch,)."""
-        image, error = self.g.with_rounding(x * self.unit)
+        image, error = (self.engine.stop_gradient(a) for a in self.g.with_rounding(x * self.unit))
         return image / self.unit, error / self.unit

@@ -587,7 +587,7 @@ def test_while_loop_counts(backend):
     def body(k, x):
         return k + 1, x + x
 
-    assert [float(x[0]) for _, x in [backend.while_loop(cond, body, (0, one), n) for n in (0, 3, 9)]] == [1, 8, 32]
+    assert [float(x[0]) for _, x in [backend.while_loop(cond, body, (backend.xp.asarray(0), one), n) for n in (0, 3, 9)]] == [1, 8, 32]
 
 
 def test_gradient_hooks_return_the_value(backend):

@@ -106,5 +106,5 @@ def test_half_precision_is_accepted_and_its_sums_are_not(backend):
         back = layer.inverse(z)
         assert host(back.value).dtype == np.float16
         assert host(back.error_bound).dtype == np.float64
-        wide = layer.astype(np.float64).inverse(array(backend, host(z)))
+        wide = layer.astype(backend.xp.float64).inverse(array(backend, host(z)))
         assert (distances(back.value, wide.value) <= host(back.error_bound) + host(wide.error_bound)).all(), layer

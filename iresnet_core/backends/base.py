@@ -134,13 +134,12 @@ class Backend(ABC):
         """Return `x` as a constant for differentiation."""
         return x
 
-    def detached(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `fn` without derivative, with respect to its arguments and to all that it closes over.
+    def unrecorded(self) -> AbstractContextManager[Any]:
+        """Context in which nothing is recorded for a backward pass, where the framework records at all.
 
-        `fn` takes arrays and returns an array or a tuple of arrays. An engine that records operations does not record
-        those of `fn`.
+        It saves memory; what makes a result a constant is `stop_gradient`.
         """
-        return fn
+        return nullcontext()
 
     def map_cotangent(self, x: Array, fn: Callable[[Array], Array]) -> Array:
         """Return `x`; in the backward pass its cotangent is replaced by ``fn(cotangent)``.
@@ -153,11 +152,15 @@ class Backend(ABC):
     # --- programs ---
 
     def is_tracing(self, *arrays: Array) -> bool:
-        """Say whether the values of `arrays` are not known yet, because a compiler is tracing the program.
+        """Say whether what is computed from `arrays` at this place has no value yet, because the program is traced.
 
-        Without arrays: whether the program is being traced at all.
+        That is so for all arrays while a compiler is at work, and for those that a batching transformation hides.
         """
         return False
+
+    def is_constant(self, *arrays: Array) -> bool:
+        """Say whether the values of all `arrays` are known, even if the program around them is being traced."""
+        return not self.is_tracing(*arrays)
 
     def while_loop(
         self,

@@ -1,6 +1,7 @@
 """PyTorch engine: eager, under torch.compile and torch.func, on the device of its arrays."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import array_api_compat.torch as namespace
@@ -218,14 +219,9 @@ class Engine(Backend):
         """Detach."""
         return x.detach()
 
-    def detached(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Evaluate without recording."""
-
-        def unrecorded(*arguments: Any) -> Any:
-            with torch.no_grad():
-                return fn(*arguments)
-
-        return unrecorded
+    def unrecorded(self) -> AbstractContextManager[Any]:
+        """``torch.no_grad()``."""
+        return torch.no_grad()
 
     def map_cotangent(self, x: Array, fn: Callable[[Array], Array]) -> Array:
         """Through an autograd.Function."""
@@ -238,7 +234,7 @@ class Engine(Backend):
         """Whether torch.compile or torch.export is at work, or vmap hides the values."""
         if torch.compiler.is_compiling():
             return True
-        return _inside_functorch() and (not arrays or any(map(_is_batched, arrays)))
+        return _inside_functorch() and any(map(_is_batched, arrays))
 
     def while_loop(
         self,

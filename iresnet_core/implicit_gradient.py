@@ -1,0 +1,66 @@
+"""Derivative of the inverse by the implicit function theorem: memory of one evaluation, whatever the solver did."""
+
+import math
+from typing import Any
+
+from iresnet_core.backends import Array, Backend
+from iresnet_core.errors import NotConvergedError
+from iresnet_core.fixed_point import SOLVERS, FixedPoint
+from iresnet_core.linearization import evaluate, linearize, parameters
+from iresnet_core.precision import working_dtype
+from iresnet_core.samples import norms
+
+__all__ = ["with_implicit_gradient"]
+
+
+def with_implicit_gradient(
+    engine: Backend, g: Any, y: Array, solution: Array, constant: float, rtol: float, max_iter: int
+) -> Array:
+    """Return `solution` of x + g(x) = y as a differentiable function of y and of what g closes over.
+
+    The value is `solution` itself. The step y - g(x) carries the derivative for a fixed x; the cotangent ct of the
+    solution is first replaced by w = (I + J)^-T ct, which Anderson's method solves sample by sample from w = ct - J^T w
+    to ``||error|| <= rtol ||w||``. Cost: one evaluation of g, and in the backward pass one more and some ten to forty
+    Jacobian products. A second derivative is refused.
+    """
+    known = parameters(g)
+    if known is not None and not engine.may_differentiate(y, *known):
+        return solution
+    xp, dtype = engine.xp, y.dtype
+    working = working_dtype(engine, dtype)
+    if working != dtype and hasattr(g, "astype"):
+        g, y = g.astype(working), xp.astype(y, working)
+    point = xp.astype(engine.stop_gradient(solution), y.dtype)
+    step = y - evaluate(engine, g, point)
+    if not engine.may_differentiate(step):  # a function does not tell what it closes over, but its values do
+        return solution
+
+    def adjoint_solution(cotangent: Array) -> Array:
+        at = linearize(engine, g, point)
+
+        def product(w: Array) -> Array:
+            return engine.stop_gradient(at.vjp(w))
+
+        with engine.unrecorded():
+            # In units of its own length: a cotangent may be of any size, down to zero.
+            length = norms(xp, cotangent)
+            scale = xp.reshape(xp.where(length > 0, length, xp.ones_like(length)), (-1,) + (1,) * (y.ndim - 1))
+            right = cotangent / scale
+            problem = FixedPoint(engine, product, right, norms(xp, right), constant, rtol, 0.0)
+            progress = SOLVERS["anderson"](problem, right, max_iter)
+            _require_solution(engine, problem, progress.residual)
+            return progress.x * scale
+
+    return solution + xp.astype(engine.map_cotangent(step, adjoint_solution) - engine.stop_gradient(step), dtype)
+
+
+def _require_solution(engine: Backend, problem: FixedPoint, residual: Array) -> None:
+    """Refuse a gradient that is wrong by more than a thousandth; the residual bounds it by 1 / (1 - c)."""
+    if engine.is_tracing(residual) or not residual.shape[0]:
+        return
+    worst = float(engine.xp.max(residual)) / (1 - problem.constant)
+    if not (math.isfinite(worst) and worst <= max(1e-3, 1e3 * problem.rtol)):
+        raise NotConvergedError(
+            f"the gradient of the inverse did not converge: its relative error may be {worst:.3g} (c = "
+            f"{problem.constant:.4g}). The constant may be wrong; otherwise raise max_iter."
+        )
