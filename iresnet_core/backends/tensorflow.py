@@ -18,7 +18,6 @@ __all__ = ["Engine"]
 
 # TensorFlow's convolutions on a CPU know channels-last data only.
 _LAYOUT = {1: "NWC", 2: "NHWC", 3: "NDHWC"}
-_CONVOLUTION = {1: tf.nn.conv1d, 2: tf.nn.conv2d, 3: tf.nn.conv3d}
 
 
 class Engine(Backend):
@@ -95,7 +94,7 @@ class Engine(Backend):
             )
         last = tf.pad(_channels_last(x), [(0, 0), *padding, (0, 0)])
         images = [
-            _CONVOLUTION[axes](part, taps, list(stride), "VALID", data_format=_LAYOUT[axes])
+            tf.nn.convolution(part, taps, list(stride), "VALID", data_format=_LAYOUT[axes])
             for part, taps in zip(tf.split(last, groups, axis=-1), _filters(kernel, groups), strict=True)
         ]
         return _channels_first(images[0] if groups == 1 else tf.concat(images, axis=-1))
