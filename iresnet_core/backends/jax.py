@@ -71,6 +71,20 @@ def _constants(values: Any) -> Any:
     return jax.tree.map(lax.stop_gradient, values)
 
 
+def _converted(fn: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], list[Any]]:
+    """Return ``fn(*args)`` as a function ``(closed_over, *args)``, and all that `fn` closes over.
+
+    Unlike `jax.closure_convert` it hands out whole numbers too, which a derivative rule could not close over.
+    """
+    program, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+    structure = jax.tree.structure(shapes)
+
+    def converted(closed_over: Sequence[Any], *args: Any) -> Any:
+        return jax.tree.unflatten(structure, jax.core.eval_jaxpr(program.jaxpr, closed_over, *jax.tree.leaves(args)))
+
+    return converted, list(program.consts)
+
+
 # --- keys ---
 
 
@@ -102,7 +116,9 @@ class KeyStream:
 
     def next(self) -> Array:
         """Return a fresh subkey."""
-        self.key, subkey = jax.random.split(self.key)
+        known = _concrete(self.key)
+        with nullcontext() if known is None else jax.ensure_compile_time_eval():
+            self.key, subkey = jax.random.split(self.key if known is None else known)
         return subkey
 
 
@@ -122,17 +138,22 @@ def _draw_native(kind: NoiseKind, shape: tuple[int, ...], dtype: Any, key: Array
 
 
 @jax.custom_jvp
-def _once(x: Array) -> Array:
+def _underivable(x: Array) -> Array:
     """Return `x`; its derivative is refused."""
     return x
 
 
-@_once.defjvp
+@_underivable.defjvp
 def _refuse_second_derivative(primals: Any, tangents: Any) -> Any:
     raise DerivativeError(
         "a second derivative through an implicit gradient (a gradient of the inverse or of the log-determinant) would "
         "be wrong and is refused. Use first derivatives, or differentiate the residual equation yourself."
     )
+
+
+def _once(x: Array) -> Array:
+    """Return what a backward pass reads; whoever differentiates that pass with respect to it is refused."""
+    return _underivable(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x
 
 
 def _no_cotangent(x: Array) -> Any:
@@ -221,7 +242,6 @@ class Engine(Backend):
                 "seed or a key that is no argument of the traced function, noise=, or probe_kind='gaussian'."
             )
         with jax.ensure_compile_time_eval(), self.float64():
-            source.key = _concrete(source.key)
             return np.asarray(jax.random.uniform(source.next(), shape, np.float64))
 
     # --- derivatives ---
@@ -246,8 +266,8 @@ class Engine(Backend):
             args = _constants(args)
             if not self.is_tracing(*jax.tree.leaves(args)):
                 return _constants(fn(*args))
-            converted, closed_over = jax.closure_convert(fn, *args)
-            return _constants(converted(*args, *_constants(closed_over)))
+            converted, closed_over = _converted(fn, *args)
+            return _constants(converted(_constants(closed_over), *args))
 
         return constant
 
@@ -255,7 +275,7 @@ class Engine(Backend):
         """Return `x` with a derivative rule of its own, to which what `fn` closes over is passed as constants."""
         if not isinstance(x, jax.core.Tracer):
             return x
-        converted, closed_over = jax.closure_convert(fn, x)
+        converted, closed_over = _converted(fn, x)
         wide = _has_float64()
 
         @jax.custom_vjp
@@ -267,7 +287,9 @@ class Engine(Backend):
 
         def backward(consts: Any, cotangent: Array) -> Any:
             with _x64(wide):  # the backward pass runs after the context of the forward pass has been left
-                return (_once(converted(cotangent, *consts)), *map(_no_cotangent, consts))
+                # On what `fn` reads rather than on its result, which depends on it through loops without derivative.
+                mapped = converted([_once(c) for c in consts], _once(cotangent))
+                return (mapped, *map(_no_cotangent, consts))
 
         same.defvjp(forward, backward)
         return same(x, *closed_over)
@@ -301,12 +323,12 @@ class Engine(Backend):
     def _native_loop(self, cond: Any, body: Any, state: tuple[Any, ...], max_iter: int) -> tuple[Any, ...]:
         """The whole loop as one operation, without tangents of what `cond` and `body` close over."""
         state = tuple(map(jnp.asarray, state))
-        cond, cond_constants = jax.closure_convert(cond, *state)
-        body, body_constants = jax.closure_convert(body, *state)
-        cond_constants, body_constants = _constants((cond_constants, body_constants))
+        cond, of_cond = _converted(cond, *state)
+        body, of_body = _converted(body, *state)
+        of_cond, of_body = _constants((of_cond, of_body))
         _, *result = lax.while_loop(
-            lambda carry: (carry[0] < max_iter) & cond(*carry[1:], *cond_constants),
-            lambda carry: (carry[0] + 1, *body(*carry[1:], *body_constants)),
+            lambda carry: (carry[0] < max_iter) & cond(of_cond, *carry[1:]),
+            lambda carry: (carry[0] + 1, *body(of_body, *carry[1:])),
             (jnp.zeros((), jnp.int32), *state),
         )
         return tuple(result)
