@@ -206,7 +206,7 @@ def gram_bound(engine: Backend, A: Array, *, rtol: float = 1e-3, max_steps: int 
         norm = xp.sqrt(xp.sum(xp.abs(gram) ** 2, axis=(-2, -1)))
         norm = xp.where(norm > 0, norm, xp.ones_like(norm))
         norms.append(norm)
-        gram = gram / norm[..., None, None]
+        gram = gram / xp.astype(norm, gram.dtype)[..., None, None]
         if not engine.is_tracing(A) and bool(xp.all(_trace(xp, gram) ** (1 / 2**step) <= 1 + rtol)):
             break
         if step < max_steps:

@@ -69,7 +69,8 @@ def _rayleigh_quotients(engine: Backend, gram: Array) -> Array:
     for _ in range(POWER_STEPS):
         w = xp.matmul(gram, v)
         length = xp.sqrt(xp.sum(xp.abs(w) ** 2, axis=(-2, -1)))
-        v = w / xp.where(length > 0, length, xp.ones_like(length))[:, None, None]
+        length = xp.where(length > 0, length, xp.ones_like(length))
+        v = w / xp.astype(length, w.dtype)[:, None, None]
     return xp.sqrt(xp.sum(xp.abs(xp.matmul(gram, v)) ** 2, axis=(-2, -1)))
 
 

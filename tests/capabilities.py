@@ -19,6 +19,8 @@ CAPABILITIES = {
     "complex": "complex matrices, as the Fourier bound of a convolution needs",
     "fft": "Fourier transforms",
     "numpy_rng": "noise comes from NumPy's generators, and `numpy.random.seed` governs it where no `rng` is given",
+    "subnormal": "numbers below the smallest normal one; without them a bound holds up to that number times the "
+    "square root of the number of entries",
     "frozen": "weights are kept where nobody else can write, so a cached bound cannot be outdated",
 }
 
@@ -36,6 +38,7 @@ class Capability:
     complex: str
     fft: str
     numpy_rng: str
+    subnormal: str
     frozen: str
 
     def reason_against(self, capability: str) -> str | None:
@@ -56,6 +59,7 @@ TABLE = (
         complex=YES,
         fft=YES,
         numpy_rng=YES,
+        subnormal=YES,
         frozen=YES,
     ),
     Capability(
@@ -67,6 +71,7 @@ TABLE = (
         complex=YES,
         fft=YES,
         numpy_rng="without `rng` noise comes from PyTorch's generator, which `torch.manual_seed` governs",
+        subnormal=YES,
         frozen=YES,
     ),
     Capability(
@@ -78,6 +83,7 @@ TABLE = (
         complex=YES,
         fft=YES,
         numpy_rng="without `rng` noise comes from TensorFlow's generator, which `tf.random.set_seed` governs",
+        subnormal="TensorFlow's kernels take them for zero",
         frozen=YES,
     ),
     Capability(
@@ -89,6 +95,7 @@ TABLE = (
         complex=YES,
         fft=YES,
         numpy_rng=YES,
+        subnormal="XLA takes them for zero on a CPU",
         frozen="JAX arrays cannot be changed, so that no copy is needed",
     ),
     Capability(
@@ -100,6 +107,7 @@ TABLE = (
         complex=YES,
         fft=YES,
         numpy_rng="without `rng` noise comes from CuPy's generator, which `cupy.random.seed` governs",
+        subnormal=YES,
         frozen=YES,
     ),
     Capability(
@@ -111,6 +119,7 @@ TABLE = (
         complex=YES,
         fft=YES,
         numpy_rng=YES,
+        subnormal=YES,
         frozen="the standard has no read-only arrays",
     ),
 )

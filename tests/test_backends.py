@@ -197,6 +197,10 @@ def _keeps_private_copies(engine):
     return engine.frozen(x) is not x
 
 
+def _keeps_subnormals(engine):
+    return bool(engine.xp.all(engine.from_numpy(np.array([5e-324, 1e-310])) * 1.0 > 0))
+
+
 PROBES = {
     "autodiff": _can_differentiate,
     "compile": _can_compile,
@@ -204,6 +208,7 @@ PROBES = {
     "complex": _has_complex,
     "fft": _has_fft,
     "numpy_rng": _draws_with_numpy,
+    "subnormal": _keeps_subnormals,
     "frozen": _keeps_private_copies,
 }
 

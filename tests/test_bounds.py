@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from capabilities import missing
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.sparse.linalg import aslinearoperator
@@ -13,6 +14,7 @@ from strategies import (
     KINDS,
     SCALES,
     SEEDS,
+    as_seen_by,
     convolution_matrix,
     convolutions,
     exact_norms,
@@ -61,6 +63,7 @@ def is_tight(bound, A, method):
 @example(A=np.full((1, 1), np.finfo(np.float64).max / 2), method="gram")
 @example(A=np.array([[np.finfo(np.float32).max / 2]], np.float32), method="cholesky")
 def test_bound_holds_for_adversarial_matrices(backend, A, method):
+    A = as_seen_by(backend, A)
     bound, result = bound_of(backend, A, method)
     assert holds(bound, A)
     assert bound.dtype == A.dtype
@@ -90,6 +93,8 @@ def test_bounds_of_a_stack_are_those_of_its_matrices(backend, A, method):
 def test_bound_is_not_below_norms_known_exactly(backend, method):
     for name, A, norm in exact_norms():
         for scale in (1.0, 2.0**-1000, 2.0**1000, 2.0**-1060):
+            if scale == 2.0**-1060 and missing(backend.name, ["subnormal"]):
+                continue
             bound, _ = bound_of(backend, A * scale, method)
             assert bound >= norm * scale, name
             if scale > 2.0**-1022:
@@ -125,6 +130,7 @@ def test_bounds_of_large_matrices(m, n, kind):
 
 @given(A=matrices(dtypes=st.just(np.float32)), method=st.sampled_from(CERTIFIED))
 def test_float32_matrices_are_bounded_in_float64_and_rounded_up(backend, A, method):
+    A = as_seen_by(backend, A)
     low, _ = bound_of(backend, A, method)
     high, _ = bound_of(backend, A.astype(np.float64), method)
     assert low.dtype == np.float32

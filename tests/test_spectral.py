@@ -4,10 +4,20 @@ import itertools
 
 import numpy as np
 import pytest
+from capabilities import missing
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse.linalg import aslinearoperator
-from strategies import SEEDS, convolution_matrix, convolutions, make_matrix, matrices, norm_from_below, stacks
+from strategies import (
+    SEEDS,
+    as_seen_by,
+    convolution_matrix,
+    convolutions,
+    make_matrix,
+    matrices,
+    norm_from_below,
+    stacks,
+)
 
 from iresnet_core import Convolution, Dense, as_operator, spectral_norm
 from iresnet_core.backends import backend as find_backend
@@ -41,6 +51,7 @@ def separated(m, n, ratio=0.5, seed=0):
 
 @given(A=matrices(max_side=16), method=st.sampled_from(METHODS), rtol=st.sampled_from([1e-1, 1e-3, 1e-6]))
 def test_value_is_never_above_the_norm_and_its_residual_tells_the_truth(backend, A, method, rtol):
+    A = as_seen_by(backend, A)
     m, n = A.shape
     result = on_host(backend, spectral_norm(backend.from_numpy(A), method=method, rtol=rtol, max_iter=40))
     norm = norm_from_below(A)
@@ -75,6 +86,7 @@ def test_value_is_never_above_the_norm_and_its_residual_tells_the_truth(backend,
 
 @given(A=matrices(max_side=16), method=st.sampled_from(["lanczos", "svd"]))
 def test_lanczos_and_svd_reach_the_norm(backend, A, method):
+    A = as_seen_by(backend, A)
     rtol = 1e-6 if A.dtype == np.float64 else 1e-4
     result = spectral_norm(backend.from_numpy(A), method=method, rtol=rtol)
     norm = norm_from_below(A)
@@ -138,6 +150,8 @@ def test_a_power_of_two_changes_nothing_but_the_scale(backend, method, kind):
 def test_the_ends_of_the_range(backend, method, dtype):
     info = np.finfo(dtype)
     for entry in (info.max, np.nextafter(info.max, dtype(0)), info.smallest_normal, info.smallest_subnormal):
+        if entry < info.smallest_normal and missing(backend.name, ["subnormal"]):
+            continue
         result = spectral_norm(backend.from_numpy(np.array([[entry]], dtype)), method=method)
         assert float(result.value) == entry
         assert bool(result.converged)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,11 @@ class Engine(Backend):
         return namespace.asarray(np.array(x), device=None if like is None else like.device)
 
     def frozen(self, x: Array) -> Array:
-        """Return a tensor, which nobody can change: of a variable, its value now."""
-        return tf.identity(x)
+        """Return a tensor, which nobody can change: of a variable, its value now.
+
+        In a graph a tensor that has its value stays as it is, since a copy would have none.
+        """
+        return x if self.is_tracing() and not isinstance(x, tf.Variable) else tf.identity(x)
 
     # --- noise ---
 
@@ -166,15 +170,9 @@ class Engine(Backend):
         """TensorFlow's own."""
         return tf.stop_gradient(x)
 
-    def detached(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Evaluate while no tape records, and cut what a graph's own gradients could follow."""
-
-        def constant(*args: Array) -> Any:
-            with not_recording():
-                result = fn(*(tf.stop_gradient(x) if tf.is_tensor(x) else x for x in args))
-                return tf.nest.map_structure(lambda x: tf.stop_gradient(x) if tf.is_tensor(x) else x, result)
-
-        return constant
+    def unrecorded(self) -> AbstractContextManager[Any]:
+        """Pause all tapes of this thread."""
+        return not_recording()
 
     def map_cotangent(self, x: Array, fn: Callable[[Array], Array]) -> Array:
         """Custom gradient; what `fn` returns refuses to be differentiated, also with respect to what it closes over."""
@@ -190,6 +188,12 @@ class Engine(Backend):
     def is_tracing(self, *arrays: Array) -> bool:
         """Say whether a graph is being built."""
         return not tf.executing_eagerly()
+
+    def is_constant(self, *arrays: Array) -> bool:
+        """Say whether all are eager tensors; the value of a variable is known outside of graphs only."""
+        if not self.is_tracing():
+            return True
+        return not any(isinstance(x, tf.Variable) or tf.is_symbolic_tensor(x) for x in arrays)
 
     def while_loop(
         self,
