@@ -129,7 +129,7 @@ def arnoldi_form(
 ) -> FormEstimate:
     """Arnoldi's method from every probe v (probes, batch, d); one product a step.
 
-    With `terms` None, steps are added until ``enough(bound)``; d + 1 of them are always enough.
+    With `terms` None, steps are added until ``enough(bound)``; d of them are always enough.
     """
     engine, c = multiply.engine, multiply.constant
     xp = engine.xp
@@ -181,4 +181,29 @@ def arnoldi_form(
         sensitivity=scaled(sensitivity),
         extra_variance=None,
         products=m * v.shape[0],
+        resolvent=_resolvent(xp, basis, columns, v, v_length, subtract_linear) if multiply.resolvent else None,
     )
+
+
+def _resolvent(
+    xp: Any, basis: list[Array], columns: list[list[Array]], v: Array, v_length: Array, subtract_linear: bool
+) -> Array:
+    """The w in the Krylov space with the least residual ||v - (I + J^T) w|| (GMRES), less v if the term is subtracted.
+
+    The least-squares problem with I + H, (m + 1, m), is solved by its normal equations: the condition of I + H is at
+    most (1 + c) / (1 - c), and float64 bears its square.
+    """
+    m = len(columns)
+    zero = xp.zeros_like(columns[0][0])
+    entries = [
+        [(columns[j][i] if i < len(columns[j]) else zero) + (1.0 if i == j else 0.0) for j in range(m)]
+        for i in range(m + 1)
+    ]
+    A = xp.stack([xp.stack(row, axis=-1) for row in entries], axis=-2)  # (probes, batch, m + 1, m)
+    At = xp.matrix_transpose(A)
+    y = xp.linalg.solve(xp.matmul(At, A), At[..., :, :1])[..., 0]
+    y = xp.astype(y * xp.astype(v_length, xp.float64)[..., None], v.dtype)
+    w = -v if subtract_linear else xp.zeros_like(v)
+    for j in range(m):
+        w = w + y[..., j][..., None] * basis[j]
+    return w

@@ -108,6 +108,13 @@ def logdet(
     "arnoldi" with m products: the Krylov basis, m probes batch d numbers, and some m^2 / 2 numbers for each of 10 to
     200 quadrature nodes, probe and sample.
 
+    Where the engine differentiates, `value` has its derivative with respect to x and to what g closes over, apart from
+    the value: for each probe v the derivative of w^T J v with w = (I + J)^-T v held fixed, from the same products (one
+    product with J more, and a backward pass through that), and the exact one of the trace; "exact" is differentiated as
+    it is. Second derivatives of the stochastic methods are refused, and the errors have none. A compiled function cannot
+    look at values: `tol` is refused there, "arnoldi" takes 10 products and "series" those of its a-priori bound unless
+    `terms` says otherwise, and bias_bound tells how far they came.
+
     Examples
     --------
     >>> import numpy as np
@@ -129,20 +136,21 @@ def logdet(
         )
     constant = require_contraction(*stated_lipschitz(g, lipschitz))
     request = _request(tol, probes, noise, rng, terms, probe_kind, control_variate, method)
-    working = working_dtype(engine, x.dtype)
-    if working != x.dtype:
-        g, x, request = _raised(engine, g, x, request, working)
-    linearization = linearize(engine, g, x)
-    order = determinant_order(linearization, x)
-    if method == "auto":
-        method = "exact" if order <= EXACT_WIDTH and noise is None else "roulette" if unbiased else "arnoldi"
-        request = request._replace(give_up_at=order if noise is None else None)
-    result = None
-    if method != "exact" and x.shape[0]:
-        result = stochastic_logdet(engine, linearization, x, constant, method, request)
-    if result is None:
-        result = exact_logdet(engine, g, x, linearization, constant)
-    return result
+    with engine.float64():
+        working = working_dtype(engine, x.dtype)
+        if working != x.dtype:
+            g, x, request = _raised(engine, g, x, request, working)
+        linearization = linearize(engine, g, x)
+        order = determinant_order(linearization, x)
+        if method == "auto":
+            method = "exact" if order <= EXACT_WIDTH and noise is None else "roulette" if unbiased else "arnoldi"
+            request = request._replace(give_up_at=order if noise is None else None)
+        result = None
+        if method != "exact" and x.shape[0]:
+            result = stochastic_logdet(engine, linearization, x, constant, method, request)
+        if result is None:
+            result = exact_logdet(engine, g, x, linearization, constant)
+        return result
 
 
 def _request(

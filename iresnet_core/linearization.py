@@ -57,6 +57,15 @@ class Linearization:
         return xp.stack([self.vjp(u[i, ...]) for i in range(u.shape[0])])
 
 
+    def products(self, v: Array) -> Array:
+        """Return J v for a stack v (probes, batch, *event), where `jvp` is known."""
+        assert self.jvp is not None
+        if self.leading_axes:
+            return self.jvp(v)
+        xp = get_backend(v).xp
+        return xp.stack([self.jvp(v[i, ...]) for i in range(v.shape[0])])
+
+
 @runtime_checkable
 class Branch(Protocol):
     """A residual branch g that carries its own derivative.

@@ -3,9 +3,7 @@
 import math
 from typing import Any
 
-import numpy as np
-
-from iresnet_core.backends import Array, Backend, get_backend
+from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.backends.base import NoiseKind
 from iresnet_core.checks import require_finite, require_same_dtype
 from iresnet_core.errors import InvalidArgumentError, ShapeError
@@ -53,21 +51,23 @@ class HadamardProbes(ProbeSource):
         self.kind = "rademacher"
         self.order = 1 << (like.shape[1] - 1).bit_length()
         self.exhausted_after = self.order
-        self._rows: np.ndarray = np.zeros(0, dtype=np.int64)
+        self._left = 0
+        self._rows: Array | None = None
         self._signs: Array | None = None
 
     def draw(self, count: int) -> Array:
-        """Take the next rows; the order of the rows is drawn on the host, the signs by the engine."""
+        """Take the next rows; their order is that of random numbers, drawn and sorted where the samples are."""
         xp, parts = self.engine.xp, []
         while count:
-            if not self._rows.size:
+            if not self._left:
                 self._signs = self.engine.sample("rademacher", tuple(self.like.shape), self.like, self.rng)
-                keys = self.engine.uniform((self.order,), self.rng) if self.order > 1 else np.zeros(1)
-                self._rows = np.argsort(keys)
-            rows, self._rows = self._rows[:count], self._rows[count:]
-            table = self.engine.from_numpy(_hadamard_rows(rows, self.like.shape[1]), self.like)
-            parts.append(xp.astype(table, self.like.dtype)[:, None, :] * self._signs)
-            count -= rows.size
+                keys = self.engine.sample("gaussian", (self.order,), self.like, self.rng)
+                self._rows, self._left = xp.argsort(keys), self.order
+            taken, begin = min(count, self._left), self.order - self._left
+            table = _hadamard_rows(xp, self._rows[begin : begin + taken], self.like)
+            parts.append(table[:, None, :] * self._signs)
+            self._left -= taken
+            count -= taken
         return parts[0] if len(parts) == 1 else xp.concat(parts)
 
     def remaining_variance(self, used: int) -> float:
@@ -78,10 +78,15 @@ class HadamardProbes(ProbeSource):
         return float(partial / used * (self.order - partial) / (self.order - 1))
 
 
-def _hadamard_rows(rows: np.ndarray, d: int) -> np.ndarray:
-    """Rows of the Hadamard matrix of order 2^k >= d, cut to d columns: entry (-1)^(number of common bits)."""
-    common = rows[:, None] & np.arange(d)[None, :]
-    return np.where(np.bitwise_count(common) % 2 == 0, 1.0, -1.0)
+def _hadamard_rows(xp: Any, rows: Array, like: Array) -> Array:
+    """Rows of the Hadamard matrix of order 2^k >= d, cut to the d columns of `like`: (-1)^(number of common bits)."""
+    d = like.shape[1]
+    columns = xp.arange(d, dtype=rows.dtype, device=device_of(like))
+    signs = xp.ones((rows.shape[0], d), dtype=like.dtype, device=device_of(like))
+    for bit in range((d - 1).bit_length()):
+        common = (rows[:, None] // 2**bit % 2) * (columns // 2**bit % 2)[None, :]
+        signs = signs * xp.astype(1 - 2 * common, like.dtype)
+    return signs
 
 
 class ExplicitProbes(ProbeSource):

@@ -32,7 +32,9 @@ class FormEstimate(NamedTuple):
     `bias` bounds the truncation error of `value`. With L = f(J), `squared_image` is ||L v||^2 and `squared_form`
     v^T L^2 v; half their sum has the mean ||S||_F^2, S the symmetric part of L, from which the variance follows.
     `sensitivity` is how much a relative error of the products grows in `value`. `extra_variance` is the variance of
-    `value` for a fixed probe. `products` counts Jacobian products, summed over the probes.
+    `value` for a fixed probe. `products` counts Jacobian products, summed over the probes. `resolvent` (probes, batch, d)
+    is w = (I + J^T)^-1 v, or w - v where the linear term is subtracted, to the accuracy of the form: w^T dJ v is the
+    derivative of `value`. Only where `Products.resolvent` asks for it.
     """
 
     value: Array
@@ -42,20 +44,32 @@ class FormEstimate(NamedTuple):
     sensitivity: Array
     extra_variance: Array | None
     products: int
+    resolvent: Array | None = None
 
 
 class Products:
-    """Products with J^T at one batch, on flat vectors, watching that none expands by more than the constant."""
+    """Products with J^T at one batch, on flat vectors, watching that none expands by more than the constant.
 
-    def __init__(self, engine: Backend, linearization: Linearization, event: tuple[int, ...], constant: float) -> None:
+    They are constants for differentiation. `resolvent` says whether the derivative of a form will be needed.
+    """
+
+    def __init__(
+        self,
+        engine: Backend,
+        linearization: Linearization,
+        event: tuple[int, ...],
+        constant: float,
+        resolvent: bool = False,
+    ) -> None:
         self.engine, self.linearization, self.event, self.constant = engine, linearization, event, constant
+        self.resolvent = resolvent
         self.largest_factor: Array | None = None
 
     def __call__(self, u: Array, length: Array) -> tuple[Array, Array]:
         """Return J^T u for u (probes, batch, d) of the given length (probes, batch), and the length of that."""
         xp = self.engine.xp
         shaped = xp.reshape(u, (*u.shape[:2], *self.event))
-        w = xp.reshape(self.linearization.transposed_products(shaped), u.shape)
+        w = self.engine.stop_gradient(xp.reshape(self.linearization.transposed_products(shaped), tuple(u.shape)))
         new_length = xp.linalg.vector_norm(w, axis=-1)
         # Where squares are near underflow the length has lost its digits, and says nothing.
         info = xp.finfo(u.dtype)
@@ -87,19 +101,28 @@ def _powers(c: float) -> tuple[np.ndarray, np.ndarray]:
 class _PowerSeries:
     """Running sums of sum over k of a_k v^T J^k v, a_k = (-1)^(k+1) / k, as (probes, batch) arrays and one vector."""
 
-    def __init__(self, xp: Any, v: Array, subtract_linear: bool) -> None:
+    def __init__(self, multiply: Products, v: Array, subtract_linear: bool) -> None:
+        xp = multiply.engine.xp
         self.xp, self.v, self.subtract_linear = xp, v, subtract_linear
+        self.resolvent: Array | None = None
+        if multiply.resolvent:
+            self.resolvent = xp.zeros_like(v) if subtract_linear else v
         self.v_length = self.length = self.previous = xp.linalg.vector_norm(v, axis=-1)
         self.w, self.image, self.lengths = v, xp.zeros_like(v), self.v_length
         self.moments: list[Array] = []
         self.terms = 0
 
-    def step(self, multiply: Products) -> Array | None:
-        """Take the next product and return the next term of the series, None if it is the subtracted one."""
+    def step(self, multiply: Products, chance: float = 1.0) -> Array | None:
+        """Take the next product and return the next term of the series, None if it is the subtracted one.
+
+        `chance` is the probability with which this product is taken.
+        """
         self.previous = self.length
         self.w, self.length = multiply(self.w, self.length)
         self.lengths = self.lengths + self.length
         self.terms += 1
+        if self.resolvent is not None:
+            self.resolvent = self.resolvent + (-1.0) ** self.terms / chance * self.w
         moment = self.xp.linalg.vecdot(self.v, self.w)
         self.moments.append(moment)
         if self.terms == 1 and self.subtract_linear:
@@ -112,8 +135,11 @@ class _PowerSeries:
         """Split off the probes beyond the first `count`, which are returned as a series of their own."""
         rest = _PowerSeries.__new__(_PowerSeries)
         rest.xp, rest.subtract_linear, rest.terms = self.xp, self.subtract_linear, self.terms
-        for name in ("v", "v_length", "length", "previous", "w", "image", "lengths"):
+        for name in ("v", "v_length", "length", "previous", "w", "image", "lengths", "resolvent"):
             array = getattr(self, name)
+            if array is None:
+                rest.resolvent = None
+                continue
             setattr(rest, name, array[count:, ...])
             setattr(self, name, array[:count, ...])
         rest.moments = [moment[count:, ...] for moment in self.moments]
@@ -152,7 +178,7 @@ def series_form(
     ``enough(bound)``; the a-priori bound ends that.
     """
     xp, c = multiply.engine.xp, multiply.constant
-    series = _PowerSeries(xp, v, subtract_linear)
+    series = _PowerSeries(multiply, v, subtract_linear)
     value = xp.zeros_like(series.length)
     while True:
         term = series.step(multiply)
@@ -172,6 +198,7 @@ def series_form(
         series.sensitivity(c),
         None,
         series.terms * v.shape[0],
+        series.resolvent,
     )
 
 
@@ -186,7 +213,7 @@ def roulette_form(
     come first, so that those which are done drop off the end of the stack.
     """
     xp, c = multiply.engine.xp, multiply.constant
-    series = _PowerSeries(xp, v, subtract_linear)
+    series = _PowerSeries(multiply, v, subtract_linear)
     zero = xp.zeros_like(series.length)
     sums = _RouletteSums(zero, zero, zero)
     parts, products = [], 0
@@ -203,13 +230,14 @@ def roulette_form(
         if not alive:
             break
         products += alive
-        term = series.step(multiply)
+        chance = keep ** max(0, series.terms + 1 - terms)
+        term = series.step(multiply, chance)
         if term is not None:
-            sums = sums.plus(term, keep ** max(0, series.terms - terms))
-    value, bias, image, form, sensitivity, variance = (
-        xp.concat([part[i] for part in reversed(parts)]) for i in range(6)
+            sums = sums.plus(term, chance)
+    value, bias, image, form, sensitivity, variance, resolvent = (
+        None if parts[0][i] is None else xp.concat([part[i] for part in reversed(parts)]) for i in range(7)
     )
-    return FormEstimate(value, bias, image, form, sensitivity, variance, products)
+    return FormEstimate(value, bias, image, form, sensitivity, variance, products, resolvent)
 
 
 class _RouletteSums(NamedTuple):
@@ -235,7 +263,7 @@ class _RouletteSums(NamedTuple):
 
 def _ended(
     xp: Any, c: float, keep: float, chance: float, series: _PowerSeries, sums: _RouletteSums
-) -> tuple[Array, Array, Array, Array, Array, Array]:
+) -> tuple[Array | None, ...]:
     """The fields of a FormEstimate, but products, for probes whose roulette has ended.
 
     Terms that were computed enter the variance as they are. Those that were not are taken to be a r^j, j = 1, 2, ...,
@@ -250,7 +278,7 @@ def _ended(
     variance = xp.maximum(sums.variance, xp.zeros_like(squares)) + squares + crossed
     squared_image = xp.linalg.vecdot(series.image, series.image)
     bias = xp.zeros_like(a)
-    return sums.value, bias, squared_image, series.squared_form(), series.sensitivity(c), variance
+    return sums.value, bias, squared_image, series.squared_form(), series.sensitivity(c), variance, series.resolvent
 
 
 def draw_lengths(engine: Backend, probes: int, keep: float, rng: Any) -> list[int]:

@@ -25,7 +25,6 @@ HOST_MODULES = {
     "cli": "prints and plots on the host",
     "example_data": "the shipped files hold NumPy arrays",
     "probabilistic": "a root of a small polynomial per operator, found in float64 on the host",
-    "probes": "which rows of a Hadamard matrix are drawn is decided on the host",
     "quadratic_forms": "tails of the series of the logarithm are numbers, summed on the host",
     "reference": "the exact answers are NumPy's and SciPy's",
     "report": "plots on the host",
