@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from iresnet_core.activations import Activation, Diagonal, PairSwap
-from iresnet_core.backends import Array, device_of, get_backend
+from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.convolution import Convolution
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.linearization import Branch, Linearization
@@ -230,19 +230,20 @@ def _rounding_scale(layer: LinearLayer) -> tuple[int, float, float]:
     if isinstance(layer, Convolution):
         kernel = xp.reshape(layer.standard_kernel, (*layer.standard_kernel.shape[:2], math.prod(layer.window)))
         # Young's inequality: the sum over the taps of their Frobenius norms.
-        absolute = math.fsum(_frobenius(xp, kernel[:, :, tap]) for tap in range(kernel.shape[2]))
+        absolute = math.fsum(_frobenius(layer.engine, kernel[:, :, tap]) for tap in range(kernel.shape[2]))
         terms = kernel.shape[1] * kernel.shape[2]
         repeats = math.prod(layer.out_spatial)
     else:
-        absolute = _frobenius(xp, layer.weight)
+        absolute = _frobenius(layer.engine, layer.weight)
         terms, repeats = layer.shape[1], 1
-    bias = 0.0 if layer.bias is None else math.sqrt(repeats) * _frobenius(xp, layer.bias)
+    bias = 0.0 if layer.bias is None else math.sqrt(repeats) * _frobenius(layer.engine, layer.bias)
     return terms, absolute, bias
 
 
-def _frobenius(xp: Any, a: Array) -> float:
-    """Root of the sum of squares, in float64 and in units of the largest entry."""
-    flat = xp.reshape(xp.astype(a, xp.float64), (1, math.prod(a.shape)))
+def _frobenius(engine: Backend, a: Array) -> float:
+    """Root of the sum of squares, in float64 and in units of the largest entry; a number, without derivative."""
+    xp = engine.xp
+    flat = xp.reshape(xp.astype(engine.stop_gradient(a), xp.float64), (1, math.prod(a.shape)))
     return float(_sample_norm(xp, flat)[0])
 
 

@@ -236,7 +236,7 @@ class Engine(Backend):
         source = self.generator(rng)
         if not isinstance(source, KeyStream):
             return np.asarray(source.random(shape))
-        if self.is_tracing(source.key):
+        if not self.is_constant(source.key):
             raise InvalidArgumentError(
                 "a decision on the host needs the value of its key, which a traced function does not know. Pass an int "
                 "seed or a key that is no argument of the traced function, noise=, or probe_kind='gaussian'."
@@ -258,18 +258,6 @@ class Engine(Backend):
     def stop_gradient(self, x: Array) -> Array:
         """Return `x` with a zero tangent."""
         return lax.stop_gradient(x)
-
-    def detached(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Stop the tangents of the arguments, of the result and, in a traced program, of what `fn` closes over."""
-
-        def constant(*args: Any) -> Any:
-            args = _constants(args)
-            if not self.is_tracing(*jax.tree.leaves(args)):
-                return _constants(fn(*args))
-            converted, closed_over = _converted(fn, *args)
-            return _constants(converted(_constants(closed_over), *args))
-
-        return constant
 
     def map_cotangent(self, x: Array, fn: Callable[[Array], Array]) -> Array:
         """Return `x` with a derivative rule of its own, to which what `fn` closes over is passed as constants."""
@@ -297,10 +285,12 @@ class Engine(Backend):
     # --- programs ---
 
     def is_tracing(self, *arrays: Array) -> bool:
-        """Say whether a value is unknown; within grad alone it is known. Without arrays: whether jit is at work."""
-        if arrays:
-            return any(_concrete(x) is None for x in arrays)
-        return isinstance(jnp.zeros(()), jax.core.Tracer)
+        """Say whether jit is at work here, or a value is hidden by vmap; within grad alone values are known."""
+        return isinstance(jnp.zeros(()), jax.core.Tracer) or not self.is_constant(*arrays)
+
+    def is_constant(self, *arrays: Array) -> bool:
+        """Say whether the values of all `arrays` are known."""
+        return all(_concrete(x) is not None for x in arrays)
 
     def while_loop(
         self,
@@ -312,7 +302,7 @@ class Engine(Backend):
         """Loop in Python as long as the condition is known, else with `lax.while_loop`."""
         state = _constants(state)
         for done in range(max_iter):
-            unfinished = None if self.is_tracing() or self.is_tracing(*state) else _concrete(cond(*state))
+            unfinished = None if self.is_tracing(*state) else _concrete(cond(*state))
             if unfinished is None:
                 return self._native_loop(cond, body, state, max_iter - done)
             if not bool(unfinished):
