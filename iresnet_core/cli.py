@@ -6,6 +6,7 @@ one is answered with a sentence and not with a traceback.
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,21 @@ from iresnet_core.atomic_write import write_text
 from iresnet_core.backends import available_backends, backend
 from iresnet_core.errors import InvalidArgumentError, IResNetError, MissingDependencyError
 from iresnet_core.validate import Record
-from iresnet_core.validation_summary import TITLES, bound, grouped, held, number, remarks, score, verdict
+from iresnet_core.validation_summary import (
+    AGREEMENT_HEADS,
+    AGREEMENT_TITLE,
+    TITLES,
+    agreement_remarks,
+    agreement_rows,
+    agreement_verdict,
+    bound,
+    grouped,
+    held,
+    number,
+    remarks,
+    score,
+    verdict,
+)
 
 if TYPE_CHECKING:
     import typer
@@ -32,6 +47,7 @@ __all__ = ["build_app", "main"]
 FAILED = 1
 USAGE_ERROR = 2
 _EXTRA = ("typer", "rich", "matplotlib")
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}  # frameworks that would log between the tables, unless the user wants it
 _FOR_TESTS = frozenset({"array_api_strict"})  # an engine, but nobody's choice
 NARROWEST = 80  # columns that the table needs
 _LEGEND = (
@@ -40,6 +56,11 @@ _LEGEND = (
     'exact norm). held: no bound was exceeded; "-" has none, being unbiased. z: mean error over its standard error; '
     "the truncation of a short estimate may show in it, within its bound. products: operator or Jacobian products an "
     "answer, or evaluations of g."
+)
+_AGREEMENT_LEGEND = (
+    "Every method once more on each engine, with noise and start vectors drawn with NumPy: the largest difference to "
+    "NumPy's answer, relative to the size of the answer. counts: iterations and products an answer, which rounding may "
+    "change in float32."
 )
 
 
@@ -53,6 +74,8 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(USAGE_ERROR)
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
     build_app()()
 
 
@@ -85,7 +108,7 @@ def build_app() -> "typer.Typer":
     def validate_command(
         backends: Annotated[
             list[str] | None,
-            typer.Option("--backend", metavar="NAME", help="Engine, repeatable; 'all' takes those installed."),
+            typer.Option("--backend", metavar="NAME", help="Engine, repeatable; 'all' takes those that run here."),
         ] = None,
         cases: Annotated[
             list[str] | None,
@@ -105,7 +128,8 @@ def build_app() -> "typer.Typer":
     ) -> None:
         """Compare every method with the exact answer on trained branches that ship with the package.
 
-        Exit status 1 means that a certified bound did not hold or a method gave up, 2 that the command could not run.
+        Engines other than NumPy are also compared with NumPy on the same noise. Exit status 1 means that a certified
+        bound did not hold, engines disagree or a method gave up, 2 that the command could not run.
         """
         with _usage_errors():
             engines = _chosen_backends(backends or ["numpy"])
@@ -120,6 +144,7 @@ def build_app() -> "typer.Typer":
         try:
             with _one_thread(), _progress_bar() as progress:
                 records = validate.run(engines, chosen, seed, progress, precisions)
+                common = validate.agreement(engines, chosen, seed, progress)
         except IResNetError as error:
             print(f"iresnet: the validation could not finish: {error}", file=sys.stderr)
             raise typer.Exit(FAILED) from error
@@ -129,19 +154,24 @@ def build_app() -> "typer.Typer":
             console.print()
             console.print(_table(group, several=len(engines) * len(precisions) > 1))
         console.print(f"\n{_LEGEND}\n", style="dim")
+        if common:
+            console.print(_agreement_table(common))
+            console.print(f"\n{_AGREEMENT_LEGEND}\n", style="dim")
         with _usage_errors():
             if json_file is not None:
-                write_text(json_file, json.dumps([_finite(record) for record in records], indent=1) + "\n")
+                write_text(json_file, json.dumps([_finite(record) for record in (*records, *common)], indent=1) + "\n")
                 console.print(f"Records: {json_file}", soft_wrap=True)
             if report is not None:
-                page = _write_report(records, engines[0], chosen, seed, report)
+                page = _write_report(records, common, engines[0], chosen, seed, report)
                 console.print(f"Report: {page}", soft_wrap=True)
-        for sentence in remarks(records):
-            console.print(sentence, style="bold red" if sentence.startswith("violated") else "yellow")
+        for sentence in (*remarks(records), *agreement_remarks(common)):
+            console.print(sentence, style="bold red" if sentence.startswith(("violated", "disagrees")) else "yellow")
         console.print(f"{len(records)} comparisons on {branches} in {seconds:.0f} s.")
-        wrong = validate.violated(records)
+        wrong, apart = validate.violated(records), validate.disagreeing(common)
         console.print(verdict(records), style="bold red" if wrong else "bold green")
-        if wrong:
+        if common:
+            console.print(agreement_verdict(common), style="bold red" if apart else "bold green")
+        if wrong or apart:
             raise typer.Exit(FAILED)
 
     return app
@@ -173,7 +203,7 @@ def _distinct(asked: Sequence[str], known: Sequence[str], kind: str) -> list[str
 
 
 def _chosen_backends(asked: Sequence[str]) -> list[str]:
-    """Resolve "all", and fail early where a framework is absent."""
+    """Resolve "all", and fail early where a framework is absent or cannot run here."""
     if "all" not in asked:
         names = list(dict.fromkeys(asked))
         for name in names:
@@ -186,7 +216,7 @@ def _chosen_backends(asked: Sequence[str]) -> list[str]:
         try:
             backend(name)
         except MissingDependencyError as error:
-            print(f"skipped: {error}", file=sys.stderr)
+            print(f"left out: {error}", file=sys.stderr)
         else:
             installed.append(name)
     return installed
@@ -269,16 +299,44 @@ def _table(records: Sequence[Record], several: bool) -> "Table":
     return table
 
 
+def _agreement_table(records: Sequence[Record]) -> "Table":
+    """Lay out the agreement, a row a primitive and engine."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=AGREEMENT_TITLE, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for column in AGREEMENT_HEADS:
+        table.add_column(column, justify="left" if column in ("primitive", "engine", "held") else "right", no_wrap=True)
+    shown = ""
+    for primitive, *cells, word in agreement_rows(records):
+        table.add_row(
+            primitive if primitive != shown else "",
+            *cells,
+            Text(word, style={"yes": "green", "NO": "bold red"}.get(word, "")),
+        )
+        shown = primitive
+    return table
+
+
 def _finite(record: Record) -> Record:
     """Replace NaN and infinity, which JSON does not have, by None."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
 
 
-def _write_report(records: Sequence[Record], engine: str, cases: Sequence[str], seed: int, directory: Path) -> Path:
+def _write_report(
+    records: Sequence[Record],
+    common: Sequence[Record],
+    engine: str,
+    cases: Sequence[str],
+    seed: int,
+    directory: Path,
+) -> Path:
     """Compute the curves and write the page."""
     from iresnet_core.report import write_report
     from iresnet_core.validation_curves import curves
 
     with _one_thread(), _progress_bar() as progress:
         computed = curves(engine, cases, seed, progress)
-    return write_report(records, computed, directory)
+    return write_report(records, computed, directory, common)

@@ -1,6 +1,7 @@
 """The validation report: one HTML page with a table and plots, readable without a network."""
 
 import platform
+import sys
 from base64 import b64encode
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,8 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from iresnet_core.atomic_write import write_text
-from iresnet_core.validate import Record, violated
-from iresnet_core.validation_summary import TITLES, bound, grouped, held, number, remarks, score, verdict
+from iresnet_core.validate import Record, disagreeing, violated
+from iresnet_core.validation_agreement import REFERENCE
+from iresnet_core.validation_summary import (
+    AGREEMENT_HEADS,
+    AGREEMENT_TITLE,
+    TITLES,
+    agreement_remarks,
+    agreement_rows,
+    agreement_verdict,
+    bound,
+    grouped,
+    held,
+    number,
+    remarks,
+    score,
+    verdict,
+)
 
 __all__ = ["write_report"]
 
@@ -60,7 +76,9 @@ _CAPTIONS = {
 }
 
 
-def write_report(records: Sequence[Record], curves: dict[str, Any], directory: Path) -> Path:
+def write_report(
+    records: Sequence[Record], curves: dict[str, Any], directory: Path, agreement: Sequence[Record] = ()
+) -> Path:
     """Write ``directory/index.html``.
 
     Parameters
@@ -71,6 +89,8 @@ def write_report(records: Sequence[Record], curves: dict[str, Any], directory: P
         From `iresnet_core.validation_curves.curves`.
     directory : Path
         Made if it does not exist.
+    agreement : sequence of dict
+        From `iresnet_core.validate.agreement`; none where there is one engine.
 
     Returns
     -------
@@ -85,11 +105,11 @@ def write_report(records: Sequence[Record], curves: dict[str, Any], directory: P
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     page = directory / "index.html"
-    write_text(page, _page(records, curves))
+    write_text(page, _page(records, curves, agreement))
     return page
 
 
-def _page(records: Sequence[Record], curves: dict[str, Any]) -> str:
+def _page(records: Sequence[Record], curves: dict[str, Any], agreement: Sequence[Record]) -> str:
     from iresnet_core import report_plots
 
     figures = {
@@ -113,6 +133,7 @@ def _page(records: Sequence[Record], curves: dict[str, Any]) -> str:
 <p class="verdict{" no" if wrong else ""}">{escape(verdict(records))}</p>
 {_remarks(records)}
 {_facts(records)}
+{_agreement(agreement)}
 {plots}
 <h2>All comparisons</h2>
 <p>rmse: against the exact answer, probe noise included. Max error: the part that the bound is about; for randomised
@@ -132,7 +153,11 @@ def _facts(records: Sequence[Record]) -> str:
     facts = {
         "Date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "Versions": ", ".join(
-            [f"Python {platform.python_version()}", *(_versioned(name) for name in ("iresnet-core", "numpy", "scipy"))]
+            [
+                f"Python {platform.python_version()}",
+                *(_versioned(name) for name in ("iresnet-core", "numpy", "scipy")),
+                *_frameworks(records),
+            ]
         ),
         "Engines": ", ".join(dict.fromkeys(f"{r['backend']} ({r['dtype']})" for r in records)),
         "Branches": ", ".join(cases) + "; d is the dimension, c the block constant",
@@ -148,6 +173,13 @@ def _versioned(name: str) -> str:
         return f"{name} (not installed)"
 
 
+def _frameworks(records: Sequence[Record]) -> list[str]:
+    """Name the versions of the engines' frameworks; they have been imported by now."""
+    names = dict.fromkeys(record["backend"] for record in records)
+    versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in names}
+    return [f"{name} {version}" for name, version in versions.items() if version and name != REFERENCE]
+
+
 def _figure(name: str, svg: str) -> str:
     """Embed a plot as an image, so that the identifiers of two SVG documents cannot meet."""
     title, caption = _CAPTIONS[name]
@@ -161,6 +193,26 @@ def _figure(name: str, svg: str) -> str:
 def _remarks(records: Sequence[Record]) -> str:
     sentences = remarks(records)
     return "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>" if sentences else ""
+
+
+def _agreement(records: Sequence[Record]) -> str:
+    """Return the section on the agreement of the engines; nothing where there is one engine."""
+    if not records:
+        return ""
+    rows = []
+    for *cells, word in agreement_rows(records):
+        style = {"yes": ' class="yes"', "NO": ' class="no"'}.get(word, "")
+        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + f"<td{style}>{word}</td></tr>")
+    header = "".join(f"<th>{head}</th>" for head in AGREEMENT_HEADS)
+    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in agreement_remarks(records))
+    return f"""<h2>Agreement of the engines</h2>
+<p class="verdict{" no" if disagreeing(records) else ""}">{escape(agreement_verdict(records))}</p>
+{f"<ul>{sentences}</ul>" if sentences else ""}
+<p>{AGREEMENT_TITLE}: every method once more on each engine, with noise and start vectors drawn with NumPy; differences
+are relative to the size of the answer. Counts are iterations and products an answer, which rounding may change in
+float32.</p>
+<div class="scroll"><table id="agreement"><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
+"""
 
 
 def _tables(records: Sequence[Record]) -> str:

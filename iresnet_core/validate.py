@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+from iresnet_core.backends import backend as find_backend
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.example_data import cases as all_cases
+from iresnet_core.validation_agreement import agreement, disagreeing
 from iresnet_core.validation_checks import CHECKS, FIELDS, Record
 from iresnet_core.validation_problem import Exact, Problem
 
-__all__ = ["FIELDS", "Progress", "Record", "run", "violated"]
+__all__ = ["FIELDS", "Progress", "Record", "agreement", "disagreeing", "run", "violated"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -59,12 +61,13 @@ def run(
     for backend, dtype, case in plan:
         if case not in answers:
             answers[case] = Exact(case)
-        problem = Problem.load(case, backend, dtype, seed, answers[case])
-        for name, check in CHECKS.items():
-            if progress is not None:
-                progress(done, total, f"{backend} {case}: {name}")
-            records.extend(check(problem))
-            done += 1
+        with find_backend(backend).float64():
+            problem = Problem.load(case, backend, dtype, seed, answers[case])
+            for name, check in CHECKS.items():
+                if progress is not None:
+                    progress(done, total, f"{backend} {case}: {name}")
+                records.extend(check(problem))
+                done += 1
     if progress is not None:
         progress(done, total, "done")
     return records

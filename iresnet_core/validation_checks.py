@@ -15,22 +15,22 @@ import numpy as np
 from iresnet_core import reference
 from iresnet_core.bounds import lipschitz_bound
 from iresnet_core.branches import Chain
-from iresnet_core.convolution import Convolution
 from iresnet_core.determinant import logdet
 from iresnet_core.inverse import invert
 from iresnet_core.operators import Dense
 from iresnet_core.spectral import spectral_norm
-from iresnet_core.validation_problem import Floats, Problem
+from iresnet_core.validation_problem import Floats, Problem, cut_convolution
 
 __all__ = ["CHECKS", "FIELDS", "Record"]
 
 Record = dict[str, Any]
 
 FIELDS: dict[str, str] = {
+    "kind": "accuracy (compared with the exact answer) or agreement (with the same method on NumPy)",
     "backend": "engine",
     "dtype": "of weights and inputs",
-    "case": "trained branch, d<dimension>_c<block constant>",
-    "primitive": "spectral_norm, lipschitz_bound, inverse or logdet",
+    "case": "trained branch, d<dimension>_c<block constant>; for agreement the one that agrees least",
+    "primitive": "spectral_norm, lipschitz_bound, inverse or logdet; for agreement also normalize and branch",
     "method": "method and its settings",
     "certificate": "exact, certified, lower bound, probabilistic, or unbiased (no bound on one answer)",
     "samples": "answers that were compared: inputs, or layers of the branch",
@@ -48,6 +48,9 @@ FIELDS: dict[str, str] = {
     "within_error_bar": "whether the mean error is within 5 standard errors and the mean bias bound",
     "bias_bound": "mean certified bias, in nats",
     "converged": "whether every answer says that it met its tolerance or the floor of the dtype",
+    "quantity": "agreement: what was compared, a field of the answer",
+    "disagreement": "agreement: largest difference relative to the size of the answer; of counts, the difference",
+    "limit": "agreement: what the disagreement must not exceed",
 }
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -80,6 +83,7 @@ def _record(problem: Problem, primitive: str, method: str, **known: Any) -> Reco
     """Fill in the keys that the record does not have."""
     record: Record = dict.fromkeys(FIELDS)
     record |= {
+        "kind": "accuracy",
         "backend": problem.engine.name,
         "dtype": problem.dtype,
         "case": problem.case,
@@ -156,7 +160,7 @@ def _unit(problem: Problem) -> float:
 def _check_lipschitz_bound(problem: Problem) -> Iterator[Record]:
     """Certificates from above: on each layer, on a convolution, and on the whole block."""
     layers: tuple[Any, ...] = problem.chain.operators
-    convolution = _cut_convolution(problem)
+    convolution = cut_convolution(problem)
     checks = [(method, method, layers) for method in BOUND_METHODS]
     if convolution is not None:
         checks.append(("fft", "fft, 3x3 kernel", (convolution,)))
@@ -202,19 +206,6 @@ def _bound_record(
         bound_violations=int(np.sum(~(value >= exact - rounding))),
         **known,
     )
-
-
-def _cut_convolution(problem: Problem) -> Convolution | None:
-    """Cut a convolution out of the filters of the first layer on the 8 x 8 image: real weights, no trained network.
-
-    8 -> 8 channels, 3 x 3, zero padding. None where the inputs are no images.
-    """
-    first = problem.chain.operators[0]
-    if not isinstance(first, Dense) or tuple(first.shape) != (128, 64):
-        return None
-    xp = problem.engine.xp
-    filters = xp.reshape(first.weight, (16, 8, 8, 8))[:8, :, 3:6, 3:6]
-    return Convolution(filters, input_shape=(8, 8, 8), padding="same")
 
 
 def _check_inverse(problem: Problem) -> Iterator[Record]:

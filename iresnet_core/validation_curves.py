@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from iresnet_core import reference
+from iresnet_core.backends import backend as find_backend
 from iresnet_core.bounds import lipschitz_bound
 from iresnet_core.determinant import logdet
 from iresnet_core.inverse import invert
@@ -74,13 +75,14 @@ def curves(
     result: Curves = {name: {} for name in (*parts, "dimension")}
     done, total = 0, len(cases) * len(parts)
     for case in cases:
-        problem = Problem.load(case, backend, seed=seed)
-        result["dimension"][case] = problem.exact.x.shape[1]
-        for name, compute in parts.items():
-            if progress is not None:
-                progress(done, total, f"curves, {case}: {name}")
-            result[name][case] = compute(problem)
-            done += 1
+        with find_backend(backend).float64():
+            problem = Problem.load(case, backend, seed=seed)
+            result["dimension"][case] = problem.exact.x.shape[1]
+            for name, compute in parts.items():
+                if progress is not None:
+                    progress(done, total, f"curves, {case}: {name}")
+                result[name][case] = compute(problem)
+                done += 1
     return result
 
 

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from iresnet_core import reference
 from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.branches import Chain
+from iresnet_core.convolution import Convolution
 from iresnet_core.example_data import load_case
+from iresnet_core.operators import Dense
 
-__all__ = ["Exact", "Floats", "Problem"]
+__all__ = ["Exact", "Floats", "Problem", "cut_convolution"]
 
 Floats = NDArray[Any]  # float64 on the host
 
@@ -98,3 +100,16 @@ class Problem:
     def root(self) -> Floats:
         """The exact inverse of `y`, which is x but for the rounding of y."""
         return np.asarray(reference.inverse(self.exact.chain, self.host(self.y)), dtype=np.float64)
+
+
+def cut_convolution(problem: Problem) -> Convolution | None:
+    """Cut a convolution out of the filters of the first layer on the 8 x 8 image: real weights, no trained network.
+
+    8 -> 8 channels, 3 x 3, zero padding. None where the inputs are no images.
+    """
+    first = problem.chain.operators[0]
+    if not isinstance(first, Dense) or tuple(first.shape) != (128, 64):
+        return None
+    xp = problem.engine.xp
+    filters = xp.reshape(first.weight, (16, 8, 8, 8))[:8, :, 3:6, 3:6]
+    return Convolution(filters, input_shape=(8, 8, 8), padding="same")

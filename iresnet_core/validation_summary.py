@@ -2,16 +2,36 @@
 
 from collections.abc import Sequence
 
-from iresnet_core.validate import Record, violated
+from iresnet_core.validate import Record, disagreeing, violated
+from iresnet_core.validation_agreement import COUNTS, DTYPES, LIMITS, REFERENCE
 
-__all__ = ["TITLES", "bound", "grouped", "held", "name", "number", "remarks", "score", "verdict"]
+__all__ = [
+    "AGREEMENT_HEADS",
+    "AGREEMENT_TITLE",
+    "TITLES",
+    "agreement_remarks",
+    "agreement_rows",
+    "agreement_verdict",
+    "bound",
+    "grouped",
+    "held",
+    "name",
+    "number",
+    "remarks",
+    "score",
+    "verdict",
+]
 
 TITLES = {
     "spectral_norm": "spectral norm",
     "lipschitz_bound": "Lipschitz bound",
     "inverse": "inverse",
     "logdet": "log-determinant",
+    "normalize": "normalised weights",
+    "branch": "branch, its products",
 }
+AGREEMENT_TITLE = f"Largest relative disagreement with {REFERENCE} on the same noise"
+AGREEMENT_HEADS = ("primitive", "engine", *(part for dtype in DTYPES for part in (dtype, "counts")), "held")
 
 
 def grouped(records: Sequence[Record]) -> list[list[Record]]:
@@ -87,4 +107,52 @@ def remarks(records: Sequence[Record]) -> list[str]:
     ]
     return found + [
         f"! outside the error bar, z = {r['z']:.1f}: {name(r)}" for r in records if r["within_error_bar"] is False
+    ]
+
+
+def agreement_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    """Return the table of agreement, a row a primitive and engine, with the columns of `AGREEMENT_HEADS`.
+
+    The first row holds the limits. Counts are iterations and products: "equal", or by how much they differ.
+    """
+    rows: list[tuple[str, ...]] = [
+        ("limit", "", *(part for dtype in DTYPES for part in (number(LIMITS[dtype]), _count_limit(records, dtype))), "")
+    ]
+    for primitive in dict.fromkeys(record["primitive"] for record in records):
+        of_primitive = [record for record in records if record["primitive"] == primitive]
+        for engine in dict.fromkeys(record["backend"] for record in of_primitive):
+            group = [record for record in of_primitive if record["backend"] == engine]
+            cells = [part for dtype in DTYPES for part in _largest([r for r in group if r["dtype"] == dtype])]
+            rows.append((TITLES[primitive], engine, *cells, "NO" if disagreeing(group) else "yes"))
+    return rows
+
+
+def _count_limit(records: Sequence[Record], dtype: str) -> str:
+    limits = [r["limit"] for r in records if r["dtype"] == dtype and r["quantity"] in COUNTS]
+    return "equal" if any(limit is not None for limit in limits) else "-"
+
+
+def _largest(records: Sequence[Record]) -> tuple[str, str]:
+    """Return the largest disagreement of values and of counts; "" where there are no counts."""
+    values = [r["disagreement"] for r in records if r["quantity"] not in COUNTS]
+    counts = [r["disagreement"] for r in records if r["quantity"] in COUNTS]
+    words = "" if not counts else "equal" if max(counts) == 0 else f"\N{PLUS-MINUS SIGN}{max(counts):.0f}"
+    return number(max(values)), words
+
+
+def agreement_verdict(records: Sequence[Record]) -> str:
+    """Return the conclusion on the agreement in one sentence."""
+    wrong = disagreeing(records)
+    checked = [record for record in records if record["limit"] is not None]
+    engines = ", ".join(dict.fromkeys(record["backend"] for record in records))
+    if wrong:
+        return f"{len(wrong)} of {len(checked)} quantities DISAGREE with {REFERENCE} by more than their limit."
+    return f"{engines} agree with {REFERENCE} within the limits, in all {len(checked)} quantities."
+
+
+def agreement_remarks(records: Sequence[Record]) -> list[str]:
+    """Return one sentence for each quantity that disagrees."""
+    return [
+        f"disagrees: {name(r)}, {r['quantity']}, {number(r['disagreement'])} where {number(r['limit'])} is allowed"
+        for r in disagreeing(records)
     ]

@@ -1,5 +1,6 @@
 """The command line: exit status, output, files."""
 
+import importlib.util
 import json
 import os
 import re
@@ -11,7 +12,9 @@ from importlib.metadata import entry_points
 import pytest
 
 import iresnet_core
-from iresnet_core import cli, validate, validation_checks
+from iresnet_core import backends, cli, validate, validation_agreement, validation_checks
+from iresnet_core.backends import get_backend
+from iresnet_core.errors import MissingDependencyError
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("matplotlib")
@@ -139,21 +142,126 @@ def test_places_that_cannot_be_written_are_refused_before_the_work(tmp_path, mon
         assert str(tmp_path) in result.stderr.replace("\n", "")
 
 
-def test_backend_all_takes_the_installed_ones(monkeypatch):
+def test_backend_all_takes_those_that_run_here(monkeypatch):
     asked = {}
 
     def run(backends, cases, seed, progress, dtypes):
         asked.update(backends=backends, cases=cases, seed=seed, dtypes=dtypes)
         return []
 
+    def agreement(backends, cases, seed, progress):
+        asked.update(agreement=backends)
+        return []
+
+    sound = cli.backend
+
+    def find(name):
+        if name == "cupy":
+            raise MissingDependencyError("backend 'cupy' needs a GPU")
+        return sound(name)
+
     monkeypatch.setattr(validate, "run", run)
+    monkeypatch.setattr(validate, "agreement", agreement)
+    monkeypatch.setattr(cli, "backend", find)
     result = iresnet("validate", "--backend", "all", "--case", CASE, "--case", CASE, "--seed", "7")
     assert result.exit_code == 0
     assert "numpy" in asked["backends"]
     assert "array_api_strict" not in asked["backends"]
+    assert asked["agreement"] == asked["backends"]
+    assert "cupy" not in asked["backends"]
+    assert "left out: backend 'cupy' needs a GPU" in result.stderr
     assert asked["cases"] == [CASE]
     assert asked["seed"] == 7
     assert asked["dtypes"] == ["float64"]
+
+
+@pytest.mark.parametrize("name", ["torch", "tensorflow", "jax", "cupy"])
+def test_a_missing_engine_is_answered_with_the_command_that_installs_it(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(cli, "backend", backends.backend.__wrapped__)
+    result = iresnet("validate", "--backend", name)
+    assert result.exit_code == 2
+    assert f"pip install 'iresnet-core[{name}]'" in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.output
+
+
+@pytest.fixture(scope="module")
+def other():
+    """The first installed engine that is not NumPy."""
+    for name in ("torch", "tensorflow", "jax"):
+        if importlib.util.find_spec(name) is not None:
+            return name
+    return pytest.skip("NumPy is the only engine here")
+
+
+def one_check(monkeypatch):
+    """Leave one quick check of accuracy; the agreement is the subject."""
+    quick = {"spectral norm": validation_checks.CHECKS["spectral norm"]}
+    monkeypatch.setattr(validate, "CHECKS", quick)
+
+
+def test_agreement_is_printed_and_stored(other, monkeypatch, tmp_path):
+    one_check(monkeypatch)
+    json_file, report = tmp_path / "out.json", tmp_path / "report"
+    result = iresnet("validate", "--case", CASE, "--backend", other, "--json", str(json_file), "--report", str(report))
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    begin = lines.index(next(line for line in lines if line.startswith("Largest relative disagreement with numpy")))
+    table = lines[begin + 1 :]
+    assert table[0].split() == ["primitive", "engine", "float64", "counts", "float32", "counts", "held"]
+    assert table[1].split() == ["limit", "1.0e-10", "equal", "1.0e-04", "-"]
+    rows = [line for line in table[2:8] if f" {other} " in line]
+    assert len(rows) == 6
+    assert all(row.rstrip().endswith("yes") for row in rows)
+    assert f"{other} agree with numpy within the limits" in " ".join(result.stdout.split())
+    records = json.loads(json_file.read_text())
+    assert {record["kind"] for record in records} == {"accuracy", "agreement"}
+    assert all(set(record) == set(validate.FIELDS) for record in records)
+    assert {record["backend"] for record in records} == {other}
+    page = (report / "index.html").read_text(encoding="utf-8")
+    assert '<table id="agreement">' in page
+    assert "within the limits" in page
+
+
+def test_engines_that_disagree_give_status_1(other, monkeypatch):
+    one_check(monkeypatch)
+    sound = validation_agreement.invert
+
+    def drifting(g, y, **options):
+        result = sound(g, y, **options)
+        return result if get_backend(y).name == "numpy" else result._replace(value=result.value + 0.01)
+
+    monkeypatch.setattr(validation_agreement, "invert", drifting)
+    result = iresnet("validate", "--case", CASE, "--backend", other)
+    assert result.exit_code == 1
+    words = " ".join(result.stdout.split())
+    assert f"disagrees: {CASE} {other} float64 inverse picard, value" in words
+    assert "4 of " in words
+    assert "DISAGREE with numpy" in words
+
+
+def test_numpy_alone_prints_no_agreement(done):
+    result, _, report = done
+    assert "disagreement" not in result.stdout
+    assert "agreement" not in (report / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "jax"])
+def test_engines_in_a_process_of_their_own(name, tmp_path):
+    """JAX needs 64-bit arrays, and TensorFlow logs; the command sees to both."""
+    pytest.importorskip(name)
+    code = (
+        "from iresnet_core import cli, validate, validation_agreement as a\n"
+        "validate.CHECKS = {'spectral norm': validate.CHECKS['spectral norm']}\n"
+        "a.PRIMITIVES = {'branch': a.PRIMITIVES['branch']}\n"
+        "cli.main()"
+    )
+    quiet = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "TF_"))}
+    command = [sys.executable, "-c", code, "validate", "--case", CASE, "--backend", name]
+    done = subprocess.run(command, cwd=tmp_path, env=quiet, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "within the limits" in " ".join(done.stdout.split())
 
 
 def test_version_and_help():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from iresnet_core import validate, validation_checks
+from iresnet_core import validate, validation_agreement, validation_checks
 from iresnet_core.backends import backend as find_backend
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.example_data import cases, load_case, nominal_constant
@@ -13,6 +13,7 @@ from iresnet_core.validation_problem import Problem
 
 CASE = "d2_c0.9"
 ALWAYS = {
+    "kind": str,
     "backend": str,
     "dtype": str,
     "case": str,
@@ -37,6 +38,8 @@ def test_records_have_the_documented_fields(records):
         assert list(record) == list(validate.FIELDS)
         for key, kind in ALWAYS.items():
             assert type(record[key]) is kind, key
+        assert record["kind"] == "accuracy"
+        assert record["disagreement"] is None
         assert record["samples"] > 0
         assert math.isfinite(record["max_abs_error"])
         assert record["rmse"] <= record["max_abs_error"] * (1 + 1e-12)
@@ -108,6 +111,94 @@ def test_a_seed_repeats_everything_but_the_time(records):
         assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
     other = validate.run(cases=[CASE], seed=1)
     assert [r["rmse"] for r in other] != [r["rmse"] for r in records]
+
+
+@pytest.fixture(scope="module")
+def agreement(backend):
+    """Agreement of one engine with NumPy; none where the engine is NumPy."""
+    return validate.agreement([backend.name], [CASE])
+
+
+def test_engines_agree_with_numpy_on_the_same_noise(backend, agreement):
+    assert validate.disagreeing(agreement) == []
+    compared = validation_agreement.compared([backend.name])
+    assert {record["backend"] for record in agreement} == set(compared)
+    if not compared:
+        return
+    assert {record["primitive"] for record in agreement} == set(validation_agreement.PRIMITIVES)
+    assert {record["dtype"] for record in agreement} == set(validation_agreement.DTYPES)
+    methods = {record["method"] for record in agreement}
+    assert {*validation_checks.SPECTRAL_METHODS, *validation_checks.BOUND_METHODS, *validation_checks.SOLVERS} < methods
+    assert {label for label, *_ in validation_checks.ESTIMATORS} < methods
+
+
+def test_records_of_agreement_have_the_documented_fields(agreement):
+    for record in agreement:
+        assert list(record) == list(validate.FIELDS)
+        assert record["kind"] == "agreement"
+        assert record["case"] == CASE
+        assert record["quantity"] in validation_agreement.QUANTITIES
+        assert math.isfinite(record["disagreement"])
+        counted = record["quantity"] in validation_agreement.COUNTS
+        if record["dtype"] == "float64":
+            assert record["limit"] == (0 if counted else 1e-10)
+        else:
+            assert record["limit"] == (None if counted else 1e-4)
+    assert validate.violated(agreement) == []
+
+
+def test_numpy_alone_has_nothing_to_agree_with():
+    assert validate.agreement(["numpy"], [CASE]) == []
+
+
+# What an engine might return -> the primitive that has to notice.
+DISAGREEMENTS = {
+    "values": ("invert", lambda r: r._replace(value=r.value * (1 + 1e-3)), "value"),
+    "no number": ("invert", lambda r: r._replace(value=r.value * np.nan), "value"),
+    "error bounds": ("invert", lambda r: r._replace(error_bound=r.error_bound + 1e-2), "error_bound"),
+    "counts": ("invert", lambda r: r._replace(iterations=r.iterations + 1), "iterations"),
+    "standard errors": ("logdet", lambda r: r._replace(std_error=r.std_error * 1.001), "std_error"),
+    "another shape": ("logdet", lambda r: r._replace(value=r.value[:1]), "value"),
+    "singular vectors": ("spectral_norm", lambda r: r._replace(left=r.left * 1.001), "left"),
+}
+
+
+@pytest.mark.parametrize("what", DISAGREEMENTS)
+def test_a_disagreement_is_noticed(what, monkeypatch):
+    pytest.importorskip("array_api_strict")
+    function, changed, quantity = DISAGREEMENTS[what]
+    sound = getattr(validation_agreement, function)
+
+    def other(*args, **options):
+        result = sound(*args, **options)
+        return result if isinstance(result.value, np.ndarray | np.generic) else changed(result)
+
+    monkeypatch.setattr(validation_agreement, function, other)
+    wrong = validate.disagreeing(validate.agreement(["array_api_strict"], ["d2_c0.5"]))
+    dtypes = {record["dtype"] for record in wrong if record["quantity"] == quantity}
+    assert dtypes == ({"float64"} if what == "counts" else {"float64", "float32"})
+
+
+def test_the_case_that_agrees_least_is_named(monkeypatch):
+    pytest.importorskip("array_api_strict")
+    sound = validation_agreement.logdet
+
+    def other(chain, x, **options):
+        result = sound(chain, x, **options)
+        wrong = chain.lipschitz > 0.6 and not isinstance(result.value, np.ndarray)
+        return result._replace(value=result.value + 1e-3) if wrong else result
+
+    monkeypatch.setattr(validation_agreement, "logdet", other)
+    for order in (["d2_c0.5", "d2_c0.7"], ["d2_c0.7", "d2_c0.5"]):
+        wrong = validate.disagreeing(validate.agreement(["array_api_strict"], order))
+        assert {record["case"] for record in wrong} == {"d2_c0.7"}
+
+
+def test_progress_of_agreement_is_reported():
+    pytest.importorskip("array_api_strict")
+    steps = []
+    validate.agreement(["array_api_strict"], ["d2_c0.5"], progress=lambda *step: steps.append(step))
+    assert [step[:2] for step in steps] == [(i, 4) for i in range(5)]
 
 
 def test_progress_is_reported():
