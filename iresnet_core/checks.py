@@ -50,7 +50,7 @@ def require_same_dtype(first: Array, first_name: str, second: Array, second_name
 
 def require_batch(x: Array, name: str) -> None:
     """Refuse arrays without a batch axis and at least one event axis."""
-    if x.ndim < 2:
+    if len(x.shape) < 2:
         raise ShapeError(
             f"{name} must have shape (batch, ...), got {tuple(x.shape)}. One sample x is x[None], "
             "a batch of scalars is x[:, None]."

@@ -226,7 +226,7 @@ class Dense(LinearLayer):
 
     def __init__(self, weight: Array, bias: Array | None = None) -> None:
         get_backend(weight)
-        if weight.ndim != 2 or 0 in weight.shape:
+        if len(weight.shape) != 2 or 0 in weight.shape:
             raise ShapeError(f"a dense weight must have shape (out, in), both positive, got {tuple(weight.shape)}.")
         self._adopt(weight, bias, (weight.shape[0],))
         self.shape = (weight.shape[0], weight.shape[1])
@@ -274,7 +274,7 @@ class Matrices(LinearOperator):
 
     def __init__(self, array: Array) -> None:
         engine = get_backend(array)
-        if array.ndim < 2 or 0 in array.shape[-2:]:
+        if len(array.shape) < 2 or 0 in array.shape[-2:]:
             raise ShapeError(f"expected matrices of shape (..., m, n), m and n positive, got {tuple(array.shape)}.")
         require_floating(engine, array, "the matrix")
         require_finite(engine, array, "the matrix")

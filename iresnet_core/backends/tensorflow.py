@@ -1,4 +1,8 @@
-"""TensorFlow engine: eager, in ``tf.function``, and compiled by XLA (``jit_compile=True``)."""
+"""TensorFlow engine: eager, in ``tf.function``, and compiled by XLA (``jit_compile=True``).
+
+A function that calls the package is compiled with ``tf.function(..., autograph=False)``, as `Engine.jit` does: AutoGraph
+would rewrite the package's own Python, which needs no rewriting, and fails on parts of it.
+"""
 
 import math
 from collections.abc import Callable, Sequence

@@ -33,7 +33,7 @@ def _scale(n: int, norm: Norm, inverse: bool) -> float:
 
 def _transform(function: Any, x: Array, n: int, entries: int, axis: int, norm: Norm, inverse: bool) -> Array:
     image = function(_resized(_last(x, axis), entries))
-    return _last(image * tf.cast(_scale(n, norm, inverse), image.dtype), axis)
+    return _last(image * tf.constant(_scale(n, norm, inverse), image.dtype), axis)
 
 
 def fft(x: Array, /, *, n: int | None = None, axis: int = -1, norm: Norm = "backward") -> Array:

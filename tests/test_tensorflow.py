@@ -1,0 +1,537 @@
+"""TensorFlow: the namespace, derivatives, loops and convolutions, eagerly, in tf.function and compiled by XLA."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.special
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iresnet_core import Activation, Chain, Convolution, Dense, logdet
+from iresnet_core.backends import backend as find_backend
+from iresnet_core.backends import get_backend
+from iresnet_core.errors import DerivativeError, InvalidArgumentError
+
+tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+
+engine = find_backend("tensorflow")
+xp = engine.xp
+
+MODES = {
+    "eager": lambda fn: fn,
+    "graph": lambda fn: tf.function(fn, autograph=False),
+    "xla": lambda fn: tf.function(fn, autograph=False, jit_compile=True),
+}
+every_mode = pytest.mark.parametrize("compiled", MODES.values(), ids=MODES)
+
+
+def numbers(*shape, seed=0, dtype=np.float64):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def close(actual, expected, rtol=1e-12, atol=1e-12):
+    np.testing.assert_allclose(engine.to_numpy(actual), expected, rtol=rtol, atol=atol)
+
+
+# --- the namespace ---
+
+A = numbers(2, 4, 3)
+SQUARE = numbers(4, 4, seed=1)
+SPD = SQUARE @ SQUARE.T + np.eye(4)
+
+SAME = {
+    "sum": (lambda xp, x: xp.sum(x, axis=(0, -1)), A),
+    "sum of truth values": (lambda xp, x: xp.sum(x > 0), A),
+    "mean": (lambda xp, x: xp.mean(x, axis=1, keepdims=True), A),
+    "max": (lambda xp, x: xp.max(x, axis=-1), A),
+    "min": (lambda xp, x: xp.min(x), A),
+    "std": (lambda xp, x: xp.std(x, axis=0, correction=1), A),
+    "prod": (lambda xp, x: xp.prod(x, axis=0), A),
+    "any": (lambda xp, x: xp.any(x > 1, axis=-1), A),
+    "all": (lambda xp, x: xp.all(x > -1, axis=0, keepdims=True), A),
+    "argmax": (lambda xp, x: xp.argmax(x), A),
+    "argmin of an axis": (lambda xp, x: xp.argmin(x, axis=1, keepdims=True), A),
+    "argsort": (lambda xp, x: xp.argsort(x, axis=1), A),
+    "argsort, descending": (lambda xp, x: xp.argsort(x, descending=True), A),
+    "sort": (lambda xp, x: xp.sort(x, axis=0), A),
+    "take": (lambda xp, x: xp.take(x, xp.asarray([2, 0]), axis=1), A),
+    "cumulative_sum": (lambda xp, x: xp.cumulative_sum(x, axis=1), A),
+    "where": (lambda xp, x: xp.where(x > 0, x, 0.0), A),
+    "maximum": (lambda xp, x: xp.maximum(x, 0.5), A),
+    "minimum": (lambda xp, x: xp.minimum(0.5, x), A),
+    "clip": (lambda xp, x: xp.clip(x, -0.5, 0.5), A),
+    "pow": (lambda xp, x: xp.pow(xp.abs(x), 1.5), A),
+    "log2": (lambda xp, x: xp.log2(xp.abs(x)), A),
+    "logaddexp": (lambda xp, x: xp.logaddexp(x, 30 * x), A),
+    "concat": (lambda xp, x: xp.concat([x, 2 * x], axis=-1), A),
+    "concat, flat": (lambda xp, x: xp.concat([x, x], axis=None), A),
+    "stack": (lambda xp, x: xp.stack([x, -x], axis=1), A),
+    "unstack": (lambda xp, x: xp.unstack(x, axis=1)[2], A),
+    "flip": (lambda xp, x: xp.flip(x), A),
+    "flip an axis": (lambda xp, x: xp.flip(x, axis=-2), A),
+    "roll": (lambda xp, x: xp.roll(x, 5), A),
+    "roll along an axis": (lambda xp, x: xp.roll(x, -1, axis=1), A),
+    "moveaxis": (lambda xp, x: xp.moveaxis(x, 0, -1), A),
+    "moveaxis of two": (lambda xp, x: xp.moveaxis(x, (0, 1), (2, 0)), A),
+    "permute_dims": (lambda xp, x: xp.permute_dims(x, (2, 0, 1)), A),
+    "reshape": (lambda xp, x: xp.reshape(x, (-1, 6)), A),
+    "broadcast_to": (lambda xp, x: xp.broadcast_to(x[:, :1, :], (5, 2, 4, 3)), A),
+    "expand_dims": (lambda xp, x: xp.expand_dims(x, axis=2), A),
+    "squeeze": (lambda xp, x: xp.squeeze(x[:, :1], axis=1), A),
+    "tile": (lambda xp, x: xp.tile(x, (2, 1, 1, 2)), A),
+    "repeat": (lambda xp, x: xp.repeat(x, 2, axis=1), A),
+    "tril": (lambda xp, x: xp.tril(x, k=-1), A),
+    "triu": (lambda xp, x: xp.triu(x), A),
+    "full_like": (lambda xp, x: xp.full_like(x, 3), A),
+    "eye": (lambda xp, x: xp.eye(4, 3, k=-1, dtype=x.dtype) * x, A),
+    "arange": (lambda xp, x: xp.arange(1, 7, 2) % 2, A),
+    "linspace": (lambda xp, x: xp.linspace(0, 1, 5, dtype=xp.float64), A),
+    "matmul": (lambda xp, x: xp.matmul(x, xp.matrix_transpose(x)), A),
+    "matrix times vector": (lambda xp, x: xp.matmul(x, x[0, 0, :]), A),
+    "vector times matrix": (lambda xp, x: xp.matmul(x[0, :, 0], x), A),
+    "vector times vector": (lambda xp, x: xp.matmul(x[0, :, 0], x[1, :, 0]), A),
+    "tensordot": (lambda xp, x: xp.tensordot(x, x, axes=((0, 1), (0, 1))), A),
+    "vecdot": (lambda xp, x: xp.linalg.vecdot(x, 2 * x), A),
+    "vector_norm": (lambda xp, x: xp.linalg.vector_norm(x, axis=(0, 2), keepdims=True), A),
+    "vector_norm, 1": (lambda xp, x: xp.linalg.vector_norm(x, axis=-1, ord=1), A),
+    "vector_norm, inf": (lambda xp, x: xp.linalg.vector_norm(x, axis=-1, ord=math.inf), A),
+    "vector_norm, 3": (lambda xp, x: xp.linalg.vector_norm(x, axis=-1, ord=3), A),
+    "matrix_norm": (lambda xp, x: xp.linalg.matrix_norm(x), A),
+    "matrix_norm, 2": (lambda xp, x: xp.linalg.matrix_norm(x, ord=2, keepdims=True), A),
+    "matrix_norm, 1": (lambda xp, x: xp.linalg.matrix_norm(x, ord=1), A),
+    "svdvals": (lambda xp, x: xp.linalg.svdvals(x), A),
+    "svd": (lambda xp, x: _product_of_svd(xp, x), A),
+    "trace": (lambda xp, x: xp.linalg.trace(x), A),
+    "diagonal": (lambda xp, x: xp.linalg.diagonal(x, offset=1), A),
+    "outer": (lambda xp, x: xp.linalg.outer(x[0, 0, :], x[1, :, 0]), A),
+    "slogdet": (lambda xp, x: xp.linalg.slogdet(x)[0] * xp.linalg.slogdet(x)[1], SQUARE),
+    "det": (lambda xp, x: xp.linalg.det(x), SQUARE),
+    "inv": (lambda xp, x: xp.linalg.inv(x), SQUARE),
+    "solve": (lambda xp, x: xp.linalg.solve(x, x[:, :2] ** 2), SQUARE),
+    "solve a vector": (lambda xp, x: xp.linalg.solve(x, x[:, 0] ** 2), SQUARE),
+    "cholesky": (lambda xp, x: xp.linalg.cholesky(x), SPD),
+    "eigvalsh": (lambda xp, x: xp.linalg.eigvalsh(x), SPD),
+    "qr": (lambda xp, x: xp.abs(xp.linalg.qr(x)[1]), SQUARE),
+    "complex": (lambda xp, x: xp.abs(xp.matmul(xp.conj(x), x)), SQUARE * (1 + 2j)),
+    "real": (lambda xp, x: xp.real(x) - xp.imag(x), SQUARE * (1 + 2j)),
+    "vecdot, complex": (lambda xp, x: xp.linalg.vecdot(x, x), SQUARE * (1 + 2j)),
+}
+
+
+def _product_of_svd(xp, x):
+    U, S, Vh = xp.linalg.svd(x, full_matrices=False)
+    return xp.matmul(U * S[..., None, :], Vh)
+
+
+@every_mode
+@pytest.mark.parametrize("case", SAME)
+def test_namespace_agrees_with_numpy(compiled, case):
+    function, x = SAME[case]
+    expected = function(find_backend("numpy").xp, x)
+    actual = compiled(lambda x: function(xp, x))(tf.constant(x))
+    assert actual.dtype.as_numpy_dtype == expected.dtype
+    assert tuple(actual.shape) == expected.shape
+    close(actual, expected)
+
+
+ELEMENTWISE = [
+    *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "exp", "expm1", "floor"),
+    *("isfinite", "isinf", "isnan", "log", "log1p", "negative", "positive", "reciprocal", "round", "sign", "sin"),
+    *("sinh", "sqrt", "square", "tan", "tanh"),
+]
+
+
+@every_mode
+def test_functions_of_every_entry(compiled, recwarn):
+    host = find_backend("numpy").xp
+    for name in ELEMENTWISE:
+        x = np.array([1.5, 2.5, 40.0] if name == "acosh" else [-0.9, -1e-9, 0.3, 0.5] if name[:2] != "lo" else [0.3, 7])
+        with np.errstate(invalid="ignore"):
+            expected = getattr(host, name)(x)
+        close(compiled(getattr(xp, name))(tf.constant(x)), expected, rtol=1e-14, atol=0)
+
+
+def test_powers_of_two_are_exact():
+    exponents = np.arange(-1022.0, 1024)
+    powers = xp.pow(xp.full_like(tf.constant(exponents), 2.0), tf.constant(exponents))
+    np.testing.assert_array_equal(engine.to_numpy(powers), np.ldexp(1.0, exponents.astype(int)))
+    np.testing.assert_array_equal(engine.to_numpy(xp.log2(powers)), exponents)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"])
+def test_limits_of_dtypes(name):
+    dtype = getattr(xp, name)
+    info = xp.finfo(dtype)
+    assert info.bits == 8 * dtype.size // (2 if dtype.is_complex else 1)
+    one = tf.constant(1, info.dtype)
+    assert bool(one + info.eps > one)
+    assert not bool(one + info.eps / 2 > one)
+    assert bool(xp.isfinite(tf.constant(info.max, info.dtype)))
+    assert bool(tf.constant(info.smallest_normal, info.dtype) > 0)
+    assert xp.isdtype(dtype, "complex floating" if dtype.is_complex else "real floating")
+    assert xp.isdtype(dtype, ("bool", "numeric"))
+    assert not xp.isdtype(dtype, ("bool", "integral"))
+
+
+def test_numbers_take_the_dtype_of_the_array_and_dtypes_are_not_mixed():
+    x = xp.ones(3, dtype=xp.float16)
+    for y in (x + 1, 2.5 * x, xp.maximum(x, 0.3), xp.where(x > 0, 1.0, x), xp.full_like(x, math.pi)):
+        assert y.dtype == xp.float16
+    with pytest.raises((tf.errors.InvalidArgumentError, TypeError)):
+        x + xp.ones(3, dtype=xp.float32)
+
+
+@every_mode
+def test_norm_has_a_derivative_at_zero(compiled):
+    def gradient(x):
+        return engine.vjp(lambda x: xp.linalg.vector_norm(x, axis=-1), x)[1](xp.ones(2, dtype=x.dtype))
+
+    close(compiled(gradient)(tf.constant([[0.0, 0.0], [3.0, 4.0]])), [[0, 0], [0.6, 0.8]], rtol=1e-6)
+
+
+@every_mode
+def test_logaddexp_has_its_derivative_where_both_are_equal(compiled):
+    def gradient(x):
+        return engine.vjp(lambda x: xp.logaddexp(x, xp.zeros_like(x)), x)[1](xp.ones_like(x))
+
+    x = np.array([-800.0, -1.0, 0.0, 1.0, 800.0])
+    close(compiled(gradient)(tf.constant(x)), scipy.special.expit(x))
+
+
+def test_fourier_transforms():
+    x = numbers(3, 4, seed=5)
+    for options in ({}, {"n": 3}, {"n": 6, "axis": 0}, {"norm": "ortho"}, {"axis": 0, "norm": "forward"}):
+        for name, array in (("fft", x + 1j), ("ifft", x + 1j), ("rfft", x), ("irfft", x + 1j)):
+            close(getattr(xp.fft, name)(tf.constant(array), **options), getattr(np.fft, name)(array, **options))
+
+
+# --- derivatives ---
+
+W = numbers(3, 3, seed=2)
+
+
+def curved(x):
+    return xp.matmul(xp.tanh(x), tf.constant(W)) * xp.sum(x, axis=-1, keepdims=True)
+
+
+def jacobian_products(x, u):
+    """J^T u of `curved` by hand."""
+    s, t = x.sum(-1, keepdims=True), np.tanh(x)
+    return s * (u @ W.T) * (1 - t**2) + ((t @ W) * u).sum(-1, keepdims=True)
+
+
+@every_mode
+def test_pullback_is_reusable(compiled):
+    def run(x, u, v):
+        value, pullback = engine.vjp(curved, x)
+        return value, pullback(u), pullback(v)
+
+    x, u, v = (numbers(2, 3, seed=seed) for seed in (3, 4, 5))
+    value, first, second = compiled(run)(*map(tf.constant, (x, u, v)))
+    close(value, (np.tanh(x) @ W) * x.sum(-1, keepdims=True))
+    close(first, jacobian_products(x, u))
+    close(second, jacobian_products(x, v))
+
+
+@every_mode
+def test_pullback_is_differentiable(compiled):
+    def run(x, u):
+        with tf.GradientTape() as tape:
+            tape.watch([x, u])
+            loss = xp.sum(engine.vjp(curved, x)[1](u) ** 2)
+        return tape.gradient(loss, [x, u])
+
+    x, u = numbers(2, 3, seed=3), numbers(2, 3, seed=4)
+    actual = [engine.to_numpy(g) for g in compiled(run)(tf.constant(x), tf.constant(u))]
+    for which in range(2):
+        direction, h = numbers(2, 3, seed=9), 1e-6
+        ends = []
+        for sign in (1, -1):
+            arguments = [x.copy(), u.copy()]
+            arguments[which] += sign * h * direction
+            ends.append((jacobian_products(*arguments) ** 2).sum())
+        assert abs((actual[which] * direction).sum() - (ends[0] - ends[1]) / (2 * h)) < 1e-6 * abs(ends[0])
+
+
+def test_unconnected_value_has_zero_pullback():
+    close(engine.vjp(lambda x: xp.ones(2), xp.ones(3))[1](xp.ones(2)), np.zeros(3))
+
+
+@every_mode
+def test_vjp_where_recording_is_paused(compiled):
+    def run(x):
+        with engine.unrecorded():
+            value, pullback = engine.vjp(lambda x: x**3, x)
+            return pullback(xp.ones_like(value))
+
+    close(compiled(run)(tf.constant([1.0, 2.0])), [3, 12])
+
+
+def test_nothing_is_recorded_where_recording_is_paused():
+    x = tf.constant([1.0, 2.0])
+    assert not engine.may_differentiate(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        assert engine.may_differentiate(x)
+        with engine.unrecorded():
+            assert not engine.may_differentiate(x)
+            y = x * x
+    assert tape.gradient(y, x) is None
+
+
+@every_mode
+def test_variables_have_gradients_through_vjp(compiled):
+    weight = tf.Variable([2.0, 3.0])
+
+    def run(x):
+        with tf.GradientTape() as tape:
+            value, pullback = engine.vjp(lambda x: weight * x**2, x)
+            loss = xp.sum(value) + xp.sum(pullback(xp.ones_like(value)))
+        return tape.gradient(loss, weight)
+
+    close(compiled(run)(tf.constant([1.0, 5.0])), [3, 35])
+
+
+@every_mode
+def test_map_cotangent(compiled):
+    weight = tf.Variable([2.0, 3.0])
+
+    def run(x):
+        scale = 10 * weight
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = engine.map_cotangent(x * weight, lambda cotangent: cotangent * scale)
+            loss = xp.sum(y**2)
+        return y, *tape.gradient(loss, [x, weight])
+
+    y, to_x, to_weight = compiled(run)(tf.constant([1.0, 1.0]))
+    close(y, [2, 3])
+    close(to_x, [2 * 2 * 20 * 2, 2 * 3 * 30 * 3])
+    close(to_weight, [2 * 2 * 20, 2 * 3 * 30])
+
+
+@every_mode
+def test_second_derivative_through_map_cotangent_is_refused(compiled):
+    factor = tf.Variable(3.0)
+
+    def run(x):
+        with tf.GradientTape(persistent=True) as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                # The cotangent of ones is a constant, so that only what `fn` closes over depends on `factor`.
+                loss = xp.sum(engine.map_cotangent(x, lambda cotangent: cotangent * factor))
+            first = inner.gradient(loss, x)
+        return outer.gradient(first, factor)
+
+    with pytest.raises(DerivativeError, match="second derivative"):
+        compiled(run)(tf.constant([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_map_cotangent_in_a_compiled_function_under_an_eager_tape(persistent):
+    fn = engine.jit(lambda x: engine.map_cotangent(x * x, lambda cotangent: 5 * cotangent))
+    x = tf.constant([1.0, 2.0])
+    with tf.GradientTape(persistent=persistent) as tape:
+        tape.watch(x)
+        y = fn(x)
+    close(tape.gradient(y, x), [10, 20])
+
+
+# --- programs ---
+
+
+@every_mode
+def test_while_loop(compiled):
+    def run(x):
+        def cond(k, x):
+            return (k < 10) & xp.any(x < 100)
+
+        def body(k, x):
+            return k + 1, xp.where(x < 100, 2 * x, x)
+
+        start = (xp.asarray(0, dtype=xp.int32), x)
+        return engine.while_loop(cond, body, start, 20), engine.while_loop(cond, body, start, 3)
+
+    (k, x), (few, y) = compiled(run)(tf.constant([1.0, 30.0]))
+    assert (int(k), int(few)) == (7, 3)
+    close(x, [128, 120])
+    close(y, [8, 120])
+
+
+@every_mode
+def test_pullback_inside_a_loop(compiled):
+    """Newton's method for x^3 = 2, whose derivative is taken at every step."""
+
+    def run(x):
+        def body(x):
+            value, pullback = engine.vjp(lambda x: x**3 - 2, x)
+            return (x - value / pullback(xp.ones_like(x)),)
+
+        return engine.while_loop(lambda x: xp.any(xp.abs(x**3 - 2) > 1e-13), body, (x,), 30)[0]
+
+    close(compiled(run)(tf.constant([1.0, 4.0], tf.float64)), np.cbrt([2, 2]))
+
+
+def test_what_is_known_while_tracing():
+    known, variable = tf.constant([1.0]), tf.Variable([1.0])
+    seen = []
+
+    def run(x):
+        seen.append((engine.is_tracing(x), engine.is_constant(known), engine.is_constant(x, known)))
+        seen.append(engine.at_compile_time(lambda: float(xp.sum(known * 2))))
+        pullback = engine.at_compile_time(lambda: engine.vjp(lambda x: x**2, known)[1](known))
+        seen.append((engine.is_constant(pullback), engine.is_constant(engine.frozen(known))))
+        seen.append(engine.is_constant(variable))
+        return x
+
+    engine.jit(run)(known)
+    assert seen == [(True, True, False), 2.0, (True, True), False]
+    assert not engine.is_tracing(known)
+    assert engine.is_constant(known, variable)
+
+
+def test_variables_and_symbolic_tensors_belong_to_the_engine():
+    assert get_backend(tf.Variable(1.0)) is engine
+    engine.jit(lambda x: [x, *([] if get_backend(x) is engine else [1 / 0])])(tf.constant(1.0))
+
+
+@pytest.mark.parametrize("make", [lambda W: Dense(W), lambda W: Convolution(W[:, :, None], input_shape=(3, 5))])
+def test_layers_of_variables(make):
+    variable = tf.Variable(0.1 * W)
+    layer = make(variable)
+    before = engine.to_numpy(layer.weight)
+    variable.assign(5 * variable)
+    np.testing.assert_array_equal(engine.to_numpy(layer.weight), before)
+
+
+# --- noise ---
+
+
+def test_noise_of_tensorflow_itself():
+    like = xp.zeros(1, dtype=xp.float64)
+    for kind in ("gaussian", "rademacher"):
+        draws = []
+        for _ in range(2):
+            tf.random.set_seed(4)
+            draws.append([engine.to_numpy(engine.sample(kind, (50,), like, None)) for _ in range(2)])
+        np.testing.assert_array_equal(draws[0], draws[1])
+        assert (draws[0][0] != draws[0][1]).any()
+        own = [engine.sample(kind, (50,), like, tf.random.Generator.from_seed(3)) for _ in range(2)]
+        np.testing.assert_array_equal(*map(engine.to_numpy, own))
+    u = engine.uniform((100,), tf.random.Generator.from_seed(3))
+    assert u.dtype == np.float64
+    assert ((u >= 0) & (u < 1)).all()
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_noise_in_compiled_functions(jit_compile):
+    like = xp.zeros(1)
+    generator = tf.random.Generator.from_seed(1)
+    for rng in (None, generator):
+        draw = tf.function(lambda rng=rng: engine.sample("gaussian", (50,), like, rng), jit_compile=jit_compile)
+        assert bool(xp.any(draw() != draw()))
+    fixed = tf.function(lambda: engine.sample("gaussian", (50,), like, 7), jit_compile=jit_compile)
+    close(fixed(), engine.sample("gaussian", (50,), like, 7))
+    for rng in (None, generator):
+        with pytest.raises(InvalidArgumentError, match="rng=<int>"):
+            tf.function(lambda rng=rng: engine.uniform((3,), rng), autograph=False)()
+
+
+# --- convolutions ---
+
+
+@st.composite
+def geometries(draw):
+    axes = draw(st.integers(1, 3))
+    window = [draw(st.integers(1, 3)) for _ in range(axes)]
+    dilation = [draw(st.integers(1, 2)) for _ in range(axes)] if draw(st.booleans()) else [1] * axes
+    groups = draw(st.integers(1, 4))
+    options = {
+        "stride": [draw(st.integers(1, 3)) for _ in range(axes)],
+        "padding": [(draw(st.integers(0, 2)), draw(st.integers(0, 2))) for _ in range(axes)],
+        "dilation": dilation,
+        "groups": groups,
+    }
+    spatial = [d * (k - 1) + draw(st.integers(1, 4)) for k, d in zip(window, dilation, strict=True)]
+    return (2, 2 * groups, *spatial), (groups * draw(st.integers(1, 2)), 2, *window), options
+
+
+def _gradients(x, kernel, options):
+    """Value, adjoint product, and derivatives of both with respect to everything."""
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch([x, kernel])
+        y = engine.conv(x, kernel, **options)
+        u = xp.sin(y)
+        back = engine.conv_transpose(u, kernel, spatial=x.shape[2:], **options)
+        loss = xp.sum(back * xp.cos(x))
+    return y, back, tape.gradient(y, [x, kernel], u), tape.gradient(loss, [x, kernel])
+
+
+@pytest.mark.parametrize("jit_compile", [None, False, True], ids=["eager", "graph", "xla"])
+@settings(max_examples=8)
+@given(geometry=geometries())
+def test_convolutions_and_their_derivatives(jit_compile, geometry):
+    x_shape, kernel_shape, options = geometry
+    x, kernel = numbers(*x_shape, seed=1), numbers(*kernel_shape, seed=2)
+    host = find_backend("numpy")
+
+    def numpy_loss(x, kernel):
+        u = np.sin(host.conv(x, kernel, **options))
+        return (host.conv_transpose(u, kernel, spatial=x.shape[2:], **options) * np.cos(x)).sum()
+
+    run = _gradients if jit_compile is None else tf.function(_gradients, autograph=False, jit_compile=jit_compile)
+    y, back, (to_x, to_kernel), gradients = run(tf.constant(x), tf.constant(kernel), options)
+    expected = host.conv(x, kernel, **options)
+    close(y, expected)
+    close(back, host.conv_transpose(np.sin(expected), kernel, spatial=x_shape[2:], **options))
+    close(to_x, back)
+    # conv is linear in the kernel too
+    other = numbers(*kernel_shape, seed=3)
+    inner = (host.conv(x, other, **options) * np.sin(expected)).sum()
+    np.testing.assert_allclose((engine.to_numpy(to_kernel) * other).sum(), inner, rtol=1e-9, atol=1e-9)
+    for which, gradient in enumerate(gradients):
+        direction, h, ends = numbers(*(x_shape, kernel_shape)[which], seed=4), 1e-6, []
+        for sign in (1, -1):
+            arguments = [x.copy(), kernel.copy()]
+            arguments[which] += sign * h * direction
+            ends.append(numpy_loss(*arguments))
+        slope = (engine.to_numpy(gradient) * direction).sum()
+        assert abs(slope - (ends[0] - ends[1]) / (2 * h)) <= 1e-5 * (1 + abs(ends[0]) + abs(slope))
+
+
+# --- the core in a traced program ---
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+def test_determinant_and_its_gradient_in_a_compiled_function(jit_compile):
+    weights = [tf.Variable(0.5 * numbers(4, 4, seed=s) / np.linalg.norm(numbers(4, 4, seed=s), 2)) for s in (1, 2)]
+    x = tf.constant(numbers(6, 4, seed=3))
+
+    def step(x):
+        with tf.GradientTape() as tape:
+            g = Chain([Dense(tf.identity(weights[0])), Activation("tanh"), Dense(tf.identity(weights[1]))])
+            value = logdet(g, x, method="exact", lipschitz=0.25).value
+            loss = xp.sum(value)
+        return value, tape.gradient(loss, weights)
+
+    value, gradients = tf.function(step, autograph=False, jit_compile=jit_compile)(x)
+    expected, expected_gradients = step(x)
+    close(value, expected)
+    for gradient, eager in zip(gradients, expected_gradients, strict=True):
+        close(gradient, eager, rtol=1e-9)
+        assert bool(xp.any(gradient != 0))
+
+
+def test_definite_matrices_are_told_without_noise_in_the_log():
+    code = (
+        "import tensorflow as tf\n"
+        "from iresnet_core.backends import backend\n"
+        "print(backend('tensorflow').is_positive_definite(-tf.eye(3)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert "Cholesky" not in done.stderr
