@@ -72,7 +72,10 @@ def pytest_report_header(config):
 
 
 def _installed(name):
-    return importlib.util.find_spec(capabilities.row(name).framework) is not None
+    framework = capabilities.row(name).framework
+    if importlib.util.find_spec(framework) is None:
+        return False
+    return name != "cupy" or importlib.import_module(framework).is_available()
 
 
 def _chosen(config):
