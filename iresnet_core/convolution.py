@@ -73,7 +73,7 @@ class Convolution(LinearLayer):
         padding_mode: PaddingMode = "zeros",
     ) -> None:
         get_backend(kernel)
-        if kernel.ndim not in (3, 4, 5) or 0 in kernel.shape:
+        if len(kernel.shape) not in (3, 4, 5) or 0 in kernel.shape:
             raise ShapeError(
                 f"a kernel has 1, 2 or 3 window axes and 2 channel axes, none empty, got shape {tuple(kernel.shape)}."
             )
@@ -83,7 +83,7 @@ class Convolution(LinearLayer):
             raise InvalidArgumentError(f"padding_mode must be 'zeros' or 'circular', got {padding_mode!r}.")
         self.data_format, self.padding_mode = data_format, padding_mode
         self.groups = require_positive_int(groups, "groups")
-        axes = kernel.ndim - 2
+        axes = len(kernel.shape) - 2
         first = data_format == "channels_first"
         self.window = tuple(kernel.shape[2:] if first else kernel.shape[:-2])
         out_channels, group_channels = (

@@ -181,7 +181,7 @@ class Engine(Backend):
     def map_cotangent(self, x: Array, fn: Callable[[Array], Array]) -> Array:
         """Custom gradient; what `fn` returns refuses to be differentiated, also with respect to what it closes over."""
 
-        @tf.custom_gradient
+        @tf.custom_gradient  # type: ignore[untyped-decorator]
         def unchanged(x: Array) -> tuple[Array, Callable[..., Array]]:
             return tf.identity(x), lambda cotangent: _first_order_only(fn(cotangent))
 
@@ -253,7 +253,7 @@ def _native_draw(kind: NoiseKind, shape: tuple[int, ...], dtype: Any, source: An
     raise InvalidArgumentError(f"noise must be 'rademacher' or 'gaussian', got {kind!r}.")
 
 
-@tf.custom_gradient
+@tf.custom_gradient  # type: ignore[untyped-decorator]
 def _first_order_only(x: Array) -> tuple[Array, Callable[..., Array]]:
     """Return x, and refuse to differentiate it."""
 

@@ -1,5 +1,6 @@
 """Fourier transforms of the array API standard (its extension ``fft``) along one axis, from TensorFlow's own."""
 
+import math
 from typing import Any, Literal
 
 import tensorflow as tf
@@ -27,7 +28,7 @@ def _resized(x: Array, n: int) -> Array:
 
 def _scale(n: int, norm: Norm, inverse: bool) -> float:
     """Factor beyond TensorFlow's own norm, which is "backward"."""
-    factor = {"backward": 1.0, "ortho": float(n) ** -0.5, "forward": 1.0 / n}[norm]
+    factor = {"backward": 1.0, "ortho": 1 / math.sqrt(n), "forward": 1.0 / n}[norm]
     return 1 / factor if inverse else factor
 
 
