@@ -60,16 +60,24 @@ def _panels(edges: list[float], count: int, error: float) -> tuple[np.ndarray, n
     )
 
 
+def _rule(c: float) -> np.ndarray:
+    """Nodes t, weights, and weights over 1 - t c, as (3, nodes, 1, 1)."""
+    nodes, weights, _ = gauss_legendre(c)
+    return np.stack([nodes, weights, weights / (1 - nodes * c)])[:, :, None, None]
+
+
+def _rule_error(c: float) -> float:
+    return gauss_legendre(c)[2]
+
+
 class _ResolventIntegral:
     """The integrals over t, for the growing Hessenberg matrices of all probes; float64, (nodes, probes, batch)."""
 
     def __init__(self, engine: Backend, like: Array, c: float) -> None:
         xp, self.xp = engine.xp, engine.xp
-        nodes, weights, self.error = gauss_legendre(c)
-        shape = (nodes.size, 1, 1)
-        self.t, self.weight, self.damping = (
-            engine.from_numpy(a.reshape(shape), like) for a in (nodes, weights, weights / (1 - nodes * c))
-        )
+        self.error = engine.host_constant(_rule_error, c)
+        table = engine.constant_array(_rule, c, like=like)
+        self.t, self.weight, self.damping = table[0, ...], table[1, ...], table[2, ...]
         self.upper: list[list[Array]] = []  # columns of U
         self.z: list[Array] = []  # L^-1 e_1
         self.w: list[Array] = []  # U^-T e_1
@@ -156,7 +164,7 @@ def arnoldi_form(
         basis.append(xp.where(ended, xp.zeros_like(unit), 1 / xp.where(ended, unit, length))[..., None] * w)
         columns.append([xp.astype(h, xp.float64) for h in (*column, length)])
         integral.append(columns[-1])
-        a_priori = 2 * c**m * series_tail(c, m)
+        a_priori = 2 * c**m * engine.host_constant(series_tail, c, m)
         certificate = integral.certificate()
         bias = xp.minimum(certificate, xp.full_like(certificate, a_priori)) + integral.error
         if terms is None and enough(square * bias):

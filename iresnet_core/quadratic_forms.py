@@ -187,7 +187,7 @@ def series_form(
         # The tail is at least its first term: as long as that is too much, its sum need not be known.
         if series.terms != terms and (terms is not None or not enough(scale * (c / (series.terms + 1)))):
             continue
-        bias = scale * series_tail(c, series.terms)
+        bias = scale * multiply.engine.host_constant(series_tail, c, series.terms)
         if series.terms == terms or enough(bias):
             break
     return FormEstimate(

@@ -154,10 +154,15 @@ def _is_foreign(operator: LinearOperator) -> bool:
     return not isinstance(operator, Matrices | LinearLayer)
 
 
+def random_start(n: int) -> np.ndarray:
+    """The vector (n,) from which iterations begin: random, so that it is orthogonal to nothing, and always the same."""
+    return np.random.default_rng(0).standard_normal(n)
+
+
 def _random_right(operator: LinearOperator) -> Array:
     """A right vector (..., n), drawn on the host, so that every engine begins from the same one."""
     engine, n = operator.engine, operator.shape[1]
-    right = engine.from_numpy(np.random.default_rng(0).standard_normal(n), operator.like)
+    right = engine.constant_array(random_start, n, like=operator.like)
     return engine.xp.broadcast_to(engine.xp.astype(right, operator.like.dtype), (*operator.batch_shape, n))
 
 

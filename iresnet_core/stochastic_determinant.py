@@ -93,7 +93,7 @@ class _Estimator:
             self.trace = linearization.trace()
         self.terms = request.terms
         if self.terms is None and engine.is_tracing(x):
-            self.terms = traced_terms(method, constant, self.d)
+            self.terms = engine.host_constant(traced_terms, method, constant, self.d)
         u = unit_roundoff(engine, x.dtype)
         # Rounding perturbs every product by some u per layer.
         self.product_error = 8 * (linearization.depth + 2) * u

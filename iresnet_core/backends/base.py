@@ -188,6 +188,17 @@ class Backend(ABC):
         """
         return fn()
 
+    def host_constant(self, fn: Callable[..., Any], *numbers: Any) -> Any:
+        """Return ``fn(*numbers)``, a number or a tuple of numbers: a pure function that is computed on the host.
+
+        `fn` is a function of a module, which a compiler need not be able to trace.
+        """
+        return fn(*numbers)
+
+    def constant_array(self, fn: Callable[..., Any], *numbers: Any, like: Array) -> Array:
+        """Return the NumPy array ``fn(*numbers)`` on the device of `like`; `fn` as in `host_constant`."""
+        return self.from_numpy(fn(*numbers), like)
+
     def float64(self) -> AbstractContextManager[Any]:
         """Context in which float64 arrays can be made; an engine that always can has nothing to do."""
         return nullcontext()

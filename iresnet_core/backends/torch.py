@@ -117,6 +117,11 @@ class Engine(Backend):
 
     def uniform(self, shape: tuple[int, ...], rng: Any) -> Any:
         """Draw on the host."""
+        if torch.compiler.is_compiling():
+            raise InvalidArgumentError(
+                "a number that decides how much is computed cannot be drawn in a compiled function. Pass noise=, for the "
+                "roulette a pair (probes, lengths), or use method='arnoldi'."
+            )
         source = self.generator(rng)
         if source is not None and not isinstance(source, torch.Generator):
             return np.asarray(source.random(shape))
@@ -258,9 +263,27 @@ class Engine(Backend):
         """Return a plain tensor with storage of its own; derivatives flow back to `x`."""
         return x.detach().clone() if not (x.requires_grad and torch.is_grad_enabled()) else x.clone()
 
+    def host_constant(self, fn: Callable[..., Any], *numbers: Any) -> Any:
+        """Evaluated once, when the program is compiled."""
+        return _evaluated(fn, *numbers)
+
+    def constant_array(self, fn: Callable[..., Any], *numbers: Any, like: Array) -> Array:
+        """Evaluated once, when the program is compiled."""
+        return _evaluated_tensor(fn, *numbers).to(like.device)
+
     def jit(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """``torch.compile(fn, fullgraph=True)``."""
         return torch.compile(fn, fullgraph=True)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _evaluated(fn: Callable[..., Any], *numbers: Any) -> Any:
+    return fn(*numbers)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _evaluated_tensor(fn: Callable[..., Any], *numbers: Any) -> Any:
+    return torch.tensor(fn(*numbers))
 
 
 def _inside_functorch() -> bool:
