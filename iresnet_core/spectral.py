@@ -50,7 +50,7 @@ def spectral_norm(
         Left singular vector to begin from, say of the last training step. The default is a fixed pseudo-random vector,
         the same on every engine.
     rtol : float
-        Stop when ``residual <= rtol * value``.
+        Stop when ``residual <= rtol * value``; with 0 "power" takes `max_iter` steps without looking.
     max_iter : int
         Steps at most.
 
@@ -192,6 +192,8 @@ def _power(operator: LinearOperator, left: Array, rtol: float, max_iter: int) ->
     Every matrix of a stack stops on its own, so that its result does not depend on its companions.
     """
     engine, xp = operator.engine, operator.engine.xp
+    if rtol == 0:
+        return _fixed_power(operator, left, max_iter)
 
     def unfinished(sigma: Array, left: Array, right: Array, iterations: Array, done: Array) -> Array:
         return ~xp.all(done)
@@ -219,6 +221,35 @@ def _power(operator: LinearOperator, left: Array, rtol: float, max_iter: int) ->
     sigma, left, right, iterations, _ = engine.while_loop(unfinished, step, state, max_iter)
     residual = xp.linalg.vector_norm(operator.rmatvec(left) - sigma[..., None] * right, axis=-1) / 2**0.5
     return sigma, left, right, iterations, residual <= rtol * sigma
+
+
+def _fixed_power(operator: LinearOperator, left: Array, steps: int) -> tuple[Array, ...]:
+    """Power iteration of a fixed number of steps, which looks at no value and so waits for no device."""
+    engine, xp = operator.engine, operator.engine.xp
+    tiny = float(xp.finfo(left.dtype).smallest_normal)  # keeps a zero vector at zero, and is lost in any other length
+
+    def unfinished(sigma: Array, left: Array, right: Array) -> Array:
+        return xp.all(sigma >= 0)
+
+    def step(sigma: Array, left: Array, right: Array) -> tuple[Array, ...]:
+        pulled = operator.rmatvec(left)
+        right = pulled / (xp.linalg.vector_norm(pulled, axis=-1) + tiny)[..., None]
+        image = operator.matvec(right)
+        sigma = xp.linalg.vector_norm(image, axis=-1)
+        return sigma, image / (sigma + tiny)[..., None], right
+
+    left, sigma = unit(xp, left)
+    right = xp.zeros((*operator.batch_shape, operator.shape[1]), dtype=left.dtype, device=device_of(left))
+    state = (sigma, left, right)
+    if engine.is_tracing(left):
+        state = engine.while_loop(unfinished, step, state, steps)
+    else:
+        for _ in range(steps):
+            state = step(*state)
+    sigma, left, right = state
+    iterations = xp.full(operator.batch_shape, steps, dtype=xp.int32, device=device_of(left))
+    residual = xp.linalg.vector_norm(operator.rmatvec(left) - sigma[..., None] * right, axis=-1)
+    return sigma, left, right, iterations, residual <= 0
 
 
 def _lanczos(operator: LinearOperator, left: Array, rtol: float, max_iter: int) -> tuple[Array, ...]:

@@ -25,6 +25,8 @@ settings.register_profile(
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+# For the engines that compile every operation for every shape; the same properties on fewer examples.
+settings.register_profile("few", parent=settings.get_profile("ci"), max_examples=4)
 settings.register_profile(
     "strict",
     max_examples=2000,
