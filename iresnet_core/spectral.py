@@ -226,27 +226,29 @@ def _power(operator: LinearOperator, left: Array, rtol: float, max_iter: int) ->
 def _fixed_power(operator: LinearOperator, left: Array, steps: int) -> tuple[Array, ...]:
     """Power iteration of a fixed number of steps, which looks at no value and so waits for no device."""
     engine, xp = operator.engine, operator.engine.xp
-    tiny = float(xp.finfo(left.dtype).smallest_normal)  # keeps a zero vector at zero, and is lost in any other length
+    # The divisor keeps a zero vector at zero; no other length is below it.
+    least = xp.full((), float(xp.finfo(left.dtype).smallest_normal), dtype=left.dtype, device=device_of(left))
 
-    def unfinished(sigma: Array, left: Array, right: Array) -> Array:
-        return xp.all(sigma >= 0)
+    def unfinished(length: Array, left: Array, right: Array) -> Array:
+        return xp.all(length >= 0)
 
-    def step(sigma: Array, left: Array, right: Array) -> tuple[Array, ...]:
+    def step(length: Array, left: Array, right: Array) -> tuple[Array, ...]:
         pulled = operator.rmatvec(left)
-        right = pulled / (xp.linalg.vector_norm(pulled, axis=-1) + tiny)[..., None]
+        right = pulled / xp.maximum(xp.linalg.vector_norm(pulled, axis=-1, keepdims=True), least)
         image = operator.matvec(right)
-        sigma = xp.linalg.vector_norm(image, axis=-1)
-        return sigma, image / (sigma + tiny)[..., None], right
+        length = xp.linalg.vector_norm(image, axis=-1, keepdims=True)
+        return length, image / xp.maximum(length, least), right
 
-    left, sigma = unit(xp, left)
+    left, length = unit(xp, left)
     right = xp.zeros((*operator.batch_shape, operator.shape[1]), dtype=left.dtype, device=device_of(left))
-    state = (sigma, left, right)
+    state = (length[..., None], left, right)
     if engine.is_tracing(left):
         state = engine.while_loop(unfinished, step, state, steps)
     else:
         for _ in range(steps):
             state = step(*state)
-    sigma, left, right = state
+    length, left, right = state
+    sigma = length[..., 0]
     iterations = xp.full(operator.batch_shape, steps, dtype=xp.int32, device=device_of(left))
     residual = xp.linalg.vector_norm(operator.rmatvec(left) - sigma[..., None] * right, axis=-1)
     return sigma, left, right, iterations, residual <= 0
