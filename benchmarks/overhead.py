@@ -57,7 +57,7 @@ class Direct:
 
     def rmatvec(self, A, u):
         """A^T u."""
-        return self.xp.linalg.matvec(A, u, transpose_a=True) if self.name == "tensorflow" else A.T @ u
+        return self.xp.linalg.matvec(A, u, transpose_a=True) if self.name == "tensorflow" else u @ A
 
     def power(self, k, A, u):
         """Take k steps of the power iteration."""
