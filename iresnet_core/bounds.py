@@ -123,13 +123,14 @@ def _bound(A: Any, operator: LinearOperator, method: str, rng: Any) -> Lipschitz
 def _choose(operator: LinearOperator) -> str:
     """The method that "auto" stands for."""
     m, n = operator.shape
+    # A certificate that has to be tried, or an SVD of which the compiler's accuracy is unknown, is not for programs that
+    # are being compiled.
+    if operator.engine.is_tracing(operator.like) and m * n <= EXPLICIT_LIMIT and operator.entries is not None:
+        return "gram"
     if isinstance(operator, Convolution):
         return "svd" if min(m, n) <= SMALL and m * n <= EXPLICIT_LIMIT else "fft"
     if isinstance(operator, Matrices | Dense):
-        if min(m, n) <= SMALL:
-            return "svd"
-        # A certificate that has to be tried needs values, which a program that is being compiled does not have.
-        return "gram" if operator.engine.is_tracing(operator.like) else "cholesky"
+        return "svd" if min(m, n) <= SMALL else "cholesky"
     return "lanczos"
 
 

@@ -179,7 +179,9 @@ class Chain:
         error = xp.zeros((x.shape[0],), dtype=x.dtype, device=device_of(x))
         for layer, scale in zip(self.layers, self._rounding_scales, strict=True):
             if isinstance(layer, LinearLayer):
-                terms, absolute_norm, bias_norm = scale
+                terms, absolute_norm, bias_norm = (
+                    value if isinstance(value, int | float) else xp.astype(value, x.dtype) for value in scale
+                )
                 error = error * layer.lipschitz + gamma(terms + 2, u) * (
                     absolute_norm * (_sample_norm(xp, x) + error) + bias_norm
                 )
@@ -192,13 +194,14 @@ class Chain:
         return x, error
 
     @cached_property
-    def _rounding_scales(self) -> tuple[tuple[int, float, float], ...]:
-        return tuple(
-            self._constant(lambda layer=layer: _rounding_scale(layer))
-            if isinstance(layer, LinearLayer)
-            else (0, 0.0, 0.0)
-            for layer in self.layers
-        )
+    def _rounding_scales(self) -> tuple[tuple[int, Any, Any], ...]:
+        def scales() -> tuple[tuple[int, Any, Any], ...]:
+            return tuple(
+                _rounding_scale(layer) if isinstance(layer, LinearLayer) else (0, 0.0, 0.0) for layer in self.layers
+            )
+
+        known: tuple[tuple[int, Any, Any], ...] = self._constant(scales)
+        return known
 
     @cached_property
     def _widths(self) -> tuple[int, ...]:
@@ -210,8 +213,15 @@ class Chain:
                 width = math.prod(layer.output_shape)
         return tuple(widths)
 
-    @cached_property
+    @property
     def _trace_plan(self) -> "_TracePlan | None":
+        # With a derivative the kernel belongs to one backward pass, or to one traced program.
+        if self.operators[0].engine.may_differentiate(*self.arrays):
+            return _plan_trace(self)
+        return self._constant_trace_plan
+
+    @cached_property
+    def _constant_trace_plan(self) -> "_TracePlan | None":
         plan: _TracePlan | None = self._constant(lambda: _plan_trace(self))
         return plan
 
@@ -224,13 +234,14 @@ def _sample_norm(xp: Any, x: Array) -> Array:
     return xp.linalg.vector_norm(flat / scale[:, None], axis=-1) * scale
 
 
-def _rounding_scale(layer: LinearLayer) -> tuple[int, float, float]:
+def _rounding_scale(layer: LinearLayer) -> tuple[int, Any, Any]:
     """Terms in one inner product, a bound on the norm of the operator of absolute values, and the bias's norm."""
     xp = layer.engine.xp
     if isinstance(layer, Convolution):
         kernel = xp.reshape(layer.standard_kernel, (*layer.standard_kernel.shape[:2], math.prod(layer.window)))
         # Young's inequality: the sum over the taps of their Frobenius norms.
-        absolute = math.fsum(_frobenius(layer.engine, kernel[:, :, tap]) for tap in range(kernel.shape[2]))
+        absolute = sum(_frobenius(layer.engine, kernel[:, :, tap]) for tap in range(kernel.shape[2]))
+        absolute = absolute * (1 + kernel.shape[2] * 2.0**-52)
         terms = kernel.shape[1] * kernel.shape[2]
         repeats = math.prod(layer.out_spatial)
     else:
@@ -240,11 +251,15 @@ def _rounding_scale(layer: LinearLayer) -> tuple[int, float, float]:
     return terms, absolute, bias
 
 
-def _frobenius(engine: Backend, a: Array) -> float:
-    """Root of the sum of squares, in float64 and in units of the largest entry; a number, without derivative."""
+def _frobenius(engine: Backend, a: Array) -> Any:
+    """Root of the sum of squares, in float64 and in units of the largest entry, without derivative.
+
+    A number; for weights that are computed in a program that is being compiled, an array ().
+    """
     xp = engine.xp
     flat = xp.reshape(xp.astype(engine.stop_gradient(a), xp.float64), (1, math.prod(a.shape)))
-    return float(_sample_norm(xp, flat)[0])
+    norm = _sample_norm(xp, flat)[0]
+    return norm if engine.is_tracing(norm) else float(norm)
 
 
 @dataclass(frozen=True)

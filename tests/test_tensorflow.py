@@ -130,8 +130,6 @@ def _product_of_svd(xp, x):
 @pytest.mark.parametrize("case", SAME)
 def test_namespace_agrees_with_numpy(compiled, case):
     function, x = SAME[case]
-    if compiled is MODES["xla"] and case in ("slogdet", "det"):
-        pytest.skip("XLA has no determinant")
     expected = function(find_backend("numpy").xp, x)
     actual = compiled(lambda x: function(xp, x))(tf.constant(x))
     assert actual.dtype.as_numpy_dtype == expected.dtype
@@ -510,11 +508,7 @@ def test_convolutions_and_their_derivatives(jit_compile, geometry):
 # --- the core in a traced program ---
 
 
-@pytest.mark.parametrize(
-    "jit_compile",
-    [False, pytest.param(True, marks=pytest.mark.skip(reason="XLA has no determinant"))],
-    ids=["graph", "xla"],
-)
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
 def test_determinant_and_its_gradient_in_a_compiled_function(jit_compile):
     weights = [tf.Variable(0.5 * numbers(4, 4, seed=s) / np.linalg.norm(numbers(4, 4, seed=s), 2)) for s in (1, 2)]
     x = tf.constant(numbers(6, 4, seed=3))

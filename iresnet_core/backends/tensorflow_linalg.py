@@ -132,14 +132,45 @@ def svdvals(x: Array, /) -> Array:
 
 
 def slogdet(x: Array, /) -> SlogdetResult:
-    """Sign and log|det|."""
-    sign, value = tf.linalg.slogdet(x)
-    return SlogdetResult(sign, tf.math.real(value))
+    """Sign and log|det|; in a traced program of real matrices by elimination, since XLA has no determinant."""
+    if tf.executing_eagerly() or x.dtype.is_complex:
+        sign, value = tf.linalg.slogdet(x)
+        return SlogdetResult(sign, tf.math.real(value))
+    return SlogdetResult(*_eliminated(x))
+
+
+@tf.custom_gradient
+def _eliminated(x: Array) -> tuple[tuple[Array, Array], Any]:
+    """Sign and log|det| of real matrices (..., n, n) by Gaussian elimination with partial pivoting."""
+    stack, n = tuple(x.shape[:-2]), x.shape[-1]
+    rows = tf.reshape(tf.range(n), (1,) * len(stack) + (n,))
+
+    def step(k: Array, matrix: Array, sign: Array, value: Array) -> tuple[Array, ...]:
+        column = tf.abs(tf.gather(matrix, k, axis=-1))
+        pivot_row = tf.argmax(tf.where(rows >= k, column, -tf.ones_like(column)), axis=-1, output_type=tf.int32)[..., None]
+        order = tf.where(rows == k, pivot_row, tf.where(rows == pivot_row, k, rows))
+        matrix = tf.gather(matrix, order, axis=-2, batch_dims=len(stack))
+        column, row = tf.gather(matrix, k, axis=-1), tf.gather(matrix, k, axis=-2)
+        pivot = tf.gather(row, k, axis=-1)
+        divisor = tf.where(pivot == 0, tf.ones_like(pivot), pivot)[..., None]
+        factors = tf.where(rows > k, column / divisor, tf.zeros_like(column))
+        matrix = matrix - factors[..., :, None] * row[..., None, :]
+        sign = sign * tf.sign(pivot) * tf.cast(tf.where(pivot_row[..., 0] == k, 1, -1), x.dtype)
+        return k + 1, matrix, sign, value + tf.math.log(tf.abs(pivot))
+
+    start = (tf.constant(0), x, tf.ones(stack, x.dtype), tf.zeros(stack, x.dtype))
+    _, _, sign, value = tf.while_loop(lambda k, *_: k < n, step, start, maximum_iterations=n)
+
+    def gradient(_: Array, cotangent: Array) -> Array:
+        return cotangent[..., None, None] * tf.linalg.matrix_transpose(tf.linalg.inv(x))
+
+    return (sign, value), gradient
 
 
 def det(x: Array, /) -> Array:
     """Determinant."""
-    return tf.linalg.det(x)
+    sign, value = slogdet(x)
+    return sign * tf.cast(tf.exp(value), sign.dtype)
 
 
 def inv(x: Array, /) -> Array:
