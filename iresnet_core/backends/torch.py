@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import array_api_compat.torch as namespace
+
 import numpy as np
 import torch
 
+from iresnet_core.backends import torch_namespace as namespace
 from iresnet_core.backends.base import Array, Backend, NoiseKind, Pullback
 from iresnet_core.backends.numpy import draw
 from iresnet_core.backends.numpy import generator as numpy_generator

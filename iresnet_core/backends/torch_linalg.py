@@ -1,0 +1,27 @@
+"""PyTorch's linear algebra under the names of the standard, without the promotion of dtypes, which costs more than a
+small product; the core refuses mixed dtypes itself."""
+
+from typing import Any
+
+import torch
+from array_api_compat.torch.linalg import *  # noqa: F403
+
+__all__ = ["matmul", "matrix_transpose", "vecdot", "vector_norm"]
+
+Array = Any
+matmul = torch.matmul
+
+
+def matrix_transpose(x: Array, /) -> Array:
+    """Exchange the last two axes."""
+    return x.mT
+
+
+def vecdot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:
+    """Inner products along one axis."""
+    return torch.linalg.vecdot(x1, x2, dim=axis)
+
+
+def vector_norm(x: Array, /, *, axis: Any = None, keepdims: bool = False, ord: Any = 2) -> Array:  # noqa: A002
+    """Norm of vectors along one axis, several, or all."""
+    return torch.linalg.vector_norm(x, ord=ord, dim=axis, keepdim=keepdims)

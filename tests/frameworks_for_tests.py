@@ -1,0 +1,66 @@
+"""How each framework differentiates and compiles, for tests that are written once."""
+
+import warnings
+
+import numpy as np
+
+__all__ = ["COMPILERS", "DIFFERENTIATING", "compiled", "directional_derivatives", "gradients"]
+
+DIFFERENTIATING = ("torch", "tensorflow", "jax")
+# How a function can be compiled, by engine. PyTorch traces the same program for every code generator; "inductor", the
+# default, takes long to compile and is tried on a few functions only.
+COMPILERS = {"torch": ("aot_eager",), "tensorflow": ("graph", "xla"), "jax": ("jit",)}
+
+
+def gradients(engine, fn, arguments):
+    """Gradients of the scalar ``fn(*arguments)`` with respect to every argument, as NumPy arrays; zero where unused."""
+    if engine.name == "torch":
+        import torch
+
+        leaves = [a.detach().requires_grad_() for a in arguments]
+        found = torch.autograd.grad(fn(*leaves), leaves, allow_unused=True, materialize_grads=True)
+    elif engine.name == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            for a in arguments:
+                tape.watch(a)
+            value = fn(*arguments)
+        found = tape.gradient(value, list(arguments), unconnected_gradients="zero")
+    else:
+        import jax
+
+        found = jax.grad(fn, argnums=tuple(range(len(arguments))))(*arguments)
+    return [engine.to_numpy(g) for g in found]
+
+
+def compiled(engine, compiler, fn):
+    """Compile `fn` of arrays, returning arrays, without a fallback to the interpreter."""
+    if engine.name == "torch":
+        import torch
+
+        torch._dynamo.reset()
+        return torch.compile(fn, fullgraph=True, backend=compiler)
+    if engine.name == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(fn, autograph=False, jit_compile=compiler == "xla")
+    return engine.jit(fn)
+
+
+def directional_derivatives(fn, arguments, step=1e-6, seed=0):
+    """Central differences of ``fn(*arguments)`` (NumPy in, float out) in a random direction for each argument.
+
+    Yields the direction and the slope along it.
+    """
+    rng = np.random.default_rng(seed)
+    for i, argument in enumerate(arguments):
+        direction = rng.standard_normal(argument.shape)
+        direction /= np.linalg.norm(direction)
+        ends = []
+        for sign in (1, -1):
+            moved = [a + sign * step * direction if j == i else a for j, a in enumerate(arguments)]
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                ends.append(fn(*moved))
+        yield direction, (ends[0] - ends[1]) / (2 * step)
