@@ -183,7 +183,7 @@ class Engine(Backend):
 
         @tf.custom_gradient  # type: ignore[untyped-decorator]
         def unchanged(x: Array) -> tuple[Array, Callable[..., Array]]:
-            return tf.identity(x), lambda cotangent: _first_order_only(fn(cotangent))
+            return tf.identity(x), lambda cotangent: _first_order_only(fn(cotangent), x, cotangent)
 
         return unchanged(x)
 
@@ -254,8 +254,8 @@ def _native_draw(kind: NoiseKind, shape: tuple[int, ...], dtype: Any, source: An
 
 
 @tf.custom_gradient  # type: ignore[untyped-decorator]
-def _first_order_only(x: Array) -> tuple[Array, Callable[..., Array]]:
-    """Return x, and refuse to differentiate it."""
+def _first_order_only(mapped: Array, *sources: Array) -> tuple[Array, Callable[..., Array]]:
+    """Return `mapped`, and refuse to differentiate it with respect to itself or what it depends on."""
 
     def refuse(cotangent: Array) -> Array:
         raise DerivativeError(
@@ -263,7 +263,7 @@ def _first_order_only(x: Array) -> tuple[Array, Callable[..., Array]]:
             "solve in the backward pass is not differentiated. Use first derivatives only, or unroll the iteration."
         )
 
-    return tf.identity(x), refuse
+    return tf.identity(mapped), refuse
 
 
 def _native(window: Sequence[int], dilation: Sequence[int], groups: int) -> bool:
