@@ -123,8 +123,7 @@ def _bound(A: Any, operator: LinearOperator, method: str, rng: Any) -> Lipschitz
 def _choose(operator: LinearOperator) -> str:
     """The method that "auto" stands for."""
     m, n = operator.shape
-    # A certificate that has to be tried, or an SVD of which the compiler's accuracy is unknown, is not for programs that
-    # are being compiled.
+    # While a program is compiled a certificate cannot be tried, and the accuracy of the compiler's SVD is unknown.
     if operator.engine.is_tracing(operator.like) and m * n <= EXPLICIT_LIMIT and operator.entries is not None:
         return "gram"
     if isinstance(operator, Convolution):

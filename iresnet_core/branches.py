@@ -179,10 +179,10 @@ class Chain:
         error = xp.zeros((x.shape[0],), dtype=x.dtype, device=device_of(x))
         for layer, scale in zip(self.layers, self._rounding_scales, strict=True):
             if isinstance(layer, LinearLayer):
-                terms, absolute_norm, bias_norm = (
-                    value if isinstance(value, int | float) else xp.astype(value, x.dtype) for value in scale
+                absolute_norm, bias_norm = (
+                    value if isinstance(value, float) else xp.astype(value, x.dtype) for value in scale[1:]
                 )
-                error = error * layer.lipschitz + gamma(terms + 2, u) * (
+                error = error * layer.lipschitz + gamma(scale[0] + 2, u) * (
                     absolute_norm * (_sample_norm(xp, x) + error) + bias_norm
                 )
                 x = layer(x)

@@ -56,7 +56,6 @@ class Linearization:
         xp = get_backend(u).xp
         return xp.stack([self.vjp(u[i, ...]) for i in range(u.shape[0])])
 
-
     def products(self, v: Array) -> Array:
         """Return J v for a stack v (probes, batch, *event), where `jvp` is known."""
         assert self.jvp is not None

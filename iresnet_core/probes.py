@@ -52,7 +52,7 @@ class HadamardProbes(ProbeSource):
         self.order = 1 << (like.shape[1] - 1).bit_length()
         self.exhausted_after = self.order
         self._left = 0
-        self._rows: Array | None = None
+        self._rows: Array = None
         self._signs: Array | None = None
 
     def draw(self, count: int) -> Array:

@@ -32,9 +32,9 @@ class FormEstimate(NamedTuple):
     `bias` bounds the truncation error of `value`. With L = f(J), `squared_image` is ||L v||^2 and `squared_form`
     v^T L^2 v; half their sum has the mean ||S||_F^2, S the symmetric part of L, from which the variance follows.
     `sensitivity` is how much a relative error of the products grows in `value`. `extra_variance` is the variance of
-    `value` for a fixed probe. `products` counts Jacobian products, summed over the probes. `resolvent` (probes, batch, d)
-    is w = (I + J^T)^-1 v, or w - v where the linear term is subtracted, to the accuracy of the form: w^T dJ v is the
-    derivative of `value`. Only where `Products.resolvent` asks for it.
+    `value` for a fixed probe. `products` counts Jacobian products, summed over the probes. `resolvent`
+    (probes, batch, d) is w = (I + J^T)^-1 v, or w - v where the linear term is subtracted, to the accuracy of the form:
+    w^T dJ v is the derivative of `value`. Only where `Products.resolvent` asks for it.
     """
 
     value: Array

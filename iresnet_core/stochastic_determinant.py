@@ -203,7 +203,7 @@ def with_derivative(engine: Backend, value: Array, surrogate: Array) -> Array:
 
 
 def traced_terms(method: str, constant: float, d: int) -> int | None:
-    """Products a probe in a compiled program, which cannot look at its certificate; None for the roulette's own default.
+    """Products a probe in a compiled program, which cannot look at its certificate; None: the roulette's default.
 
     Arnoldi's method meets `DEFAULT_BIAS` in ten on trained branches up to c = 0.99; its certificate says how far it
     came. The series takes what its a-priori bound asks for (report, Eq. 23).
@@ -245,7 +245,7 @@ def stochastic_logdet(
     flat = flatten(xp, x)
     if request.tol is not None and engine.is_tracing(x):
         raise InvalidArgumentError(
-            "tol decides by values, which a program that is being compiled does not have; give terms and probes instead."
+            "tol decides by values, which a program that is being compiled does not have; give terms and probes."
         )
     estimator = _Estimator(engine, linearization, x, constant, method, request)
     source, count = _source(engine, x, flat, estimator, request)

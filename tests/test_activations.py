@@ -62,7 +62,9 @@ def test_values_are_those_of_the_closed_form(backend, name, parameters, formula,
     assert out.dtype == dtype
     # What `Chain.rounding_error` allows for an activation.
     u = np.finfo(dtype).eps / 2
-    allowance = 8 * u * (abs(expected) + activation.lipschitz * abs(x.astype(float))) + np.finfo(dtype).smallest_normal
+    allowance = 8 * u * (abs(expected) + activation.lipschitz * abs(x.astype(float)))
+    # An intermediate result that is subnormal may be taken as zero, and is then multiplied by alpha.
+    allowance = allowance + 4 * np.finfo(dtype).smallest_normal
     if dtype == np.float64:
         allowance = 2 * allowance  # the closed form is rounded too
     assert (abs(out.astype(float) - expected) <= allowance).all()

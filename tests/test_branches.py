@@ -159,7 +159,9 @@ def test_narrow_matrix_has_the_same_determinant(backend, case, seed):
 def test_narrow_cut_is_really_narrow(backend):
     rng = np.random.default_rng(0)
     down, up = backend.from_numpy(rng.standard_normal((2, 50))), backend.from_numpy(rng.standard_normal((50, 2)))
-    at = Chain([Activation("tanh"), Dense(down), Activation("sin"), Dense(up)]).linearize(backend.from_numpy(np.ones((3, 50))))
+    at = Chain([Activation("tanh"), Dense(down), Activation("sin"), Dense(up)]).linearize(
+        backend.from_numpy(np.ones((3, 50)))
+    )
     assert at.narrow().shape == (3, 2, 2)
     assert at.depth == 2
 

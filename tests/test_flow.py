@@ -127,7 +127,7 @@ def test_errors_in_single_precision_stay_within_the_bias_bound(backend):
         wide = flow.astype(backend.xp.float64)
         narrow = flow.forward(x, method="exact").logdet
         exact = wide.forward(array(backend, host(x)), method="exact").logdet
-        assert str(narrow.value.dtype).endswith("float32")
+        assert "float32" in str(narrow.value.dtype)
         # Not only rounding of the sums: the intermediate samples differ by their own rounding too.
         error = abs(host(narrow.value).astype(np.float64) - host(exact.value))
         assert (error <= host(narrow.bias_bound) + 1e-5).all()
@@ -146,7 +146,7 @@ def test_the_inverse_holds_its_bound_in_single_precision(backend, seed, coeff, k
     narrow = flow.inverse(z)
     wide = flow.astype(backend.xp.float64).inverse(backend.xp.astype(z, backend.xp.float64))
     assert (distances(narrow.value, wide.value) <= host(narrow.error_bound) + host(wide.error_bound)).all()
-    assert str(narrow.value.dtype).endswith("float32")
+    assert "float32" in str(narrow.value.dtype)
     assert host(narrow.converged).all()
 
 
@@ -206,7 +206,7 @@ def test_sampling_refuses_what_it_cannot_know(backend):
     with pytest.raises(UnknownArrayError, match="like="):
         bare.sample(2)
     like = array(backend, [0.0], "float32")
-    assert str(bare.sample(2, like=like).value.dtype).endswith("float32")
+    assert "float32" in str(bare.sample(2, like=like).value.dtype)
 
 
 # --- initialisation ---

@@ -5,7 +5,17 @@ import pytest
 from branches_for_tests import array, host
 from frameworks_for_tests import directional_derivatives, gradients
 
-from iresnet_core import Activation, Chain, Convolution, Dense, invert, lipschitz_bound, logdet, normalize, spectral_norm
+from iresnet_core import (
+    Activation,
+    Chain,
+    Convolution,
+    Dense,
+    invert,
+    lipschitz_bound,
+    logdet,
+    normalize,
+    spectral_norm,
+)
 from iresnet_core.backends import backend as find_backend
 from iresnet_core.errors import DerivativeError
 

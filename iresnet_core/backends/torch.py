@@ -198,7 +198,7 @@ class Engine(Backend):
     def vjp(self, fn: Callable[[Array], Array], x: Array) -> tuple[Array, Pullback]:
         """One retained graph serves all products; `torch.func.vjp` where graphs of that kind cannot be had."""
         if torch.compiler.is_compiling() or _inside_functorch() or torch.is_inference_mode_enabled():
-            value, pullback = torch.func.vjp(fn, x)
+            value, pullback, *_ = torch.func.vjp(fn, x)
             return value, lambda u: pullback(u)[0]
         recorded = torch.is_grad_enabled()
         with torch.enable_grad():

@@ -9,19 +9,19 @@ from array_api_compat.torch.linalg import *  # noqa: F403
 __all__ = ["matmul", "matrix_transpose", "vecdot", "vector_norm"]
 
 Array = Any
-matmul = torch.matmul
+matmul: Any = torch.matmul  # type: ignore[no-redef]
 
 
-def matrix_transpose(x: Array, /) -> Array:
+def matrix_transpose(x: Array, /) -> Array:  # type: ignore[no-redef]
     """Exchange the last two axes."""
     return x.mT
 
 
-def vecdot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:
+def vecdot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:  # type: ignore[no-redef]
     """Inner products along one axis."""
     return torch.linalg.vecdot(x1, x2, dim=axis)
 
 
-def vector_norm(x: Array, /, *, axis: Any = None, keepdims: bool = False, ord: Any = 2) -> Array:  # noqa: A002
+def vector_norm(x: Array, /, *, axis: Any = None, keepdims: bool = False, ord: Any = 2) -> Array:  # type: ignore[no-redef]
     """Norm of vectors along one axis, several, or all."""
     return torch.linalg.vector_norm(x, ord=ord, dim=axis, keepdim=keepdims)
