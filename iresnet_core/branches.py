@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from iresnet_core.activations import Activation, Diagonal, PairSwap
 from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.convolution import Convolution
 from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.kept_property import kept_property
 from iresnet_core.linearization import Branch, Linearization
 from iresnet_core.operators import Dense, LinearLayer
 from iresnet_core.precision import gamma, unit_roundoff
@@ -91,7 +91,7 @@ class Chain:
     def __repr__(self) -> str:
         return f"Chain([{', '.join(map(repr, self.layers))}])"
 
-    @cached_property
+    @kept_property
     def lipschitz(self) -> float:
         """Certified Lipschitz constant: the product of the layers' constants (report, Eq. 10)."""
         mantissa, exponent = 1.0, 0
@@ -193,7 +193,7 @@ class Chain:
                 error = error * layer.lipschitz + 8 * u * (size + _sample_norm(xp, x))
         return x, error
 
-    @cached_property
+    @kept_property
     def _rounding_scales(self) -> tuple[tuple[int, Any, Any], ...]:
         def scales() -> tuple[tuple[int, Any, Any], ...]:
             return tuple(
@@ -203,7 +203,7 @@ class Chain:
         known: tuple[tuple[int, Any, Any], ...] = self._constant(scales)
         return known
 
-    @cached_property
+    @kept_property
     def _widths(self) -> tuple[int, ...]:
         """Size of one sample before each layer; activations do not change it."""
         widths, width = [], math.prod(self.input_shape)
@@ -220,7 +220,7 @@ class Chain:
             return _plan_trace(self)
         return self._constant_trace_plan
 
-    @cached_property
+    @kept_property
     def _constant_trace_plan(self) -> "_TracePlan | None":
         plan: _TracePlan | None = self._constant(lambda: _plan_trace(self))
         return plan

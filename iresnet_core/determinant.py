@@ -112,8 +112,8 @@ def logdet(
     the value: for each probe v the derivative of w^T J v with w = (I + J)^-T v held fixed, from the same products (one
     product with J more, and a backward pass through that), and the exact one of the trace; "exact" is differentiated as
     it is. Second derivatives of the stochastic methods are refused, and the errors have none. A compiled function
-    cannot look at values: `tol` is refused there, "arnoldi" takes 10 products and "series" those of its a-priori bound unless
-    `terms` says otherwise, and bias_bound tells how far they came.
+    cannot look at values: `tol` is refused there, "arnoldi" takes 10 products and "series" those of its a-priori bound
+    unless `terms` says otherwise, and bias_bound tells how far they came.
 
     Examples
     --------

@@ -301,7 +301,7 @@ class Flow(Layer):
 
     def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
         logdets = []
-        for index, (layer, own) in enumerate(zip(self.layers, _distribute(self.layers, options), strict=True)):
+        for index, (layer, own) in enumerate(zip(self.layers, _distribute(engine, self.layers, options), strict=True)):
             with located(index, layer):
                 x, logdet = layer._forward(engine, x, own)
                 logdets.append(logdet)
@@ -325,7 +325,7 @@ class Flow(Layer):
         return Inverse(z, bound, residual, iterations, converged)
 
 
-def _distribute(layers: Sequence[Layer], options: LogDetOptions) -> list[LogDetOptions]:
+def _distribute(engine: Backend, layers: Sequence[Layer], options: LogDetOptions) -> list[LogDetOptions]:
     """Give every layer its options: independent streams of one seed, its own noise, its part of the tolerance."""
     blocks = [layer.residual_blocks for layer in layers]
     total = sum(blocks)
@@ -339,7 +339,7 @@ def _distribute(layers: Sequence[Layer], options: LogDetOptions) -> list[LogDetO
     if rng is not None:
         seeded = hasattr(rng, "__index__") and not isinstance(rng, bool)
         for index, entry in enumerate(own):
-            entry["rng"] = _child_seed(int(rng), index) if seeded else rng
+            entry["rng"] = engine.host_constant(_child_seed, int(rng), index) if seeded else rng
     if noise is not None:
         if not isinstance(noise, list) or len(noise) != total:
             got = f"{len(noise)} entries" if isinstance(noise, list) else type(noise).__name__

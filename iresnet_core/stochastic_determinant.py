@@ -198,7 +198,7 @@ class _Estimator:
 
 def with_derivative(engine: Backend, value: Array, surrogate: Array) -> Array:
     """Return `value` with the first derivative of `surrogate`; a second one would be wrong, and is refused."""
-    carrier = engine.map_cotangent(surrogate, lambda cotangent: cotangent)
+    carrier = engine.first_order_only(surrogate)
     return value + (carrier - engine.stop_gradient(surrogate))
 
 

@@ -22,6 +22,10 @@ def device_of(x: Array) -> Any:
     return getattr(x, "device", None)
 
 
+def _unchanged(cotangent: Array) -> Array:
+    return cotangent
+
+
 class Backend(ABC):
     """One array framework.
 
@@ -148,6 +152,10 @@ class Backend(ABC):
         which would be wrong for that reason, is refused with a `DerivativeError`.
         """
         return x
+
+    def first_order_only(self, x: Array) -> Array:
+        """Return `x`, of which a second derivative, which would be wrong, is refused with a `DerivativeError`."""
+        return self.map_cotangent(x, _unchanged)
 
     # --- programs ---
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from typing import Any
 
 
@@ -89,8 +90,10 @@ class Engine(Backend):
 
     def generator(self, rng: Any) -> Any:
         """Return a torch.Generator or None as it is; an int seed is one of NumPy's, the same on every engine."""
-        if rng is None or isinstance(rng, torch.Generator):
+        if rng is None or isinstance(rng, torch.Generator | _TracedSeed):
             return rng
+        if torch.compiler.is_compiling() and isinstance(rng, int):
+            return _TracedSeed(rng)
         try:
             return numpy_generator(rng)
         except InvalidArgumentError as error:
@@ -104,6 +107,9 @@ class Engine(Backend):
     def sample(self, kind: NoiseKind, shape: tuple[int, ...], like: Array, rng: Any) -> Array:
         """Draw with PyTorch on the device of `like`, or, from an int seed or NumPy's generator, on the host."""
         source = self.generator(rng)
+        if isinstance(source, _TracedSeed):
+            source.draws = (*source.draws, (kind, tuple(shape)))
+            return self.constant_array(_last_draw, source.seed, source.draws, like=like).to(like.dtype)
         if source is not None and not isinstance(source, torch.Generator):
             return self.from_numpy(draw(kind, shape, source), like).to(like.dtype)
         device = like.device if source is None else source.device
@@ -234,6 +240,10 @@ class Engine(Backend):
         out: Array = _MapCotangent.apply(x, fn)  # type: ignore[no-untyped-call]
         return out
 
+    def first_order_only(self, x: Array) -> Array:
+        """As it is while compiling, where PyTorch itself refuses second derivatives."""
+        return x if torch.compiler.is_compiling() else super().first_order_only(x)
+
     # --- programs ---
 
     def is_tracing(self, *arrays: Array) -> bool:
@@ -266,15 +276,31 @@ class Engine(Backend):
 
     def host_constant(self, fn: Callable[..., Any], *numbers: Any) -> Any:
         """Evaluated once, when the program is compiled."""
-        return _evaluated(fn, *numbers)
+        return _evaluated(fn, *numbers) if torch.compiler.is_compiling() else fn(*numbers)
 
     def constant_array(self, fn: Callable[..., Any], *numbers: Any, like: Array) -> Array:
         """Evaluated once, when the program is compiled."""
-        return _evaluated_tensor(fn, *numbers).to(like.device)
+        if not torch.compiler.is_compiling():
+            return self.from_numpy(fn(*numbers), like)
+        return _NUMBERED[_number_of(fn, *numbers)](fn, *numbers).to(like.device)
 
     def jit(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """``torch.compile(fn, fullgraph=True)``."""
         return torch.compile(fn, fullgraph=True)
+
+
+class _TracedSeed:
+    """An int seed in a program that is being compiled: what has been drawn from it is known, and so is the next draw."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.draws: tuple[tuple[Any, tuple[int, ...]], ...] = ()
+
+
+def _last_draw(seed: int, draws: tuple[tuple[Any, tuple[int, ...]], ...]) -> np.ndarray:
+    """Draw everything again, and return the last."""
+    source = numpy_generator(seed)
+    return [draw(kind, shape, source) for kind, shape in draws][-1]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -282,9 +308,29 @@ def _evaluated(fn: Callable[..., Any], *numbers: Any) -> Any:
     return fn(*numbers)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _evaluated_tensor(fn: Callable[..., Any], *numbers: Any) -> Any:
+@lru_cache(maxsize=1024)
+def _kept_tensor(fn: Callable[..., Any], numbers: tuple[Any, ...]) -> Array:
     return torch.tensor(fn(*numbers))
+
+
+def _numbered(number: int) -> Callable[..., Any]:
+    """A function of its own name that evaluates a constant: the compiler tells constants apart by that name."""
+
+    def evaluated(fn: Callable[..., Any], *numbers: Any) -> Array:
+        return _kept_tensor(fn, numbers)
+
+    evaluated.__code__ = evaluated.__code__.replace(co_name=f"constant_{number}")
+    function: Callable[..., Any] = torch.compiler.assume_constant_result(evaluated)
+    return function
+
+
+_NUMBERED = tuple(map(_numbered, range(512)))
+_numbers: dict[Any, int] = {}
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _number_of(fn: Callable[..., Any], *numbers: Any) -> int:
+    return _numbers.setdefault((fn, numbers), len(_numbers)) % len(_NUMBERED)
 
 
 def _inside_functorch() -> bool:

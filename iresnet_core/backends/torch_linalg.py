@@ -14,7 +14,7 @@ matmul: Any = torch.matmul  # type: ignore[no-redef]
 
 def matrix_transpose(x: Array, /) -> Array:  # type: ignore[no-redef]
     """Exchange the last two axes."""
-    return x.mT
+    return torch.transpose(x, -1, -2)  # not `x.mT`: the compiler takes an attribute out of a loop, as an alias of x
 
 
 def vecdot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:  # type: ignore[no-redef]
