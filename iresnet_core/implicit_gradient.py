@@ -51,6 +51,7 @@ def with_implicit_gradient(
             _require_solution(engine, problem, progress.residual)
             return progress.x * scale
 
+    solution = engine.stop_gradient(solution)
     return solution + xp.astype(engine.map_cotangent(step, adjoint_solution) - engine.stop_gradient(step), dtype)
 
 

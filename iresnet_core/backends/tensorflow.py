@@ -216,7 +216,8 @@ class Engine(Backend):
                 tf.convert_to_tensor(new, dtype=old.dtype) for new, old in zip(body(*state), state, strict=True)
             )
 
-        return tuple(tf.while_loop(cond, step, start, maximum_iterations=max_iter))
+        # Stopped, so that no tape keeps the loop's intermediate results, which XLA could not hand out.
+        return tuple(map(tf.stop_gradient, tf.while_loop(cond, step, start, maximum_iterations=max_iter)))
 
     def at_compile_time(self, fn: Callable[[], Any]) -> Any:
         """Leave the graph; a variable of the traced program is read as it is at the time of tracing."""
