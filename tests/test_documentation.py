@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^(?P<indent>[ \t>]*)(?P<marks>`{3,}|~{3,})(?P<info>.*)$")
 OUTPUT = "<!-- output -->"
+# In the first line of a page whose blocks need frameworks.
+NEEDS = re.compile(r"<!-- needs (?P<modules>[\w ]+) -->")
 
 
 @dataclass
@@ -89,9 +91,13 @@ def run(page, text):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_page_runs(page, tmp_path, monkeypatch):
+    text = page.read_text(encoding="utf-8")
+    needs = NEEDS.match(text)
+    for module in needs["modules"].split() if needs else ():
+        pytest.importorskip(module, reason=f"{module} is not installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    run(page, page.read_text(encoding="utf-8"))
+    run(page, text)
 
 
 GOOD = """
