@@ -118,8 +118,8 @@ class Chain:
             return self
         engine = self.operators[0].engine
         # A cast made where nothing is recorded has no derivative, and one made in a traced program belongs to that.
-        key = (dtype, engine.may_differentiate(*self.arrays))
-        if engine.is_tracing():
+        key = dtype
+        if engine.is_tracing() or engine.differentiates:
             return self._cast(dtype)
         if key not in self._casts:
             self._casts[key] = self._cast(dtype)
@@ -218,7 +218,8 @@ class Chain:
         # With a derivative the kernel belongs to one backward pass, or to one traced program.
         if self.operators[0].engine.may_differentiate(*self.arrays):
             return _plan_trace(self)
-        return self._constant_trace_plan
+        plan: _TracePlan | None = self._constant_trace_plan
+        return plan
 
     @kept_property
     def _constant_trace_plan(self) -> "_TracePlan | None":

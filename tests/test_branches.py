@@ -406,7 +406,8 @@ def test_chain_in_another_dtype(backend):
     g = build(backend, (4, "lipswish", 3), parameters_of(3, (4, "lipswish", 3), 0), np.float32)
     wide = g.astype(backend.xp.float64)
     assert g.astype(backend.xp.float32) is g
-    assert g.astype(backend.xp.float64) is wide
+    # A cast of weights that may be differentiated belongs to one backward pass, and is not kept.
+    assert backend.differentiates or g.astype(backend.xp.float64) is wide
     assert [layer.weight.dtype for layer in wide.operators] == [backend.xp.float64] * 2
     x = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
     np.testing.assert_allclose(
