@@ -4,11 +4,12 @@ import math
 from typing import Any
 
 from iresnet_core.backends import Array, Backend
+from iresnet_core.branches import Chain
 from iresnet_core.errors import NotConvergedError
 from iresnet_core.fixed_point import SOLVERS, FixedPoint
-from iresnet_core.linearization import evaluate, linearize, parameters
+from iresnet_core.linearization import evaluate, linearize
 from iresnet_core.precision import working_dtype
-from iresnet_core.samples import norms
+from iresnet_core.samples import flatten, norms, per_sample
 
 __all__ = ["with_implicit_gradient"]
 
@@ -23,8 +24,7 @@ def with_implicit_gradient(
     to ``||error|| <= rtol ||w||``. Cost: one evaluation of g, and in the backward pass one more and some ten to forty
     Jacobian products. A second derivative is refused.
     """
-    known = parameters(g)
-    if known is not None and not engine.may_differentiate(y, *known):
+    if isinstance(g, Chain) and not engine.may_differentiate(y, *g.arrays):
         return solution
     xp, dtype = engine.xp, y.dtype
     working = working_dtype(engine, dtype)
@@ -42,9 +42,9 @@ def with_implicit_gradient(
             return engine.stop_gradient(at.vjp(w))
 
         with engine.unrecorded():
-            # In units of its own length: a cotangent may be of any size, down to zero.
-            length = norms(xp, cotangent)
-            scale = xp.reshape(xp.where(length > 0, length, xp.ones_like(length)), (-1,) + (1,) * (y.ndim - 1))
+            # In units of its largest entry: a cotangent may be of any size, down to zero.
+            largest = xp.max(xp.abs(flatten(xp, cotangent)), axis=-1)
+            scale = per_sample(xp, xp.where(largest > 0, largest, xp.ones_like(largest)), cotangent)
             right = cotangent / scale
             problem = FixedPoint(engine, product, right, norms(xp, right), constant, rtol, 0.0)
             progress = SOLVERS["anderson"](problem, right, max_iter)

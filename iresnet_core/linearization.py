@@ -8,7 +8,7 @@ from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.checks import require_finite, require_same_dtype
 from iresnet_core.errors import DerivativeError, InvalidArgumentError, ShapeError, UnknownLipschitzError
 
-__all__ = ["Branch", "Linearization", "evaluate", "linearize", "parameters", "stated_lipschitz"]
+__all__ = ["Branch", "Linearization", "evaluate", "linearize", "stated_lipschitz"]
 
 ArrayMap = Callable[[Array], Array]
 
@@ -141,15 +141,6 @@ def stated_lipschitz(g: Any, lipschitz: float | None) -> tuple[Any, str]:
             "or build g as a Chain, which certifies its own."
         )
     return constant, f"{_name(g)}.lipschitz"
-
-
-def parameters(g: Any) -> tuple[Array, ...] | None:
-    """The arrays that a branch is made of, where it tells: its `arrays` (a Chain), or its `parameters()` (a module)."""
-    arrays = getattr(g, "arrays", None)
-    if arrays is not None:
-        return tuple(arrays)
-    listed = getattr(g, "parameters", None)
-    return tuple(listed()) if callable(listed) else None
 
 
 def _name(g: Any) -> str:

@@ -80,12 +80,21 @@ def spectral_norm(
     rtol = require_nonnegative(rtol, "rtol")
     max_iter = require_positive_int(max_iter, "max_iter")
     operator = as_operator(A)
-    engine, xp = operator.engine, operator.engine.xp
+    engine = operator.engine
     m, n = operator.shape
     if method == "auto":
         method = "svd" if min(m, n) <= SMALL and not _is_foreign(operator) else "lanczos"
     if not isinstance(method, str) or method not in _METHODS:
         raise InvalidArgumentError(f"spectral_norm has the methods auto, {', '.join(_METHODS)}; got {method!r}.")
+    with engine.float64():
+        return _estimate(operator, method, start, rtol, max_iter)
+
+
+def _estimate(
+    operator: LinearOperator, method: str, start: Array | SpectralNorm | None, rtol: float, max_iter: int
+) -> SpectralNorm:
+    """Run one method on the entries as constants; the value of its vectors carries the derivative."""
+    engine, xp = operator.engine, operator.engine.xp
     constant = constant_operator(operator)
     with engine.unrecorded():
         scaled, scale = prepared(constant)

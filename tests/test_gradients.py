@@ -275,3 +275,16 @@ def test_errors_have_no_derivative(backend):
         [array(backend, X)],
     )
     assert not np.any(found)
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e155])
+def test_cotangents_of_any_size(backend, size):
+    """The gradient is linear in the cotangent, also where its squares over- or underflow."""
+    weights = [array(backend, w) for w in WEIGHTS]
+
+    def gradient(factor):
+        return gradients(
+            backend, lambda y: backend.xp.sum(invert(chain(weights), y).value * factor), [array(backend, X)]
+        )[0]
+
+    np.testing.assert_allclose(gradient(size) / size, gradient(1.0), rtol=1e-6)
