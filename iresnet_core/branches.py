@@ -86,6 +86,8 @@ class Chain:
         )
         self.input_shape = self.operators[0].input_shape
         self.output_shape = self.operators[-1].output_shape
+        self._widths = _widths(self)
+        self._slope_groups = _slope_groups(self)
         self._casts: dict[Any, Chain] = {}
 
     def __repr__(self) -> str:
@@ -155,7 +157,7 @@ class Chain:
             value=x,
             vjp=product.vjp,
             jvp=product.jvp,
-            trace=product.trace if square and self._trace_plan is not None else None,
+            trace=product.trace if self._slope_groups is not None else None,
             matrix=product.matrix if square else None,
             narrow=product.narrow if square else None,
             width=min(self._widths) if square else None,
@@ -203,28 +205,26 @@ class Chain:
         known: tuple[tuple[int, Any, Any], ...] = self._constant(scales)
         return known
 
-    @kept_property
-    def _widths(self) -> tuple[int, ...]:
-        """Size of one sample before each layer; activations do not change it."""
-        widths, width = [], math.prod(self.input_shape)
-        for layer in self.layers:
-            widths.append(width)
-            if isinstance(layer, LinearLayer):
-                width = math.prod(layer.output_shape)
-        return tuple(widths)
-
     @property
-    def _trace_plan(self) -> "_TracePlan | None":
+    def _trace_kernel(self) -> Array:
         # With a derivative the kernel belongs to one backward pass, or to one traced program.
         if self.operators[0].engine.may_differentiate(*self.arrays):
-            return _plan_trace(self)
-        plan: _TracePlan | None = self._constant_trace_plan
-        return plan
+            return _trace_kernel(self)
+        return self._constant_trace_kernel
 
     @kept_property
-    def _constant_trace_plan(self) -> "_TracePlan | None":
-        plan: _TracePlan | None = self._constant(lambda: _plan_trace(self))
-        return plan
+    def _constant_trace_kernel(self) -> Array:
+        return self._constant(lambda: _trace_kernel(self))
+
+
+def _widths(chain: Chain) -> tuple[int, ...]:
+    """Size of one sample before each layer; activations do not change it."""
+    widths, width = [], math.prod(chain.input_shape)
+    for layer in chain.layers:
+        widths.append(width)
+        if isinstance(layer, LinearLayer):
+            width = math.prod(layer.output_shape)
+    return tuple(widths)
 
 
 def _sample_norm(xp: Any, x: Array) -> Array:
@@ -263,37 +263,47 @@ def _frobenius(engine: Backend, a: Array) -> Any:
     return norm if engine.is_tracing(norm) else float(norm)
 
 
-@dataclass(frozen=True)
-class _TracePlan:
-    """How the trace of a dense chain follows from its slopes.
-
-    `groups` holds, for each of at most two groups, the places in the chain of the activations whose slopes multiply;
-    `kernel` is then a number, the vector k of sum_j k_j d_j, or the matrix K of d2^T K d1.
-    """
-
-    groups: tuple[tuple[int, ...], ...]
-    kernel: Array
+def _once_around(chain: Chain) -> list[int]:
+    """Places of the layers from the first dense one on, those before it last: a trace is cyclic."""
+    start = next(place for place, layer in enumerate(chain.layers) if isinstance(layer, LinearLayer))
+    return [*range(start, len(chain.layers)), *range(start)]
 
 
-def _plan_trace(chain: Chain) -> _TracePlan | None:
-    """Plan the exact trace: tr(W3 D2 W2 D1 W1) = d2^T (W2 * (W1 W3)^T) d1, and the shorter cases.
+def _slope_groups(chain: Chain) -> tuple[tuple[int, ...], ...] | None:
+    """Places of the activations whose slopes multiply, for each run of them between dense layers.
 
-    Slopes at the two ends of the chain meet, since a trace is cyclic. None if a layer is no Dense, an activation is not
-    entrywise, or more than two groups of slopes remain.
+    Slopes at the two ends of the chain meet. None if the trace is not cheap: a layer is no Dense, an activation is not
+    entrywise, the shape changes, or more than two groups of slopes remain.
     """
     layers = chain.layers
-    if not all(isinstance(layer, Dense) or (isinstance(layer, Activation) and layer.entrywise) for layer in layers):
-        return None
     if chain.input_shape != chain.output_shape:
         return None
-    xp = chain.operators[0].engine.xp
-    start = next(place for place, layer in enumerate(layers) if isinstance(layer, Dense))
-    places = [*range(start, len(layers)), *range(start)]
-    segments: list[Array] = []  # product of the weights of each run of dense layers
+    if not all(isinstance(layer, Dense) or (isinstance(layer, Activation) and layer.entrywise) for layer in layers):
+        return None
     groups: list[list[int]] = []
-    previous_is_dense = False
-    for place in places:
+    after_dense = False
+    for place in _once_around(chain):
         layer = layers[place]
+        if isinstance(layer, Dense):
+            after_dense = True
+        elif layer.name != "identity":
+            if after_dense:
+                groups.append([])
+            groups[-1].append(place)
+            after_dense = False
+    return tuple(map(tuple, groups)) if len(groups) <= 2 else None
+
+
+def _trace_kernel(chain: Chain) -> Array:
+    """What the slopes are multiplied by: tr(W3 D2 W2 D1 W1) = d2^T (W2 * (W1 W3)^T) d1, and the shorter cases.
+
+    A number without slopes, the vector k of sum_j k_j d_j for one group, the matrix K of d2^T K d1 for two.
+    """
+    xp = chain.operators[0].engine.xp
+    segments: list[Array] = []  # product of the weights of each run of dense layers
+    previous_is_dense = False
+    for place in _once_around(chain):
+        layer = chain.layers[place]
         if isinstance(layer, Dense):
             if previous_is_dense:
                 segments[-1] = xp.matmul(layer.weight, segments[-1])
@@ -301,22 +311,18 @@ def _plan_trace(chain: Chain) -> _TracePlan | None:
                 segments.append(layer.weight)
             previous_is_dense = True
         elif isinstance(layer, Activation) and layer.name != "identity":
-            if previous_is_dense:
-                groups.append([])
-            groups[-1].append(place)
             previous_is_dense = False
+    groups = chain._slope_groups
+    assert groups is not None
     if len(groups) < len(segments):  # no slopes between the last segment and the first, once around
         last = segments.pop()
         if not segments:
-            return _TracePlan((), xp.linalg.trace(last))
+            return xp.linalg.trace(last)
         segments[0] = xp.matmul(segments[0], last)
-    if len(groups) > 2:
-        return None
     if len(groups) == 1:
-        return _TracePlan((tuple(groups[0]),), xp.linalg.diagonal(segments[0]))
+        return xp.linalg.diagonal(segments[0])
     first, second = segments  # d1 follows `first`, d2 follows `second`
-    kernel = second * xp.matrix_transpose(first)
-    return _TracePlan((tuple(groups[0]), tuple(groups[1])), kernel)
+    return second * xp.matrix_transpose(first)
 
 
 @dataclass(frozen=True)
@@ -341,15 +347,15 @@ class _Product:
 
     def trace(self) -> Array:
         """Return tr J (batch,)."""
-        plan = self.chain._trace_plan
-        assert plan is not None
+        groups, kernel = self.chain._slope_groups, self.chain._trace_kernel
+        assert groups is not None
         xp = get_backend(self.value).xp
-        if not plan.groups:
-            return plan.kernel + xp.zeros((self.value.shape[0],), dtype=self.value.dtype, device=device_of(self.value))
-        slopes = [self._slopes(group) for group in plan.groups]
+        if not groups:
+            return kernel + xp.zeros((self.value.shape[0],), dtype=self.value.dtype, device=device_of(self.value))
+        slopes = [self._slopes(group) for group in groups]
         if len(slopes) == 1:
-            return xp.matmul(slopes[0], plan.kernel)
-        return xp.sum(xp.matmul(slopes[1], plan.kernel) * slopes[0], axis=-1)
+            return xp.matmul(slopes[0], kernel)
+        return xp.sum(xp.matmul(slopes[1], kernel) * slopes[0], axis=-1)
 
     def _slopes(self, group: tuple[int, ...]) -> Array:
         total = None
