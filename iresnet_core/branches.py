@@ -284,7 +284,7 @@ def _slope_groups(chain: Chain) -> tuple[tuple[int, ...], ...] | None:
     after_dense = False
     for place in _once_around(chain):
         layer = layers[place]
-        if isinstance(layer, Dense):
+        if not isinstance(layer, Activation):
             after_dense = True
         elif layer.name != "identity":
             if after_dense:
