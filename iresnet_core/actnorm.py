@@ -217,7 +217,7 @@ def _require_normal_scales(engine: Backend, log_scale: Array) -> None:
     if engine.is_tracing(log_scale):
         return
     limit = _scale_limit(engine, log_scale.dtype)
-    largest = float(engine.xp.max(engine.xp.abs(log_scale)))
+    largest = float(engine.xp.max(engine.xp.abs(engine.stop_gradient(log_scale))))
     if largest > limit:
         raise InvalidArgumentError(
             f"|log_scale| reaches {largest:.6g}, but exp of it and its reciprocal are normal numbers of "

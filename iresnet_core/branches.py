@@ -14,6 +14,7 @@ from iresnet_core.linearization import Branch, Linearization
 from iresnet_core.operators import Dense, LinearLayer
 from iresnet_core.precision import gamma, unit_roundoff
 from iresnet_core.samples import flatten
+from iresnet_core.shift import Shift
 
 __all__ = ["Activation", "Branch", "Chain", "Linearization"]
 
@@ -81,9 +82,7 @@ class Chain:
         for before, after in zip(self.operators, self.operators[1:], strict=False):
             if before.output_shape != after.input_shape:
                 raise ShapeError(f"{before!r} is followed by {after!r}, which takes samples of another shape.")
-        self.arrays = tuple(
-            array for operator in self.operators for array in (operator.weight, operator.bias) if array is not None
-        )
+        self.arrays = tuple(array for layer in flat for array in _arrays_of(layer) if array is not None)
         self.input_shape = self.operators[0].input_shape
         self.output_shape = self.operators[-1].output_shape
         self._widths = _widths(self)
@@ -128,7 +127,9 @@ class Chain:
         return self._casts[key]
 
     def _cast(self, dtype: Any) -> "Chain":
-        return Chain([layer.astype(dtype) if isinstance(layer, LinearLayer) else layer for layer in self.layers])
+        return Chain(
+            [layer.astype(dtype) if isinstance(layer, LinearLayer | Shift) else layer for layer in self.layers]
+        )
 
     def _constant(self, fn: Callable[[], Any]) -> Any:
         """``fn()``, a function of the weights alone, as concrete numbers wherever the weights are concrete."""
@@ -215,6 +216,12 @@ class Chain:
     @kept_property
     def _constant_trace_kernel(self) -> Array:
         return self._constant(lambda: _trace_kernel(self))
+
+
+def _arrays_of(layer: Layer) -> tuple[Array | None, ...]:
+    if isinstance(layer, LinearLayer):
+        return layer.weight, layer.bias
+    return (layer.value,) if isinstance(layer, Shift) else ()
 
 
 def _widths(chain: Chain) -> tuple[int, ...]:

@@ -1,0 +1,20 @@
+"""PyTorch modules over the core: invertible residual blocks, flows and classifiers that train, save and sample."""
+
+from iresnet_core.adapters.torch.branch import Activation
+from iresnet_core.adapters.torch.flow import Flow
+from iresnet_core.adapters.torch.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze
+from iresnet_core.adapters.torch.residual import InvertibleResidual
+from iresnet_core.adapters.torch.transform import FlowTransform
+
+__all__ = [
+    "ActNorm",
+    "Activation",
+    "FactorOut",
+    "Flow",
+    "FlowLayer",
+    "FlowTransform",
+    "InjectivePad",
+    "InvertibleResidual",
+    "Logit",
+    "Squeeze",
+]

@@ -1,0 +1,160 @@
+"""What a residual branch may be made of in PyTorch, and the core's layers for it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from iresnet_core import activations
+from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownLipschitzError
+
+__all__ = ["Activation", "activation_of", "convolution_options", "flattened", "is_linear", "output_shape"]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Activation(nn.Module):
+    """An activation of the core, by name: those that PyTorch lacks are "lipswish", "sin" and "maxmin".
+
+    Parameters
+    ----------
+    name : str
+        See `iresnet_core.Activation`.
+    **parameters
+        As there.
+
+    Examples
+    --------
+    >>> import torch
+    >>> Activation("lipswish")(torch.zeros(1, 2))
+    tensor([[0., 0.]])
+    """
+
+    def __init__(self, name: str, **parameters: Any) -> None:
+        super().__init__()
+        self.core = activations.Activation(name, **parameters)
+
+    def extra_repr(self) -> str:
+        """Show name and parameters."""
+        return repr(self.core).removeprefix("Activation(").removesuffix(")")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply it to x (batch, ...)."""
+        return self.core(x)  # type: ignore[no-any-return]
+
+
+def activation_of(module: nn.Module) -> activations.Activation | None:
+    """Return the core's activation that a module computes, or None if it is no activation that the core knows."""
+    if isinstance(module, Activation):
+        return module.core
+    if type(module) in _ACTIVATIONS:
+        name, parameters = _ACTIVATIONS[type(module)]
+        return activations.Activation(name, **{key: getattr(module, key) for key in parameters})
+    if type(module) is nn.Softplus:
+        if module.beta != 1:
+            raise UnknownLipschitzError(f"{module}: the core knows softplus with beta = 1 only.")
+        return activations.Activation("softplus")
+    return None
+
+
+_ACTIVATIONS: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
+    nn.ELU: ("elu", ("alpha",)),
+    nn.CELU: ("celu", ("alpha",)),
+    nn.ReLU: ("relu", ()),
+    nn.Tanh: ("tanh", ()),
+    nn.Sigmoid: ("sigmoid", ()),
+    nn.Identity: ("identity", ()),
+}
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Say whether a module is a linear layer that the core certifies."""
+    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+
+def flattened(net: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers of nested Sequentials, in the order of application.
+
+    Raises
+    ------
+    UnknownLipschitzError
+        At a layer whose Lipschitz constant is not known.
+    """
+    if isinstance(net, nn.Sequential):
+        for child in net:
+            yield from flattened(child)
+        return
+    if not is_linear(net) and activation_of(net) is None:
+        known = ", ".join(kind.__name__ for kind in (nn.Linear, *_CONVOLUTIONS, *_ACTIVATIONS, nn.Softplus))
+        raise UnknownLipschitzError(
+            f"the Lipschitz constant of {type(net).__name__} is not known, so that no block with it can be certified. "
+            f"Known are {known}, Activation(name) and Sequential of them. For a module whose constant you know pass "
+            "InvertibleResidual(module, lipschitz=...)."
+        )
+    yield net
+
+
+def convolution_options(module: nn.Module) -> dict[str, Any] | None:
+    """Return the keywords of the core's Convolution for a convolution module; None for a dense layer.
+
+    Raises
+    ------
+    ShapeError
+        For a stride, which changes the shape inside a block.
+    InvalidArgumentError
+        For a padding that is neither of zeros nor circular.
+    """
+    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return None
+    if any(s != 1 for s in module.stride):
+        raise ShapeError(
+            f"{module}: a convolution in a residual block has stride 1, since the block keeps the shape. Change the "
+            "resolution with Squeeze() between the blocks."
+        )
+    if module.padding_mode not in ("zeros", "circular"):
+        raise InvalidArgumentError(
+            f"{module}: padding_mode must be 'zeros' or 'circular', got {module.padding_mode!r}."
+        )
+    padding = module.padding if isinstance(module.padding, str) else [(p, p) for p in module.padding]
+    if padding == "same":  # PyTorch puts the odd row after, and so does the core
+        padding = [((d * (k - 1)) // 2, d * (k - 1) - (d * (k - 1)) // 2) for k, d in _windows(module)]
+    elif padding == "valid":
+        padding = [(0, 0)] * len(module.kernel_size)
+    return {
+        "padding": padding,
+        "dilation": tuple(module.dilation),
+        "groups": module.groups,
+        "padding_mode": module.padding_mode,
+    }
+
+
+def _windows(module: Any) -> Iterator[tuple[int, int]]:
+    return zip(module.kernel_size, module.dilation, strict=True)
+
+
+def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of one sample after a layer.
+
+    Raises
+    ------
+    ShapeError
+        If the layer does not take samples of this shape.
+    """
+    options = convolution_options(module)
+    if options is None and not is_linear(module):
+        return shape
+    channels: int = module.in_features if isinstance(module, nn.Linear) else module.in_channels  # type: ignore[assignment]
+    axes = 0 if options is None else len(module.kernel_size)  # type: ignore[arg-type]
+    if len(shape) != axes + 1 or shape[0] != channels:
+        raise ShapeError(f"{module} does not take samples of shape {shape}.")
+    if options is None:
+        return (module.out_features,)  # type: ignore[return-value]
+    extents = (
+        n + sum(pair) - d * (k - 1)
+        for n, pair, (k, d) in zip(shape[1:], options["padding"], _windows(module), strict=True)
+    )
+    out = (module.out_channels, *extents)
+    if min(out[1:]) < 1:  # type: ignore[type-var,operator]
+        raise ShapeError(f"the window of {module} is larger than its padded input of shape {shape}.")
+    return out  # type: ignore[return-value]
+

@@ -1,0 +1,282 @@
+"""The layers of a flow as PyTorch modules: each holds parameters and hands them to the core's layer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import iresnet_core as core
+from iresnet_core.adapters.torch.processes import gathered
+from iresnet_core.errors import InvalidArgumentError, UnknownArrayError
+from iresnet_core.layer import Layer, Shape
+
+__all__ = ["ActNorm", "FactorOut", "FlowLayer", "InjectivePad", "Logit", "Squeeze"]
+
+
+class FlowLayer(nn.Module):
+    """Base class of the layers: ``layer(x)`` maps samples, `inverse` maps them back, both through the core.
+
+    A subclass says in `core_layer` which layer of the core its parameters make now.
+    """
+
+    def core_layer(self, context: Tensor | None = None, *, exported: bool = False) -> Layer:
+        """Return the core's layer with the present parameters.
+
+        Parameters
+        ----------
+        context : Tensor (batch, features), optional
+            Conditioning, for layers that take it; of a single sample where `exported`.
+        exported : bool
+            With certified weights, whatever the mode, and as constants.
+        """
+        raise NotImplementedError
+
+    def bind(self, event_shape: Shape) -> Shape:
+        """Take note of the shape of the samples, and return that of the output."""
+        return self.core_layer(exported=True).output_shape(event_shape)
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Set data-dependent parameters that are not set yet, and return the output for `x`."""
+        return self(x, context)  # type: ignore[no-any-return]
+
+    @property
+    def initialized(self) -> bool:
+        """Whether there is nothing left for `initialize` to do."""
+        return True
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map samples x (batch, ...), without the log-determinant."""
+        layer = self.core_layer(context)
+        with no_autocast(x):
+            return layer(as_parameters(x, layer))  # type: ignore[no-any-return]
+
+    def inverse(self, z: Tensor, context: Tensor | None = None, *, errors: bool = False, **options: Any) -> Any:
+        """Return the preimages of z (batch, ...).
+
+        Parameters
+        ----------
+        z : Tensor (batch, ...)
+            As the layer returns them.
+        context : Tensor (batch, features), optional
+            The conditioning that belongs to z.
+        errors : bool
+            Return the core's `Inverse` with its certified `error_bound` instead of the samples alone.
+        **options
+            As in `iresnet_core.invert`.
+        """
+        layer = self.core_layer(context)
+        with no_autocast(z):
+            result = layer.inverse(as_parameters(z, layer), **options)
+        return result if errors else result.value
+
+
+def no_autocast(x: Tensor) -> Any:
+    """Context without autocast, in which the core's bounds would not hold."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def as_parameters(x: Tensor, layer: Layer) -> Tensor:
+    """Return x in the dtype of the parameters where autocast has lowered it; else as it is."""
+    arrays = layer.arrays
+    if arrays and torch.is_autocast_enabled(x.device.type):
+        return x.to(arrays[0].dtype)
+    return x
+
+
+class ActNorm(FlowLayer):
+    """``z = (x + bias) exp(log_scale)`` per channel, initialised from the first training batch.
+
+    Parameters
+    ----------
+    channels : int
+        Number of channels.
+    axis : int
+        Channel axis of a batch; 1 for vectors and images with the channels first.
+
+    Notes
+    -----
+    Whether it is initialised is part of the state dict, so that a checkpoint is never initialised again. With several
+    processes the statistics are those of the joined batch.
+    """
+
+    log_scale: Tensor
+    bias: Tensor
+    is_initialized: Tensor
+
+    def __init__(self, channels: int, *, axis: int = 1) -> None:
+        super().__init__()
+        if channels < 1:
+            raise InvalidArgumentError(f"channels must be a positive whole number, got {channels!r}.")
+        core.ActNorm(axis=axis)  # checks the axis
+        self.channels, self.axis = channels, axis
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("is_initialized", torch.tensor(False))
+        self._initialized = False  # the same for Python, which a compiler can follow
+
+    def extra_repr(self) -> str:
+        """Show the channels."""
+        return f"{self.channels}, axis={self.axis}, initialized={self._initialized}"
+
+    @property
+    def initialized(self) -> bool:
+        """Whether the parameters have been set from data or loaded."""
+        return self._initialized
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Set the parameters from a batch, unless they are set already; return the output."""
+        if not self._initialized:
+            self._initialize_from(x)
+        return super().forward(x)
+
+    def _initialize_from(self, x: Tensor) -> None:
+            with torch.no_grad(), no_autocast(x):
+                found = core.ActNorm.initialize(gathered(x.detach().to(self.bias.dtype)), axis=self.axis)
+                assert found.log_scale is not None
+                assert found.bias is not None
+                if found.log_scale.shape != self.log_scale.shape:
+                    core.ActNorm(self.log_scale, self.bias, axis=self.axis).output_shape(tuple(x.shape[1:]))
+                self.log_scale.copy_(found.log_scale)
+                self.bias.copy_(found.bias)
+            self.mark_initialized()
+
+    def mark_initialized(self) -> None:
+        """Keep the parameters as they are from now on but for training."""
+        self.is_initialized.fill_(True)
+        self._initialized = True
+
+    def core_layer(self, context: Tensor | None = None, *, exported: bool = False) -> Layer:
+        """Return the core's layer."""
+        if exported:
+            return core.ActNorm(self.log_scale.detach(), self.bias.detach(), axis=self.axis)
+        if not self._initialized:
+            raise InvalidArgumentError(
+                "this ActNorm has not been initialised: call flow.initialize(x) with a batch of data, or run one batch "
+                "in training mode."
+            )
+        return core.ActNorm(self.log_scale, self.bias, axis=self.axis)
+
+    def bind(self, event_shape: Shape) -> Shape:
+        """Check the number of channels."""
+        return core.ActNorm(self.log_scale.detach(), self.bias.detach(), axis=self.axis).output_shape(event_shape)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map samples x (batch, ...); the first batch in training mode sets the parameters."""
+        if self.training and not self._initialized:
+            self._initialize_from(x)
+        return super().forward(x)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._initialized = bool(self.is_initialized)
+
+
+class Squeeze(FlowLayer):
+    """Blocks of pixels to channels, (C, H, W) to (C factor^2, H / factor, W / factor); also for 1 and 3 axes."""
+
+    def __init__(self, factor: int = 2) -> None:
+        super().__init__()
+        self._core = core.Squeeze(factor)
+
+    def extra_repr(self) -> str:
+        """Show the factor."""
+        return str(self._core.factor)
+
+    def core_layer(self, context: Tensor | None = None, *, exported: bool = False) -> Layer:
+        """Return the core's layer."""
+        return self._core
+
+
+class InjectivePad(FlowLayer):
+    """Append zero channels: an injective map, for more features than data have."""
+
+    def __init__(self, padding: int, *, axis: int = 1) -> None:
+        super().__init__()
+        self._core = core.InjectivePad(padding, axis=axis)
+
+    def extra_repr(self) -> str:
+        """Show the number of channels."""
+        return str(self._core.padding)
+
+    def core_layer(self, context: Tensor | None = None, *, exported: bool = False) -> Layer:
+        """Return the core's layer."""
+        return self._core
+
+
+class Logit(FlowLayer):
+    """``logit(alpha + (1 - 2 alpha) x)`` for images in [0, 1]."""
+
+    def __init__(self, alpha: float = 0.05) -> None:
+        super().__init__()
+        self._core = core.Logit(alpha)
+
+    def extra_repr(self) -> str:
+        """Show alpha."""
+        return str(self._core.alpha)
+
+    def core_layer(self, context: Tensor | None = None, *, exported: bool = False) -> Layer:
+        """Return the core's layer."""
+        return self._core
+
+
+class FactorOut(FlowLayer):
+    """Let the first `keep` channels pass through further layers, and leave the others as they are.
+
+    Parameters
+    ----------
+    keep : int
+        Channels that go on.
+    layers : sequence of FlowLayer
+        What they go through.
+    """
+
+    def __init__(self, keep: int, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.keep = keep
+        self.layers = nn.ModuleList(require_layers(layers))
+
+    def extra_repr(self) -> str:
+        """Show how many channels go on."""
+        return f"keep={self.keep}"
+
+    @property
+    def initialized(self) -> bool:
+        """Whether all inner layers are."""
+        return all(layer.initialized for layer in self.layers)
+
+    def bind(self, event_shape: Shape) -> Shape:
+        """Tell the inner layers their shapes."""
+        shape: Shape = (self.keep, *event_shape[1:])
+        for layer in self.layers:
+            shape = layer.bind(shape)  # type: ignore[operator]
+        self._event_shape = (self.keep, *event_shape[1:])
+        return self.core_layer(exported=True).at_shape(event_shape).output_shape(event_shape)
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Initialise the inner layers with what they will be given."""
+        inner = x[:, : self.keep]
+        for layer in self.layers:
+            inner = layer.initialize(inner, context)  # type: ignore[operator]
+        return self(x, context)  # type: ignore[no-any-return]
+
+    def core_layer(self, context: Tensor | None = None, *, exported: bool = False) -> Layer:
+        """Return the core's layer."""
+        layers = [layer.core_layer(context, exported=exported) for layer in self.layers]  # type: ignore[operator]
+        shape = getattr(self, "_event_shape", None)
+        if shape is None:
+            raise UnknownArrayError("FactorOut learns the shape of its samples from the Flow that it is part of.")
+        return core.FactorOut(self.keep, core.Flow(layers, shape))
+
+
+def require_layers(layers: Sequence[nn.Module]) -> list[FlowLayer]:
+    """Refuse modules that are no layers of a flow."""
+    out = []
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, FlowLayer):
+            raise InvalidArgumentError(
+                f"entry {index} is a {type(layer).__name__}, no layer of a flow. Wrap a network as "
+                "InvertibleResidual(network), or use ActNorm, Squeeze, InjectivePad, Logit or FactorOut."
+            )
+        out.append(layer)
+    return out

@@ -1,0 +1,192 @@
+"""The parametrisation that keeps a layer's weight in use below its cap."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from iresnet_core.backends import get_backend
+from iresnet_core.capped_weight import Certificate, any_size_bound, certificate, certified, moved_bound, steered
+from iresnet_core.convolution import Convolution
+from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.normalization import normalize
+from iresnet_core.operators import Dense, LinearLayer
+
+__all__ = ["POWER_STEPS", "CappedWeight", "cap_of", "cap_weight", "weight_before_cap"]
+
+# Steps of the warm-started power iteration in every training pass.
+POWER_STEPS = 2
+
+
+class CappedWeight(nn.Module):
+    """Weight in use from the free parameter: ``W min(1, cap / norm)``.
+
+    In training the norm is estimated by a warm-started power iteration; in evaluation it is certified, once for given
+    weights, and whatever changed the weights (an optimizer, `load_state_dict`, another dtype) has them certified anew.
+    Inside compiled programs the certificate is carried over to the present weights by Weyl's inequality.
+
+    Parameters
+    ----------
+    weight : Tensor
+        The free parameter, for its shape and device.
+    cap : float
+        Largest norm.
+    options : dict, optional
+        For a convolution the keywords of `iresnet_core.Convolution`; None for a dense layer.
+    input_shape : sequence of int, optional
+        Shape (channels, *spatial) of the convolution's input; until it is known, `weight` is bounded for every size.
+    """
+
+    left: Tensor
+    previous: Tensor
+    certified_weight: Tensor
+    certified_bound: Tensor
+    certified_left: Tensor
+    certified_right: Tensor
+
+    def __init__(
+        self, weight: Tensor, cap: float, options: dict[str, Any] | None, input_shape: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        self.cap, self.options = cap, options
+        self.input_shape = None if input_shape is None else tuple(input_shape)
+        # The vector of the power iteration is state of the training, so that a resumed one goes on as if uninterrupted.
+        self.register_buffer("left", weight.new_zeros((0,)))
+        for name in ("previous", "certified_weight", "certified_bound", "certified_left", "certified_right"):
+            self.register_buffer(name, weight.new_zeros((0,)), persistent=False)
+        self._certified_as: Any = None  # dtype and input shape of the certificate
+
+    def extra_repr(self) -> str:
+        """Show the cap."""
+        return f"cap={self.cap:.6g}"
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight in use."""
+        if self.options is not None and self.input_shape is None:
+            return self._for_any_size(weight)
+        return self.layer(weight, None).weight  # type: ignore[no-any-return]
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Take an assigned weight as the free parameter."""
+        return weight
+
+    def set_input_shape(self, shape: Sequence[int]) -> None:
+        """Fix the size of the images; a new one needs another certificate and another vector."""
+        if self.options is not None and self.input_shape != tuple(shape):
+            self.input_shape = tuple(shape)
+
+    def free_layer(self, weight: Tensor, bias: Tensor | None) -> LinearLayer:
+        """Return the linear layer with the weight as it is."""
+        if self.options is None:
+            return Dense(weight, bias)
+        assert self.input_shape is not None
+        return Convolution(weight, bias, input_shape=self.input_shape, **self.options)
+
+    def layer(self, weight: Tensor, bias: Tensor | None) -> LinearLayer:
+        """Return the linear layer with the weight in use."""
+        return self.trained_layer(weight, bias) if self.training else self.certified_layer(weight, bias)
+
+    def trained_layer(self, weight: Tensor, bias: Tensor | None) -> LinearLayer:
+        """Scale by an estimate of the norm.
+
+        A pass that records gradients moves the vector of the power iteration on; others, such as an inverse in training
+        mode, begin where the last of those began, and so have the same weights.
+        """
+        free = self.free_layer(weight, bias)
+        update = torch.is_grad_enabled()
+        start = self.left if update else self.previous
+        known = start.shape == (free.shape[0],)
+        layer, left = steered(free, self.cap, start.clone() if known else None, steps=POWER_STEPS)
+        if update:
+            with torch.no_grad():
+                for name, new in (("previous", start), ("left", left)):
+                    buffer = getattr(self, name)
+                    if buffer.shape == new.shape:
+                        buffer.copy_(new)
+                    else:
+                        setattr(self, name, new.clone())
+        return layer
+
+    def certified_layer(self, weight: Tensor, bias: Tensor | None) -> LinearLayer:
+        """Scale by a certified norm."""
+        free = self.free_layer(weight, bias)
+        tracing = get_backend(weight).is_tracing(weight)
+        if tracing:
+            return self._carried_over(free)
+        self.certify(weight)
+        return certified(free, self.cap, Certificate(self.certified_bound, self.certified_left, self.certified_right))
+
+    def certify(self, weight: Tensor) -> bool:
+        """Certify the norm of a free weight, unless it is the one that was certified last; say whether that was done."""
+        kind = (weight.dtype, self.input_shape)
+        known = self.certified_weight
+        if (
+            self._certified_as == kind
+            and known.shape == weight.shape
+            and known.device == weight.device
+            and torch.equal(known, weight)
+        ):
+            return False
+        with torch.no_grad(), torch.inference_mode(mode=False):
+            constant = weight.detach().clone()
+            found = certificate(self.free_layer(constant, None))
+            self.certified_weight, self.certified_bound = constant, found.bound
+            self.certified_left, self.certified_right = found.left, found.right
+        self._certified_as = kind
+        return True
+
+    def _carried_over(self, free: LinearLayer) -> LinearLayer:
+        """Scale by a bound that a compiler can trace: from the last certificate, or without one by Gram iteration."""
+        weight = free.weight
+        if self._certified_as != (weight.dtype, self.input_shape):
+            return normalize(free, self.cap)  # type: ignore[no-any-return]
+        bound = moved_bound(weight, self.certified_weight, self.certified_bound, free)
+        layer = certified(free, self.cap, Certificate(bound, self.certified_left, self.certified_right))
+        return layer.capped(self.cap)
+
+    def _for_any_size(self, weight: Tensor) -> Tensor:
+        bound = float(any_size_bound(get_backend(weight), weight))
+        return weight * min(1.0, self.cap * (1 - 1e-6) / bound) if bound > 0 else weight
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Take the vector of whatever image size the checkpoint was trained at."""
+        left = state_dict.get(f"{prefix}left")
+        if left is not None and left.shape != self.left.shape:
+            self.left = self.left.new_zeros(left.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def cap_weight(module: nn.Module, cap: float, options: dict[str, Any] | None) -> CappedWeight:
+    """Register the parametrisation on ``module.weight``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the layer is capped already, say because it is part of another block.
+    """
+    if cap_of(module) is not None:
+        raise InvalidArgumentError(
+            f"{module} is capped already: a layer belongs to one block. Use copy.deepcopy for another one."
+        )
+    parametrization = CappedWeight(module.weight, cap, options)  # type: ignore[arg-type]
+    parametrize.register_parametrization(module, "weight", parametrization)
+    return parametrization
+
+
+def cap_of(module: nn.Module) -> CappedWeight | None:
+    """Return the parametrisation of a layer, if it has one."""
+    if not parametrize.is_parametrized(module, "weight"):
+        return None
+    last = module.parametrizations["weight"][-1]  # type: ignore[index,union-attr]
+    return last if isinstance(last, CappedWeight) else None
+
+
+def weight_before_cap(module: nn.Module) -> Tensor:
+    """Return the weight to which the cap is applied: the free parameter, after parametrisations of the user's own."""
+    chain = module.parametrizations["weight"]  # type: ignore[index,union-attr]
+    weight: Tensor = chain.original  # type: ignore[union-attr,assignment]
+    for parametrization in list(chain)[:-1]:  # type: ignore[arg-type]
+        weight = parametrization(weight)
+    return weight
