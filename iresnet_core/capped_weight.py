@@ -1,8 +1,8 @@
 """Weights kept below a cap while they are trained, and certified when they are used.
 
-While weights change with every step, a warm-started power iteration tells their norm (`steered`); it approaches the
-norm from below, so that the cap may be exceeded by a little. When they are used, the norm is certified (`certified`),
-and between two certificates the bound of Weyl holds: sigma(W + D) <= sigma(W) + ||D||_F.
+While weights change with every step, a warm-started block power iteration tells their norm (`steered`); it approaches
+the norm from below, so that the cap may be exceeded by a little. When they are used, the norm is certified
+(`certified`), and between two certificates the bound of Weyl holds: sigma(W + D) <= sigma(W) + ||D||_F.
 """
 
 import math
@@ -18,11 +18,13 @@ from iresnet_core.normalization import normalize
 from iresnet_core.operators import Dense, LinearLayer, constant_operator
 from iresnet_core.precision import gamma, round_up, unit_roundoff, widest, working_dtype
 from iresnet_core.results import LipschitzBound
-from iresnet_core.spectral import fixed_power, spectral_norm, start_vector
+from iresnet_core.spectral import spectral_norm
+from iresnet_core.subspace import first_basis, refine_basis
 
 __all__ = [
     "Certificate",
     "any_size_bound",
+    "basis_shape",
     "certificate",
     "certified",
     "layer_cap",
@@ -30,6 +32,12 @@ __all__ = [
     "steered",
     "training_constant",
 ]
+
+
+# Vectors of the block: the leading singular values of trained weights lie close together, pressed against the cap.
+BASIS_SIZE = 8
+# Steps from a start that knows nothing.
+FIRST_STEPS = 10
 
 
 class Certificate(NamedTuple):
@@ -85,7 +93,7 @@ def training_constant(constant: float) -> float:
     return 0.5 * (1 + constant)
 
 
-def steered(layer: LinearLayer, cap: float, left: Array | None, *, steps: int) -> tuple[LinearLayer, Array]:
+def steered(layer: LinearLayer, cap: float, basis: Array | None, *, steps: int = 2) -> tuple[LinearLayer, Array]:
     """Scale a layer by its estimated norm, for use while its weights are trained.
 
     Parameters
@@ -94,30 +102,35 @@ def steered(layer: LinearLayer, cap: float, left: Array | None, *, steps: int) -
         With the free weights.
     cap : float
         What the estimate of the scaled layer's norm is at most.
-    left : array (m,), optional
-        Left singular vector of the last call; None begins from a fixed pseudo-random one.
+    basis : array (k, m), optional
+        What the last call returned; None begins from fixed pseudo-random vectors and takes more steps.
     steps : int
-        Steps of the power iteration; two products each.
+        Steps of a block power iteration with `BASIS_SIZE` vectors; two products of the block each.
 
     Returns
     -------
     layer : LinearLayer
         With weights ``W min(1, cap / sigma)``, differentiable through sigma = left^T W right, and the cap as its
         constant, which its norm may exceed by what the estimate lacks.
-    left : array (m,)
-        For the next call, in at least float32.
+    basis : array (k, m)
+        For the next call, in at least float32; its shape is `basis_shape`.
     """
     engine, xp = layer.engine, layer.engine.xp
     raised = layer.astype(working_dtype(engine, layer.weight.dtype))
     with engine.unrecorded():
         constant = constant_operator(raised)
-        first = start_vector(constant) if left is None else left
-        _, new_left, right, *_ = fixed_power(constant, first, steps)
-        new_left, right = engine.stop_gradient(new_left), engine.stop_gradient(right)
-    sigma = xp.sum(new_left * raised.matvec(right), axis=-1)
+        if basis is None:
+            basis, steps = first_basis(constant, BASIS_SIZE), FIRST_STEPS
+        left, right, basis = (engine.stop_gradient(a) for a in refine_basis(constant, basis, steps))
+    sigma = xp.sum(left * raised.matvec(right), axis=-1)
     limit = xp.full_like(sigma, cap)
     weight = layer.weight * xp.astype(limit / xp.maximum(sigma, limit), layer.weight.dtype)
-    return layer.with_parameters(weight, layer.bias).capped(cap), new_left
+    return layer.with_parameters(weight, layer.bias).capped(cap), basis
+
+
+def basis_shape(layer: LinearLayer) -> tuple[int, int]:
+    """Return the shape (k, m) of the basis that `steered` keeps."""
+    return min(BASIS_SIZE, *layer.shape), layer.shape[0]
 
 
 def certificate(layer: LinearLayer) -> Certificate:

@@ -18,7 +18,7 @@ from iresnet_core.operators import LinearLayer, LinearOperator, Matrices, Scaled
 from iresnet_core.precision import working_dtype
 from iresnet_core.results import SpectralNorm
 
-__all__ = ["fixed_power", "power_of_two_near", "prepared", "spectral_norm", "start_vector"]
+__all__ = ["power_of_two_near", "prepared", "spectral_norm"]
 
 # Up to this many rows or columns an SVD costs no more than the iterations that would replace it.
 SMALL = 128
@@ -177,16 +177,11 @@ def _random_right(operator: LinearOperator) -> Array:
     return engine.xp.broadcast_to(engine.xp.astype(right, operator.like.dtype), (*operator.batch_shape, n))
 
 
-def start_vector(operator: LinearOperator) -> Array:
-    """The left vector (..., m) from which iterations begin without a better one."""
-    return operator.matvec(_random_right(operator))
-
-
 def _left_start(engine: Backend, operator: LinearOperator, start: Array | SpectralNorm | None) -> Array:
     """The left vector to begin from, of shape (..., m)."""
     xp, m = engine.xp, operator.shape[0]
     shape = (*operator.batch_shape, m)
-    default = start_vector(operator)
+    default = operator.matvec(_random_right(operator))
     if start is None:
         return default
     given = start.left if isinstance(start, SpectralNorm) else start
@@ -209,7 +204,7 @@ def _power(operator: LinearOperator, left: Array, rtol: float, max_iter: int) ->
     """
     engine, xp = operator.engine, operator.engine.xp
     if rtol == 0:
-        return fixed_power(operator, left, max_iter)
+        return _fixed_power(operator, left, max_iter)
 
     def unfinished(sigma: Array, left: Array, right: Array, iterations: Array, done: Array) -> Array:
         return ~xp.all(done)
@@ -239,7 +234,7 @@ def _power(operator: LinearOperator, left: Array, rtol: float, max_iter: int) ->
     return sigma, left, right, iterations, residual <= rtol * sigma
 
 
-def fixed_power(operator: LinearOperator, left: Array, steps: int) -> tuple[Array, ...]:
+def _fixed_power(operator: LinearOperator, left: Array, steps: int) -> tuple[Array, ...]:
     """Power iteration of a fixed number of steps, which looks at no value and so waits for no device."""
     engine, xp = operator.engine, operator.engine.xp
     # The divisor keeps a zero vector at zero; no other length is below it.

@@ -8,22 +8,19 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from iresnet_core.backends import get_backend
-from iresnet_core.capped_weight import Certificate, any_size_bound, certificate, certified, moved_bound, steered
+from iresnet_core.capped_weight import Certificate, any_size_bound, basis_shape, certificate, certified, moved_bound, steered
 from iresnet_core.convolution import Convolution
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.normalization import normalize
 from iresnet_core.operators import Dense, LinearLayer
 
-__all__ = ["POWER_STEPS", "CappedWeight", "cap_of", "cap_weight", "weight_before_cap"]
-
-# Steps of the warm-started power iteration in every training pass.
-POWER_STEPS = 2
+__all__ = ["CappedWeight", "cap_of", "cap_weight", "weight_before_cap"]
 
 
 class CappedWeight(nn.Module):
     """Weight in use from the free parameter: ``W min(1, cap / norm)``.
 
-    In training the norm is estimated by a warm-started power iteration; in evaluation it is certified, once for given
+    In training the norm is estimated by a warm-started block power iteration; in evaluation it is certified, once for given
     weights, and whatever changed the weights (an optimizer, `load_state_dict`, another dtype) has them certified anew.
     Inside compiled programs the certificate is carried over to the present weights by Weyl's inequality.
 
@@ -39,7 +36,7 @@ class CappedWeight(nn.Module):
         Shape (channels, *spatial) of the convolution's input; until it is known, `weight` is bounded for every size.
     """
 
-    left: Tensor
+    basis: Tensor
     previous: Tensor
     certified_weight: Tensor
     certified_bound: Tensor
@@ -52,8 +49,8 @@ class CappedWeight(nn.Module):
         super().__init__()
         self.cap, self.options = cap, options
         self.input_shape = None if input_shape is None else tuple(input_shape)
-        # The vector of the power iteration is state of the training, so that a resumed one goes on as if uninterrupted.
-        self.register_buffer("left", weight.new_zeros((0,)))
+        # The basis of the power iteration is state of the training, so that a resumed one goes on as if uninterrupted.
+        self.register_buffer("basis", weight.new_zeros((0,)))
         for name in ("previous", "certified_weight", "certified_bound", "certified_left", "certified_right"):
             self.register_buffer(name, weight.new_zeros((0,)), persistent=False)
         self._certified_as: Any = None  # dtype and input shape of the certificate
@@ -73,7 +70,7 @@ class CappedWeight(nn.Module):
         return weight
 
     def set_input_shape(self, shape: Sequence[int]) -> None:
-        """Fix the size of the images; a new one needs another certificate and another vector."""
+        """Fix the size of the images; a new one needs another certificate and another basis."""
         if self.options is not None and self.input_shape != tuple(shape):
             self.input_shape = tuple(shape)
 
@@ -91,17 +88,17 @@ class CappedWeight(nn.Module):
     def trained_layer(self, weight: Tensor, bias: Tensor | None) -> LinearLayer:
         """Scale by an estimate of the norm.
 
-        A pass that records gradients moves the vector of the power iteration on; others, such as an inverse in training
+        A pass that records gradients moves the basis of the power iteration on; others, such as an inverse in training
         mode, begin where the last of those began, and so have the same weights.
         """
         free = self.free_layer(weight, bias)
         update = torch.is_grad_enabled()
-        start = self.left if update else self.previous
-        known = start.shape == (free.shape[0],)
-        layer, left = steered(free, self.cap, start.clone() if known else None, steps=POWER_STEPS)
+        start = self.basis if update else self.previous
+        known = start.shape == basis_shape(free)
+        layer, basis = steered(free, self.cap, start.clone() if known else None)
         if update:
             with torch.no_grad():
-                for name, new in (("previous", start), ("left", left)):
+                for name, new in (("previous", start), ("basis", basis)):
                     buffer = getattr(self, name)
                     if buffer.shape == new.shape:
                         buffer.copy_(new)
@@ -151,10 +148,10 @@ class CappedWeight(nn.Module):
         return weight * min(1.0, self.cap * (1 - 1e-6) / bound) if bound > 0 else weight
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Take the vector of whatever image size the checkpoint was trained at."""
-        left = state_dict.get(f"{prefix}left")
-        if left is not None and left.shape != self.left.shape:
-            self.left = self.left.new_zeros(left.shape)
+        """Take the basis of whatever image size the checkpoint was trained at."""
+        basis = state_dict.get(f"{prefix}basis")
+        if basis is not None and basis.shape != self.basis.shape:
+            self.basis = self.basis.new_zeros(basis.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
