@@ -55,12 +55,16 @@ def _partner(xp: Any, v: Array, axis: int) -> Array:
 
 @dataclass(frozen=True)
 class _Definition:
-    """value(xp, x, parameters), slope(xp, x, parameters), the constant, and the parameters with their defaults."""
+    """value(xp, x, parameters), slope(xp, x, parameters), the constant, the parameters with their defaults.
+
+    `value_and_slope` gives both where they share most of the work.
+    """
 
     value: Callable[..., Array]
     slope: Callable[..., Array]
     lipschitz: Callable[[dict[str, float]], float]
     defaults: tuple[tuple[str, float], ...] = ()
+    value_and_slope: Callable[..., tuple[Array, Array]] | None = None
 
 
 def _one(_: dict[str, float]) -> float:
@@ -71,9 +75,23 @@ def _logistic(xp: Any, x: Array) -> Array:
     return 0.5 * (1 + xp.tanh(0.5 * x))  # through tanh, which does not overflow
 
 
+def _lipswish(xp: Any, x: Array, beta: float) -> Array:
+    return x * _logistic(xp, beta * x) / SWISH_SLOPE
+
+
 def _lipswish_slope(xp: Any, x: Array, beta: float) -> Array:
-    s = _logistic(xp, beta * x)
-    return (s + beta * x * s * (1 - s)) / SWISH_SLOPE
+    return _lipswish_both(xp, x, beta)[1]
+
+
+def _lipswish_both(xp: Any, x: Array, beta: float) -> tuple[Array, Array]:
+    s = _logistic(xp, beta * x if beta != 1 else x)
+    value = x * s / SWISH_SLOPE
+    return value, s / SWISH_SLOPE + (beta * value) * (1 - s)
+
+
+def _tanh_both(xp: Any, x: Array) -> tuple[Array, Array]:
+    value = xp.tanh(x)
+    return value, 1 - value * value
 
 
 def _elu_like(xp: Any, x: Array, scale: float, width: float) -> Array:
@@ -85,9 +103,7 @@ def _elu_like_slope(xp: Any, x: Array, scale: float, width: float) -> Array:
 
 
 ACTIVATIONS: dict[str, _Definition] = {
-    "lipswish": _Definition(
-        lambda xp, x, beta: x * _logistic(xp, beta * x) / SWISH_SLOPE, _lipswish_slope, _one, (("beta", 1.0),)
-    ),
+    "lipswish": _Definition(_lipswish, _lipswish_slope, _one, (("beta", 1.0),), _lipswish_both),
     "elu": _Definition(
         lambda xp, x, alpha: _elu_like(xp, x, alpha, 1.0),
         lambda xp, x, alpha: _elu_like_slope(xp, x, alpha, 1.0),
@@ -111,7 +127,7 @@ ACTIVATIONS: dict[str, _Definition] = {
         _one,
         (("beta", 1.0),),
     ),
-    "tanh": _Definition(lambda xp, x: xp.tanh(x), lambda xp, x: 1 - xp.tanh(x) ** 2, _one),
+    "tanh": _Definition(lambda xp, x: xp.tanh(x), lambda xp, x: _tanh_both(xp, x)[1], _one, value_and_slope=_tanh_both),
     "sigmoid": _Definition(
         _logistic,
         lambda xp, x: 0.25 * (1 - xp.tanh(0.5 * x) ** 2),
@@ -221,7 +237,11 @@ class Activation:
         """Return the value at x (batch, ...) and the Jacobian there."""
         xp = get_backend(x).xp
         if self.entrywise:
-            return self(x), Diagonal(self.slope(x))
+            both = ACTIVATIONS[self.name].value_and_slope
+            if both is None or type(self) is not Activation:
+                return self(x), Diagonal(self.slope(x))
+            value, slope = both(xp, x, **self.parameters)
+            return value, Diagonal(slope)
         axis = self._channel_axis(x)
         partner = _partner(xp, x, axis)
         second = xp.reshape(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, Literal
 
 from iresnet_core.backends import Array, device_of, get_backend
@@ -240,8 +241,8 @@ class Convolution(LinearLayer):
 
     def with_parameters(self, weight: Array, bias: Array | None, bound: LipschitzBound | None = None) -> "Convolution":
         """Return the same layer with other parameters."""
-        layer = self.at_size(self.input_shape, weight, bias)
-        layer._bound = bound
+        layer = copy(self)
+        layer._replace_parameters(weight, bias, bound)
         return layer
 
     def at_size(

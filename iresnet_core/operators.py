@@ -7,6 +7,7 @@ a layer also acts on samples, ``layer(x)``, with ``apply`` as its linear part an
 import math
 import sys
 from abc import ABC, abstractmethod
+from copy import copy
 from typing import Any, cast
 
 from iresnet_core.backends import Array, Backend, backend, device_of, get_backend
@@ -177,6 +178,11 @@ class LinearLayer(LinearOperator):
             layer._constant = self._constant
         return layer
 
+    def _replace_parameters(self, weight: Array, bias: Array | None, bound: LipschitzBound | None) -> None:
+        """Take parameters that were computed from this layer's own: nobody else has them, and they are finite."""
+        self.weight = self.like = weight
+        self.bias, self._bound, self._constant = bias, bound, None
+
     def _adopt(self, weight: Array, bias: Array | None, bias_shape: tuple[int, ...]) -> None:
         """Check and keep the parameters."""
         engine = get_backend(weight) if bias is None else get_backend(weight, bias)
@@ -264,8 +270,8 @@ class Dense(LinearLayer):
 
     def with_parameters(self, weight: Array, bias: Array | None, bound: LipschitzBound | None = None) -> "Dense":
         """Return a layer with other parameters."""
-        layer = Dense(weight, bias)
-        layer._bound = bound
+        layer = copy(self)
+        layer._replace_parameters(weight, bias, bound)
         return layer
 
 
