@@ -1,6 +1,7 @@
 """PyTorch modules over the core: invertible residual blocks, flows and classifiers that train, save and sample."""
 
 from iresnet_core.adapters.torch.branch import Activation
+from iresnet_core.adapters.torch.classifier import Classifier
 from iresnet_core.adapters.torch.flow import Flow
 from iresnet_core.adapters.torch.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze
 from iresnet_core.adapters.torch.residual import InvertibleResidual
@@ -9,6 +10,7 @@ from iresnet_core.adapters.torch.transform import FlowTransform
 __all__ = [
     "ActNorm",
     "Activation",
+    "Classifier",
     "FactorOut",
     "Flow",
     "FlowLayer",

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from iresnet_core import activations
 from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownLipschitzError
 
-__all__ = ["Activation", "activation_of", "convolution_options", "flattened", "is_linear", "output_shape"]
+__all__ = ["Activation", "activation_of", "convolution_options",
+ "described", "flattened", "is_linear", "output_shape"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -52,7 +53,7 @@ def activation_of(module: nn.Module) -> activations.Activation | None:
         return activations.Activation(name, **{key: getattr(module, key) for key in parameters})
     if type(module) is nn.Softplus:
         if module.beta != 1:
-            raise UnknownLipschitzError(f"{module}: the core knows softplus with beta = 1 only.")
+            raise UnknownLipschitzError(f"{described(module)}: the core knows softplus with beta = 1 only.")
         return activations.Activation("softplus")
     return None
 
@@ -65,6 +66,13 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     nn.Sigmoid: ("sigmoid", ()),
     nn.Identity: ("identity", ()),
 }
+
+
+def described(module: nn.Module) -> str:
+    """Return a module in one line, without what parametrisations add."""
+    if isinstance(module, nn.Sequential):
+        return f"Sequential({', '.join(map(described, module))})"
+    return f"{type(module).__name__.removeprefix('Parametrized')}({module.extra_repr()})"
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -108,12 +116,12 @@ def convolution_options(module: nn.Module) -> dict[str, Any] | None:
         return None
     if any(s != 1 for s in module.stride):
         raise ShapeError(
-            f"{module}: a convolution in a residual block has stride 1, since the block keeps the shape. Change the "
+            f"{described(module)}: a convolution in a residual block has stride 1, since the block keeps the shape. Change the "
             "resolution with Squeeze() between the blocks."
         )
     if module.padding_mode not in ("zeros", "circular"):
         raise InvalidArgumentError(
-            f"{module}: padding_mode must be 'zeros' or 'circular', got {module.padding_mode!r}."
+            f"{described(module)}: padding_mode must be 'zeros' or 'circular', got {module.padding_mode!r}."
         )
     padding = module.padding if isinstance(module.padding, str) else [(p, p) for p in module.padding]
     if padding == "same":  # PyTorch puts the odd row after, and so does the core
@@ -146,7 +154,7 @@ def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
     channels: int = module.in_features if isinstance(module, nn.Linear) else module.in_channels  # type: ignore[assignment]
     axes = 0 if options is None else len(module.kernel_size)  # type: ignore[arg-type]
     if len(shape) != axes + 1 or shape[0] != channels:
-        raise ShapeError(f"{module} does not take samples of shape {shape}.")
+        raise ShapeError(f"{described(module)} does not take samples of shape {shape}.")
     if options is None:
         return (module.out_features,)  # type: ignore[return-value]
     extents = (
@@ -155,6 +163,6 @@ def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
     )
     out = (module.out_channels, *extents)
     if min(out[1:]) < 1:  # type: ignore[type-var,operator]
-        raise ShapeError(f"the window of {module} is larger than its padded input of shape {shape}.")
+        raise ShapeError(f"the window of {described(module)} is larger than its padded input of shape {shape}.")
     return out  # type: ignore[return-value]
 

@@ -127,15 +127,24 @@ class Flow(nn.Module):
             In nats.
         """
         flow = self._prepared(x, context)
+        x = as_parameters(x, flow)
         with no_autocast(x):
-            out = flow.forward(as_parameters(x, flow), **self._options(x, options))
+            out = flow.forward(x, **self._options(x, options))
         return out.value, out.logdet if errors else out.logdet.value
+
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the latents (batch, *latent_shape) of samples x, without the cost of the log-determinant."""
+        flow = self._prepared(x, context)
+        x = as_parameters(x, flow)
+        with no_autocast(x):
+            return flow(x)  # type: ignore[no-any-return]
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, errors: bool = False, **options: Any) -> Any:
         """Return the log-density (batch,) in nats, or with `errors` the core's `LogProb`; otherwise as `forward`."""
         flow = self._prepared(x, context)
+        x = as_parameters(x, flow)
         with no_autocast(x):
-            result = flow.log_prob(as_parameters(x, flow), **self._options(x, options))
+            result = flow.log_prob(x, **self._options(x, options))
         return result if errors else result.value
 
     def inverse(self, z: Tensor, context: Tensor | None = None, *, errors: bool = False, **options: Any) -> Any:
@@ -158,8 +167,9 @@ class Flow(nn.Module):
             If a sample has not converged (eager mode).
         """
         flow = self._core(context)
+        z = as_parameters(z, flow)
         with no_autocast(z):
-            result = flow.inverse(as_parameters(z, flow), **options)
+            result = flow.inverse(z, **options)
         return result if errors else result.value
 
     def sample(

@@ -48,8 +48,9 @@ class FlowLayer(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map samples x (batch, ...), without the log-determinant."""
         layer = self.core_layer(context)
+        x = as_parameters(x, layer)
         with no_autocast(x):
-            return layer(as_parameters(x, layer))  # type: ignore[no-any-return]
+            return layer(x)  # type: ignore[no-any-return]
 
     def inverse(self, z: Tensor, context: Tensor | None = None, *, errors: bool = False, **options: Any) -> Any:
         """Return the preimages of z (batch, ...).
@@ -66,8 +67,9 @@ class FlowLayer(nn.Module):
             As in `iresnet_core.invert`.
         """
         layer = self.core_layer(context)
+        z = as_parameters(z, layer)
         with no_autocast(z):
-            result = layer.inverse(as_parameters(z, layer), **options)
+            result = layer.inverse(z, **options)
         return result if errors else result.value
 
 

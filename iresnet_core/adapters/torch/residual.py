@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import iresnet_core as core
-from iresnet_core.adapters.torch.branch import activation_of, convolution_options, flattened, is_linear, output_shape
+from iresnet_core.adapters.torch.branch import activation_of, convolution_options, described, flattened, is_linear, output_shape
 from iresnet_core.adapters.torch.layer import FlowLayer
 from iresnet_core.adapters.torch.weight import CappedWeight, cap_of, cap_weight, weight_before_cap
 from iresnet_core.capped_weight import layer_cap, training_constant
@@ -81,9 +81,11 @@ class InvertibleResidual(FlowLayer):
         self.coeff = coeff
         self.declared = None if lipschitz is None else require_nonnegative(lipschitz, "lipschitz")
         self.context: nn.Linear | None = None
+        self._constant: float = coeff  # what the caps make of the block's constant
         self._kept: tuple[core.Chain, list[Tensor]] | None = None
         if lipschitz is not None:
             layer_cap([], coeff)  # checks coeff
+            self._constant = min(require_nonnegative(lipschitz, "lipschitz"), coeff)
             if context_features is not None:
                 raise InvalidArgumentError("context_features needs a net of known layers, not one with lipschitz=.")
             return
@@ -95,6 +97,8 @@ class InvertibleResidual(FlowLayer):
         cap = layer_cap([activation_of(layer) or layer for layer in layers], coeff, per_layer=per_layer)
         for layer, option in zip(linear, options, strict=True):
             cap_weight(layer, cap, option)
+        constants = [known.lipschitz for layer in layers if (known := activation_of(layer)) is not None]
+        self._constant = cap ** len(linear) * math.prod(constants)
         if isinstance(linear[0], nn.Linear):
             self.bind((linear[0].in_features,))
         if context_features is not None:
@@ -125,19 +129,9 @@ class InvertibleResidual(FlowLayer):
     def lipschitz(self) -> float:
         """Certified Lipschitz constant of the branch with its present weights, in every mode."""
         if self.declared is not None:
-            return min(self.declared, self.coeff)
+            return float(self._constant)
         with torch.no_grad():
             return float(self._exported_chain().lipschitz)
-
-    @property
-    def _constant(self) -> float:
-        """What the caps make of the block's constant."""
-        if self.declared is not None:
-            return min(self.declared, self.coeff)
-        layers = list(flattened(self.net))
-        caps = [cap.cap for layer in layers if (cap := cap_of(layer)) is not None]
-        constants = [known.lipschitz for layer in layers if (known := activation_of(layer)) is not None]
-        return math.prod(caps) * math.prod(constants)
 
     def bind(self, event_shape: Shape) -> Shape:
         """Tell the convolutions the size of the images, on which their norms depend."""
@@ -150,13 +144,16 @@ class InvertibleResidual(FlowLayer):
             if cap is not None:
                 cap.set_input_shape(before)
         if shape != tuple(event_shape):
-            raise ShapeError(f"a residual branch keeps the shape, but {self.net} makes {shape} of {event_shape}.")
+            raise ShapeError(f"a residual branch keeps the shape, but {described(self.net)} makes {shape} of {event_shape}.")
         return shape
 
     def spectral_penalty(self, weight: float) -> Tensor:
         """Return `weight` times the sum of the squared norms of the free weights (report, Eq. 11)."""
-        linear = [(layer, cap) for layer in flattened(self.net) if (cap := cap_of(layer)) is not None]
-        layers = [cap.free_layer(weight_before_cap(layer), None) for layer, cap in linear]
+        layers = []
+        for layer in flattened(self.net):
+            cap = cap_of(layer)
+            if cap is not None:
+                layers.append(cap.free_layer(weight_before_cap(layer), None))
         return core.spectral_penalty(layers, weight)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

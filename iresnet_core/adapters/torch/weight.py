@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from iresnet_core.adapters.torch.branch import described
 from iresnet_core.backends import get_backend
 from iresnet_core.capped_weight import Certificate, any_size_bound, basis_shape, certificate, certified, moved_bound, steered
 from iresnet_core.convolution import Convolution
@@ -165,7 +166,7 @@ def cap_weight(module: nn.Module, cap: float, options: dict[str, Any] | None) ->
     """
     if cap_of(module) is not None:
         raise InvalidArgumentError(
-            f"{module} is capped already: a layer belongs to one block. Use copy.deepcopy for another one."
+            f"{described(module)} is capped already: a layer belongs to one block. Use copy.deepcopy for another one."
         )
     parametrization = CappedWeight(module.weight, cap, options)  # type: ignore[arg-type]
     parametrize.register_parametrization(module, "weight", parametrization)
