@@ -11,6 +11,7 @@ import iresnet_core as core
 from iresnet_core.adapters.torch.branch import activation_of, convolution_options, described, flattened, is_linear, output_shape
 from iresnet_core.adapters.torch.layer import FlowLayer
 from iresnet_core.adapters.torch.weight import CappedWeight, cap_of, cap_weight, weight_before_cap
+from iresnet_core.backends import get_backend
 from iresnet_core.capped_weight import layer_cap, training_constant
 from iresnet_core.checks import require_nonnegative
 from iresnet_core.errors import InvalidArgumentError, ShapeError
@@ -213,7 +214,8 @@ class InvertibleResidual(FlowLayer):
 
         parameters = [p for module in flattened(self.net) for p in module.parameters()]
         differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        if torch.compiler.is_compiling() or differentiable or torch.is_inference_mode_enabled():
+        hidden = get_backend(*parameters).is_tracing(*parameters)  # a compiler or vmap is at work
+        if hidden or differentiable or torch.is_inference_mode_enabled():
             return self._chain(layer)
         if self._kept is not None:
             chain, copies = self._kept
