@@ -148,11 +148,11 @@ class LinearLayer(LinearOperator):
         """
         if self._constant is None:
             engine = self.engine
-            if engine.is_tracing() and not engine.is_constant(self.weight):
+            if engine.is_tracing(self.weight) and not engine.is_constant(self.weight):
                 raise UnknownLipschitzError(
-                    f"the constant of {self!r} has no value while the program is compiled. Normalise its weights, "
-                    "whose cap is then known, or pass lipschitz=; for a layer that is made before, evaluate its "
-                    "`lipschitz` once before compiling."
+                    f"the constant of {self!r} has no value while the program is compiled or its weights are batched "
+                    "by vmap. Normalise the weights, whose cap is then known, or pass lipschitz=; for a layer that is "
+                    "made before, evaluate its `lipschitz` once before compiling."
                 )
             value = self.bound.value
             self._constant = engine.at_compile_time(lambda: float(engine.stop_gradient(value)))

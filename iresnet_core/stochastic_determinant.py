@@ -91,9 +91,6 @@ class _Estimator:
         self.trace = None
         if linearization.trace is not None and request.control_variate != "none":
             self.trace = linearization.trace()
-        self.terms = request.terms
-        if self.terms is None and engine.is_tracing(x):
-            self.terms = engine.host_constant(traced_terms, method, constant, self.d)
         u = unit_roundoff(engine, x.dtype)
         # Rounding perturbs every product by some u per layer.
         self.product_error = 8 * (linearization.depth + 2) * u
@@ -104,16 +101,24 @@ class _Estimator:
 
     def forms(self, v: Array) -> FormEstimate:
         """Estimate v^T f(J) v for probes v (probes, batch, d)."""
-        subtract = self.trace is not None
+        subtract, terms = self.trace is not None, self.request.terms
+        if self.engine.is_tracing(v, self.linearization.value):  # the probes may be all that is traced, or the weights
+            if self.request.tol is not None:
+                raise InvalidArgumentError(
+                    "tol decides by values, which a program that is being compiled or batched does not have; give "
+                    "terms and probes."
+                )
+            if terms is None:
+                terms = self.engine.host_constant(traced_terms, self.method, self.constant, self.d)
         if self.method == "roulette":
             keep = self.constant
             lengths = self.lengths
             if lengths is None:
                 lengths = draw_lengths(self.engine, v.shape[0], keep, self.request.rng)
-            terms = self.terms or ROULETTE_TERMS
+            terms = terms or ROULETTE_TERMS
             return roulette_form(self.products, v, subtract_linear=subtract, terms=terms, lengths=lengths, keep=keep)
         form = series_form if self.method == "series" else arnoldi_form
-        return form(self.products, v, subtract_linear=subtract, terms=self.terms, enough=self._small_enough)
+        return form(self.products, v, subtract_linear=subtract, terms=terms, enough=self._small_enough)
 
     def _small_enough(self, bias: Array) -> bool:
         """Whether the truncation error, averaged over the probes, has met its target for every sample.
@@ -243,10 +248,6 @@ def stochastic_logdet(
     """Estimate the log-determinant; None if the tolerance costs more than the exact answer (``give_up_at``)."""
     xp = engine.xp
     flat = flatten(xp, x)
-    if request.tol is not None and engine.is_tracing(x):
-        raise InvalidArgumentError(
-            "tol decides by values, which a program that is being compiled does not have; give terms and probes."
-        )
     estimator = _Estimator(engine, linearization, x, constant, method, request)
     source, count = _source(engine, x, flat, estimator, request)
     batch = max(1, x.shape[0])

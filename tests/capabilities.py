@@ -15,6 +15,7 @@ YES: Literal["yes"] = "yes"
 CAPABILITIES = {
     "autodiff": "a plain callable is linearised by the engine; otherwise the branch has to carry its derivative",
     "compile": "functions can be compiled",
+    "transforms": "functions can be transformed by vmap, grad and jvp",
     "float16": "half precision arrays",
     "complex": "complex matrices, as the Fourier bound of a convolution needs",
     "fft": "Fourier transforms",
@@ -34,6 +35,7 @@ class Capability:
     """Module that has to be importable."""
     autodiff: str
     compile: str
+    transforms: str
     float16: str
     complex: str
     fft: str
@@ -55,6 +57,7 @@ TABLE = (
         framework="numpy",
         autodiff="NumPy does not differentiate",
         compile="NumPy has no compiler",
+        transforms="NumPy does not differentiate",
         float16=YES,
         complex=YES,
         fft=YES,
@@ -67,6 +70,7 @@ TABLE = (
         framework="torch",
         autodiff=YES,
         compile=YES,
+        transforms=YES,
         float16=YES,
         complex=YES,
         fft=YES,
@@ -79,6 +83,7 @@ TABLE = (
         framework="tensorflow",
         autodiff=YES,
         compile=YES,
+        transforms="TensorFlow has tapes instead; `tf.vectorized_map` is not supported",
         float16=YES,
         complex=YES,
         fft=YES,
@@ -91,6 +96,7 @@ TABLE = (
         framework="jax",
         autodiff=YES,
         compile=YES,
+        transforms=YES,
         float16=YES,
         complex=YES,
         fft=YES,
@@ -103,6 +109,7 @@ TABLE = (
         framework="cupy",
         autodiff="CuPy does not differentiate",
         compile="CuPy has no compiler",
+        transforms="CuPy does not differentiate",
         float16=YES,
         complex=YES,
         fft=YES,
@@ -115,6 +122,7 @@ TABLE = (
         framework="array_api_strict",
         autodiff="the standard has no derivatives",
         compile="the standard has no compiler",
+        transforms="the standard has no derivatives",
         float16="the standard has no half precision",
         complex=YES,
         fft=YES,

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 
-__all__ = ["COMPILERS", "DIFFERENTIATING", "compiled", "directional_derivatives", "gradients"]
+__all__ = ["COMPILERS", "DIFFERENTIATING", "compiled", "directional_derivatives", "gradients", "transforms"]
 
 DIFFERENTIATING = ("torch", "tensorflow", "jax")
 # How a function can be compiled, by engine. PyTorch traces the same program for every code generator; "inductor", the
@@ -46,6 +46,17 @@ def compiled(engine, compiler, fn):
 
         return tf.function(fn, autograph=False, jit_compile=compiler == "xla")
     return engine.jit(fn)
+
+
+def transforms(engine):
+    """The engine's vmap, grad and jvp, all of which take functions of arrays."""
+    if engine.name == "torch":
+        import torch.func
+
+        return torch.func.vmap, torch.func.grad, torch.func.jvp
+    import jax
+
+    return jax.vmap, jax.grad, jax.jvp
 
 
 def directional_derivatives(fn, arguments, step=1e-6, seed=0):

@@ -10,11 +10,18 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
-__all__ = ["Array", "Backend", "NoiseKind", "Pullback", "device_of"]
+__all__ = ["NO_FORWARD_MODE", "Array", "Backend", "NoiseKind", "Pullback", "device_of"]
 
 Array = Any
 Pullback = Callable[[Array], Array]
 NoiseKind = Literal["rademacher", "gaussian"]
+
+# What an engine says where `map_cotangent` meets forward mode.
+NO_FORWARD_MODE = (
+    "forward-mode differentiation reached an inverse or a stochastic log-determinant, whose derivative is a backward pass "
+    "(a solve, a product with fixed vectors). Use reverse mode (grad, vjp, jacrev); for a log-determinant method='exact' "
+    "knows both."
+)
 
 
 def device_of(x: Array) -> Any:

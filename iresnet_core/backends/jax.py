@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from iresnet_core.backends.base import Array, Backend, NoiseKind, Pullback, device_of
+from iresnet_core.backends.base import NO_FORWARD_MODE, Array, Backend, NoiseKind, Pullback, device_of
 from iresnet_core.backends.numpy import draw, generator
 from iresnet_core.errors import DerivativeError, DtypeError, InvalidArgumentError
 
@@ -271,16 +271,24 @@ class Engine(Backend):
             return x
 
         def forward(x: Array, *consts: Array) -> tuple[Array, Any]:
-            return x, consts
+            return x, (x, consts)
 
-        def backward(consts: Any, cotangent: Array) -> Any:
+        def backward(kept: Any, cotangent: Array) -> Any:
+            x, consts = kept
             with _x64(wide):  # the backward pass runs after the context of the forward pass has been left
-                # On what `fn` reads rather than on its result, which depends on it through loops without derivative.
+                # On what `fn` reads rather than on its result, which depends on it through loops without derivative;
+                # on `x` for those that are solutions themselves, and so constants.
+                _once(x)
                 mapped = converted([_once(c) for c in consts], _once(cotangent))
                 return (mapped, *map(_no_cotangent, consts))
 
         same.defvjp(forward, backward)
-        return same(x, *closed_over)
+        try:
+            return same(x, *closed_over)
+        except TypeError as error:
+            if "forward-mode" in str(error):
+                raise DerivativeError(NO_FORWARD_MODE) from error
+            raise
 
     # --- programs ---
 

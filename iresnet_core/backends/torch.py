@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 from iresnet_core.backends import torch_namespace as namespace
-from iresnet_core.backends.base import Array, Backend, NoiseKind, Pullback
+from iresnet_core.backends.base import NO_FORWARD_MODE, Array, Backend, NoiseKind, Pullback
 from iresnet_core.backends.numpy import draw
 from iresnet_core.backends.numpy import generator as numpy_generator
 from iresnet_core.errors import DerivativeError, InvalidArgumentError
@@ -64,6 +65,10 @@ class _MapCotangent(torch.autograd.Function):
         with torch.no_grad():
             mapped = ctx.fn(cotangent)
         return (_Refused.apply(mapped, x, cotangent) if torch.is_grad_enabled() else mapped), None  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise DerivativeError(NO_FORWARD_MODE)
 
 
 class Engine(Backend):
@@ -222,10 +227,13 @@ class Engine(Backend):
         return value if recorded else value.detach(), product
 
     def may_differentiate(self, *arrays: Array) -> bool:
-        """Whether a graph is being recorded for one of the arrays, or PyTorch is transforming the program."""
-        if not torch.is_grad_enabled():
-            return False
-        return any(a.requires_grad for a in arrays) or (not torch.compiler.is_compiling() and _inside_functorch())
+        """Whether a graph is being recorded for one of the arrays, or PyTorch is transforming the program.
+
+        ``torch.no_grad`` does not end the latter: forward mode does not heed it.
+        """
+        if not torch.compiler.is_compiling() and (_inside_functorch() or forward_ad._current_level >= 0):
+            return True
+        return torch.is_grad_enabled() and any(a.requires_grad for a in arrays)
 
     def stop_gradient(self, x: Array) -> Array:
         """Detach."""
@@ -272,7 +280,7 @@ class Engine(Backend):
 
     def frozen(self, x: Array) -> Array:
         """Return a plain tensor with storage of its own; derivatives flow back to `x`."""
-        return x.detach().clone() if not (x.requires_grad and torch.is_grad_enabled()) else x.clone()
+        return x.clone() if self.may_differentiate(x) else x.detach().clone()
 
     def host_constant(self, fn: Callable[..., Any], *numbers: Any) -> Any:
         """Evaluated once, when the program is compiled."""
