@@ -20,7 +20,7 @@ bounded for the integrand of E itself, not that of H: whatever the LU factors gi
 from collections.abc import Callable
 from typing import Any
 
-from iresnet_core.backends import Array, Backend
+from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.precision import round_up
 from iresnet_core.quadratic_forms import FormEstimate, Products
 from iresnet_core.quadrature import Rule
@@ -139,6 +139,11 @@ def arnoldi_form(
     def scaled(a: Any) -> Array:
         return xp.astype(square * a, v.dtype)
 
+    resolvent = resolvent_error = None
+    if multiply.resolvent:
+        resolvent, residual = _resolvent(xp, basis, columns, v, v_length, subtract_linear)
+        resolvent_error = residual / (1 - multiply.constant)
+
     return FormEstimate(
         value=scaled(value),
         bias=round_up(engine, square * bias, v.dtype),
@@ -147,14 +152,17 @@ def arnoldi_form(
         sensitivity=scaled(sensitivity),
         extra_variance=None,
         products=m * v.shape[0],
-        resolvent=_resolvent(xp, basis, columns, v, v_length, subtract_linear) if multiply.resolvent else None,
+        resolvent=resolvent,
+        resolvent_error=resolvent_error,
     )
 
 
 def _resolvent(
     xp: Any, basis: list[Array], columns: list[list[Array]], v: Array, v_length: Array, subtract_linear: bool
-) -> Array:
-    """The w in the Krylov space with the least residual ||v - (I + J^T) w|| (GMRES), less v if the term is subtracted.
+) -> tuple[Array, Array]:
+    """The w in the Krylov space with the least residual ||v - (I + J^T) w|| (GMRES), and that residual.
+
+    If the linear term is subtracted, v is taken off w.
 
     The least-squares problem with I + H, (m + 1, m), is solved by its normal equations: the condition of I + H is at
     most (1 + c) / (1 - c), and float64 bears its square.
@@ -167,9 +175,13 @@ def _resolvent(
     ]
     A = xp.stack([xp.stack(row, axis=-1) for row in entries], axis=-2)  # (probes, batch, m + 1, m)
     At = xp.matrix_transpose(A)
-    y = xp.linalg.solve(xp.matmul(At, A), At[..., :, :1])[..., 0]
+    y = xp.linalg.solve(xp.matmul(At, A), At[..., :, :1])
+    first = xp.reshape(xp.astype(xp.arange(m + 1, device=device_of(A)) == 0, A.dtype), (m + 1, 1))
+    residual = xp.linalg.vector_norm((first - xp.matmul(A, y))[..., 0], axis=-1)
+    residual = xp.astype(residual, v.dtype) * v_length
+    y = y[..., 0]
     y = xp.astype(y * xp.astype(v_length, xp.float64)[..., None], v.dtype)
     w = -v if subtract_linear else xp.zeros_like(v)
     for j in range(m):
         w = w + y[..., j][..., None] * basis[j]
-    return w
+    return w, residual

@@ -125,10 +125,10 @@ def logdet(
     Where the engine differentiates, `value` has its derivative with respect to x and to what g closes over, apart from
     the value: for each probe v the derivative of w^T J v with w = (I + J)^-T v held fixed, from the same products (one
     product with J more, and a backward pass through that), and the exact one of the trace; "exact" is differentiated as
-    it is. "mean-jacobian" differentiates its exact trace exactly, too, so that only (w - B^T v)^T dJ v, with B near
-    (I + J)^-1, is left to the probe. Second derivatives of the stochastic methods are refused, and the errors have none.
-    A compiled function cannot look at values: `tol` is refused there, "arnoldi" takes 10 products, "mean-jacobian" 4 and
-    "series" those of its a-priori bound unless `terms` says otherwise, and bias_bound tells how far they came.
+    it is. "mean-jacobian" differentiates its own trace, so that only (w - B^T v)^T dJ v, B near (I + J)^-1, is left to
+    the probe. Second derivatives of the stochastic methods are refused, and the errors have none. A compiled
+    function cannot look at values: `tol` is refused there, "arnoldi" takes 10 products, "mean-jacobian" 4 and "series"
+    those of its a-priori bound unless `terms` says otherwise, and bias_bound tells how far they came.
 
     Examples
     --------

@@ -35,7 +35,8 @@ class FormEstimate(NamedTuple):
     `sensitivity` is how much a relative error of the products grows in `value`. `extra_variance` is the variance of
     `value` for a fixed probe. `products` counts Jacobian products, summed over the probes. `resolvent`
     (probes, batch, d) is w = (I + J^T)^-1 v, or w - v where the linear term is subtracted, to the accuracy of the form:
-    w^T dJ v is the derivative of `value`. Only where `Products.resolvent` asks for it.
+    w^T dJ v is the derivative of `value`. `resolvent_error` is a certified bound on its error, ||v - (I + J^T) w|| over
+    1 - c, from Arnoldi's method. Both only where `Products.resolvent` asks for them.
     """
 
     value: Array
@@ -46,6 +47,7 @@ class FormEstimate(NamedTuple):
     extra_variance: Array | None
     products: int
     resolvent: Array | None = None
+    resolvent_error: Array | None = None
 
 
 class Products:

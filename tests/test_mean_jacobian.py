@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.linalg import logm
 
 from iresnet_core import Activation, Chain, Dense, example_data, logdet, mean_jacobian, normalize, reference
+from iresnet_core.arnoldi import arnoldi_form
 from iresnet_core.errors import (
     DerivativeError,
     DtypeError,
@@ -17,7 +18,8 @@ from iresnet_core.errors import (
     MixedBackendsError,
     ShapeError,
 )
-from iresnet_core.preconditioning import MeanJacobian
+from iresnet_core.preconditioning import MeanJacobian, PreconditionedProducts
+from iresnet_core.quadratic_forms import Products
 from iresnet_core.slope_traces import slope_plan
 
 COEFFS = (0.1, 0.5, 0.9, 0.97, 0.99)
@@ -268,3 +270,31 @@ def test_half_precision(backend):
     error = np.abs(host(backend, result.value) - reference.logdet(g, x))
     assert np.all(error <= host(backend, result.bias_bound) + 6 * host(backend, result.std_error))
     assert np.all(error < 0.05)
+
+
+@pytest.mark.needs("autodiff")
+@given(
+    kind=st.sampled_from(KINDS),
+    n=st.integers(1, 8),
+    coeff=st.sampled_from(COEFFS),
+    seed=st.integers(0, 2**16),
+    terms=st.integers(1, 8),
+)
+def test_the_solve_of_the_gradient_is_certified(backend, kind, n, coeff, seed, terms):
+    """||w - (I + J)^-T v|| is within its bound, with a preconditioner and without."""
+    engine = backend
+    g = linear_chain(engine, kind, n, coeff, seed)
+    x = array(engine, np.zeros((2, n)))
+    v = np.random.default_rng(seed).standard_normal((2, 2, n))
+    mean = mean_jacobian(linear_chain(engine, "gaussian", n, coeff, seed + 1), x)
+    at = g.linearize(x)
+    exact = np.linalg.solve(np.eye(n) + reference.jacobian(g, x)[0].T, v[..., None])[..., 0]
+    options = {"subtract_linear": False, "terms": min(n, terms), "enough": lambda bias: False}
+    for products in (
+        Products(engine, at, (n,), g.lipschitz, resolvent=True),
+        PreconditionedProducts(engine, at, (n,), g.lipschitz, mean, resolvent=True),
+    ):
+        form = arnoldi_form(products, array(engine, v), **options)
+        w = host(engine, products.pulled_back(form.resolvent))
+        error, bound = np.linalg.norm(w - exact, axis=-1), host(engine, form.resolvent_error)
+        assert np.all(error <= bound + 1e-9 * np.linalg.norm(v, axis=-1) / (1 - coeff) ** 2)
