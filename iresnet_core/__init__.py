@@ -19,6 +19,7 @@ from iresnet_core.linearization import Branch, Linearization
 from iresnet_core.logit import Logit
 from iresnet_core.normalization import normalize, spectral_penalty
 from iresnet_core.operators import Dense, as_operator
+from iresnet_core.preconditioning import MeanJacobian, mean_jacobian
 from iresnet_core.reshaping import InjectivePad, Squeeze
 from iresnet_core.residual_block import ResidualBlock
 from iresnet_core.results import Inverse, LipschitzBound, LogDet, SpectralNorm
@@ -45,6 +46,7 @@ __all__ = [
     "LogDet",
     "LogProb",
     "Logit",
+    "MeanJacobian",
     "ResidualBlock",
     "SpectralNorm",
     "Squeeze",
@@ -54,6 +56,7 @@ __all__ = [
     "lipschitz_bound",
     "load",
     "logdet",
+    "mean_jacobian",
     "normalize",
     "save",
     "spectral_norm",

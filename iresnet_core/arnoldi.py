@@ -11,79 +11,35 @@ and the residual of y(t) in the full space, -t h y_m(t) v_(m+1), bounds the erro
 
 because ||(I + t J)^-1|| <= 1 / (1 - t c). Both integrals are taken by one Gauss-Legendre rule. I + t H has a positive
 definite symmetric part, so that its LU factors exist without pivoting; they grow by one column a product.
+
+The same holds for a preconditioned E in place of J, I + E = B (I + J), with another bound K(t) on ||(I + t E)^-1||: see
+`preconditioning`. There the norm of E need not be below 1, and both the error of the rule and that at its nodes are
+bounded for the integrand of E itself, not that of H: whatever the LU factors give, the certificate is true of it.
 """
 
-import math
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
-import numpy as np
-
-from iresnet_core.backends import Array, Backend
+from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.precision import round_up
-from iresnet_core.quadratic_forms import FormEstimate, Products, series_tail
+from iresnet_core.quadratic_forms import FormEstimate, Products
+from iresnet_core.quadrature import Rule
 
-__all__ = ["arnoldi_form", "gauss_legendre"]
-
-# Nodes a panel: where the singularity is no nearer than the length of the panel, rho > 5.8 and 5.8^-32 < 4e-25.
-PANEL_NODES = 16
-
-
-@cache
-def gauss_legendre(c: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """Nodes and weights on [0, 1] for integrands that are analytic but for |t| >= 1 / c, and their relative error.
-
-    The error of one rule falls like rho^(-2 n), rho the parameter of the Bernstein ellipse through 1 / c. Towards c = 1
-    that needs n ~ (1 - c)^(-1/2); panels that halve towards t = 1 need only log(1 / (1 - c)) rules of a few nodes.
-    """
-    if c <= 0:
-        return _panels([0.0, 1.0], 2, 0.0)
-    centre = 2 / c - 1
-    log_rho = math.log(centre + math.sqrt(centre * centre - 1))
-    count = max(8, math.ceil(36 / (2 * log_rho)))
-    halvings = max(1, math.ceil(math.log2(c / (1 - c))))
-    if count <= PANEL_NODES * (halvings + 1):
-        return _panels([0.0, 1.0], count, 64 * math.exp(-2 * count * log_rho) / (1 - c) ** 2)
-    edges = [0.0, *(1 - 2.0**-k for k in range(1, halvings + 1)), 1.0]
-    return _panels(edges, PANEL_NODES, 64 * 5.8 ** (-2 * PANEL_NODES) / (1 - c) ** 2)
-
-
-def _panels(edges: list[float], count: int, error: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """The same Gauss-Legendre rule on every panel between neighbouring edges."""
-    nodes, weights = np.polynomial.legendre.leggauss(count)
-    lengths = np.diff(edges)
-    return (
-        (np.asarray(edges[:-1])[:, None] + lengths[:, None] * (nodes + 1) / 2).ravel(),
-        (lengths[:, None] * weights / 2).ravel(),
-        error,
-    )
-
-
-def _rule(c: float) -> np.ndarray:
-    """Nodes t, weights, and weights over 1 - t c, as (3, nodes, 1, 1)."""
-    nodes, weights, _ = gauss_legendre(c)
-    return np.stack([nodes, weights, weights / (1 - nodes * c)])[:, :, None, None]
-
-
-def _rule_error(c: float) -> float:
-    return gauss_legendre(c)[2]
+__all__ = ["arnoldi_form"]
 
 
 class _ResolventIntegral:
     """The integrals over t, for the growing Hessenberg matrices of all probes; float64, (nodes, probes, batch)."""
 
-    def __init__(self, engine: Backend, like: Array, c: float) -> None:
-        xp, self.xp = engine.xp, engine.xp
-        self.error = engine.host_constant(_rule_error, c)
-        table = engine.constant_array(_rule, c, like=like)
-        self.t, self.weight, self.damping = table[0, ...], table[1, ...], table[2, ...]
+    def __init__(self, engine: Backend, rule: Rule) -> None:
+        self.xp = engine.xp
+        self.t, self.weight, self.damping, self.error = rule
         self.upper: list[list[Array]] = []  # columns of U
         self.z: list[Array] = []  # L^-1 e_1
         self.w: list[Array] = []  # U^-T e_1
         self.ratios: list[Array] = []  # below the diagonal of L
         self.subdiagonal: Array | None = None
-        self.one = xp.ones_like(self.t)
+        self.one = self.xp.ones_like(self.t)
         self.first: Array | None = None  # e_1^T (I + t H)^-1 e_1
 
     def append(self, column: list[Array]) -> None:
@@ -139,7 +95,7 @@ def arnoldi_form(
 
     With `terms` None, steps are added until ``enough(bound)``; d of them are always enough.
     """
-    engine, c = multiply.engine, multiply.constant
+    engine = multiply.engine
     xp = engine.xp
     d = v.shape[-1]
     info = xp.finfo(v.dtype)
@@ -149,7 +105,7 @@ def arnoldi_form(
     square = xp.astype(v_length, xp.float64) ** 2
     unit = xp.ones_like(v_length)
     basis = [v / xp.where(v_length > 0, v_length, unit)[..., None]]
-    integral = _ResolventIntegral(engine, v, c)
+    integral = _ResolventIntegral(engine, multiply.rule(v))
     columns: list[list[Array]] = []
     for m in range(1, (d if terms is None else terms) + 1):
         w, image_length = multiply(basis[-1], xp.where(v_length > 0, unit, xp.zeros_like(unit)))
@@ -164,9 +120,11 @@ def arnoldi_form(
         basis.append(xp.where(ended, xp.zeros_like(unit), 1 / xp.where(ended, unit, length))[..., None] * w)
         columns.append([xp.astype(h, xp.float64) for h in (*column, length)])
         integral.append(columns[-1])
-        a_priori = 2 * c**m * engine.host_constant(series_tail, c, m)
         certificate = integral.certificate()
-        bias = xp.minimum(certificate, xp.full_like(certificate, a_priori)) + integral.error
+        a_priori = multiply.a_priori(m)
+        if a_priori is not None:
+            certificate = xp.minimum(certificate, xp.full_like(certificate, a_priori))
+        bias = certificate + integral.error
         if terms is None and enough(square * bias):
             break
     value = integral.logarithm()
@@ -181,6 +139,11 @@ def arnoldi_form(
     def scaled(a: Any) -> Array:
         return xp.astype(square * a, v.dtype)
 
+    resolvent = resolvent_error = None
+    if multiply.resolvent:
+        resolvent, residual = _resolvent(xp, basis, columns, v, v_length, subtract_linear)
+        resolvent_error = residual / (1 - multiply.constant)
+
     return FormEstimate(
         value=scaled(value),
         bias=round_up(engine, square * bias, v.dtype),
@@ -189,14 +152,17 @@ def arnoldi_form(
         sensitivity=scaled(sensitivity),
         extra_variance=None,
         products=m * v.shape[0],
-        resolvent=_resolvent(xp, basis, columns, v, v_length, subtract_linear) if multiply.resolvent else None,
+        resolvent=resolvent,
+        resolvent_error=resolvent_error,
     )
 
 
 def _resolvent(
     xp: Any, basis: list[Array], columns: list[list[Array]], v: Array, v_length: Array, subtract_linear: bool
-) -> Array:
-    """The w in the Krylov space with the least residual ||v - (I + J^T) w|| (GMRES), less v if the term is subtracted.
+) -> tuple[Array, Array]:
+    """The w in the Krylov space with the least residual ||v - (I + J^T) w|| (GMRES), and that residual.
+
+    If the linear term is subtracted, v is taken off w.
 
     The least-squares problem with I + H, (m + 1, m), is solved by its normal equations: the condition of I + H is at
     most (1 + c) / (1 - c), and float64 bears its square.
@@ -209,9 +175,13 @@ def _resolvent(
     ]
     A = xp.stack([xp.stack(row, axis=-1) for row in entries], axis=-2)  # (probes, batch, m + 1, m)
     At = xp.matrix_transpose(A)
-    y = xp.linalg.solve(xp.matmul(At, A), At[..., :, :1])[..., 0]
+    y = xp.linalg.solve(xp.matmul(At, A), At[..., :, :1])
+    first = xp.reshape(xp.astype(xp.arange(m + 1, device=device_of(A)) == 0, A.dtype), (m + 1, 1))
+    residual = xp.linalg.vector_norm((first - xp.matmul(A, y))[..., 0], axis=-1)
+    residual = xp.astype(residual, v.dtype) * v_length
+    y = y[..., 0]
     y = xp.astype(y * xp.astype(v_length, xp.float64)[..., None], v.dtype)
     w = -v if subtract_linear else xp.zeros_like(v)
     for j in range(m):
         w = w + y[..., j][..., None] * basis[j]
-    return w
+    return w, residual

@@ -11,10 +11,19 @@ from iresnet_core.convolution import Convolution
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.kept_property import kept_property
 from iresnet_core.linearization import Branch, Linearization
-from iresnet_core.operators import Dense, LinearLayer
+from iresnet_core.operators import LinearLayer
 from iresnet_core.precision import gamma, unit_roundoff
 from iresnet_core.samples import flatten
 from iresnet_core.shift import Shift
+from iresnet_core.slope_traces import (
+    SlopePlan,
+    SlopeTrace,
+    cyclic_groups,
+    cyclic_kernel,
+    mean_matrix,
+    preconditioned_trace,
+    slope_plan,
+)
 
 __all__ = ["Activation", "Branch", "Chain", "Linearization"]
 
@@ -86,7 +95,9 @@ class Chain:
         self.input_shape = self.operators[0].input_shape
         self.output_shape = self.operators[-1].output_shape
         self._widths = _widths(self)
-        self._slope_groups = _slope_groups(self)
+        square = self.input_shape == self.output_shape
+        self._slope_groups = cyclic_groups(self.layers) if square else None
+        self._slope_plan: SlopePlan | None = slope_plan(self.layers) if square else None
         self._casts: dict[Any, Chain] = {}
 
     def __repr__(self) -> str:
@@ -159,6 +170,8 @@ class Chain:
             vjp=product.vjp,
             jvp=product.jvp,
             trace=product.trace if self._slope_groups is not None else None,
+            mean_matrix=product.mean_matrix if self._slope_plan is not None else None,
+            preconditioned_trace=product.preconditioned_trace if self._slope_plan is not None else None,
             matrix=product.matrix if square else None,
             narrow=product.narrow if square else None,
             width=min(self._widths) if square else None,
@@ -210,12 +223,16 @@ class Chain:
     def _trace_kernel(self) -> Array:
         # With a derivative the kernel belongs to one backward pass, or to one traced program.
         if self.operators[0].engine.may_differentiate(*self.arrays):
-            return _trace_kernel(self)
+            return self._new_trace_kernel()
         return self._constant_trace_kernel
+
+    def _new_trace_kernel(self) -> Array:
+        assert self._slope_groups is not None
+        return cyclic_kernel(self.operators[0].engine, self.layers, self._slope_groups)
 
     @kept_property
     def _constant_trace_kernel(self) -> Array:
-        return self._constant(lambda: _trace_kernel(self))
+        return self._constant(self._new_trace_kernel)
 
 
 def _arrays_of(layer: Layer) -> tuple[Array | None, ...]:
@@ -270,68 +287,6 @@ def _frobenius(engine: Backend, a: Array) -> Any:
     return norm if engine.is_tracing(norm) else float(norm)
 
 
-def _once_around(chain: Chain) -> list[int]:
-    """Places of the layers from the first dense one on, those before it last: a trace is cyclic."""
-    start = next(place for place, layer in enumerate(chain.layers) if isinstance(layer, LinearLayer))
-    return [*range(start, len(chain.layers)), *range(start)]
-
-
-def _slope_groups(chain: Chain) -> tuple[tuple[int, ...], ...] | None:
-    """Places of the activations whose slopes multiply, for each run of them between dense layers.
-
-    Slopes at the two ends of the chain meet. None if the trace is not cheap: a layer is no Dense, an activation is not
-    entrywise, the shape changes, or more than two groups of slopes remain.
-    """
-    layers = chain.layers
-    if chain.input_shape != chain.output_shape:
-        return None
-    if not all(isinstance(layer, Dense) or (isinstance(layer, Activation) and layer.entrywise) for layer in layers):
-        return None
-    groups: list[list[int]] = []
-    after_dense = False
-    for place in _once_around(chain):
-        layer = layers[place]
-        if not isinstance(layer, Activation):
-            after_dense = True
-        elif layer.name != "identity":
-            if after_dense:
-                groups.append([])
-            groups[-1].append(place)
-            after_dense = False
-    return tuple(map(tuple, groups)) if len(groups) <= 2 else None
-
-
-def _trace_kernel(chain: Chain) -> Array:
-    """What the slopes are multiplied by: tr(W3 D2 W2 D1 W1) = d2^T (W2 * (W1 W3)^T) d1, and the shorter cases.
-
-    A number without slopes, the vector k of sum_j k_j d_j for one group, the matrix K of d2^T K d1 for two.
-    """
-    xp = chain.operators[0].engine.xp
-    segments: list[Array] = []  # product of the weights of each run of dense layers
-    previous_is_dense = False
-    for place in _once_around(chain):
-        layer = chain.layers[place]
-        if isinstance(layer, Dense):
-            if previous_is_dense:
-                segments[-1] = xp.matmul(layer.weight, segments[-1])
-            else:
-                segments.append(layer.weight)
-            previous_is_dense = True
-        elif isinstance(layer, Activation) and layer.name != "identity":
-            previous_is_dense = False
-    groups = chain._slope_groups
-    assert groups is not None
-    if len(groups) < len(segments):  # no slopes between the last segment and the first, once around
-        last = segments.pop()
-        if not segments:
-            return xp.linalg.trace(last)
-        segments[0] = xp.matmul(segments[0], last)
-    if len(groups) == 1:
-        return xp.linalg.diagonal(segments[0])
-    first, second = segments  # d1 follows `first`, d2 follows `second`
-    return second * xp.matrix_transpose(first)
-
-
 @dataclass(frozen=True)
 class _Product:
     """The Jacobian of a chain at one batch, as the list of its layers' Jacobians."""
@@ -371,6 +326,21 @@ class _Product:
             assert isinstance(jacobian, Diagonal)
             total = jacobian.slope if total is None else total * jacobian.slope
         return total
+
+    def mean_matrix(self) -> Array:
+        """Return the Jacobian (d, d) at the mean slopes of the batch."""
+        plan, slopes = self._planned_slopes()
+        return mean_matrix(get_backend(self.value), self.chain.layers, plan, slopes)
+
+    def preconditioned_trace(self, B: Array) -> SlopeTrace:
+        """Return tr(B J) (batch,), but for a remainder of third order, see `slope_traces`."""
+        plan, slopes = self._planned_slopes()
+        return preconditioned_trace(get_backend(self.value), self.chain.layers, plan, slopes, B, self.value.shape[0])
+
+    def _planned_slopes(self) -> tuple[SlopePlan, list[Array]]:
+        plan = self.chain._slope_plan
+        assert plan is not None
+        return plan, [self._slopes(group) for group in plan.groups]
 
     def matrix(self) -> Array:
         """Return J (batch, d, d)."""

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.checks import require_finite, require_same_dtype
 from iresnet_core.errors import DerivativeError, InvalidArgumentError, ShapeError, UnknownLipschitzError
+from iresnet_core.slope_traces import SlopeTrace
 
 __all__ = ["Branch", "Linearization", "evaluate", "linearize", "stated_lipschitz"]
 
@@ -27,6 +28,11 @@ class Linearization:
         v -> J v; one Jacobian product.
     trace : callable, optional
         () -> tr J (batch,), exact; offered where it costs no more than a product.
+    mean_matrix : callable, optional
+        () -> a Jacobian (d, d) that stands for all samples, as that at their mean slopes.
+    preconditioned_trace : callable, optional
+        B (d, d) -> `SlopeTrace`: tr(B J) (batch,), exact, but for the trace of B T with a small T whose transposed
+        products it knows.
     matrix : callable, optional
         () -> J (batch, d, d), explicit; d products a sample.
     narrow : callable, optional
@@ -43,6 +49,8 @@ class Linearization:
     vjp: ArrayMap
     jvp: ArrayMap | None = None
     trace: Callable[[], Array] | None = None
+    mean_matrix: Callable[[], Array] | None = None
+    preconditioned_trace: Callable[[Array], SlopeTrace] | None = None
     matrix: Callable[[], Array] | None = None
     narrow: Callable[[], Array] | None = None
     width: int | None = None

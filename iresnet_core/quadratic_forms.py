@@ -14,6 +14,7 @@ import numpy as np
 from iresnet_core.backends import Array, Backend
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.linearization import Linearization
+from iresnet_core.quadrature import Rule, contraction_rule
 
 __all__ = [
     "FormEstimate",
@@ -34,7 +35,8 @@ class FormEstimate(NamedTuple):
     `sensitivity` is how much a relative error of the products grows in `value`. `extra_variance` is the variance of
     `value` for a fixed probe. `products` counts Jacobian products, summed over the probes. `resolvent`
     (probes, batch, d) is w = (I + J^T)^-1 v, or w - v where the linear term is subtracted, to the accuracy of the form:
-    w^T dJ v is the derivative of `value`. Only where `Products.resolvent` asks for it.
+    w^T dJ v is the derivative of `value`. `resolvent_error` is a certified bound on its error, ||v - (I + J^T) w|| over
+    1 - c, from Arnoldi's method. Both only where `Products.resolvent` asks for them.
     """
 
     value: Array
@@ -45,6 +47,7 @@ class FormEstimate(NamedTuple):
     extra_variance: Array | None
     products: int
     resolvent: Array | None = None
+    resolvent_error: Array | None = None
 
 
 class Products:
@@ -78,6 +81,19 @@ class Products:
         largest = xp.max(factor)
         self.largest_factor = largest if self.largest_factor is None else xp.maximum(self.largest_factor, largest)
         return w, new_length
+
+    def rule(self, like: Array) -> Rule:
+        """Quadrature of the resolvent with a bound on its norm, for arrays like `like`."""
+        return contraction_rule(self.engine, like, self.constant)
+
+    def a_priori(self, m: int) -> float | None:
+        """Bound on the error of m steps of Arnoldi's method from a unit vector that needs no look at it, if any."""
+        bound: float = 2 * self.constant**m * self.engine.host_constant(series_tail, self.constant, m)
+        return bound
+
+    def pulled_back(self, w: Array) -> Array:
+        """Turn the w of `FormEstimate.resolvent` into that of w^T dJ v."""
+        return w
 
 
 def series_tail(c: float, n: int) -> float:

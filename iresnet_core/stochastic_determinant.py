@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from iresnet_core.arnoldi import arnoldi_form
@@ -15,6 +16,12 @@ from iresnet_core.errors import (
 )
 from iresnet_core.linearization import Linearization
 from iresnet_core.precision import unit_roundoff
+from iresnet_core.preconditioning import (
+    PreconditionedProducts,
+    preconditioned_form,
+    preconditioner,
+    require_reference,
+)
 from iresnet_core.probes import ExplicitProbes, ProbeSource, explicit_probes, make_source
 from iresnet_core.quadratic_forms import (
     FormEstimate,
@@ -34,6 +41,8 @@ __all__ = ["DEFAULT_BIAS", "Request", "stochastic_logdet"]
 DEFAULT_BIAS = 1e-3
 # Products of Arnoldi's method in a compiled program.
 TRACED_PRODUCTS = 10
+# The same for the mean-Jacobian method, which converges two to three times as fast.
+TRACED_PRECONDITIONED = 4
 # Certain terms before the roulette begins.
 ROULETTE_TERMS = 4
 # How many differences between probes the variance that is estimated from single probes is worth.
@@ -57,6 +66,7 @@ class Request(NamedTuple):
     probe_kind: str
     control_variate: str
     give_up_at: int | None
+    reference: Any = None
 
 
 class _Sums(NamedTuple):
@@ -82,26 +92,62 @@ class _Estimator:
         self.d = math.prod(x.shape[1:])
         self.linearization, self.event = linearization, tuple(x.shape[1:])
         self.differentiable = engine.differentiates and engine.may_differentiate(linearization.value, x)
-        self.products = Products(engine, linearization, self.event, constant, resolvent=self.differentiable)
-        if request.control_variate == "trace" and linearization.trace is None:
-            raise DerivativeError(
-                "control_variate='trace' needs a branch with a cheap exact trace: a Chain of Dense layers and "
-                "entrywise activations with at most two groups of slopes. Use 'auto' or 'none'."
-            )
-        self.trace = None
-        if linearization.trace is not None and request.control_variate != "none":
-            self.trace = linearization.trace()
         u = unit_roundoff(engine, x.dtype)
         # Rounding perturbs every product by some u per layer.
         self.product_error = 8 * (linearization.depth + 2) * u
+        # `trace` is known and added exactly; its rounding is in `known_error`.
+        self.trace: Array | None = None
+        self.remainder: Callable[[Array], Array] | None = None
+        self.known_error: Any = 0.0
+        self.products: Products
+        if method == "mean-jacobian":
+            self._precondition(x)
+        else:
+            self.products = Products(engine, linearization, self.event, constant, resolvent=self.differentiable)
+            self._take_trace()
         rounding = self.product_error * self.d * mean_resolvent_bound(constant)
         target = DEFAULT_BIAS if request.tol is None else request.tol
         self.target = max(target - rounding, rounding)
         self.lengths: list[int] | None = None
 
+    def _take_trace(self) -> None:
+        """Take the exact trace as a control variate, where it was asked for or is cheap."""
+        wanted, trace = self.request.control_variate, self.linearization.trace
+        if wanted == "trace" and trace is None:
+            raise DerivativeError(
+                "control_variate='trace' needs a branch with a cheap exact trace: a Chain of Dense layers and "
+                "entrywise activations with at most two groups of slopes. Use 'auto' or 'none'."
+            )
+        if trace is not None and wanted != "none":
+            self.trace = trace()
+
+    def _precondition(self, x: Array) -> None:
+        """Precondition by the mean Jacobian: log det(I + J) = -log det B + tr E + what is left to the probes."""
+        engine, xp, request = self.engine, self.engine.xp, self.request
+        if request.control_variate == "none":
+            raise InvalidArgumentError("method 'mean-jacobian' takes the trace exactly; control_variate='none' is not.")
+        if request.reference is None:
+            with engine.unrecorded():
+                mean = preconditioner(engine, self.linearization, x, self.constant)
+        else:
+            mean = require_reference(request.reference, x)
+        self.products = PreconditionedProducts(
+            engine, self.linearization, self.event, self.constant, mean, resolvent=self.differentiable
+        )
+        assert self.linearization.preconditioned_trace is not None
+        B = engine.stop_gradient(mean.inverse)
+        exact, self.remainder = self.linearization.preconditioned_trace(B)
+        constant = mean.log_determinant + xp.linalg.trace(xp.astype(B, xp.float64)) - self.d
+        self.trace = exact + xp.astype(engine.stop_gradient(constant), exact.dtype)
+        # ||B|| <= 1 / (1 - norm); a product with E rounds like one with B and one with J.
+        inflation = (1 + self.constant) / (1 - engine.stop_gradient(mean.norm))
+        self.product_error = 2 * self.product_error
+        self.known_error = xp.astype(self.product_error * self.d * inflation, exact.dtype)
+        self.inflation = xp.astype(inflation, exact.dtype)
+
     def forms(self, v: Array) -> FormEstimate:
         """Estimate v^T f(J) v for probes v (probes, batch, d)."""
-        subtract, terms = self.trace is not None, self.request.terms
+        xp, subtract, terms = self.engine.xp, self.trace is not None, self.request.terms
         if self.engine.is_tracing(v, self.linearization.value):  # the probes may be all that is traced, or the weights
             if self.request.tol is not None:
                 raise InvalidArgumentError(
@@ -117,8 +163,17 @@ class _Estimator:
                 lengths = draw_lengths(self.engine, v.shape[0], keep, self.request.rng)
             terms = terms or ROULETTE_TERMS
             return roulette_form(self.products, v, subtract_linear=subtract, terms=terms, lengths=lengths, keep=keep)
-        form = series_form if self.method == "series" else arnoldi_form
-        return form(self.products, v, subtract_linear=subtract, terms=terms, enough=self._small_enough)
+        options: dict[str, Any] = {"subtract_linear": subtract, "terms": terms, "enough": self._small_enough}
+        if isinstance(self.products, PreconditionedProducts):
+            form = preconditioned_form(self.products, v, **options)
+            form = form._replace(sensitivity=form.sensitivity * self.inflation)
+            return form if self.remainder is None else _with_remainder(xp, form, v, self._remainder_image(v))
+        return (series_form if self.method == "series" else arnoldi_form)(self.products, v, **options)
+
+    def _remainder_image(self, v: Array) -> Array:
+        """T^T B^T v for probes v: what the trace of E lacks."""
+        assert self.remainder is not None
+        return self.remainder(self.products.pulled_back(v))
 
     def _small_enough(self, bias: Array) -> bool:
         """Whether the truncation error, averaged over the probes, has met its target for every sample.
@@ -150,13 +205,16 @@ class _Estimator:
         xp = self.engine.xp
         if form.resolvent is None:
             return xp.zeros_like(form.value[0, ...])
-        w = self.engine.stop_gradient(form.resolvent)
+        w = self.engine.stop_gradient(self.products.pulled_back(form.resolvent))
         left, right = (xp.reshape(a, (*a.shape[:2], *self.event)) for a in (w, v))
         if self.linearization.jvp is None:
             left, right = self.linearization.transposed_products(left), right
         else:
             right = self.linearization.products(right)
-        return xp.sum(xp.linalg.vecdot(xp.reshape(left, tuple(v.shape)), xp.reshape(right, tuple(v.shape))), axis=0)
+        total = xp.linalg.vecdot(xp.reshape(left, tuple(v.shape)), xp.reshape(right, tuple(v.shape)))
+        if self.remainder is not None:
+            total = total + xp.linalg.vecdot(v, self._remainder_image(v))
+        return xp.sum(total, axis=0)
 
     def _refuse(self) -> None:
         """Refuse products that are not finite, or expand by more than the constant."""
@@ -195,7 +253,7 @@ class _Estimator:
         return LogDet(
             value,
             xp.sqrt(variance / p),
-            sums.bias / p,
+            sums.bias / p + self.known_error,
             xp.full(value.shape, sums.products, dtype=xp.int32, device=device_of(value)),
             self.method,
         )
@@ -207,6 +265,12 @@ def with_derivative(engine: Backend, value: Array, surrogate: Array) -> Array:
     return value + (carrier - engine.stop_gradient(surrogate))
 
 
+def _with_remainder(xp: Any, form: FormEstimate, v: Array, image: Array) -> FormEstimate:
+    """Add v^T (B T) v, `image` = (B T)^T v, to a form that has all of log(I + E) but for the trace without that."""
+    combined = (xp.sqrt(form.squared_image) + xp.linalg.vector_norm(image, axis=-1)) ** 2
+    return form._replace(value=form.value + xp.linalg.vecdot(v, image), squared_image=combined, squared_form=combined)
+
+
 def traced_terms(method: str, constant: float, d: int) -> int | None:
     """Products a probe in a compiled program, which cannot look at its certificate; None: the roulette's default.
 
@@ -215,6 +279,8 @@ def traced_terms(method: str, constant: float, d: int) -> int | None:
     """
     if method == "arnoldi":
         return min(d, TRACED_PRODUCTS)
+    if method == "mean-jacobian":
+        return min(d, TRACED_PRECONDITIONED)
     if method == "series":
         n = 1
         while d * constant**n * series_tail(constant, n) > DEFAULT_BIAS:

@@ -21,11 +21,11 @@ ENGINES = {"numpy", "cupy", "torch", "tensorflow", "jax", "array_api_strict"}
 # Modules of the core that may compute with NumPy and SciPy, and why; "report" stands for report_plots as well. All
 # others work on the engine's arrays alone.
 HOST_MODULES = {
-    "arnoldi": "quadrature nodes are constants, made on the host",
     "cli": "prints and plots on the host",
     "example_data": "the shipped files hold NumPy arrays",
     "probabilistic": "a root of a small polynomial per operator, found in float64 on the host",
     "quadratic_forms": "tails of the series of the logarithm are numbers, summed on the host",
+    "quadrature": "nodes and weights are constants, made on the host",
     "reference": "the exact answers are NumPy's and SciPy's",
     "report": "plots on the host",
     "storage": "files hold NumPy's bytes",

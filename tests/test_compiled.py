@@ -59,6 +59,7 @@ FUNCTIONS = {
     "invert anderson": (lambda e: _inverse(chain(e), "anderson"), [X]),
     "logdet exact": (lambda e: _logdet(chain(e), method="exact"), [X]),
     "logdet arnoldi": (lambda e: _logdet(chain(e), method="arnoldi", terms=6), [X, NOISE]),
+    "logdet mean-jacobian": (lambda e: _logdet(chain(e), method="mean-jacobian", terms=3), [X, NOISE]),
     "logdet series": (lambda e: _logdet(chain(e), method="series", terms=6), [X, NOISE]),
     "flow": (lambda e: _log_prob(e), [X]),
 }

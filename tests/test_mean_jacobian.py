@@ -1,0 +1,300 @@
+"""The mean-Jacobian method: the identity, its certificate for any preconditioner, deep chains, references."""
+
+import math
+
+import numpy as np
+import pytest
+from branches_for_tests import KINDS, array, dense_chain, host, linear_chain
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.linalg import logm
+
+from iresnet_core import Activation, Chain, Dense, example_data, logdet, mean_jacobian, normalize, reference
+from iresnet_core.arnoldi import arnoldi_form
+from iresnet_core.errors import (
+    DerivativeError,
+    DtypeError,
+    InvalidArgumentError,
+    MixedBackendsError,
+    ShapeError,
+)
+from iresnet_core.preconditioning import MeanJacobian, PreconditionedProducts
+from iresnet_core.quadratic_forms import Products
+from iresnet_core.slope_traces import slope_plan
+
+COEFFS = (0.1, 0.5, 0.9, 0.97, 0.99)
+METHOD = {"method": "mean-jacobian"}
+
+
+def untruncated(g, x, v, B, remainder=0.0):
+    """-log det B + tr E + v^T (log(I + E) - E) v with logm, averaged over the probes v (probes, batch, d)."""
+    J = reference.jacobian(g, x)
+    identity = np.eye(J.shape[-1])
+    E = B @ (identity + J) - identity
+    forms = np.stack([logm(e).real for e in identity + E]) - E
+    value = np.einsum("pbi,bij,pbj->pb", v, forms, v) + np.trace(E, axis1=1, axis2=2) - np.linalg.slogdet(B)[1]
+    return value.mean(axis=0) + remainder
+
+
+@given(
+    d=st.integers(1, 9),
+    widths=st.lists(st.integers(1, 12), min_size=0, max_size=2),
+    coeff=st.sampled_from(COEFFS),
+    seed=st.integers(0, 2**16),
+    activation=st.sampled_from(("lipswish", "elu", "tanh", "relu", "sin")),
+    terms=st.one_of(st.none(), st.integers(1, 9)),
+    dtype=st.sampled_from(("float64", "float32")),
+    own=st.booleans(),
+    orthogonal=st.booleans(),
+)
+def test_bias_bound(backend, d, widths, coeff, seed, activation, terms, dtype, own, orthogonal):
+    """With the mean of the batch itself, and with that of other inputs."""
+    g = dense_chain(backend, d, widths, coeff, seed, activation, dtype, orthogonal, bias=3.0)
+    rng = np.random.default_rng(seed + 1)
+    x = array(backend, 2 * rng.standard_normal((3, d)), dtype)
+    v = rng.choice([-1.0, 1.0], (2, 3, d))
+    mean = mean_jacobian(g, x if own else array(backend, 2 * rng.standard_normal((4, d)), dtype))
+    options = {} if own else {"reference": mean}
+    result = logdet(g, x, **METHOD, terms=terms, noise=array(backend, v, dtype), **options)
+    answer = untruncated(g, x, v, host(backend, mean.inverse))
+    error, bound = np.abs(host(backend, result.value) - answer), host(backend, result.bias_bound)
+    assert np.all(error <= bound + np.finfo(dtype).eps * (np.abs(answer) + d) + 1e-10 * d / (1 - coeff))
+    if terms is None:
+        assert np.all(bound <= 1e-3 + np.finfo(dtype).eps * 1e4 * d / (1 - coeff) ** 2)
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    other=st.sampled_from(KINDS),
+    n=st.integers(1, 8),
+    coeff=st.sampled_from(COEFFS),
+    seed=st.integers(0, 2**16),
+    terms=st.integers(1, 8),
+)
+def test_any_preconditioner_is_certified(backend, kind, other, n, coeff, seed, terms):
+    """J and J0 that have nothing to do with each other: ||E|| may be far above 1."""
+    g, stranger = linear_chain(backend, kind, n, coeff, seed), linear_chain(backend, other, n, coeff, seed + 1)
+    x = array(backend, np.zeros((2, n)))
+    v = np.random.default_rng(seed).standard_normal((2, 2, n))
+    mean = mean_jacobian(stranger, x)
+    result = logdet(g, x, **METHOD, terms=terms, noise=array(backend, v), reference=mean, probe_kind="gaussian")
+    answer = untruncated(g, x, v, host(backend, mean.inverse))
+    error, bound = np.abs(host(backend, result.value) - answer), host(backend, result.bias_bound)
+    size = np.mean(np.sum(v**2, axis=-1), axis=0)
+    assert np.isfinite(bound).all()
+    assert np.all(error <= bound + 1e-9 * size / (1 - coeff) ** 2)
+
+
+@given(kind=st.sampled_from(KINDS), n=st.integers(1, 8), coeff=st.sampled_from(COEFFS), seed=st.integers(0, 2**16))
+def test_bounds_on_the_preconditioner(backend, kind, n, coeff, seed):
+    for dtype in ("float64", "float32"):
+        g = linear_chain(backend, kind, n, coeff, seed, dtype)
+        mean = mean_jacobian(g, array(backend, np.zeros((1, n)), dtype))
+        A = np.linalg.inv(host(backend, mean.inverse))
+        slack = 1e-13 / (1 - coeff) ** 2
+        assert np.linalg.norm(A - np.eye(n), 2) <= float(mean.norm) + slack
+        assert np.linalg.norm(A, 2) <= float(mean.growth) + slack
+        assert float(mean.norm) <= coeff * (1 + 1e-9)
+        assert float(mean.log_determinant) == pytest.approx(np.linalg.slogdet(A)[1], abs=1e-11 / (1 - coeff))
+
+
+@pytest.mark.parametrize("ends", ["none", "first", "last", "both"])
+@pytest.mark.parametrize("depth", [0, 1, 2, 3, 4, 5])
+def test_traces_of_deep_chains(backend, depth, ends):
+    """tr(B (J - T)) and the products with T, against the explicit Jacobian."""
+    d, batch = 6, 4
+    rng = np.random.default_rng(depth)
+    g = dense_chain(backend, d, [7, 5, 8, 6, 9][:depth], 0.9, depth, "tanh")
+    layers = list(g.layers)
+    layers = (
+        [Activation("sin")] * (ends in ("first", "both")) + layers + [Activation("elu")] * (ends in ("last", "both"))
+    )
+    g = Chain(layers)
+    x = array(backend, rng.standard_normal((batch, d)))
+    at = g.linearize(x)
+    B = rng.standard_normal((d, d))
+    value, remainder = at.preconditioned_trace(array(backend, B))
+    J = reference.jacobian(g, x)
+    groups = len(slope_plan(g.layers).groups)
+    T = np.zeros_like(J)
+    if groups > 2:
+        units = np.broadcast_to(np.eye(d)[:, None, :], (d, batch, d))
+        T = host(backend, remainder(array(backend, units))).transpose(1, 0, 2)
+        assert 0 < np.abs(T).max() < 0.5 * np.abs(J).max()
+    else:
+        assert remainder is None
+    np.testing.assert_allclose(host(backend, value), np.trace(B @ (J - T), axis1=1, axis2=2), atol=1e-12)
+
+
+def test_remainder_is_of_third_order(backend):
+    """Inputs drawn together: the remainder falls with the third power of their distance."""
+    g = dense_chain(backend, 5, [8, 8, 8], 0.9, 0, "tanh")
+    rng = np.random.default_rng(0)
+    centre, step = rng.standard_normal((1, 5)), rng.standard_normal((4, 5))
+    u = array(backend, np.broadcast_to(np.ones(5), (1, 4, 5)).copy())
+    sizes = []
+    for h in (1e-1, 1e-2):
+        at = g.linearize(array(backend, centre + h * step))
+        _, remainder = at.preconditioned_trace(array(backend, np.eye(5)))
+        sizes.append(np.abs(host(backend, remainder(u))).max())
+    assert 300 < sizes[0] / sizes[1] < 3000
+
+
+class TestStatistics:
+    """Fixed seeds, tolerances from the standard error (z < 5)."""
+
+    CALLS, BATCH = 40, 50
+
+    @pytest.mark.parametrize("activation", ["tanh", "sin"])
+    @pytest.mark.parametrize("depth", [1, 2, 3, 4])
+    def test_mean_and_error_bar(self, backend, depth, activation):
+        d, draws = 12, self.CALLS * self.BATCH
+        g = dense_chain(backend, d, [14, 13, 15, 12][:depth], 0.9, 1, activation, orthogonal=True, bias=2.0)
+        rng = np.random.default_rng(5)
+        mean = mean_jacobian(g, array(backend, rng.standard_normal((20, d))))
+        # Two inputs, so that the slopes of the batch are not all their own mean.
+        two = np.concatenate([np.repeat(rng.standard_normal((1, d)), self.BATCH // 2, axis=0) for _ in range(2)])
+        x = array(backend, two)
+        results = [logdet(g, x, rng=call, terms=8, reference=mean, **METHOD) for call in range(self.CALLS)]
+        value, error_bar, bias = (
+            np.stack([host(backend, getattr(result, field)) for result in results])
+            for field in ("value", "std_error", "bias_bound")
+        )
+        for half in (slice(None, self.BATCH // 2), slice(self.BATCH // 2, None)):
+            error = (value - reference.logdet(g, x))[:, half].ravel()
+            draws = error.size
+            assert abs(error.mean()) <= 5 * error.std() / math.sqrt(draws) + bias[:, half].max()
+            ratio = math.sqrt(np.mean(error_bar[:, half] ** 2)) / error.std()
+            kurtosis = np.mean((error - error.mean()) ** 4) / error.var() ** 2
+            assert 1 - 5 * math.sqrt((kurtosis - 1) / (4 * draws)) <= ratio <= 2.5
+
+    def test_trained(self, backend):
+        for case in ("d64_c0.5", "d64_c0.97"):
+            g, x = example_data.load_case(case, backend=backend.name)
+            result = logdet(g, x, rng=0, **METHOD)
+            error = host(backend, result.value) - reference.logdet(g, x)
+            bars = host(backend, result.std_error)
+            assert math.sqrt(np.mean(error**2)) < 0.015
+            assert abs(error.mean()) <= 5 * math.sqrt(np.mean(bars**2) / error.size) + 1e-3
+            assert host(backend, result.products).max() <= 7
+            assert result.method == "mean-jacobian"
+
+
+def test_deep_trained_like_chain_beats_plain_arnoldi(backend):
+    d = 32
+    g = dense_chain(backend, d, [40, 40, 40], 0.9, 0, "lipswish", orthogonal=True)
+    x = array(backend, np.random.default_rng(0).standard_normal((40, d)))
+    exact = reference.logdet(g, x)
+    errors = [
+        math.sqrt(np.mean((host(backend, logdet(g, x, method=method, rng=0).value) - exact) ** 2))
+        for method in ("mean-jacobian", "arnoldi")
+    ]
+    assert errors[0] < 0.1 * errors[1]
+
+
+def test_one_sample_and_linear_chains_are_exact(backend):
+    """Then J0 is J, but for the room that it leaves below the constant."""
+    g = dense_chain(backend, 10, [12, 12], 0.9, 0)
+    for branch, batch in ((g, 1), (linear_chain(backend, "gaussian", 10, 0.9, 0), 3)):
+        x = array(backend, np.random.default_rng(0).standard_normal((batch, 10)))
+        result = logdet(branch, x, rng=0, **METHOD)
+        np.testing.assert_allclose(host(backend, result.value), reference.logdet(branch, x), atol=1e-6)
+
+
+def test_an_understated_mean_is_scaled(backend):
+    """A stated constant below that of the mean slopes: any J0 is valid, and is kept below it."""
+    g = linear_chain(backend, "orthogonal", 6, 0.8, 0)
+    mean = mean_jacobian(g, array(backend, np.zeros((1, 6))), lipschitz=0.3)
+    assert float(mean.norm) <= 0.3
+
+
+def test_small_and_empty_batches(backend):
+    for shape in ((0, 3), (1, 1), (4, 1), (2, 40)):
+        g = dense_chain(backend, shape[1], [3 * shape[1]], 0.5, 0)
+        result = logdet(g, array(backend, np.ones(shape)), rng=0, **METHOD)
+        for field in result[:4]:
+            assert tuple(field.shape) == shape[:1]
+
+
+def test_tolerance(backend):
+    g, x = example_data.load_case("d64_c0.7", backend=backend.name)
+    exact = reference.logdet(g, x)
+    for tol in (1e-2, 1e-3):
+        result = logdet(g, x, tol=tol, rng=1, **METHOD)
+        assert np.all(host(backend, result.std_error) <= tol)
+        assert np.all(host(backend, result.bias_bound) <= tol)
+        assert np.all(np.abs(host(backend, result.value) - exact) <= 6 * tol)
+
+
+class TestBadInput:
+    def test_no_mean(self, backend):
+        g = Chain([Dense(array(backend, 0.5 * np.eye(4))), Activation("maxmin"), Dense(array(backend, np.eye(4)))])
+        x = array(backend, np.ones((2, 4)))
+        with pytest.raises(DerivativeError, match="mean slopes"):
+            logdet(g, x, **METHOD)
+        with pytest.raises(DerivativeError, match="mean slopes"):
+            mean_jacobian(g, x)
+
+    def test_reference(self, backend):
+        g = dense_chain(backend, 4, [5], 0.5, 0)
+        x = array(backend, np.ones((2, 4)))
+        mean = mean_jacobian(g, x)
+        with pytest.raises(InvalidArgumentError, match="MeanJacobian"):
+            logdet(g, x, reference=np.eye(4), **METHOD)
+        with pytest.raises(InvalidArgumentError, match="reference"):
+            logdet(g, x, reference=mean, method="arnoldi")
+        other = dense_chain(backend, 3, [5], 0.5, 0)
+        with pytest.raises(ShapeError, match="4 entries, x has 3"):
+            logdet(other, array(backend, np.ones((2, 3))), reference=mean, **METHOD)
+        with pytest.raises(DtypeError, match="reference"):
+            logdet(g.astype(backend.xp.float32), array(backend, np.ones((2, 4)), "float32"), reference=mean, **METHOD)
+        with pytest.raises(ShapeError, match="empty"):
+            mean_jacobian(g, x[:0, :])
+        if backend.name != "numpy":
+            foreign = MeanJacobian(np.eye(4), np.zeros(()), np.zeros(()), np.ones(()), 0.5)
+            with pytest.raises(MixedBackendsError):
+                logdet(g, x, reference=foreign, **METHOD)
+
+    def test_the_trace_is_part_of_it(self, backend):
+        g = dense_chain(backend, 4, [5], 0.5, 0)
+        with pytest.raises(InvalidArgumentError, match="control_variate"):
+            logdet(g, array(backend, np.ones((2, 4))), control_variate="none", **METHOD)
+
+
+@pytest.mark.needs("float16")
+def test_half_precision(backend):
+    g = normalize(dense_chain(backend, 8, [8], 0.5, 0, dtype="float16"), 0.5)
+    x = array(backend, np.random.default_rng(0).standard_normal((6, 8)), "float16")
+    result = logdet(g, x, rng=0, **METHOD)
+    assert result.value.dtype == backend.xp.float32
+    error = np.abs(host(backend, result.value) - reference.logdet(g, x))
+    assert np.all(error <= host(backend, result.bias_bound) + 6 * host(backend, result.std_error))
+    assert np.all(error < 0.05)
+
+
+@pytest.mark.needs("autodiff")
+@given(
+    kind=st.sampled_from(KINDS),
+    n=st.integers(1, 8),
+    coeff=st.sampled_from(COEFFS),
+    seed=st.integers(0, 2**16),
+    terms=st.integers(1, 8),
+)
+def test_the_solve_of_the_gradient_is_certified(backend, kind, n, coeff, seed, terms):
+    """||w - (I + J)^-T v|| is within its bound, with a preconditioner and without."""
+    engine = backend
+    g = linear_chain(engine, kind, n, coeff, seed)
+    x = array(engine, np.zeros((2, n)))
+    v = np.random.default_rng(seed).standard_normal((2, 2, n))
+    mean = mean_jacobian(linear_chain(engine, "gaussian", n, coeff, seed + 1), x)
+    at = g.linearize(x)
+    exact = np.linalg.solve(np.eye(n) + reference.jacobian(g, x)[0].T, v[..., None])[..., 0]
+    options = {"subtract_linear": False, "terms": min(n, terms), "enough": lambda bias: False}
+    for products in (
+        Products(engine, at, (n,), g.lipschitz, resolvent=True),
+        PreconditionedProducts(engine, at, (n,), g.lipschitz, mean, resolvent=True),
+    ):
+        form = arnoldi_form(products, array(engine, v), **options)
+        w = host(engine, products.pulled_back(form.resolvent))
+        error, bound = np.linalg.norm(w - exact, axis=-1), host(engine, form.resolvent_error)
+        assert np.all(error <= bound + 1e-9 * np.linalg.norm(v, axis=-1) / (1 - coeff) ** 2)
