@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from iresnet_core.activations import Activation
-from iresnet_core.backends import Array
+from iresnet_core.backends import Array, device_of
 from iresnet_core.bounds import lipschitz_bound
 from iresnet_core.checks import require_nonnegative
 from iresnet_core.errors import NotContractiveError
 from iresnet_core.normalization import normalize
-from iresnet_core.operators import Dense, LinearLayer, constant_operator
+from iresnet_core.operators import Dense, LinearLayer, Matrices, constant_operator
 from iresnet_core.precision import gamma, round_up, unit_roundoff, widest, working_dtype
 from iresnet_core.results import LipschitzBound
 from iresnet_core.spectral import spectral_norm
@@ -30,6 +30,7 @@ __all__ = [
     "layer_cap",
     "moved_bound",
     "steered",
+    "steered_together",
     "training_constant",
 ]
 
@@ -117,7 +118,7 @@ def steered(layer: LinearLayer, cap: float, basis: Array | None, *, steps: int =
     """
     engine, xp = layer.engine, layer.engine.xp
     raised = layer.astype(working_dtype(engine, layer.weight.dtype))
-    with engine.unrecorded():
+    with engine.unrecorded(), engine.float64():
         constant = constant_operator(raised)
         if basis is None:
             basis, steps = first_basis(constant, BASIS_SIZE), FIRST_STEPS
@@ -126,6 +127,53 @@ def steered(layer: LinearLayer, cap: float, basis: Array | None, *, steps: int =
     limit = xp.full_like(sigma, cap)
     weight = layer.weight * xp.astype(limit / xp.maximum(sigma, limit), layer.weight.dtype)
     return layer.with_parameters(weight, layer.bias).capped(cap), basis
+
+
+def steered_together(
+    layers: Sequence[LinearLayer], caps: Sequence[float], bases: Sequence[Array | None], *, steps: int = 2
+) -> list[tuple[LinearLayer, Array]]:
+    """Scale many layers as `steered` does, those of one shape and dtype side by side.
+
+    One stack of thirty small matrices costs little more than a single one; convolutions, and layers without a basis,
+    are treated one by one.
+    """
+    out: list[Any] = [None] * len(layers)
+    groups: dict[Any, list[int]] = {}
+    for index, (layer, basis) in enumerate(zip(layers, bases, strict=True)):
+        plain = isinstance(layer, Dense) and basis is not None
+        kind = (layer.shape, layer.weight.dtype) if plain else index
+        groups.setdefault(kind, []).append(index)
+    for members in groups.values():
+        if len(members) == 1:
+            (index,) = members
+            out[index] = steered(layers[index], caps[index], bases[index], steps=steps)
+        else:
+            found = _steered_stack(
+                [layers[i] for i in members], [caps[i] for i in members], [bases[i] for i in members], steps
+            )
+            for index, result in zip(members, found, strict=True):
+                out[index] = result
+    return out
+
+
+def _steered_stack(
+    layers: list[LinearLayer], caps: list[float], bases: list[Any], steps: int
+) -> list[tuple[LinearLayer, Array]]:
+    engine, xp = layers[0].engine, layers[0].engine.xp
+    dtype = layers[0].weight.dtype
+    weights = xp.stack([layer.weight for layer in layers])
+    raised = Matrices(xp.astype(weights, working_dtype(engine, dtype), copy=False), checked=True)
+    with engine.unrecorded(), engine.float64():
+        constant = Matrices(engine.stop_gradient(raised.array), checked=True)
+        left, right, basis = (engine.stop_gradient(a) for a in refine_basis(constant, xp.stack(bases), steps))
+    sigma = xp.linalg.vecdot(left, raised.matvec(right))
+    limit = xp.asarray(caps, dtype=sigma.dtype, device=device_of(sigma))
+    factors = xp.astype(limit / xp.maximum(sigma, limit), dtype, copy=False)
+    scaled = xp.unstack(weights * factors[:, None, None])
+    return [
+        (layer.with_parameters(weight, layer.bias).capped(cap), own)
+        for layer, weight, cap, own in zip(layers, scaled, caps, xp.unstack(basis), strict=True)
+    ]
 
 
 def basis_shape(layer: LinearLayer) -> tuple[int, int]:

@@ -276,14 +276,18 @@ class Dense(LinearLayer):
 
 
 class Matrices(LinearOperator):
-    """One matrix (m, n) or a stack of matrices (..., m, n), each with its own vectors."""
+    """One matrix (m, n) or a stack of matrices (..., m, n), each with its own vectors.
 
-    def __init__(self, array: Array) -> None:
+    `checked` says that the entries are known to be finite.
+    """
+
+    def __init__(self, array: Array, *, checked: bool = False) -> None:
         engine = get_backend(array)
         if len(array.shape) < 2 or 0 in array.shape[-2:]:
             raise ShapeError(f"expected matrices of shape (..., m, n), m and n positive, got {tuple(array.shape)}.")
         require_floating(engine, array, "the matrix")
-        require_finite(engine, array, "the matrix")
+        if not checked:
+            require_finite(engine, array, "the matrix")
         self.engine, self.like, self.array = engine, array, array
         self.shape = (array.shape[-2], array.shape[-1])
         self.batch_shape = tuple(array.shape[:-2])

@@ -12,6 +12,7 @@ from iresnet_core.adapters.torch.layer import FlowLayer, as_parameters, no_autoc
 from iresnet_core.adapters.torch.processes import probe_generator
 from iresnet_core.adapters.torch.residual import InvertibleResidual
 from iresnet_core.adapters.torch.transform import FlowTransform
+from iresnet_core.adapters.torch.weight import steered_layers
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.storage import save
 
@@ -81,7 +82,8 @@ class Flow(nn.Module):
 
     def _core(self, context: Tensor | None, *, exported: bool = False) -> core.Flow:
         """Return the core's flow with the present parameters."""
-        layers = [layer.core_layer(context, exported=exported) for layer in self._layers()]
+        steered = steered_layers(self.modules()) if self.training and not exported else None
+        layers = [layer.core_layer(context, exported=exported, steered=steered) for layer in self._layers()]
         return core.Flow(layers, self.event_shape)
 
     def _options(self, x: Tensor, options: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The layers of a flow as PyTorch modules: each holds parameters and hands them to the core's layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,12 @@ import iresnet_core as core
 from iresnet_core.adapters.torch.processes import gathered
 from iresnet_core.errors import InvalidArgumentError, UnknownArrayError
 from iresnet_core.layer import Layer, Shape
+from iresnet_core.operators import LinearLayer
 
-__all__ = ["ActNorm", "FactorOut", "FlowLayer", "InjectivePad", "Logit", "Squeeze"]
+# Linear layers with the weights in use in training, by their modules.
+Steered = Mapping[nn.Module, LinearLayer]
+
+__all__ = ["ActNorm", "FactorOut", "FlowLayer", "InjectivePad", "Logit", "Squeeze", "Steered"]
 
 
 class FlowLayer(nn.Module):
@@ -20,7 +24,7 @@ class FlowLayer(nn.Module):
     A subclass says in `core_layer` which layer of the core its parameters make now.
     """
 
-    def core_layer(self, context: Tensor | None = None, *, exported: bool = False) -> Layer:
+    def core_layer(self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None) -> Layer:
         """Return the core's layer with the present parameters.
 
         Parameters
@@ -29,6 +33,8 @@ class FlowLayer(nn.Module):
             Conditioning, for layers that take it; of a single sample where `exported`.
         exported : bool
             With certified weights, whatever the mode, and as constants.
+        steered : mapping of modules to linear layers, optional
+            Weights in use in training that have been computed already, for all blocks of a flow at once.
         """
         raise NotImplementedError
 
@@ -148,7 +154,7 @@ class ActNorm(FlowLayer):
         self.is_initialized.fill_(True)
         self._initialized = True
 
-    def core_layer(self, context: Tensor | None = None, *, exported: bool = False) -> Layer:
+    def core_layer(self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None) -> Layer:
         """Return the core's layer."""
         if exported:
             return core.ActNorm(self.log_scale.detach(), self.bias.detach(), axis=self.axis)
@@ -185,7 +191,7 @@ class Squeeze(FlowLayer):
         """Show the factor."""
         return str(self._core.factor)
 
-    def core_layer(self, context: Tensor | None = None, *, exported: bool = False) -> Layer:
+    def core_layer(self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None) -> Layer:
         """Return the core's layer."""
         return self._core
 
@@ -201,7 +207,7 @@ class InjectivePad(FlowLayer):
         """Show the number of channels."""
         return str(self._core.padding)
 
-    def core_layer(self, context: Tensor | None = None, *, exported: bool = False) -> Layer:
+    def core_layer(self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None) -> Layer:
         """Return the core's layer."""
         return self._core
 
@@ -217,7 +223,7 @@ class Logit(FlowLayer):
         """Show alpha."""
         return str(self._core.alpha)
 
-    def core_layer(self, context: Tensor | None = None, *, exported: bool = False) -> Layer:
+    def core_layer(self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None) -> Layer:
         """Return the core's layer."""
         return self._core
 
@@ -262,9 +268,9 @@ class FactorOut(FlowLayer):
             inner = layer.initialize(inner, context)  # type: ignore[operator]
         return self(x, context)  # type: ignore[no-any-return]
 
-    def core_layer(self, context: Tensor | None = None, *, exported: bool = False) -> Layer:
+    def core_layer(self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None) -> Layer:
         """Return the core's layer."""
-        layers = [layer.core_layer(context, exported=exported) for layer in self.layers]  # type: ignore[operator]
+        layers = [layer.core_layer(context, exported=exported, steered=steered) for layer in self.layers]  # type: ignore[operator]
         shape = getattr(self, "_event_shape", None)
         if shape is None:
             raise UnknownArrayError("FactorOut learns the shape of its samples from the Flow that it is part of.")

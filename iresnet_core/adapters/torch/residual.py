@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import iresnet_core as core
 from iresnet_core.adapters.torch.branch import activation_of, convolution_options, described, flattened, is_linear, output_shape
-from iresnet_core.adapters.torch.layer import FlowLayer
-from iresnet_core.adapters.torch.weight import CappedWeight, cap_of, cap_weight, weight_before_cap
+from iresnet_core.adapters.torch.layer import FlowLayer, Steered
+from iresnet_core.adapters.torch.weight import CappedWeight, cap_of, cap_weight, steered_layers, weight_before_cap
 from iresnet_core.backends import get_backend
 from iresnet_core.capped_weight import layer_cap, training_constant
 from iresnet_core.checks import require_nonnegative
@@ -171,7 +171,7 @@ class InvertibleResidual(FlowLayer):
         if self.declared is None and any(is_linear(m) and convolution_options(m) for m in flattened(self.net)):
             self.bind(tuple(x.shape[1:]))
 
-    def core_layer(self, context: Tensor | None = None, *, exported: bool = False) -> Layer:
+    def core_layer(self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None) -> Layer:
         """Return the core's residual block with the weights in use."""
         if self.declared is not None:
             return core.ResidualBlock(self._opaque_branch(), lipschitz=self._constant)
@@ -179,7 +179,8 @@ class InvertibleResidual(FlowLayer):
             with torch.no_grad():
                 return core.ResidualBlock(self._conditioned(self._exported_chain(), context, exported=True))
         if self.training:
-            chain = self._chain(lambda cap, layer: cap.trained_layer(weight_before_cap(layer), layer.bias))
+            layers = steered_layers(flattened(self.net)) if steered is None else steered
+            chain = self._chain(lambda _, module: layers[module])
             constant = training_constant(self._constant)
             return core.ResidualBlock(self._conditioned(chain, context), lipschitz=constant)
         return core.ResidualBlock(self._conditioned(self._certified_chain(), context))

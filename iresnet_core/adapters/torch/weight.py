@@ -1,6 +1,6 @@
 """The parametrisation that keeps a layer's weight in use below its cap."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,13 +9,13 @@ from torch.nn.utils import parametrize
 
 from iresnet_core.adapters.torch.branch import described
 from iresnet_core.backends import get_backend
-from iresnet_core.capped_weight import Certificate, any_size_bound, basis_shape, certificate, certified, moved_bound, steered
+from iresnet_core.capped_weight import Certificate, any_size_bound, basis_shape, certificate, certified, moved_bound, steered, steered_together
 from iresnet_core.convolution import Convolution
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.normalization import normalize
 from iresnet_core.operators import Dense, LinearLayer
 
-__all__ = ["CappedWeight", "cap_of", "cap_weight", "weight_before_cap"]
+__all__ = ["CappedWeight", "cap_of", "cap_weight", "steered_layers", "weight_before_cap"]
 
 
 class CappedWeight(nn.Module):
@@ -87,25 +87,32 @@ class CappedWeight(nn.Module):
         return self.trained_layer(weight, bias) if self.training else self.certified_layer(weight, bias)
 
     def trained_layer(self, weight: Tensor, bias: Tensor | None) -> LinearLayer:
-        """Scale by an estimate of the norm.
-
-        A pass that records gradients moves the basis of the power iteration on; others, such as an inverse in training
-        mode, begin where the last of those began, and so have the same weights.
-        """
+        """Scale by an estimate of the norm."""
         free = self.free_layer(weight, bias)
-        update = torch.is_grad_enabled()
-        start = self.basis if update else self.previous
-        known = start.shape == basis_shape(free)
-        layer, basis = steered(free, self.cap, start.clone() if known else None)
-        if update:
-            with torch.no_grad():
-                for name, new in (("previous", start), ("basis", basis)):
-                    buffer = getattr(self, name)
-                    if buffer.shape == new.shape:
-                        buffer.copy_(new)
-                    else:
-                        setattr(self, name, new.clone())
+        layer, basis = steered(free, self.cap, self.start(free))
+        self.advance(basis)
         return layer
+
+    def start(self, free: LinearLayer) -> Tensor | None:
+        """Return the basis from which the power iteration begins in this pass, or None if there is none yet.
+
+        A pass that records gradients moves the basis on; others, such as an inverse in training mode, begin where the
+        last of those began, and so have the same weights.
+        """
+        basis = self.basis if torch.is_grad_enabled() else self.previous
+        return basis.clone() if basis.shape == basis_shape(free) else None
+
+    def advance(self, basis: Tensor) -> None:
+        """Keep what a pass that records gradients has found."""
+        if not torch.is_grad_enabled():
+            return
+        with torch.no_grad():
+            for name, new in (("previous", self.basis), ("basis", basis)):
+                buffer = getattr(self, name)
+                if buffer.shape == new.shape:
+                    buffer.copy_(new)
+                else:
+                    setattr(self, name, new.clone())
 
     def certified_layer(self, weight: Tensor, bias: Tensor | None) -> LinearLayer:
         """Scale by a certified norm."""
@@ -175,7 +182,7 @@ def cap_weight(module: nn.Module, cap: float, options: dict[str, Any] | None) ->
 
 def cap_of(module: nn.Module) -> CappedWeight | None:
     """Return the parametrisation of a layer, if it has one."""
-    if not parametrize.is_parametrized(module, "weight"):
+    if not hasattr(module, "parametrizations") or not parametrize.is_parametrized(module, "weight"):
         return None
     last = module.parametrizations["weight"][-1]  # type: ignore[index,union-attr]
     return last if isinstance(last, CappedWeight) else None
@@ -188,3 +195,18 @@ def weight_before_cap(module: nn.Module) -> Tensor:
     for parametrization in list(chain)[:-1]:  # type: ignore[arg-type]
         weight = parametrization(weight)
     return weight
+
+
+def steered_layers(modules: Iterable[nn.Module]) -> dict[nn.Module, LinearLayer]:
+    """Return the linear layers with weights in use in training, for all capped modules at once."""
+    capped = []
+    for module in modules:
+        cap = cap_of(module)
+        if cap is not None:
+            capped.append((module, cap))
+    free = [cap.free_layer(weight_before_cap(module), module.bias) for module, cap in capped]  # type: ignore[arg-type]
+    starts = [cap.start(layer) for (_, cap), layer in zip(capped, free, strict=True)]
+    found = steered_together(free, [cap.cap for _, cap in capped], starts)
+    for (_, cap), (_, basis) in zip(capped, found, strict=True):
+        cap.advance(basis)
+    return {module: layer for (module, _), (layer, _) in zip(capped, found, strict=True)}
