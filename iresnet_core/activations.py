@@ -72,7 +72,7 @@ def _one(_: dict[str, float]) -> float:
 
 
 def _logistic(xp: Any, x: Array) -> Array:
-    return 0.5 * (1 + xp.tanh(0.5 * x))  # through tanh, which does not overflow
+    return get_backend(x).logistic(x)
 
 
 def _lipswish(xp: Any, x: Array, beta: float) -> Array:
@@ -84,9 +84,10 @@ def _lipswish_slope(xp: Any, x: Array, beta: float) -> Array:
 
 
 def _lipswish_both(xp: Any, x: Array, beta: float) -> tuple[Array, Array]:
-    s = _logistic(xp, beta * x if beta != 1 else x)
-    value = x * s / SWISH_SLOPE
-    return value, s / SWISH_SLOPE + (beta * value) * (1 - s)
+    s = _logistic(xp, x if beta == 1 else beta * x)
+    scaled = s * (1 / SWISH_SLOPE)
+    value = x * scaled
+    return value, scaled + (value if beta == 1 else beta * value) * (1 - s)
 
 
 def _tanh_both(xp: Any, x: Array) -> tuple[Array, Array]:

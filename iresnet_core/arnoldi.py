@@ -27,6 +27,9 @@ from iresnet_core.quadrature import Rule
 
 __all__ = ["arnoldi_form"]
 
+# Up to this many steps the least-squares problem of the resolvent is eliminated entry by entry.
+ELIMINATED = 4
+
 
 class _ResolventIntegral:
     """The integrals over t, for the growing Hessenberg matrices of all probes; float64, (nodes, probes, batch)."""
@@ -93,7 +96,8 @@ def arnoldi_form(
 ) -> FormEstimate:
     """Arnoldi's method from every probe v (probes, batch, d); one product a step.
 
-    With `terms` None, steps are added until ``enough(bound)``; d of them are always enough.
+    With `terms` None, steps are added until ``enough(bound)``; d of them are always enough. Where ``multiply.errors``
+    is False `terms` is given, and only value and resolvent are computed.
     """
     engine = multiply.engine
     xp = engine.xp
@@ -120,6 +124,8 @@ def arnoldi_form(
         basis.append(xp.where(ended, xp.zeros_like(unit), 1 / xp.where(ended, unit, length))[..., None] * w)
         columns.append([xp.astype(h, xp.float64) for h in (*column, length)])
         integral.append(columns[-1])
+        if not multiply.errors:
+            continue
         certificate = integral.certificate()
         a_priori = multiply.a_priori(m)
         if a_priori is not None:
@@ -128,13 +134,8 @@ def arnoldi_form(
         if terms is None and enough(square * bias):
             break
     value = integral.logarithm()
-    column, row, sensitivity = integral.mean_resolvent()
-    image = [sum(columns[j][i] * column[j] for j in range(max(0, i - 1), m)) for i in range(m + 1)]
-    pulled = [sum(columns[j][i] * row[i] for i in range(min(j + 2, m))) for j in range(m)]
     if subtract_linear:
         value = value - columns[0][0]
-        image = [entry - columns[0][i] if i < 2 else entry for i, entry in enumerate(image)]
-        pulled = [entry - columns[j][0] for j, entry in enumerate(pulled)]
 
     def scaled(a: Any) -> Array:
         return xp.astype(square * a, v.dtype)
@@ -143,6 +144,14 @@ def arnoldi_form(
     if multiply.resolvent:
         resolvent, residual = _resolvent(xp, basis, columns, v, v_length, subtract_linear)
         resolvent_error = residual / (1 - multiply.constant)
+    if not multiply.errors:
+        return FormEstimate.without_errors(xp, scaled(value), len(columns) * v.shape[0], resolvent)
+    column, row, sensitivity = integral.mean_resolvent()
+    image = [sum(columns[j][i] * column[j] for j in range(max(0, i - 1), m)) for i in range(m + 1)]
+    pulled = [sum(columns[j][i] * row[i] for i in range(min(j + 2, m))) for j in range(m)]
+    if subtract_linear:
+        image = [entry - columns[0][i] if i < 2 else entry for i, entry in enumerate(image)]
+        pulled = [entry - columns[j][0] for j, entry in enumerate(pulled)]
 
     return FormEstimate(
         value=scaled(value),
@@ -168,6 +177,8 @@ def _resolvent(
     most (1 + c) / (1 - c), and float64 bears its square.
     """
     m = len(columns)
+    if m <= ELIMINATED:
+        return _small_resolvent(xp, basis, columns, v, v_length, subtract_linear)
     zero = xp.zeros_like(columns[0][0])
     entries = [
         [(columns[j][i] if i < len(columns[j]) else zero) + (1.0 if i == j else 0.0) for j in range(m)]
@@ -184,4 +195,35 @@ def _resolvent(
     w = -v if subtract_linear else xp.zeros_like(v)
     for j in range(m):
         w = w + y[..., j][..., None] * basis[j]
+    return w, residual
+
+
+def _small_resolvent(
+    xp: Any, basis: list[Array], columns: list[list[Array]], v: Array, v_length: Array, subtract_linear: bool
+) -> tuple[Array, Array]:
+    """As `_resolvent`, for a few columns, eliminated entry by entry: stacks of tiny systems are slow to solve."""
+    m = len(columns)
+    A = [[*column, *[None] * (m - 1 - j)] for j, column in enumerate(columns)]
+    A = [[entry + 1 if i == j else entry for i, entry in enumerate(column)] for j, column in enumerate(A)]
+
+    def dot(a: list[Any], b: list[Any]) -> Array:
+        return sum(p * q for p, q in zip(a, b, strict=True) if p is not None and q is not None)
+
+    M = [[dot(A[i], A[j]) for j in range(i + 1)] for i in range(m)]  # lower part of the normal equations
+    y = [A[j][0] for j in range(m)]
+    for k in range(m):  # LDL^T and forward substitution
+        for i in range(k + 1, m):
+            ratio = M[i][k] / M[k][k]
+            for j in range(k + 1, i + 1):
+                M[i][j] = M[i][j] - ratio * M[j][k]
+            y[i] = y[i] - ratio * y[k]
+    for k in reversed(range(m)):
+        y[k] = (y[k] - sum(M[i][k] * y[i] for i in range(k + 1, m))) / M[k][k]
+    rest = [(1.0 if i == 0 else 0.0) - sum(A[j][i] * y[j] for j in range(max(0, i - 1), m)) for i in range(m + 1)]
+    residual = xp.astype(xp.sqrt(sum(entry * entry for entry in rest)), v.dtype) * v_length
+    y = [xp.astype(entry, v.dtype) * v_length for entry in y]
+    # The first vector of the basis is v / ||v||.
+    w = (y[0] - v_length if subtract_linear else y[0])[..., None] * basis[0]
+    for j in range(1, m):
+        w = w + y[j][..., None] * basis[j]
     return w, residual

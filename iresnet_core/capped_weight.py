@@ -36,7 +36,7 @@ __all__ = [
 
 
 # Vectors of the block: the leading singular values of trained weights lie close together, pressed against the cap.
-BASIS_SIZE = 8
+BASIS_SIZE = 16
 # Steps from a start that knows nothing.
 FIRST_STEPS = 10
 

@@ -38,6 +38,8 @@ class Convolution(LinearLayer):
         Number of channel groups.
     data_format : {"channels_first", "channels_last"}
         Where the channel axis is.
+    checked : bool
+        As for `Dense`.
     padding_mode : {"zeros", "circular"}
         What the padding holds. Circular padding may not be wider than the window needs, else rows repeat.
 
@@ -72,6 +74,7 @@ class Convolution(LinearLayer):
         groups: int = 1,
         data_format: DataFormat = "channels_first",
         padding_mode: PaddingMode = "zeros",
+        checked: bool = False,
     ) -> None:
         get_backend(kernel)
         if len(kernel.shape) not in (3, 4, 5) or 0 in kernel.shape:
@@ -120,7 +123,7 @@ class Convolution(LinearLayer):
         self.out_spatial = out_spatial
         self.output_shape = (out_channels, *out_spatial) if first else (*out_spatial, out_channels)
         self.shape = (math.prod(self.output_shape), math.prod(self.input_shape))
-        self._adopt(kernel, bias, (out_channels,))
+        self._adopt(kernel, bias, (out_channels,), checked)
 
     def __repr__(self) -> str:
         return f"Convolution({self.input_shape} -> {self.output_shape}, window {self.window})"

@@ -44,6 +44,7 @@ def logdet(
     probe_kind: str = "rademacher",
     control_variate: str = "auto",
     reference: MeanJacobian | None = None,
+    errors: bool = True,
 ) -> LogDet:
     """Estimate or compute log|det(I + J_g(x))|, sample by sample, in nats.
 
@@ -92,6 +93,10 @@ def logdet(
     reference : MeanJacobian, optional
         For "mean-jacobian": the preconditioner of another batch, from `mean_jacobian`. Without it that of `x` itself is
         made, in some 4 d^3 operations a batch.
+
+    errors : bool
+        False leaves the errors out: `std_error` and `bias_bound` are NaN, and "exact" computes the Jacobian in the
+        dtype of x. For training loops, which look at the value and its gradient only.
 
     Returns
     -------
@@ -151,6 +156,10 @@ def logdet(
         )
     constant = require_contraction(*stated_lipschitz(g, lipschitz))
     request = _request(tol, probes, noise, rng, terms, probe_kind, control_variate, method)
+    if not errors:
+        if tol is not None:
+            raise InvalidArgumentError("tol is met by looking at the errors; do not pass errors=False as well.")
+        request = request._replace(errors=False)
     if reference is not None:
         if method not in ("auto", "mean-jacobian"):
             raise InvalidArgumentError(f"a reference is for method 'mean-jacobian', not {method!r}.")
@@ -170,7 +179,7 @@ def logdet(
         if method != "exact" and x.shape[0]:
             result = stochastic_logdet(engine, linearization, x, constant, method, request)
         if result is None:
-            result = exact_logdet(engine, g, x, linearization, constant)
+            result = exact_logdet(engine, g, x, linearization, constant, errors=errors)
         return result
 
 

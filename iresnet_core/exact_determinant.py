@@ -22,14 +22,17 @@ def determinant_order(linearization: Linearization, x: Array) -> int:
     return d if linearization.width is None or linearization.narrow is None else min(d, linearization.width)
 
 
-def exact_logdet(engine: Backend, g: Any, x: Array, linearization: Linearization, constant: float) -> LogDet:
+def exact_logdet(
+    engine: Backend, g: Any, x: Array, linearization: Linearization, constant: float, *, errors: bool = True
+) -> LogDet:
     """Compute log det(I + M) by LU factors, M the r x r matrix of the narrowest cut or the Jacobian itself.
 
-    A branch that can be cast is evaluated in float64. Cost: r products a sample in matrix form, and O(r^3).
+    A branch that can be cast is evaluated in float64, unless its `errors` are of no interest. Cost: r products a sample
+    in matrix form, and O(r^3).
     """
     xp = engine.xp
     dtype, batch = x.dtype, x.shape[0]
-    if hasattr(g, "astype") and dtype != widest(engine):
+    if errors and hasattr(g, "astype") and dtype != widest(engine):
         g, x = g.astype(widest(engine)), xp.astype(x, widest(engine))
         linearization = linearize(engine, g, x)
     order = determinant_order(linearization, x)
@@ -43,17 +46,15 @@ def exact_logdet(engine: Backend, g: Any, x: Array, linearization: Linearization
         values.append(_log_determinants(engine, here, part))
     value = xp.concat(values) if values else xp.zeros((0,), dtype=xp.float64, device=device_of(x))
     _refuse_impossible(engine, value, constant, math.prod(x.shape[1:]), unit_roundoff(engine, x.dtype))
+    result = xp.astype(value, dtype)
+    products = xp.full((batch,), order, dtype=xp.int32, device=device_of(x))
+    if not errors:
+        unknown = xp.full_like(result, math.nan)
+        return LogDet(result, unknown, unknown, products, "exact")
     u = unit_roundoff(engine, x.dtype)
     allowance = 8 * u * order * (linearization.depth + math.sqrt(order)) / (1 - constant)
-    result = xp.astype(value, dtype)
     rounding = xp.abs(xp.astype(result, xp.float64) - value)
-    return LogDet(
-        result,
-        xp.zeros_like(result),
-        round_up(engine, rounding + allowance, dtype),
-        xp.full((batch,), order, dtype=xp.int32, device=device_of(x)),
-        "exact",
-    )
+    return LogDet(result, xp.zeros_like(result), round_up(engine, rounding + allowance, dtype), products, "exact")
 
 
 def _log_determinants(engine: Backend, linearization: Linearization, x: Array) -> Array:

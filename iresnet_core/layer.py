@@ -60,6 +60,7 @@ class LogDetOptions(TypedDict, total=False):
     terms: int | None
     probe_kind: Literal["rademacher", "gaussian"]
     control_variate: str
+    errors: bool
 
 
 class InverseOptions(TypedDict, total=False):

@@ -59,17 +59,21 @@ class Linearization:
 
     def transposed_products(self, u: Array) -> Array:
         """Return J^T u for a stack u (probes, batch, *event)."""
+        xp = get_backend(u).xp
+        if u.shape[0] == 1:  # without the leading axis there is nothing to broadcast
+            return self.vjp(xp.reshape(u, u.shape[1:]))[None, ...]
         if self.leading_axes:
             return self.vjp(u)
-        xp = get_backend(u).xp
         return xp.stack([self.vjp(u[i, ...]) for i in range(u.shape[0])])
 
     def products(self, v: Array) -> Array:
         """Return J v for a stack v (probes, batch, *event), where `jvp` is known."""
         assert self.jvp is not None
+        xp = get_backend(v).xp
+        if v.shape[0] == 1:
+            return self.jvp(xp.reshape(v, v.shape[1:]))[None, ...]
         if self.leading_axes:
             return self.jvp(v)
-        xp = get_backend(v).xp
         return xp.stack([self.jvp(v[i, ...]) for i in range(v.shape[0])])
 
 

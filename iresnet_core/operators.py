@@ -183,9 +183,13 @@ class LinearLayer(LinearOperator):
         self.weight = self.like = weight
         self.bias, self._bound, self._constant = bias, bound, None
 
-    def _adopt(self, weight: Array, bias: Array | None, bias_shape: tuple[int, ...]) -> None:
+    def _adopt(self, weight: Array, bias: Array | None, bias_shape: tuple[int, ...], checked: bool = False) -> None:
         """Check and keep the parameters."""
         engine = get_backend(weight) if bias is None else get_backend(weight, bias)
+        if checked:
+            self.engine, self.bias = engine, bias
+            self.weight = self.like = weight
+            return
         require_floating(engine, weight, "weight")
         require_finite(engine, weight, "weight")
         if bias is not None:
@@ -209,6 +213,9 @@ class Dense(LinearLayer):
         Real floating point.
     bias : array (out,), optional
         Of the weight's dtype.
+    checked : bool
+        Whether the parameters are known to be finite, and nobody changes them while the layer is in use: then they are
+        taken as they are, as in a training step.
 
     Raises
     ------
@@ -230,11 +237,11 @@ class Dense(LinearLayer):
     2.0
     """
 
-    def __init__(self, weight: Array, bias: Array | None = None) -> None:
+    def __init__(self, weight: Array, bias: Array | None = None, *, checked: bool = False) -> None:
         get_backend(weight)
         if len(weight.shape) != 2 or 0 in weight.shape:
             raise ShapeError(f"a dense weight must have shape (out, in), both positive, got {tuple(weight.shape)}.")
-        self._adopt(weight, bias, (weight.shape[0],))
+        self._adopt(weight, bias, (weight.shape[0],), checked)
         self.shape = (weight.shape[0], weight.shape[1])
         self.output_shape, self.input_shape = (self.shape[0],), (self.shape[1],)
 

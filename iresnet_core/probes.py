@@ -39,11 +39,11 @@ class IndependentProbes(ProbeSource):
 
 
 class HadamardProbes(ProbeSource):
-    """Rows of a Hadamard matrix in random order, with random signs of the columns for every sample.
+    """Rows of a Hadamard matrix, the first and then the others in random order, with random signs of the columns.
 
-    Each row alone is a Rademacher probe. Rows are drawn without replacement: the mean over all D of them is the exact
-    trace for any signs, so that the variance of the mean of p probes carries the factor (D - p) / (D - 1). After D
-    probes new signs are drawn.
+    The signs are drawn for every sample, so that each row alone is a Rademacher probe. Rows are drawn without
+    replacement: the mean over all D of them is the exact trace for any signs, so that the variance of the mean of p
+    probes carries the factor (D - p) / (D - 1). After D probes new signs are drawn.
     """
 
     def __init__(self, engine: Backend, like: Array, rng: Any) -> None:
@@ -61,9 +61,14 @@ class HadamardProbes(ProbeSource):
         while count:
             if not self._left:
                 self._signs = self.engine.sample("rademacher", tuple(self.like.shape), self.like, self.rng)
-                keys = self.engine.sample("gaussian", (self.order,), self.like, self.rng)
-                self._rows, self._left = xp.argsort(keys), self.order
-            taken, begin = min(count, self._left), self.order - self._left
+                self._rows, self._left = None, self.order - 1
+                parts.append(self._signs[None, ...])  # the first row is all ones
+                count -= 1
+                continue
+            if self._rows is None:
+                keys = self.engine.sample("gaussian", (self.order - 1,), self.like, self.rng)
+                self._rows = 1 + xp.argsort(keys)
+            taken, begin = min(count, self._left), self.order - 1 - self._left
             table = _hadamard_rows(xp, self._rows[begin : begin + taken], self.like)
             parts.append(table[:, None, :] * self._signs)
             self._left -= taken

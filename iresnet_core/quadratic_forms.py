@@ -49,11 +49,18 @@ class FormEstimate(NamedTuple):
     resolvent: Array | None = None
     resolvent_error: Array | None = None
 
+    @classmethod
+    def without_errors(cls, xp: Any, value: Array, products: int, resolvent: Array | None) -> "FormEstimate":
+        """Return an estimate of which nobody asks the errors: they are NaN."""
+        unknown = xp.full_like(value, math.nan)
+        return cls(value, unknown, unknown, unknown, unknown, None, products, resolvent)
+
 
 class Products:
     """Products with J^T at one batch, on flat vectors, watching that none expands by more than the constant.
 
-    They are constants for differentiation. `resolvent` says whether the derivative of a form will be needed.
+    They are constants for differentiation. `resolvent` says whether the derivative of a form will be needed, `errors`
+    whether its errors will.
     """
 
     def __init__(
@@ -63,9 +70,10 @@ class Products:
         event: tuple[int, ...],
         constant: float,
         resolvent: bool = False,
+        errors: bool = True,
     ) -> None:
         self.engine, self.linearization, self.event, self.constant = engine, linearization, event, constant
-        self.resolvent = resolvent
+        self.resolvent, self.errors = resolvent, errors
         self.largest_factor: Array | None = None
 
     def __call__(self, u: Array, length: Array) -> tuple[Array, Array]:
@@ -74,13 +82,19 @@ class Products:
         shaped = xp.reshape(u, (*u.shape[:2], *self.event))
         w = self.engine.stop_gradient(xp.reshape(self.linearization.transposed_products(shaped), tuple(u.shape)))
         new_length = xp.linalg.vector_norm(w, axis=-1)
+        if not self.errors:  # then all vectors are unit ones
+            self._watch(xp.max(new_length))
+            return w, new_length
         # Where squares are near underflow the length has lost its digits, and says nothing.
         info = xp.finfo(u.dtype)
         clear = length > float(info.smallest_normal) ** 0.5 / float(info.eps)
         factor = xp.where(clear, new_length, xp.zeros_like(length)) / xp.where(clear, length, xp.ones_like(length))
-        largest = xp.max(factor)
-        self.largest_factor = largest if self.largest_factor is None else xp.maximum(self.largest_factor, largest)
+        self._watch(xp.max(factor))
         return w, new_length
+
+    def _watch(self, factor: Array) -> None:
+        known = self.largest_factor
+        self.largest_factor = factor if known is None else self.engine.xp.maximum(known, factor)
 
     def rule(self, like: Array) -> Rule:
         """Quadrature of the resolvent with a bound on its norm, for arrays like `like`."""

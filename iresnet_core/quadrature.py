@@ -19,17 +19,18 @@ LEAST = 0.05
 
 
 @cache
-def gauss_legendre(c: float) -> tuple[np.ndarray, np.ndarray, float]:
+def gauss_legendre(c: float, exponent: float = 36.0) -> tuple[np.ndarray, np.ndarray, float]:
     """Nodes and weights on [0, 1] for integrands that are analytic but for |t| >= 1 / c, and their relative error.
 
     The error of one rule falls like rho^(-2 n), rho the parameter of the Bernstein ellipse through 1 / c. Towards c = 1
     that needs n ~ (1 - c)^(-1/2); panels that halve towards t = 1 need only log(1 / (1 - c)) rules of a few nodes.
+    `exponent` is that of the error, e^-36 for the rounding of float64.
     """
     if c <= 0:
         return _panels([0.0, 1.0], 2, 0.0)
     centre = 2 / c - 1
     log_rho = math.log(centre + math.sqrt(centre * centre - 1))
-    count = max(8, math.ceil(36 / (2 * log_rho)))
+    count = max(4, math.ceil(exponent / (2 * log_rho)))
     halvings = max(1, math.ceil(math.log2(c / (1 - c))))
     if count <= PANEL_NODES * (halvings + 1):
         return _panels([0.0, 1.0], count, 64 * math.exp(-2 * count * log_rho) / (1 - c) ** 2)
@@ -48,14 +49,14 @@ def _panels(edges: list[float], count: int, error: float) -> tuple[np.ndarray, n
     )
 
 
-def _rule(c: float) -> np.ndarray:
+def _rule(c: float, exponent: float) -> np.ndarray:
     """Nodes t, weights, and weights over 1 - t c, as (3, nodes, 1, 1)."""
-    nodes, weights, _ = gauss_legendre(c)
+    nodes, weights, _ = gauss_legendre(c, exponent)
     return np.stack([nodes, weights, weights / (1 - nodes * c)])[:, :, None, None]
 
 
-def _rule_error(c: float) -> float:
-    return gauss_legendre(c)[2]
+def _rule_error(c: float, exponent: float) -> float:
+    return gauss_legendre(c, exponent)[2]
 
 
 @cache
@@ -100,9 +101,10 @@ class Rule(NamedTuple):
 
 
 def contraction_rule(engine: Backend, like: Array, c: float) -> Rule:
-    """The rule for ||J|| <= c."""
-    table = engine.constant_array(_rule, c, like=like)
-    return Rule(table[0, ...], table[1, ...], table[2, ...], engine.host_constant(_rule_error, c))
+    """The rule for ||J|| <= c, to the rounding of the dtype of `like`, which its error includes."""
+    exponent = 36.0 if engine.xp.finfo(like.dtype).bits == 64 else 20.0
+    table = engine.constant_array(_rule, c, exponent, like=like)
+    return Rule(table[0, ...], table[1, ...], table[2, ...], engine.host_constant(_rule_error, c, exponent))
 
 
 def preconditioned_rule(engine: Backend, like: Array, largest: float, c: float, norm: Array, growth: Array) -> Rule:

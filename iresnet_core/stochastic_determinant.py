@@ -67,6 +67,7 @@ class Request(NamedTuple):
     control_variate: str
     give_up_at: int | None
     reference: Any = None
+    errors: bool = True
 
 
 class _Sums(NamedTuple):
@@ -90,6 +91,7 @@ class _Estimator:
     ) -> None:
         self.engine, self.constant, self.method, self.request = engine, constant, method, request
         self.d = math.prod(x.shape[1:])
+        self.errors = request.errors
         self.linearization, self.event = linearization, tuple(x.shape[1:])
         self.differentiable = engine.differentiates and engine.may_differentiate(linearization.value, x)
         u = unit_roundoff(engine, x.dtype)
@@ -103,7 +105,14 @@ class _Estimator:
         if method == "mean-jacobian":
             self._precondition(x)
         else:
-            self.products = Products(engine, linearization, self.event, constant, resolvent=self.differentiable)
+            self.products = Products(
+                engine,
+                linearization,
+                self.event,
+                constant,
+                resolvent=self.differentiable,
+                errors=request.errors or request.terms is None,
+            )
             self._take_trace()
         rounding = self.product_error * self.d * mean_resolvent_bound(constant)
         target = DEFAULT_BIAS if request.tol is None else request.tol
@@ -191,6 +200,11 @@ class _Estimator:
             form = self.forms(v)
         self._refuse()
         surrogate = self._surrogate(form, v)
+        if not self.errors:
+            value = xp.sum(form.value, axis=0)
+            unknown = xp.full_like(value, math.nan)
+            new = _Sums(value, unknown, unknown, unknown, unknown, surrogate, v.shape[0], form.products)
+            return new if sums is None else _Sums(*(a + b for a, b in zip(sums, new, strict=True)))
         variance = _probe_variance(xp, form, self.d, kind)
         extra = xp.zeros_like(variance) if form.extra_variance is None else form.extra_variance
         bias = form.bias + self.product_error * form.sensitivity
@@ -235,28 +249,26 @@ class _Estimator:
         """Average, and state the errors."""
         xp, p = self.engine.xp, sums.probes
         value = sums.value / p
-        extra = sums.extra_variance / p
-        variance = sums.variance / p
-        # A probe may miss a dominating direction and see neither the value nor its variance; others do not.
-        variance = xp.maximum(variance, 0.1 * xp.mean(variance))
-        if p > 1:
-            seen = (sums.square - value * sums.value) / (p - 1) - extra
-            trust = (p - 1) / (p - 1 + PRIOR_WEIGHT)
-            variance = trust * xp.maximum(seen, xp.zeros_like(seen)) + (1 - trust) * variance
-        variance = variance * source.remaining_variance(p) + extra
         surrogate = sums.surrogate / p
         if self.trace is not None:
             value = value + self.engine.stop_gradient(self.trace)
             surrogate = surrogate + self.trace
         if self.differentiable:
             value = with_derivative(self.engine, value, surrogate)
-        return LogDet(
-            value,
-            xp.sqrt(variance / p),
-            sums.bias / p + self.known_error,
-            xp.full(value.shape, sums.products, dtype=xp.int32, device=device_of(value)),
-            self.method,
-        )
+        products = xp.full(value.shape, sums.products, dtype=xp.int32, device=device_of(value))
+        if not self.errors:
+            return LogDet(value, sums.bias, sums.bias, products, self.method)
+        estimate = sums.value / p
+        extra = sums.extra_variance / p
+        variance = sums.variance / p
+        # A probe may miss a dominating direction and see neither the value nor its variance; others do not.
+        variance = xp.maximum(variance, 0.1 * xp.mean(variance))
+        if p > 1:
+            seen = (sums.square - estimate * sums.value) / (p - 1) - extra
+            trust = (p - 1) / (p - 1 + PRIOR_WEIGHT)
+            variance = trust * xp.maximum(seen, xp.zeros_like(seen)) + (1 - trust) * variance
+        variance = variance * source.remaining_variance(p) + extra
+        return LogDet(value, xp.sqrt(variance / p), sums.bias / p + self.known_error, products, self.method)
 
 
 def with_derivative(engine: Backend, value: Array, surrogate: Array) -> Array:

@@ -117,6 +117,10 @@ class Backend(ABC):
     def is_positive_definite(self, matrix: Array) -> bool:
         """Say whether the Cholesky factorisation of all matrices (..., n, n), symmetric or Hermitian, succeeds."""
 
+    def logistic(self, x: Array) -> Array:
+        """Return 1 / (1 + exp(-x)), without overflow."""
+        return 0.5 * (1 + self.xp.tanh(0.5 * x))
+
     def vjp(self, fn: Callable[[Array], Array], x: Array) -> tuple[Array, Pullback]:
         """Return ``fn(x)`` and the map u -> J^T u at x, reusable for any number of u.
 

@@ -397,6 +397,10 @@ class Engine(Backend):
             precision=_EXACT,
         )
 
+    def logistic(self, x: Array) -> Array:
+        """``jax.nn.sigmoid``."""
+        return jax.nn.sigmoid(x)
+
     def is_positive_definite(self, matrix: Array) -> bool:
         """Look for the NaN that JAX puts where a pivot is not positive."""
         return bool(jnp.all(jnp.isfinite(jnp.linalg.cholesky(matrix))))

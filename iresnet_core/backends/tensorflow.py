@@ -143,6 +143,10 @@ class Engine(Backend):
         inner = tuple(slice(lo, lo + n) for n, (lo, _) in zip(spatial, padding, strict=True))
         return _channels_first(whole[(slice(None), *inner)])
 
+    def logistic(self, x: Array) -> Array:
+        """``tf.sigmoid``."""
+        return tf.sigmoid(x)
+
     def is_positive_definite(self, matrix: Array) -> bool:
         """LAPACK's potrf on the host.
 

@@ -199,6 +199,10 @@ class Engine(Backend):
             full = full.narrow(axis, before, n)
         return full
 
+    def logistic(self, x: Array) -> Array:
+        """``torch.sigmoid``."""
+        return torch.sigmoid(x)
+
     def is_positive_definite(self, matrix: Array) -> bool:
         """LAPACK's (or the device's) potrf, which reports its refusal as a number."""
         factor, info = torch.linalg.cholesky_ex(matrix)

@@ -86,8 +86,10 @@ class Flow(nn.Module):
         layers = [layer.core_layer(context, exported=exported, steered=steered) for layer in self._layers()]
         return core.Flow(layers, self.event_shape)
 
-    def _options(self, x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
-        """Fill in the options of `logdet`."""
+    def _options(self, x: Tensor, errors: bool, options: dict[str, Any]) -> dict[str, Any]:
+        """Fill in the options of `logdet`; errors that nobody asks for are not computed where nothing needs them."""
+        if self.training and not errors and options.get("tol") is None:
+            options = {"errors": False, **options}
         if self.training and not {"terms", "tol", "method"} & set(options):
             options = {"terms": self.terms, **options}
         if "rng" not in options and "noise" not in options:
@@ -131,7 +133,7 @@ class Flow(nn.Module):
         flow = self._prepared(x, context)
         x = as_parameters(x, flow)
         with no_autocast(x):
-            out = flow.forward(x, **self._options(x, options))
+            out = flow.forward(x, **self._options(x, errors, options))
         return out.value, out.logdet if errors else out.logdet.value
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -146,7 +148,7 @@ class Flow(nn.Module):
         flow = self._prepared(x, context)
         x = as_parameters(x, flow)
         with no_autocast(x):
-            result = flow.log_prob(x, **self._options(x, options))
+            result = flow.log_prob(x, **self._options(x, errors, options))
         return result if errors else result.value
 
     def inverse(self, z: Tensor, context: Tensor | None = None, *, errors: bool = False, **options: Any) -> Any:

@@ -75,12 +75,12 @@ class CappedWeight(nn.Module):
         if self.options is not None and self.input_shape != tuple(shape):
             self.input_shape = tuple(shape)
 
-    def free_layer(self, weight: Tensor, bias: Tensor | None) -> LinearLayer:
+    def free_layer(self, weight: Tensor, bias: Tensor | None, *, checked: bool = False) -> LinearLayer:
         """Return the linear layer with the weight as it is."""
         if self.options is None:
-            return Dense(weight, bias)
+            return Dense(weight, bias, checked=checked)
         assert self.input_shape is not None
-        return Convolution(weight, bias, input_shape=self.input_shape, **self.options)
+        return Convolution(weight, bias, input_shape=self.input_shape, checked=checked, **self.options)
 
     def layer(self, weight: Tensor, bias: Tensor | None) -> LinearLayer:
         """Return the linear layer with the weight in use."""
@@ -204,7 +204,8 @@ def steered_layers(modules: Iterable[nn.Module]) -> dict[nn.Module, LinearLayer]
         cap = cap_of(module)
         if cap is not None:
             capped.append((module, cap))
-    free = [cap.free_layer(weight_before_cap(module), module.bias) for module, cap in capped]  # type: ignore[arg-type]
+    # What is not finite shows in the output, which is looked at.
+    free = [cap.free_layer(weight_before_cap(module), module.bias, checked=True) for module, cap in capped]  # type: ignore[arg-type]
     starts = [cap.start(layer) for (_, cap), layer in zip(capped, free, strict=True)]
     found = steered_together(free, [cap.cap for _, cap in capped], starts)
     for (_, cap), (_, basis) in zip(capped, found, strict=True):
