@@ -140,7 +140,8 @@ def preconditioner(engine: Backend, linearization: Linearization, x: Array, cons
     J0 = xp.astype(engine.stop_gradient(linearization.mean_matrix()), wide)
     require_finite(engine, J0, "the mean Jacobian of g")
     d = J0.shape[-1]
-    norm = gram_bound(engine, J0, max_steps=SQUARINGS) + 1e-100
+    # As many squarings in a compiled program as in an eager one, so that both have the same certificate.
+    norm = gram_bound(engine, J0, rtol=0.0, max_steps=SQUARINGS) + 1e-100
     # A stated constant may be below that of the mean; any J0 will do, so that it is scaled.
     scale = xp.minimum(xp.ones_like(norm), (1 - ROOM) * constant / norm)
     identity = xp.eye(d, dtype=wide, device=device_of(x))

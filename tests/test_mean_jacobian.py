@@ -98,8 +98,10 @@ def test_bounds_on_the_preconditioner(backend, kind, n, coeff, seed):
         assert float(mean.log_determinant) == pytest.approx(np.linalg.slogdet(A)[1], abs=1e-11 / (1 - coeff))
 
 
-@pytest.mark.parametrize("ends", ["none", "first", "last", "both"])
-@pytest.mark.parametrize("depth", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("depth", "ends"),
+    [(0, "none"), (0, "both"), (1, "first"), (1, "last"), (2, "none"), (2, "both"), (3, "first"), (5, "none")],
+)
 def test_traces_of_deep_chains(backend, depth, ends):
     """tr(B (J - T)) and the products with T, against the explicit Jacobian."""
     d, batch = 6, 4
@@ -143,13 +145,12 @@ def test_remainder_is_of_third_order(backend):
 class TestStatistics:
     """Fixed seeds, tolerances from the standard error (z < 5)."""
 
-    CALLS, BATCH = 40, 50
+    CALLS, BATCH = 10, 200
 
-    @pytest.mark.parametrize("activation", ["tanh", "sin"])
-    @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-    def test_mean_and_error_bar(self, backend, depth, activation):
-        d, draws = 12, self.CALLS * self.BATCH
-        g = dense_chain(backend, d, [14, 13, 15, 12][:depth], 0.9, 1, activation, orthogonal=True, bias=2.0)
+    @pytest.mark.parametrize("depth", [1, 2, 4])
+    def test_mean_and_error_bar(self, backend, depth):
+        d = 12
+        g = dense_chain(backend, d, [14, 13, 15, 12][:depth], 0.9, 1, "sin", orthogonal=True, bias=2.0)
         rng = np.random.default_rng(5)
         mean = mean_jacobian(g, array(backend, rng.standard_normal((20, d))))
         # Two inputs, so that the slopes of the batch are not all their own mean.
