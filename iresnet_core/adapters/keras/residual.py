@@ -75,7 +75,7 @@ class InvertibleResidual(FlowLayer):
         self.declared = None if lipschitz is None else require_nonnegative(lipschitz, "lipschitz")
         if self.declared is not None and isinstance(net, list | tuple):
             net = keras.Sequential(list(net))
-        self.net = list(net) if isinstance(net, tuple) else net
+        self.net: Any = list(net) if isinstance(net, tuple) else net
         self._event_shape: Shape | None = None
         self._kept: tuple[core.Chain, list[Any]] | None = None
         if self.declared is not None:
@@ -99,7 +99,7 @@ class InvertibleResidual(FlowLayer):
             return
         if isinstance(self.net, keras.Sequential) and not self.net.built:
             self.net.build(shape)
-        capped = []
+        capped: list[CappedWeight] = []
         for step in steps_of(self.net):
             if isinstance(step, Activation):
                 continue

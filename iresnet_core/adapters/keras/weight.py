@@ -6,21 +6,18 @@ import keras
 
 from iresnet_core.adapters.keras.branch import convolution_options
 from iresnet_core.adapters.keras.tensors import constant, is_known, same, tensor_of
-from iresnet_core.capped_weight import Certificate, certificate, certified, moved_bound, steered
+from iresnet_core.capped_weight import Certificate, basis_shape, certificate, certified, moved_bound, steered
 from iresnet_core.convolution import Convolution
 from iresnet_core.layer import Shape
 from iresnet_core.operators import Dense, LinearLayer
 
-__all__ = ["POWER_STEPS", "CappedWeight"]
-
-# Steps of the warm-started power iteration in every training pass.
-POWER_STEPS = 2
+__all__ = ["CappedWeight"]
 
 
 class CappedWeight(keras.layers.Layer):
     """Weight in use of one linear layer, ``W min(1, cap / norm)``, from its kernel W, which stays the free parameter.
 
-    In training the norm is estimated by a warm-started power iteration; in evaluation it is certified, once for given
+    In training the norm is estimated by a warm-started block power iteration; in evaluation it is certified, once for given
     weights, and whatever changed the weights (an optimizer, loading, `set_weights`) has them certified anew. A compiled
     program looks at no value, and carries the last certificate over to the present weights by Weyl's inequality.
 
@@ -54,7 +51,7 @@ class CappedWeight(keras.layers.Layer):
                 aggregation="only_first_replica" if synchronized else "none",
             )
 
-        self._left = state("left", free.shape[:1], keras.initializers.RandomNormal(seed=0), synchronized=True)
+        self._basis = state("basis", basis_shape(free), keras.initializers.RandomNormal(seed=0), synchronized=True)
         # The first certificate is that of the zero matrix.
         self._weight = state("certified_weight", linear.kernel.shape, "zeros")
         self._bound = state("certified_bound", (), "zeros")
@@ -62,7 +59,7 @@ class CappedWeight(keras.layers.Layer):
         self._certified_right = state("certified_right", free.shape[1:], "zeros")
         self.built = True
         if self.certify():
-            self._left.assign(steered(free, cap, None, steps=POWER_STEPS)[1])
+            self._basis.assign(steered(free, cap, None)[1])
 
     def free_layer(self, *, bias: bool = False) -> LinearLayer:
         """Return the linear layer with its kernel as it is."""
@@ -74,9 +71,9 @@ class CappedWeight(keras.layers.Layer):
         return Convolution(kernel, added, input_shape=self._input_shape, **self._options)
 
     def trained_layer(self) -> LinearLayer:
-        """Scale by an estimate of the norm, and move the vector of the power iteration on."""
-        layer, left = steered(self.free_layer(bias=True), self.cap, tensor_of(self._left), steps=POWER_STEPS)
-        self._left.assign(left)
+        """Scale by an estimate of the norm, and move the basis of the power iteration on."""
+        layer, basis = steered(self.free_layer(bias=True), self.cap, constant(self._basis))
+        self._basis.assign(basis)
         return layer
 
     def certified_layer(self) -> LinearLayer:
@@ -111,9 +108,9 @@ class CappedWeight(keras.layers.Layer):
         return certified(free, self.cap, known._replace(bound=bound)).capped(self.cap)
 
     def save_own_variables(self, store: Any) -> None:
-        """Save the vector of the power iteration; a certificate is never read from a file."""
-        store["left"] = self._left.numpy()
+        """Save the basis of the power iteration; a certificate is never read from a file."""
+        store["basis"] = self._basis.numpy()
 
     def load_own_variables(self, store: Any) -> None:
-        """Take that vector."""
-        self._left.assign(store["left"])
+        """Take that basis."""
+        self._basis.assign(store["basis"])
