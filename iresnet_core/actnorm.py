@@ -109,26 +109,8 @@ class ActNorm(Layer):
         require_finite(engine, x, "the data of the initialisation")
         if not x.shape[0]:
             raise ShapeError(f"ActNorm cannot be initialised from an empty batch, got shape {tuple(x.shape)}.")
-        xp = engine.xp
-        position = channel_axis(axis, x.ndim, "ActNorm")
-        others = tuple(a for a in range(x.ndim) if a != position)
-        info = xp.finfo(x.dtype)
-        # Entries of at most 1 keep the squares of huge and tiny data within range.
-        wide = xp.astype(x, widest(engine))
-        largest = xp.max(xp.abs(wide), axis=others, keepdims=True)
-        largest = xp.where(largest > 0, largest, xp.ones_like(largest))
-        unit = wide / largest
-        mean = xp.mean(unit, axis=others, keepdims=True)
-        std = xp.sqrt(xp.mean((unit - mean) ** 2, axis=others))
-        constant = std <= 4 * float(info.eps)
-        largest = xp.reshape(largest, std.shape)
-        spread = xp.where(constant, xp.ones_like(std), std)
-        log_std = xp.where(constant, xp.zeros_like(std), xp.log(spread) + xp.log(largest))
-        limit = 0.999 * _scale_limit(engine, x.dtype)
-        log_std = xp.where(log_std < -limit, xp.full_like(std, -limit), log_std)
-        log_std = xp.where(log_std > limit, xp.full_like(std, limit), log_std)
-        centre = xp.reshape(mean, std.shape) * largest
-        return cls(xp.astype(-log_std, x.dtype), xp.astype(-centre, x.dtype), axis=axis)
+        with engine.float64():
+            return cls(*_statistics(engine, x, channel_axis(axis, x.ndim, "ActNorm")), axis=axis)
 
     def initialized(self, x: Array) -> "ActNorm":
         """Return `ActNorm.initialize(x)`, or the layer itself if it has its parameters already."""
@@ -144,7 +126,10 @@ class ActNorm(Layer):
         """Largest reciprocal scale, as an array ()."""
         engine, log_scale, _ = self._parameters()
         xp = engine.xp
-        return xp.max(xp.exp(-xp.astype(log_scale, widest(engine)))) * (1 + 4 * unit_roundoff(engine, widest(engine)))
+        with engine.float64():
+            return xp.max(xp.exp(-xp.astype(log_scale, widest(engine)))) * (
+                1 + 4 * unit_roundoff(engine, widest(engine))
+            )
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return the same shape."""
@@ -206,6 +191,29 @@ class ActNorm(Layer):
             math.prod(z.shape[1:])
         ) * float(info.smallest_normal)
         return exact_inverse(engine, x, rounding)
+
+
+def _statistics(engine: Backend, x: Array, position: int) -> tuple[Array, Array]:
+    """Return the log-scale and bias (channels,) that give every channel of `x` mean zero and variance one."""
+    xp = engine.xp
+    others = tuple(a for a in range(x.ndim) if a != position)
+    info = xp.finfo(x.dtype)
+    # Entries of at most 1 keep the squares of huge and tiny data within range.
+    wide = xp.astype(x, widest(engine))
+    largest = xp.max(xp.abs(wide), axis=others, keepdims=True)
+    largest = xp.where(largest > 0, largest, xp.ones_like(largest))
+    unit = wide / largest
+    mean = xp.mean(unit, axis=others, keepdims=True)
+    std = xp.sqrt(xp.mean((unit - mean) ** 2, axis=others))
+    constant = std <= 4 * float(info.eps)
+    largest = xp.reshape(largest, std.shape)
+    spread = xp.where(constant, xp.ones_like(std), std)
+    log_std = xp.where(constant, xp.zeros_like(std), xp.log(spread) + xp.log(largest))
+    limit = 0.999 * _scale_limit(engine, x.dtype)
+    log_std = xp.where(log_std < -limit, xp.full_like(std, -limit), log_std)
+    log_std = xp.where(log_std > limit, xp.full_like(std, limit), log_std)
+    centre = xp.reshape(mean, std.shape) * largest
+    return xp.astype(-log_std, x.dtype), xp.astype(-centre, x.dtype)
 
 
 def _scale_limit(engine: Backend, dtype: Any) -> float:

@@ -215,12 +215,13 @@ def moved_bound(weight: Array, known_weight: Array, known_bound: Array, layer: L
     """
     engine, xp = layer.engine, layer.engine.xp
     wide = widest(engine)
-    difference = xp.astype(engine.stop_gradient(weight), wide) - xp.astype(known_weight, wide)
     size = math.prod(weight.shape)
-    length = xp.sqrt(xp.sum(difference * difference)) * (1 + gamma(size + 4, unit_roundoff(engine, wide)))
     taps = 1 if isinstance(layer, Dense) else math.prod(layer.window)  # type: ignore[attr-defined]
-    bound = xp.astype(known_bound, wide) + math.sqrt(taps) * length
-    return round_up(engine, bound, weight.dtype)
+    with engine.float64():
+        difference = xp.astype(engine.stop_gradient(weight), wide) - xp.astype(known_weight, wide)
+        length = xp.sqrt(xp.sum(difference * difference)) * (1 + gamma(size + 4, unit_roundoff(engine, wide)))
+        bound = xp.astype(known_bound, wide) + math.sqrt(taps) * length
+        return round_up(engine, bound, weight.dtype)
 
 
 def any_size_bound(engine: Any, kernel: Array) -> Array:
@@ -230,7 +231,7 @@ def any_size_bound(engine: Any, kernel: Array) -> Array:
     """
     xp = engine.xp
     taps = xp.reshape(kernel, (*kernel.shape[:2], math.prod(kernel.shape[2:])))
-    with engine.unrecorded():
+    with engine.unrecorded(), engine.float64():
         bounds = [lipschitz_bound(engine.stop_gradient(taps[:, :, i])).value for i in range(taps.shape[2])]
         total = xp.sum(xp.stack([xp.astype(b, widest(engine)) for b in bounds]))
-    return round_up(engine, total * (1 + 2.0**-40), kernel.dtype)
+        return round_up(engine, total * (1 + 2.0**-40), kernel.dtype)

@@ -177,7 +177,7 @@ class Flow(Layer):
         self._require_input(x)
         layers = []
         for index, layer in enumerate(self.layers):
-            with located(index, layer):
+            with located(index, layer), engine.float64():
                 layers.append(layer.initialized(x))
                 x = layers[-1]._map(engine, x)
                 require_finite(engine, x, "the output of the layer")
@@ -210,6 +210,11 @@ class Flow(Layer):
         """
         z, logdet = self.forward(x, **options)
         engine = get_backend(z)
+        with engine.float64():
+            return self._log_prob(engine, z, logdet)
+
+    def _log_prob(self, engine: Backend, z: Array, logdet: LogDet) -> LogProb:
+        """Add the log-density of the latents."""
         xp, wide = engine.xp, widest(engine)
         size = math.prod(self.latent_shape)
         squares = xp.sum(flatten(xp, xp.astype(z, wide)) ** 2, axis=1)

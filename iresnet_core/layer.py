@@ -158,7 +158,8 @@ class Layer(ABC):
         _require_options(options, LOGDET_OPTIONS)
         engine = self._admit(x, "the input")
         self._require_input(x)
-        out = self._forward(engine, x, options)
+        with engine.float64():
+            out = self._forward(engine, x, options)
         self._admissible(engine, out.value, "output")
         return out
 
@@ -187,7 +188,8 @@ class Layer(ABC):
         _require_options(options, INVERSE_OPTIONS)
         engine = self._admit(z, "the latents")
         self.input_shape(tuple(z.shape[1:]))
-        out = self._inverse(engine, z, options)
+        with engine.float64():
+            out = self._inverse(engine, z, options)
         self._admissible(engine, out.value, "preimage")
         return out
 

@@ -15,10 +15,15 @@ def _random_rows(size: int, n: int) -> np.ndarray:
 
 
 def first_basis(operator: LinearOperator, size: int) -> Array:
-    """Return images (k, m) of fixed pseudo-random vectors, k the least of `size`, m and n."""
+    """Return images (k, m) of fixed pseudo-random vectors, k the least of `size`, m and n; of zero, such vectors."""
+    engine, xp, dtype = operator.engine, operator.engine.xp, operator.like.dtype
     size = min(size, *operator.shape)
-    rows = operator.engine.constant_array(_random_rows, size, operator.shape[1], like=operator.like)
-    return operator.matvec(operator.engine.xp.astype(rows, operator.like.dtype))
+    before, after = (
+        xp.astype(engine.constant_array(_random_rows, size, extent, like=operator.like), dtype)
+        for extent in (operator.shape[1], operator.shape[0])
+    )
+    images = operator.matvec(before)
+    return xp.where(xp.any(images != 0), images, after)
 
 
 def refine_basis(operator: LinearOperator, basis: Array, steps: int) -> tuple[Array, Array, Array]:
@@ -40,15 +45,19 @@ def refine_basis(operator: LinearOperator, basis: Array, steps: int) -> tuple[Ar
         ``(sigma_(k+1) / sigma_1)^4`` a step: a block does not mind that the leading values lie close together, as the
         cap makes them.
     basis : array (..., k, m)
-        Orthonormal up to rounding, for the next call (Rutishauser 1970).
+        Orthonormal up to rounding, for the next call (Rutishauser 1970); the one that was given, where the operator
+        annihilates it, since no later step would get away from zero.
     """
-    xp = operator.engine.xp
+    xp, given = operator.engine.xp, basis
     for _ in range(steps - 1):
         basis, _ = _orthonormal(xp, _images(operator, _pulled_back(operator, basis)))
     right, _ = _orthonormal(xp, _pulled_back(operator, basis))
     basis, rotation = _orthonormal(xp, _images(operator, right))
     top = xp.matmul(rotation, right)[..., -1, :]
-    return basis[..., -1, :], top / xp.linalg.vector_norm(top, axis=-1, keepdims=True), basis
+    length = xp.linalg.vector_norm(top, axis=-1, keepdims=True)
+    top = top / xp.where(length > 0, length, xp.ones_like(length))
+    alive = xp.any(basis != 0, axis=(-2, -1), keepdims=True)
+    return basis[..., -1, :], top, xp.where(alive, basis, given)
 
 
 def _images(operator: LinearOperator, rows: Array) -> Array:

@@ -16,6 +16,7 @@ from iresnet_core.backends import functional_convolution
 from iresnet_core.backends import numpy as host
 from iresnet_core.backends import tensorflow_namespace as namespace
 from iresnet_core.backends.base import Array, Backend, NoiseKind, Pullback
+from iresnet_core.backends.tensorflow_seed import SeedStream
 from iresnet_core.backends.tensorflow_tape import not_recording, recording, some_tape_records
 from iresnet_core.errors import DerivativeError, InvalidArgumentError
 
@@ -56,30 +57,37 @@ class Engine(Backend):
     # --- noise ---
 
     def generator(self, rng: Any) -> Any:
-        """Return NumPy's generator for a seed; None stays None, TensorFlow's own global generator."""
-        return rng if rng is None or isinstance(rng, tf.random.Generator) else _host_generator(rng)
+        """Return NumPy's generator for an int seed, TensorFlow's stateless one for a seed tensor.
+
+        None stays None, TensorFlow's own global generator.
+        """
+        if isinstance(rng, tf.Tensor):
+            return SeedStream(rng)
+        return rng if rng is None or isinstance(rng, tf.random.Generator | SeedStream) else _host_generator(rng)
 
     def sample(self, kind: NoiseKind, shape: tuple[int, ...], like: Array, rng: Any) -> Array:
-        """Draw as TensorFlow does for None and a tf.random.Generator, new noise on every call of a traced program.
+        """Draw as TensorFlow does for None, a tf.random.Generator and a seed tensor, anew on every call of a program.
 
         For an int seed and for NumPy's generators the host draws, once in a traced program; a seed then gives the same
         noise as on every other engine.
         """
         source = self.generator(rng)
-        if source is None or isinstance(source, tf.random.Generator):
+        if source is None or isinstance(source, tf.random.Generator | SeedStream):
             return _native_draw(kind, shape, like.dtype, tf.random if source is None else source)
         return tf.cast(self.from_numpy(host.draw(kind, shape, source), like), like.dtype)
 
     def uniform(self, shape: tuple[int, ...], rng: Any) -> Any:
         """Draw from the same generator as `sample`; numbers for the host, which a traced program has for a seed only."""
         source = self.generator(rng)
-        if source is not None and not isinstance(source, tf.random.Generator):
+        if source is not None and not isinstance(source, tf.random.Generator | SeedStream):
             return np.asarray(source.random(shape))
         if self.is_tracing():
             raise InvalidArgumentError(
                 "inside tf.function decisions on the host need noise from an int seed or a numpy.random.Generator, got "
-                f"rng={'None' if rng is None else 'a tf.random.Generator'}. Pass rng=<int>, or noise=."
+                f"rng={'None' if rng is None else 'one of TensorFlow'}. Pass rng=<int>, or noise=."
             )
+        if isinstance(source, SeedStream):
+            return source.fractions(shape).numpy()
         return (tf.random if source is None else source).uniform(shape, dtype=tf.float64).numpy()
 
     # --- convolution and factorisation ---
@@ -244,7 +252,7 @@ def _host_generator(rng: Any) -> Any:
         if isinstance(rng, int):
             raise
         raise InvalidArgumentError(
-            "rng must be None, an int seed, a tf.random.Generator or a numpy.random.Generator here, got "
+            "rng must be None, an int seed, a seed tensor (2,), a tf.random.Generator or a numpy.random.Generator here, got "
             f"{type(rng).__name__}."
         ) from error
 

@@ -71,6 +71,17 @@ class _MapCotangent(torch.autograd.Function):
         raise DerivativeError(NO_FORWARD_MODE)
 
 
+def _seeded(seed: Array) -> torch.Generator:
+    """Return a generator with the seed that a tensor of whole numbers holds, all of which count."""
+    if seed.is_floating_point() or seed.is_complex() or seed.ndim > 1:
+        raise InvalidArgumentError(
+            f"a seed tensor holds whole numbers, got dtype {seed.dtype} and shape {tuple(seed.shape)}."
+        )
+    words = np.atleast_1d(seed.cpu().numpy()).astype(np.int64).astype(np.uint32)
+    state = int(np.random.SeedSequence(words.tolist()).generate_state(1, np.uint64)[0])
+    return torch.Generator(device=seed.device).manual_seed(state % 2**63)
+
+
 class Engine(Backend):
     """PyTorch: automatic differentiation, native convolutions, `torch.compile`."""
 
@@ -94,7 +105,12 @@ class Engine(Backend):
     # --- noise ---
 
     def generator(self, rng: Any) -> Any:
-        """Return a torch.Generator or None as it is; an int seed is one of NumPy's, the same on every engine."""
+        """Return a torch.Generator or None as it is; an int seed is one of NumPy's, the same on every engine.
+
+        A tensor of whole numbers is the seed of a torch.Generator on its device.
+        """
+        if isinstance(rng, torch.Tensor):
+            return _seeded(rng)
         if rng is None or isinstance(rng, torch.Generator | _TracedSeed):
             return rng
         if torch.compiler.is_compiling() and isinstance(rng, int):

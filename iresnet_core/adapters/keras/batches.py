@@ -1,0 +1,32 @@
+"""The data that `fit` takes, looked at before the training."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from iresnet_core.errors import InvalidArgumentError
+
+__all__ = ["representative_batch"]
+
+
+def representative_batch(data: Any, size: int) -> Any:
+    """Return samples to initialise from: of arrays `size` rows, evenly spaced, of datasets the first batch.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If looking at a batch would use it up, as that of a generator.
+    """
+    if hasattr(data, "shape"):
+        return data[:: max(1, data.shape[0] // size)][:size]
+    if isinstance(data, keras.utils.PyDataset):
+        first = data[0]
+    elif isinstance(data, Iterator) or not hasattr(data, "__iter__"):
+        raise InvalidArgumentError(
+            f"an ActNorm is not initialised yet, and a batch of a {type(data).__name__} cannot be looked at without "
+            "using it up. Call initialize(x) with a batch of data before fit."
+        )
+    else:
+        first = next(iter(data))
+    return keras.utils.unpack_x_y_sample_weight(first)[0] if isinstance(first, tuple) else first

@@ -1,0 +1,177 @@
+"""What a residual branch may be made of in Keras, and the core's layers for it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+from iresnet_core import activations
+from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownLipschitzError
+
+__all__ = ["Activation", "convolution_options", "linear_layers", "steps_of"]
+
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_LINEAR = (keras.layers.Dense, *_CONVOLUTIONS)
+
+
+@keras.saving.register_keras_serializable(package="iresnet_core")
+class Activation(keras.layers.Layer):
+    """An activation of the core, by name: those that Keras lacks are "lipswish" and "maxmin".
+
+    Parameters
+    ----------
+    name : str
+        See `iresnet_core.Activation`.
+    **parameters
+        As there; maxmin sorts the last axis unless `axis` says otherwise.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(Activation("lipswish")(np.zeros((1, 2), "float32"))[0, 0])
+    0.0
+    """
+
+    def __init__(self, name: str, *, dtype: Any = None, trainable: bool = True, **parameters: Any) -> None:
+        super().__init__(dtype=dtype, trainable=trainable)
+        if name == "maxmin":
+            parameters = {"axis": -1, **parameters}
+        self.core = activations.Activation(name, **parameters)
+
+    def call(self, x: Any) -> Any:
+        """Apply it to x (batch, ...)."""
+        return self.core(x)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Return the same shape."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` needs."""
+        config = super().get_config()
+        return {"name": self.core.name, "dtype": config["dtype"], **self.core.parameters}
+
+
+_FUNCTIONS: dict[Callable[..., Any], str] = {
+    keras.activations.linear: "identity",
+    keras.activations.elu: "elu",
+    keras.activations.celu: "celu",
+    keras.activations.relu: "relu",
+    keras.activations.softplus: "softplus",
+    keras.activations.tanh: "tanh",
+    keras.activations.sigmoid: "sigmoid",
+    keras.ops.sin: "sin",
+}
+
+
+def _of_function(function: Any) -> activations.Activation | None:
+    """Return the core's activation for what a layer has as its `activation`, or None if the core does not know it."""
+    if isinstance(function, keras.layers.Layer):
+        return _of_layer(function)
+    name = _FUNCTIONS.get(function)
+    return None if name is None else activations.Activation(name)
+
+
+def _of_layer(layer: keras.layers.Layer) -> activations.Activation | None:
+    """Return the core's activation that a layer computes, or None if it is no activation that the core knows."""
+    kind = type(layer)
+    if kind is Activation:
+        return layer.core
+    if kind is keras.layers.Activation:
+        return _of_function(layer.activation)
+    if kind is keras.layers.ELU:
+        return activations.Activation("elu", alpha=float(layer.alpha))
+    plain = kind is keras.layers.ReLU and layer.max_value is None and not (layer.negative_slope or layer.threshold)
+    if plain:
+        return activations.Activation("relu")
+    return activations.Activation("identity") if kind is keras.layers.Identity else None
+
+
+def _layers(net: Any) -> Iterator[keras.layers.Layer]:
+    """Yield the layers of nested lists and Sequentials, in the order of application."""
+    if isinstance(net, keras.Sequential):
+        net = net.layers
+    if isinstance(net, list | tuple):
+        for child in net:
+            yield from _layers(child)
+    else:
+        yield net
+
+
+def steps_of(net: Any) -> list[Any]:
+    """Return the steps of a branch, in the order of application: linear Keras layers, and activations of the core.
+
+    The `activation` of a linear layer is a step of its own; the identity is none.
+
+    Raises
+    ------
+    UnknownLipschitzError
+        At a layer or an activation whose Lipschitz constant is not known.
+    ShapeError, InvalidArgumentError
+        At a convolution that no residual block can have; see `convolution_options`.
+    """
+    steps: list[Any] = []
+    for layer in _layers(net):
+        linear = type(layer) in _LINEAR
+        known = _of_function(layer.activation) if linear else _of_layer(layer)
+        if known is None:
+            raise UnknownLipschitzError(_unknown(layer, linear))
+        if linear:
+            convolution_options(layer)
+            steps.append(layer)
+        if known.name != "identity":
+            steps.append(known)
+    return steps
+
+
+def linear_layers(steps: list[Any]) -> list[keras.layers.Layer]:
+    """Return the linear layers among the steps."""
+    return [step for step in steps if not isinstance(step, activations.Activation)]
+
+
+def _unknown(layer: Any, linear: bool) -> str:
+    kind = type(layer).__name__
+    if linear:
+        function = getattr(layer.activation, "__name__", None) or type(layer.activation).__name__
+        kind = f"the activation {function} of {kind} {layer.name!r}"
+    known = ", ".join(sorted(set(_FUNCTIONS.values()) - {"identity"}))
+    return (
+        f"the Lipschitz constant of {kind} is not known, so that no block with it can be certified. Known are "
+        f"{', '.join(kind.__name__ for kind in _LINEAR)}, the activations {known}, ELU, ReLU, Activation(name), and "
+        "lists and Sequential of them. For a layer whose constant you know pass "
+        "InvertibleResidual(layer, lipschitz=...)."
+    )
+
+
+def convolution_options(layer: keras.layers.Layer) -> dict[str, Any] | None:
+    """Return the keywords of the core's Convolution for a convolution layer; None for a dense one.
+
+    Raises
+    ------
+    ShapeError
+        For strides, which change the shape inside a block.
+    InvalidArgumentError
+        For channels first.
+    """
+    if not isinstance(layer, _CONVOLUTIONS):
+        return None
+    where = f"{type(layer).__name__} {layer.name!r}"
+    if any(s != 1 for s in layer.strides):
+        raise ShapeError(
+            f"{where} has strides {tuple(layer.strides)}: a convolution in a residual block has strides 1, since the "
+            "block keeps the shape. Change the resolution with Squeeze() between the blocks."
+        )
+    if layer.data_format != "channels_last":
+        raise InvalidArgumentError(
+            f"{where} has data_format {layer.data_format!r}; the channels come last here. Pass "
+            "data_format='channels_last'."
+        )
+    padding: Any = layer.padding
+    if padding == "causal":
+        padding = [(d * (k - 1), 0) for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
+    return {
+        "padding": padding,
+        "dilation": tuple(layer.dilation_rate),
+        "groups": layer.groups,
+        "data_format": "channels_last",
+    }

@@ -1,0 +1,286 @@
+"""Flows as Keras models: densities that train by `fit`, sample and go to the core."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Self
+
+import keras
+
+import iresnet_core as core
+from iresnet_core.adapters.keras.batches import representative_batch
+from iresnet_core.adapters.keras.layer import FlowLayer, require_layers
+from iresnet_core.adapters.keras.residual import InvertibleResidual
+from iresnet_core.adapters.keras.replicas import own_seed
+from iresnet_core.backends import get_backend
+from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.storage import save
+
+__all__ = ["TRAINING_TERMS", "FlowModel"]
+
+# Jacobian products a probe in training, where no certificate is waited for.
+TRAINING_TERMS = 4
+
+
+class _NegativeMean(keras.losses.Loss):
+    """Mean of the negative predictions, weighted by the samples' weights."""
+
+    def __init__(self) -> None:
+        super().__init__(name="negative_mean", reduction="sum_over_batch_size")
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Return the negative predictions."""
+        return -y_pred
+
+
+@keras.saving.register_keras_serializable(package="iresnet_core")
+class FlowModel(keras.Model):
+    """A normalising flow: layers with a standard normal base density.
+
+    Parameters
+    ----------
+    layers : sequence of FlowLayer
+        In the order in which samples go through them.
+    event_shape : sequence of int
+        Shape of one sample, channels last.
+    terms : int
+        Jacobian products a probe in training and in compiled programs, where the blocks are too wide for the exact
+        determinant.
+    penalty : float
+        Weight of `spectral_penalty` in the loss.
+    seed : int, optional
+        Seed of the probes; by default drawn from Keras' own, so that `keras.utils.set_random_seed` decides it.
+
+    Raises
+    ------
+    ShapeError
+        If the layers do not fit each other.
+    InvalidArgumentError
+        If an entry is no layer of a flow.
+
+    Notes
+    -----
+    ``model(x)`` and `predict` return the log-density (batch,) in nats. The loss of `fit` and `evaluate` is its negative
+    mean, weighted by `sample_weight`, plus what regularizers of the layers add; there are no targets. In training the
+    value is a true estimate (not a surrogate), and the gradient that of its expectation.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> block = InvertibleResidual([keras.layers.Dense(8, activation="elu"), keras.layers.Dense(2)], coeff=0.9)
+    >>> flow = FlowModel([block], event_shape=(2,))
+    >>> tuple(flow.log_prob(np.zeros((3, 2))).shape)
+    (3,)
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[FlowLayer],
+        event_shape: Sequence[int],
+        *,
+        terms: int = TRAINING_TERMS,
+        penalty: float = 0.0,
+        seed: int | None = None,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        super().__init__(dtype=policy.variable_dtype, **kwargs)
+        self.flow_layers = require_layers(layers)
+        self.event_shape = tuple(int(n) for n in event_shape)
+        self.terms, self.penalty, self.seed = terms, penalty, seed
+        self._negative = _NegativeMean()
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        shape: Any = (None, *self.event_shape)
+        for index, layer in enumerate(self.flow_layers):
+            try:
+                if not layer.built:
+                    layer.build(shape)
+                shape = layer.compute_output_shape(shape)
+            except core.IResNetError as error:
+                error.add_note(f"in layer {index} of the flow, {layer.name!r}")
+                raise
+        self.latent_shape = tuple(shape[1:])
+        self.built = True
+
+    # --- Keras ---
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        """Return the log-density (batch,) of samples x (batch, *event_shape), in nats."""
+        if training and not all(layer.initialized for layer in self.flow_layers):
+            self._initialize_within(x)
+        return self.log_prob(x, training=training)
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
+        """Return (batch,)."""
+        return (input_shape[0],)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """Return the mean of the negative log-densities `y_pred`, with regularizers and the penalty."""
+        loss = self._negative(y_pred, y_pred, sample_weight)
+        added = [keras.ops.sum(extra) for extra in self.losses]
+        if self.penalty and training:
+            added.append(self.spectral_penalty(self.penalty))
+        for extra in added:  # through the same mean, which knows of replicas
+            loss = loss + self._single(extra)
+        return loss
+
+    def _single(self, value: Any) -> Any:
+        negative = keras.ops.reshape(-keras.ops.cast(value, self.compute_dtype), (1,))
+        return self._negative(negative, negative)
+
+    def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
+        """Train by maximum likelihood; arguments as those of `keras.Model.fit`, without targets.
+
+        Layers that depend on data and are not initialised yet are initialised first, from a batch of `x`.
+        """
+        if not all(layer.initialized for layer in self.flow_layers):
+            self.initialize(representative_batch(x, batch_size or 32))
+        return super().fit(x, y, batch_size=batch_size, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the loss, with certified weights; as `keras.Model.evaluate`."""
+        self.certify()
+        return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return log-densities as a NumPy array, with certified weights; as `keras.Model.predict`."""
+        self.certify()
+        return super().predict(*args, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` needs."""
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "trainable": self.trainable,
+            "layers": [keras.saving.serialize_keras_object(layer) for layer in self.flow_layers],
+            "event_shape": list(self.event_shape),
+            "terms": self.terms,
+            "penalty": self.penalty,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Make the model and its layers."""
+        return cls(**{**config, "layers": [keras.saving.deserialize_keras_object(c) for c in config["layers"]]})
+
+    # --- the flow ---
+
+    def initialize(self, x: Any) -> "FlowModel":
+        """Initialise from samples x (batch, *event_shape) what depends on data and is not initialised yet.
+
+        Returns the model; a hundred samples or more say what mean and variance are.
+        """
+        x = self._tensor(x)
+        with get_backend(x).unrecorded():
+            for layer in self.flow_layers:
+                x = layer.initialize(x)
+        return self
+
+    def certify(self) -> "FlowModel":
+        """Certify the weights that changed since they were certified last; returns the model.
+
+        Only compiled functions of your own need the call; see `InvertibleResidual`.
+        """
+        for layer in self.flow_layers:
+            layer.certify()
+        return self
+
+    def latent(self, x: Any, *, training: bool = False, errors: bool = False, **options: Any) -> tuple[Any, Any]:
+        """Return latents and log|det| of the Jacobian.
+
+        Parameters
+        ----------
+        x : tensor or array (batch, *event_shape)
+            Samples.
+        training : bool
+            With the weights and the fixed number of products of a training step.
+        errors : bool
+            Return the core's `LogDet` (value, std_error, bias_bound, products, method) instead of its value.
+        **options
+            As in `iresnet_core.Flow.log_prob`. Otherwise as many products are taken as certify 1e-3 nats a block.
+
+        Returns
+        -------
+        z : tensor (batch, *latent_shape)
+            Latents.
+        logdet : tensor (batch,) or LogDet
+            In nats.
+        """
+        x = self._tensor(x)
+        out = self._core(training=training).forward(x, **self._options(x, training, options))
+        return out.value, out.logdet if errors else out.logdet.value
+
+    def log_prob(self, x: Any, *, training: bool = False, errors: bool = False, **options: Any) -> Any:
+        """Return the log-density (batch,) in nats, or with `errors` the core's `LogProb`; otherwise as `latent`."""
+        x = self._tensor(x)
+        result = self._core(training=training).log_prob(x, **self._options(x, training, options))
+        return result if errors else result.value
+
+    def inverse(self, z: Any, *, errors: bool = False, **options: Any) -> Any:
+        """Return the samples (batch, *event_shape) of latents z, differentiable; with `errors` the core's `Inverse`.
+
+        Options as in `iresnet_core.invert`; raises NotConvergedError if a sample has not converged.
+        """
+        result = self._core().inverse(self._tensor(z), **options)
+        return result if errors else result.value
+
+    def sample(self, n: int, *, errors: bool = False, **options: Any) -> Any:
+        """Draw n samples, without gradient; with `errors` the core's `Inverse`."""
+        like = keras.ops.zeros((), dtype=self.compute_dtype)
+        engine = get_backend(like)
+        with engine.unrecorded():
+            result = self._core().sample(n, rng=engine.generator(self.seed_generator.next()), like=like, **options)
+        return result if errors else result.value
+
+    @property
+    def lipschitz(self) -> float:
+        """Largest certified constant of a block, with the present weights; 0 without blocks."""
+        return max((block.lipschitz for block in self._blocks()), default=0.0)
+
+    def spectral_penalty(self, weight: float) -> Any:
+        """Return `weight` times the sum of the squared spectral norms of all kernels (report, Eq. 11)."""
+        blocks = [block for block in self._blocks() if block.declared is None]
+        if not blocks:
+            raise InvalidArgumentError("the flow has no weights to penalise.")
+        return sum((block.spectral_penalty(weight) for block in blocks[1:]), blocks[0].spectral_penalty(weight))
+
+    def to_core(self) -> core.Flow:
+        """Return the flow of the core with certified weights, as constants."""
+        with get_backend(keras.ops.zeros(())).unrecorded():
+            return self._core()
+
+    def save_core(self, path: str | os.PathLike[str]) -> None:
+        """Write the flow with certified weights to a file that `iresnet_core.load` reads on every engine."""
+        save(self.to_core(), path)
+
+    def _blocks(self) -> list[InvertibleResidual]:
+        return [layer for layer in self._flatten_layers() if isinstance(layer, InvertibleResidual)]
+
+    def _core(self, *, training: bool = False) -> core.Flow:
+        """Return the core's flow with the present variables."""
+        return core.Flow([layer.core_layer(training=training) for layer in self.flow_layers], self.event_shape)
+
+    def _tensor(self, x: Any) -> Any:
+        return keras.ops.convert_to_tensor(x, dtype=self.compute_dtype)
+
+    def _options(self, x: Any, training: bool, options: dict[str, Any]) -> dict[str, Any]:
+        """Fill in the options of `logdet`."""
+        engine = get_backend(x)
+        if training and not {"terms", "tol", "method"} & set(options):
+            options = {"terms": self.terms, **options}
+        if "rng" not in options and "noise" not in options:
+            options = {"rng": engine.generator(own_seed(self.seed_generator.next())), **options}
+        return options
+
+    def _initialize_within(self, x: Any) -> None:
+        """Initialise in a training pass outside of `fit`, where the program is not compiled."""
+        if get_backend(x).is_tracing(x):
+            raise InvalidArgumentError(
+                "an ActNorm of this flow has not been initialised, which a compiled program cannot do: call "
+                "initialize(x) with a batch of data first."
+            )
+        self.initialize(x)

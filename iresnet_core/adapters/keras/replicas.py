@@ -1,0 +1,20 @@
+"""What the replicas of a distributed training agree on, and what must differ between them."""
+
+import sys
+from typing import Any
+
+import keras
+
+__all__ = ["own_seed"]
+
+
+def own_seed(seed: Any) -> Any:
+    """Return a seed (2,) that differs between the replicas of a tf.distribute strategy, and else the seed itself."""
+    if keras.backend.backend() != "tensorflow":
+        return seed
+    tensorflow = sys.modules["tensorflow"]
+    replica = tensorflow.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return seed
+    identity = tensorflow.cast(replica.replica_id_in_sync_group, tensorflow.int32)
+    return tensorflow.random.fold_in(tensorflow.bitcast(seed, tensorflow.int32), identity)
