@@ -1,6 +1,7 @@
 """Errors and warnings: each message says what was seen, where, and what to try."""
 
 __all__ = [
+    "DataFileError",
     "DerivativeError",
     "DtypeError",
     "IResNetError",
@@ -11,6 +12,7 @@ __all__ = [
     "NotContractiveError",
     "NotConvergedError",
     "NotConvergedWarning",
+    "RunError",
     "ShapeError",
     "StorageError",
     "UnknownArrayError",
@@ -72,3 +74,11 @@ class NotConvergedWarning(UserWarning):
 
 class StorageError(IResNetError, ValueError):
     """A file is not a model of ours, or its description and its tensors disagree."""
+
+
+class DataFileError(IResNetError, ValueError):
+    """A file of data cannot be read as numbers, or does not hold what was asked for."""
+
+
+class RunError(IResNetError, ValueError):
+    """A run folder is missing or damaged, or belongs to another training."""

@@ -21,15 +21,23 @@ ENGINES = {"numpy", "cupy", "torch", "tensorflow", "jax", "array_api_strict"}
 # Modules of the core that may compute with NumPy and SciPy, and why; "report" stands for report_plots as well. All
 # others work on the engine's arrays alone.
 HOST_MODULES = {
+    "array_files": "files hold NumPy's arrays",
     "cli": "prints and plots on the host",
+    "datasets": "data are read, drawn and split on the host",
+    "flow_plots": "plots on the host",
+    "model_evaluation": "scores and samples are handed out as NumPy's arrays",
     "example_data": "the shipped files hold NumPy arrays",
     "probabilistic": "a root of a small polynomial per operator, found in float64 on the host",
     "quadratic_forms": "tails of the series of the logarithm are numbers, summed on the host",
     "quadrature": "nodes and weights are constants, made on the host",
     "reference": "the exact answers are NumPy's and SciPy's",
     "report": "plots on the host",
+    "run_pictures": "plots on the host",
+    "sample_layout": "data are rearranged on the host",
     "storage": "files hold NumPy's bytes",
     "torus": "the phases are constants of the geometry, made on the host",
+    "toy_data": "data are drawn on the host",
+    "training": "batches and checkpoints are NumPy's",
     "validate": "compares with the exact answers on the host",
     "validation": "compares with the exact answers on the host",
 }

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 import pytest
 
 import iresnet_core
-from iresnet_core import backends, cli, validate, validation_agreement, validation_checks
+from iresnet_core import backends, cli, cli_validate, validate, validation_agreement, validation_checks
 from iresnet_core.backends import get_backend
 from iresnet_core.errors import MissingDependencyError
 
@@ -153,7 +153,7 @@ def test_backend_all_takes_those_that_run_here(monkeypatch):
         asked.update(agreement=backends)
         return []
 
-    sound = cli.backend
+    sound = cli_validate.backend
 
     def find(name):
         if name == "cupy":
@@ -162,7 +162,7 @@ def test_backend_all_takes_those_that_run_here(monkeypatch):
 
     monkeypatch.setattr(validate, "run", run)
     monkeypatch.setattr(validate, "agreement", agreement)
-    monkeypatch.setattr(cli, "backend", find)
+    monkeypatch.setattr(cli_validate, "backend", find)
     result = iresnet("validate", "--backend", "all", "--case", CASE, "--case", CASE, "--seed", "7")
     assert result.exit_code == 0
     assert "numpy" in asked["backends"]
@@ -178,7 +178,7 @@ def test_backend_all_takes_those_that_run_here(monkeypatch):
 @pytest.mark.parametrize("name", ["torch", "tensorflow", "jax", "cupy"])
 def test_a_missing_engine_is_answered_with_the_command_that_installs_it(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr(cli, "backend", backends.backend.__wrapped__)
+    monkeypatch.setattr(cli_validate, "backend", backends.backend.__wrapped__)
     result = iresnet("validate", "--backend", name)
     assert result.exit_code == 2
     assert f"pip install 'iresnet-core[{name}]'" in result.stderr.replace("\n", " ")

@@ -1,0 +1,193 @@
+"""Training of a planned flow with PyTorch: what the loop of `iresnet_core.training` needs of an engine."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from iresnet_core.adapters.torch.branch import Activation
+from iresnet_core.adapters.torch.flow import Flow
+from iresnet_core.adapters.torch.layer import ActNorm, FactorOut, Logit, Squeeze
+from iresnet_core.adapters.torch.residual import InvertibleResidual
+from iresnet_core.errors import RunError
+from iresnet_core.flow_plan import (
+    ActNormPlan,
+    ConvolutionBlockPlan,
+    DenseBlockPlan,
+    FactorOutPlan,
+    LayerPlan,
+    LogitPlan,
+    SqueezePlan,
+)
+from iresnet_core.training import StepResult
+from iresnet_core.training_settings import TrainingSettings
+
+__all__ = ["Trainer", "build_layer"]
+
+
+def build_layer(plan: LayerPlan) -> nn.Module:
+    """Return the module of a planned layer, with parameters from the global generator."""
+    match plan:
+        case LogitPlan(alpha):
+            return Logit(alpha)
+        case ActNormPlan(channels):
+            return ActNorm(channels)
+        case SqueezePlan():
+            return Squeeze()
+        case FactorOutPlan(keep, layers):
+            return FactorOut(keep, [build_layer(layer) for layer in layers])
+        case DenseBlockPlan(widths, activation, coeff):
+            pairs = zip(widths, widths[1:], strict=False)
+            return _residual([nn.Linear(a, b) for a, b in pairs], activation, coeff)
+        case ConvolutionBlockPlan(channels, kernels, activation, coeff):
+            shapes = zip(channels, channels[1:], kernels, strict=False)
+            return _residual([nn.Conv2d(a, b, k, padding="same") for a, b, k in shapes], activation, coeff)
+
+
+def _residual(linear: list[nn.Module], activation: str, coeff: float) -> InvertibleResidual:
+    """Block of linear layers with an activation between any two.
+
+    The weights start orthogonal, so that all their singular values are at the cap and none has to grow first.
+    """
+    layers: list[nn.Module] = []
+    for layer in linear:
+        nn.init.orthogonal_(layer.weight)  # type: ignore[arg-type]
+        layers += [layer, Activation(activation)]
+    return InvertibleResidual(nn.Sequential(*layers[:-1]), coeff=coeff)
+
+
+class Trainer:
+    """A flow with its optimiser on the CPU, or on the GPU where there is one; see `iresnet_core.training.Trainer`.
+
+    Parameters
+    ----------
+    plan : tuple of LayerPlan
+        The layers.
+    model_shape : tuple of int
+        Shape of one sample.
+    settings : TrainingSettings
+        Seed, dtype, clipping.
+    first : array (n, *model_shape)
+        Samples for the data-dependent initialisation.
+    """
+
+    channels_last = False
+
+    def __init__(
+        self,
+        plan: tuple[LayerPlan, ...],
+        model_shape: tuple[int, ...],
+        settings: TrainingSettings,
+        first: np.ndarray,
+    ) -> None:
+        self.settings = settings
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(settings.seed)
+        flow = Flow([build_layer(layer) for layer in plan], event_shape=model_shape)
+        self.flow = flow.to(device=self.device, dtype=getattr(torch, settings.dtype))
+        self.flow.initialize(self._tensor(first))
+        self.optimizer = torch.optim.Adam(self.flow.parameters(), lr=settings.lr)
+
+    def _tensor(self, x: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+
+    def step(self, x: np.ndarray, lr: float) -> StepResult:
+        """Take one step of Adam."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.flow.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = -self.flow.log_prob(self._tensor(x)).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.settings.clip)
+        if bool(torch.isfinite(loss) & torch.isfinite(norm)):  # else the parameters stay as they are
+            self.optimizer.step()
+        return StepResult(float(loss.detach()), float(norm))
+
+    def log_prob(self, x: np.ndarray, seed: int) -> np.ndarray:
+        """Return log-densities under the certified weights."""
+        self.flow.eval()
+        with torch.no_grad():
+            values: Tensor = self.flow.log_prob(self._tensor(x), rng=seed)
+        return values.cpu().numpy()
+
+    def lipschitz(self) -> float:
+        """Return the largest certified constant of a block."""
+        return self.flow.lipschitz
+
+    def parameter_count(self) -> int:
+        """Return the number of trained parameters."""
+        return sum(parameter.numel() for parameter in self.flow.parameters())
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return parameters and buffers, the moments of Adam, and the states of the random generators."""
+        arrays = {f"flow.{name}": _host(tensor) for name, tensor in self.flow.state_dict().items()}
+        for name, parameter in self.flow.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                arrays[f"adam.{key}.{name}"] = _host(value)
+        arrays["random.cpu"] = _host(torch.get_rng_state())
+        if self.device.type == "cuda":
+            arrays["random.cuda"] = _host(torch.cuda.get_rng_state())
+        return arrays
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take up a state.
+
+        Raises
+        ------
+        RunError
+            If it is that of another model.
+        """
+        flow = {name.removeprefix("flow."): _tensor_of(a) for name, a in arrays.items() if name.startswith("flow.")}
+        try:
+            self.flow.load_state_dict(flow)
+        except RuntimeError as error:
+            raise RunError(f"the checkpoint is that of another model: {error}") from error
+        for name, parameter in self.flow.named_parameters():
+            state = {}
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                array = arrays.get(f"adam.{key}.{name}")
+                if array is not None:
+                    # The count of the steps stays on the host, as Adam itself has it.
+                    state[key] = _tensor_of(array) if key == "step" else _tensor_of(array).to(parameter.device)
+            if state:
+                self.optimizer.state[parameter] = state
+        if "random.cpu" not in arrays:
+            raise RunError("the checkpoint lacks the state of the random generator.")
+        torch.set_rng_state(_tensor_of(arrays["random.cpu"]))
+        if self.device.type == "cuda" and "random.cuda" in arrays:
+            torch.cuda.set_rng_state(_tensor_of(arrays["random.cuda"]))
+
+    def export(self, path: Path) -> None:
+        """Write the certified flow."""
+        self.flow.save(path)
+
+    def scalar_writer(self, folder: Path) -> Callable[[int, Mapping[str, float]], None] | None:
+        """Return a writer of TensorBoard events, or None where tensorboard is not installed."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return None
+        writer: Any = SummaryWriter(folder)  # type: ignore[no-untyped-call]
+
+        def write(step: int, values: Mapping[str, float]) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
+
+        return write
+
+
+def _host(tensor: Tensor) -> np.ndarray:
+    host: np.ndarray = tensor.detach().cpu().numpy()
+    return host
+
+
+def _tensor_of(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(array))
