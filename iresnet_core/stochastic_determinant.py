@@ -205,7 +205,9 @@ class _Estimator:
             unknown = xp.full_like(value, math.nan)
             new = _Sums(value, unknown, unknown, unknown, unknown, surrogate, v.shape[0], form.products)
             return new if sums is None else _Sums(*(a + b for a, b in zip(sums, new, strict=True)))
-        variance = _probe_variance(xp, form, self.d, kind)
+        # What the mean Jacobian leaves has few large directions, of which one probe's difference of squares knows little.
+        few = self.d <= 4 or self.method == "mean-jacobian"
+        variance = 2 * form.squared_image if few else _probe_variance(xp, form, self.d, kind)
         extra = xp.zeros_like(variance) if form.extra_variance is None else form.extra_variance
         bias = form.bias + self.product_error * form.sensitivity
         value, square, bias, variance, extra = (
@@ -306,12 +308,10 @@ def _probe_variance(xp: Any, form: FormEstimate, d: int, kind: str) -> Array:
 
     Gaussian: 2 ||S||_F^2, S the symmetric part of L, ||S||_F^2 = E (||L v||^2 + v^T L^2 v) / 2. Rademacher: less the
     diagonal of S, of which at least (tr S)^2 / d is known from the value; the factor d / (d - 2) undoes the noise of
-    the value's square. An uneven diagonal makes the estimate err upwards, and so does ||L v||^2 alone, which is taken
-    for d <= 4, where one probe says little.
+    the value's square. An uneven diagonal makes the estimate err upwards, and so does 2 ||L v||^2, which is taken where
+    one probe says little.
     """
     square = form.squared_image
-    if d <= 4:
-        return 2 * square
     symmetric = xp.maximum(0.5 * (square + form.squared_form), 0.1 * square)
     if kind == "rademacher":
         off = symmetric - form.value * form.value / d
