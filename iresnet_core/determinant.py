@@ -187,7 +187,9 @@ def _stochastic_choice(linearization: Linearization, x: Array, request: Request)
     """Take the mean-Jacobian method where the branch has what it needs, and its matrices are of moderate size."""
     known = linearization.mean_matrix is not None and linearization.preconditioned_trace is not None
     small = math.prod(x.shape[1:]) <= PRECONDITIONED_WIDTH
-    return "mean-jacobian" if known and small and request.control_variate != "none" else "arnoldi"
+    # Where nobody looks at the errors, as in training, a step has to be cheap.
+    wanted = request.errors and request.control_variate != "none"
+    return "mean-jacobian" if known and small and wanted else "arnoldi"
 
 
 def _request(

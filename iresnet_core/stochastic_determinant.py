@@ -205,7 +205,7 @@ class _Estimator:
             unknown = xp.full_like(value, math.nan)
             new = _Sums(value, unknown, unknown, unknown, unknown, surrogate, v.shape[0], form.products)
             return new if sums is None else _Sums(*(a + b for a, b in zip(sums, new, strict=True)))
-        # What the mean Jacobian leaves has few large directions, of which one probe's difference of squares knows little.
+        # What the mean Jacobian leaves has few large directions, of which one probe knows little.
         few = self.d <= 4 or self.method == "mean-jacobian"
         variance = 2 * form.squared_image if few else _probe_variance(xp, form, self.d, kind)
         extra = xp.zeros_like(variance) if form.extra_variance is None else form.extra_variance
