@@ -203,6 +203,13 @@ class Flow(nn.Module):
         blocks = [module for module in self.modules() if isinstance(module, InvertibleResidual)]
         return max((block.lipschitz for block in blocks), default=0.0)
 
+    def fill_caps(self) -> "Flow":
+        """Scale the free weights so that every layer of every block starts at its cap; returns the flow."""
+        for module in self.modules():
+            if isinstance(module, InvertibleResidual) and module.declared is None:
+                module.fill_caps()
+        return self
+
     def spectral_penalty(self, weight: float) -> Tensor:
         """Return `weight` times the sum of the squared spectral norms of all free weights (report, Eq. 11)."""
         blocks = [m for m in self.modules() if isinstance(m, InvertibleResidual) and m.declared is None]

@@ -148,6 +148,14 @@ class InvertibleResidual(FlowLayer):
             raise ShapeError(f"a residual branch keeps the shape, but {described(self.net)} makes {shape} of {event_shape}.")
         return shape
 
+    def fill_caps(self) -> "InvertibleResidual":
+        """Scale the free weights so that every linear layer starts at its cap, from which training is quicker."""
+        for layer in flattened(self.net):
+            cap = cap_of(layer)
+            if cap is not None:
+                cap.fill(weight_before_cap(layer))
+        return self
+
     def spectral_penalty(self, weight: float) -> Tensor:
         """Return `weight` times the sum of the squared norms of the free weights (report, Eq. 11)."""
         layers = []

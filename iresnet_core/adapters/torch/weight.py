@@ -123,6 +123,14 @@ class CappedWeight(nn.Module):
         self.certify(weight)
         return certified(free, self.cap, Certificate(self.certified_bound, self.certified_left, self.certified_right))
 
+    def fill(self, weight: Tensor) -> None:
+        """Scale a free weight, in place, to a certified norm of just the cap."""
+        self.certify(weight)
+        bound = float(self.certified_bound)
+        if bound > 0:
+            with torch.no_grad():
+                weight.mul_(self.cap / bound)
+
     def certify(self, weight: Tensor) -> bool:
         """Certify the norm of a free weight, unless it is the one that was certified last; say whether that was done."""
         kind = (weight.dtype, self.input_shape)
