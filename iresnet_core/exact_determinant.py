@@ -28,22 +28,19 @@ def exact_logdet(engine: Backend, g: Any, x: Array, linearization: Linearization
     A branch that can be cast is evaluated in float64. Cost: r products a sample in matrix form, and O(r^3).
     """
     xp = engine.xp
-    dtype, batch = x.dtype, x.shape[0]
-    if hasattr(g, "astype") and dtype != widest(engine):
-        g, x = g.astype(widest(engine)), xp.astype(x, widest(engine))
-        linearization = linearize(engine, g, x)
-    order = determinant_order(linearization, x)
-    step = max(1, CHUNK // (order * max(order, math.prod(x.shape[1:]))))
-    if linearization.matrix is None and linearization.narrow is None:
-        step = max(1, batch)  # a function that draws or keeps statistics is evaluated once, for all products
-    values = []
-    for begin in range(0, batch, step):
-        part = x[begin : min(begin + step, batch), ...]
-        here = linearization if step >= batch else linearize(engine, g, part)
-        values.append(_log_determinants(engine, here, part))
-    value = xp.concat(values) if values else xp.zeros((0,), dtype=xp.float64, device=device_of(x))
-    _refuse_impossible(engine, value, constant, math.prod(x.shape[1:]), unit_roundoff(engine, x.dtype))
-    u = unit_roundoff(engine, x.dtype)
+    dtype, batch, d = x.dtype, x.shape[0], math.prod(x.shape[1:])
+    order, wide = determinant_order(linearization, x), widest(engine)
+    castable = hasattr(g, "astype") and dtype != wide
+
+    def value_of(x: Array) -> Array:
+        if not castable:
+            return _in_parts(engine, g, x, linearization, order)
+        branch, point = g.astype(wide), xp.astype(x, wide)
+        return _in_parts(engine, branch, point, linearize(engine, branch, point), order)
+
+    value = engine.differentiated_in_float64(value_of, x)
+    u = unit_roundoff(engine, wide if castable else dtype)
+    _refuse_impossible(engine, value, constant, d, u)
     allowance = 8 * u * order * (linearization.depth + math.sqrt(order)) / (1 - constant)
     result = xp.astype(value, dtype)
     rounding = xp.abs(xp.astype(result, xp.float64) - value)
@@ -54,6 +51,20 @@ def exact_logdet(engine: Backend, g: Any, x: Array, linearization: Linearization
         xp.full((batch,), order, dtype=xp.int32, device=device_of(x)),
         "exact",
     )
+
+
+def _in_parts(engine: Backend, g: Any, x: Array, linearization: Linearization, order: int) -> Array:
+    """log|det(I + M)| (batch,) in float64, of as many samples at a time as fit."""
+    xp, batch = engine.xp, x.shape[0]
+    step = max(1, CHUNK // (order * max(order, math.prod(x.shape[1:]))))
+    if linearization.matrix is None and linearization.narrow is None:
+        step = max(1, batch)  # a function that draws or keeps statistics is evaluated once, for all products
+    values = []
+    for begin in range(0, batch, step):
+        part = x[begin : min(begin + step, batch), ...]
+        here = linearization if step >= batch else linearize(engine, g, part)
+        values.append(_log_determinants(engine, here, part))
+    return xp.concat(values) if values else xp.zeros((0,), dtype=xp.float64, device=device_of(x))
 
 
 def _log_determinants(engine: Backend, linearization: Linearization, x: Array) -> Array:
