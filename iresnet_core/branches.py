@@ -184,7 +184,7 @@ class Chain:
         return self.with_rounding(x)[1]
 
     def with_rounding(self, x: Array) -> tuple[Array, Array]:
-        """Return g(x) and a bound (batch,) on the rounding error ||fl(g(x)) - g(x)||.
+        """Return g(x) and a bound (batch,), without derivative, on the rounding error ||fl(g(x)) - g(x)||.
 
         Running error analysis with Higham's gamma (2002, Lemma 3.1), so that it holds for every order of summation;
         the activations are taken to be accurate to four units in the last place.
@@ -199,14 +199,14 @@ class Chain:
                     value if isinstance(value, float) else xp.astype(value, x.dtype) for value in scale[1:]
                 )
                 error = error * layer.lipschitz + gamma(scale[0] + 2, u) * (
-                    absolute_norm * (_sample_norm(xp, x) + error) + bias_norm
+                    absolute_norm * (_sample_norm(xp, engine.stop_gradient(x)) + error) + bias_norm
                 )
                 x = layer(x)
             else:
                 # sigmoid and lipswish cancel where they are small, so that the input counts as well as the output.
-                size = layer.lipschitz * _sample_norm(xp, x)
+                size = layer.lipschitz * _sample_norm(xp, engine.stop_gradient(x))
                 x = layer(x)
-                error = error * layer.lipschitz + 8 * u * (size + _sample_norm(xp, x))
+                error = error * layer.lipschitz + 8 * u * (size + _sample_norm(xp, engine.stop_gradient(x)))
         return x, error
 
     @kept_property

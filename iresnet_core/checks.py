@@ -35,7 +35,7 @@ def require_finite(engine: Backend, x: Array, name: str) -> None:
     finite = xp.isfinite(x)
     if bool(xp.all(finite)):
         return
-    bad = int(xp.sum(xp.astype(~finite, xp.int64)))
+    bad = int(xp.sum(xp.astype(~finite, xp.int32)))
     kind = "NaN" if bool(xp.any(xp.isnan(x))) else "infinity"
     raise NonFiniteError(f"{name} of shape {tuple(x.shape)} holds {bad} non-finite entries ({kind}).")
 

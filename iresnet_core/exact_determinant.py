@@ -31,11 +31,32 @@ def exact_logdet(
     in matrix form, and O(r^3).
     """
     xp = engine.xp
-    dtype, batch = x.dtype, x.shape[0]
-    if errors and hasattr(g, "astype") and dtype != widest(engine):
-        g, x = g.astype(widest(engine)), xp.astype(x, widest(engine))
-        linearization = linearize(engine, g, x)
-    order = determinant_order(linearization, x)
+    dtype, batch, d = x.dtype, x.shape[0], math.prod(x.shape[1:])
+    order, wide = determinant_order(linearization, x), widest(engine)
+    castable = errors and hasattr(g, "astype") and dtype != wide
+
+    def value_of(x: Array) -> Array:
+        if not castable:
+            return _in_parts(engine, g, x, linearization, order)
+        branch, point = g.astype(wide), xp.astype(x, wide)
+        return _in_parts(engine, branch, point, linearize(engine, branch, point), order)
+
+    value = engine.differentiated_in_float64(value_of, x)
+    u = unit_roundoff(engine, wide if castable else dtype)
+    _refuse_impossible(engine, value, constant, d, u)
+    result = xp.astype(value, dtype)
+    products = xp.full((batch,), order, dtype=xp.int32, device=device_of(x))
+    if not errors:
+        unknown = xp.full_like(result, math.nan)
+        return LogDet(result, unknown, unknown, products, "exact")
+    allowance = 8 * u * order * (linearization.depth + math.sqrt(order)) / (1 - constant)
+    rounding = xp.abs(xp.astype(result, xp.float64) - value)
+    return LogDet(result, xp.zeros_like(result), round_up(engine, rounding + allowance, dtype), products, "exact")
+
+
+def _in_parts(engine: Backend, g: Any, x: Array, linearization: Linearization, order: int) -> Array:
+    """log|det(I + M)| (batch,) in float64, of as many samples at a time as fit."""
+    xp, batch = engine.xp, x.shape[0]
     step = max(1, CHUNK // (order * max(order, math.prod(x.shape[1:]))))
     if linearization.matrix is None and linearization.narrow is None:
         step = max(1, batch)  # a function that draws or keeps statistics is evaluated once, for all products
@@ -44,17 +65,7 @@ def exact_logdet(
         part = x[begin : min(begin + step, batch), ...]
         here = linearization if step >= batch else linearize(engine, g, part)
         values.append(_log_determinants(engine, here, part))
-    value = xp.concat(values) if values else xp.zeros((0,), dtype=xp.float64, device=device_of(x))
-    _refuse_impossible(engine, value, constant, math.prod(x.shape[1:]), unit_roundoff(engine, x.dtype))
-    result = xp.astype(value, dtype)
-    products = xp.full((batch,), order, dtype=xp.int32, device=device_of(x))
-    if not errors:
-        unknown = xp.full_like(result, math.nan)
-        return LogDet(result, unknown, unknown, products, "exact")
-    u = unit_roundoff(engine, x.dtype)
-    allowance = 8 * u * order * (linearization.depth + math.sqrt(order)) / (1 - constant)
-    rounding = xp.abs(xp.astype(result, xp.float64) - value)
-    return LogDet(result, xp.zeros_like(result), round_up(engine, rounding + allowance, dtype), products, "exact")
+    return xp.concat(values) if values else xp.zeros((0,), dtype=xp.float64, device=device_of(x))
 
 
 def _log_determinants(engine: Backend, linearization: Linearization, x: Array) -> Array:

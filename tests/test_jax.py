@@ -339,10 +339,52 @@ for gradient in (jax.grad(loss), jax.jit(jax.grad(loss))):
 """
 
 
-def test_without_64_bit_types(tmp_path):
+NARROW_CORE = """
+import jax, jax.numpy as jnp, numpy as np
+from iresnet_core import Activation, Chain, Dense, invert, logdet, normalize, spectral_norm
+from iresnet_core.errors import NonFiniteError
+rng = np.random.default_rng(0)
+def random(*shape):
+    return jnp.asarray(rng.standard_normal(shape).astype(np.float32))
+W, x, A = [random(4, 3), random(4), random(3, 4), random(3)], random(2, 3), random(5, 4)
+def chain(w):
+    return normalize(Chain([Dense(w[0], w[1]), Activation("tanh"), Dense(w[2], w[3])]), 0.8)
+g = chain(W)
+for fn in (invert, logdet):
+    try:
+        fn(g, x.at[0, 0].set(jnp.nan))
+    except NonFiniteError as error:
+        assert "NaN" in str(error)
+    else:
+        raise SystemExit("NaN was let through")
+assert spectral_norm(A).value.dtype == jnp.float32
+jax.jit(jax.grad(lambda a: spectral_norm(a, method="power").value))(A)
+def exact(w, x):
+    return jnp.sum(logdet(chain(w), x).value)
+def both(w, x):
+    g = chain(w)
+    return jnp.sum(logdet(g, x, method="arnoldi", terms=2, rng=0).value) + jnp.sum(invert(g, x).value)
+def scanned(w, x):
+    def step(total, key):
+        return total + jnp.sum(logdet(chain(w), x, method="series", terms=2, rng=key).value), None
+    return jax.lax.scan(step, 0.0, jax.random.split(jax.random.key(0), 2))[0]
+for loss in (both, scanned, jax.checkpoint(lambda w, x: exact(w, x) + both(w, x))):
+    gradients = jax.tree.leaves(jax.jit(jax.grad(loss, argnums=(0, 1)))(W, x))
+    assert all(g.dtype == jnp.float32 and np.isfinite(g).all() for g in gradients)
+found = jax.grad(exact, argnums=(0, 1))(W, x)
+jax.config.update("jax_enable_x64", True)
+wide = jax.grad(exact, argnums=(0, 1))(*jax.tree.map(lambda a: a.astype(jnp.float64), (W, x)))
+for narrow, expected in zip(jax.tree.leaves(found), jax.tree.leaves(wide), strict=True):
+    assert narrow.dtype == jnp.float32 and expected.dtype == jnp.float64
+    np.testing.assert_allclose(narrow, expected, rtol=1e-4, atol=1e-5)
+"""
+
+
+@pytest.mark.parametrize("program", [NARROW, NARROW_CORE], ids=["engine", "core"])
+def test_without_64_bit_types(tmp_path, program):
     environment = {**os.environ, "JAX_ENABLE_X64": "0"}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", NARROW],
+        [sys.executable, "-W", "error", "-c", program],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

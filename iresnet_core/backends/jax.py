@@ -1,8 +1,9 @@
 """JAX engine: every array is a constant, every function may be traced by grad, jit or vmap."""
 
 import importlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,6 +60,15 @@ def _x64(enable: bool) -> AbstractContextManager[Any]:
     owner: Any = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
     context: AbstractContextManager[Any] = owner.enable_x64(enable)
     return context
+
+
+class _Borrowed(threading.local):
+    """Whether this thread has 64-bit types only because the package asked for them."""
+
+    here = False
+
+
+_borrowed = _Borrowed()
 
 
 def _concrete(x: Array) -> Any:
@@ -127,10 +137,13 @@ def _owns(kind: type) -> bool:
 
 
 def _draw_native(kind: NoiseKind, shape: tuple[int, ...], dtype: Any, key: Array) -> Array:
-    if kind == "gaussian":
-        return jax.random.normal(key, shape, dtype)
-    if kind == "rademacher":
-        return jax.random.rademacher(key, shape, dtype)
+    # With 64-bit types for float64 only: JAX takes 64 random bits elsewhere too where it can have them, and a scan that
+    # is differentiated looks at the types again when the context of `Engine.float64` has been left.
+    with _x64(dtype == np.float64):
+        if kind == "gaussian":
+            return jax.random.normal(key, shape, dtype)
+        if kind == "rademacher":
+            return jax.random.rademacher(key, shape, dtype)
     raise InvalidArgumentError(f"noise must be 'rademacher' or 'gaussian', got {kind!r}.")
 
 
@@ -283,12 +296,7 @@ class Engine(Backend):
                 return (mapped, *map(_no_cotangent, consts))
 
         same.defvjp(forward, backward)
-        try:
-            return same(x, *closed_over)
-        except TypeError as error:
-            if "forward-mode" in str(error):
-                raise DerivativeError(NO_FORWARD_MODE) from error
-            raise
+        return self._reverse_only(same, x, *closed_over)
 
     # --- programs ---
 
@@ -336,9 +344,61 @@ class Engine(Backend):
         with jax.ensure_compile_time_eval():
             return fn()
 
-    def float64(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def float64(self) -> Iterator[None]:
         """Context with 64-bit arrays, for this thread only; the switch of the process stays as it is."""
-        return _x64(True)
+        before = _borrowed.here
+        _borrowed.here = before or not _has_float64()
+        try:
+            with _x64(True):
+                yield
+        finally:
+            _borrowed.here = before
+
+    def differentiated_in_float64(self, fn: Callable[[Array], Array], x: Array) -> Array:
+        """Return ``fn(x)``; where the process has no 64-bit types, with a derivative rule of its own.
+
+        JAX would transpose the float64 operations of `fn` after their context has been left. Forward mode and second
+        derivatives, which the rule lacks, are for processes with 64-bit types.
+        """
+        if not _borrowed.here:
+            return fn(x)
+        converted, closed_over = _converted(fn, x)
+
+        @jax.custom_vjp
+        def value(x: Array, *consts: Array) -> Array:
+            return converted(consts, x)
+
+        def forward(x: Array, *consts: Array) -> tuple[Array, Any]:
+            with self.float64():
+                return converted(consts, x), (x, consts)
+
+        def backward(kept: Any, cotangent: Array) -> Any:
+            x, consts = kept
+            with self.float64():
+                inexact = [jnp.issubdtype(c.dtype, jnp.inexact) for c in consts]
+
+                def of_inexact(x: Array, moving: list[Array]) -> Array:
+                    moved = iter(moving)
+                    return converted([next(moved) if m else c for m, c in zip(inexact, consts, strict=True)], x)
+
+                moving = [_once(c) for m, c in zip(inexact, consts, strict=True) if m]
+                value, pullback = jax.vjp(of_inexact, _once(x), moving)
+                of_x, found = pullback(jnp.astype(cotangent, value.dtype))
+                others = iter(found)
+                return (of_x, *(next(others) if m else _no_cotangent(c) for m, c in zip(inexact, consts, strict=True)))
+
+        value.defvjp(forward, backward)
+        return self._reverse_only(value, x, *closed_over)
+
+    def _reverse_only(self, fn: Callable[..., Array], *args: Array) -> Array:
+        """Call a function with a derivative rule of its own, which JAX knows in reverse mode only."""
+        try:
+            return fn(*args)
+        except TypeError as error:
+            if "forward-mode" in str(error):
+                raise DerivativeError(NO_FORWARD_MODE) from error
+            raise
 
     def jit(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Compile with XLA."""
