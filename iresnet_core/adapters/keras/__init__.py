@@ -1,6 +1,7 @@
-"""Keras layers over the core: invertible residual blocks and flows that train by `fit`, save and sample."""
+"""Keras layers over the core: invertible residual blocks flows and classifiers that train by `fit`."""
 
 from iresnet_core.adapters.keras.branch import Activation
+from iresnet_core.adapters.keras.classifier import Classifier
 from iresnet_core.adapters.keras.flow import FlowModel
 from iresnet_core.adapters.keras.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze
 from iresnet_core.adapters.keras.residual import InvertibleResidual
@@ -8,6 +9,7 @@ from iresnet_core.adapters.keras.residual import InvertibleResidual
 __all__ = [
     "ActNorm",
     "Activation",
+    "Classifier",
     "FactorOut",
     "FlowLayer",
     "FlowModel",

@@ -7,10 +7,10 @@ from typing import Any, Self
 import keras
 
 import iresnet_core as core
-from iresnet_core.adapters.keras.batches import representative_batch
 from iresnet_core.adapters.keras.layer import FlowLayer, require_layers
 from iresnet_core.adapters.keras.residual import InvertibleResidual
 from iresnet_core.adapters.keras.replicas import own_seed
+from iresnet_core.adapters.keras.training import PreparedModel
 from iresnet_core.backends import get_backend
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.storage import save
@@ -33,7 +33,7 @@ class _NegativeMean(keras.losses.Loss):
 
 
 @keras.saving.register_keras_serializable(package="iresnet_core")
-class FlowModel(keras.Model):
+class FlowModel(PreparedModel):
     """A normalising flow: layers with a standard normal base density.
 
     Parameters
@@ -106,8 +106,6 @@ class FlowModel(keras.Model):
 
     def call(self, x: Any, training: bool = False) -> Any:
         """Return the log-density (batch,) of samples x (batch, *event_shape), in nats."""
-        if training and not all(layer.initialized for layer in self.flow_layers):
-            self._initialize_within(x)
         return self.log_prob(x, training=training)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
@@ -130,25 +128,6 @@ class FlowModel(keras.Model):
         negative = keras.ops.reshape(-keras.ops.cast(value, self.compute_dtype), (1,))
         return self._negative(negative, negative)
 
-    def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
-        """Train by maximum likelihood; arguments as those of `keras.Model.fit`, without targets.
-
-        Layers that depend on data and are not initialised yet are initialised first, from a batch of `x`.
-        """
-        if not all(layer.initialized for layer in self.flow_layers):
-            self.initialize(representative_batch(x, batch_size or 32))
-        return super().fit(x, y, batch_size=batch_size, **kwargs)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the loss, with certified weights; as `keras.Model.evaluate`."""
-        self.certify()
-        return super().evaluate(*args, **kwargs)
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return log-densities as a NumPy array, with certified weights; as `keras.Model.predict`."""
-        self.certify()
-        return super().predict(*args, **kwargs)
-
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` needs."""
         return {
@@ -169,7 +148,12 @@ class FlowModel(keras.Model):
 
     # --- the flow ---
 
-    def initialize(self, x: Any) -> "FlowModel":
+    @property
+    def initialized(self) -> bool:
+        """Whether every ActNorm has its parameters."""
+        return all(layer.initialized for layer in self.flow_layers)
+
+    def initialize(self, x: Any) -> Self:
         """Initialise from samples x (batch, *event_shape) what depends on data and is not initialised yet.
 
         Returns the model; a hundred samples or more say what mean and variance are.
@@ -180,7 +164,7 @@ class FlowModel(keras.Model):
                 x = layer.initialize(x)
         return self
 
-    def certify(self) -> "FlowModel":
+    def certify(self) -> Self:
         """Certify the weights that changed since they were certified last; returns the model.
 
         Only compiled functions of your own need the call; see `InvertibleResidual`.
@@ -189,8 +173,10 @@ class FlowModel(keras.Model):
             layer.certify()
         return self
 
-    def latent(self, x: Any, *, training: bool = False, errors: bool = False, **options: Any) -> tuple[Any, Any]:
-        """Return latents and log|det| of the Jacobian.
+    def encode(
+        self, x: Any, *, training: bool = False, logdet: bool = False, errors: bool = False, **options: Any
+    ) -> Any:
+        """Return the latents of samples, with `logdet` also log|det| of the Jacobian.
 
         Parameters
         ----------
@@ -198,8 +184,10 @@ class FlowModel(keras.Model):
             Samples.
         training : bool
             With the weights and the fixed number of products of a training step.
+        logdet : bool
+            Return the pair of latents and log-determinant.
         errors : bool
-            Return the core's `LogDet` (value, std_error, bias_bound, products, method) instead of its value.
+            The log-determinant as the core's `LogDet` (value, std_error, bias_bound, products, method).
         **options
             As in `iresnet_core.Flow.log_prob`. Otherwise as many products are taken as certify 1e-3 nats a block.
 
@@ -211,12 +199,17 @@ class FlowModel(keras.Model):
             In nats.
         """
         x = self._tensor(x)
-        out = self._core(training=training).forward(x, **self._options(x, training, options))
+        self._require_initialized(x, training)
+        flow = self._core(training=training)
+        if not logdet:
+            return flow(x)
+        out = flow.forward(x, **self._options(x, training, options))
         return out.value, out.logdet if errors else out.logdet.value
 
     def log_prob(self, x: Any, *, training: bool = False, errors: bool = False, **options: Any) -> Any:
-        """Return the log-density (batch,) in nats, or with `errors` the core's `LogProb`; otherwise as `latent`."""
+        """Return the log-density (batch,) in nats, or with `errors` the core's `LogProb`; options as in `encode`."""
         x = self._tensor(x)
+        self._require_initialized(x, training)
         result = self._core(training=training).log_prob(x, **self._options(x, training, options))
         return result if errors else result.value
 
@@ -276,8 +269,10 @@ class FlowModel(keras.Model):
             options = {"rng": engine.generator(own_seed(self.seed_generator.next())), **options}
         return options
 
-    def _initialize_within(self, x: Any) -> None:
-        """Initialise in a training pass outside of `fit`, where the program is not compiled."""
+    def _require_initialized(self, x: Any, training: bool) -> None:
+        """Initialise in a training pass outside of `fit`; a compiled program cannot."""
+        if not training or self.initialized:
+            return
         if get_backend(x).is_tracing(x):
             raise InvalidArgumentError(
                 "an ActNorm of this flow has not been initialised, which a compiled program cannot do: call "

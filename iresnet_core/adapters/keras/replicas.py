@@ -16,5 +16,5 @@ def own_seed(seed: Any) -> Any:
     replica = tensorflow.distribute.get_replica_context()
     if replica is None or replica.num_replicas_in_sync == 1:
         return seed
-    identity = tensorflow.cast(replica.replica_id_in_sync_group, tensorflow.int32)
-    return tensorflow.random.fold_in(tensorflow.bitcast(seed, tensorflow.int32), identity)
+    identity = tensorflow.cast(replica.replica_id_in_sync_group, seed.dtype)
+    return tensorflow.random.fold_in(seed, identity)
