@@ -120,14 +120,14 @@ def train_command(
             if resume is not None:
                 TrainingRun.open(resume)
             config, dataset = _begun(data or "", asked, of_data)
-            find_trainer(config.settings.training.engine)
-            run = TrainingRun.create(folder, config)
         plan = planned_layers(config.settings.model, config.layout.data_shape)
         find_trainer(config.settings.training.engine)
         if tensorboard and not has_tensorboard():
             raise MissingDependencyError("--tensorboard needs tensorboard. Try: pip install tensorboard")
         if tensorboard is None:
             tensorboard = has_tensorboard()
+        if not run.exists():
+            run = TrainingRun.create(folder, config)
     _announce(console, config, dataset, run)
     try:
         with _Display(config, console) as display:
@@ -281,7 +281,8 @@ class _Display:
                 f"step {row['step']:>6}  {row['seconds']:>6.0f} s  "
                 f"train {self._in_unit(row['train_nats']):.4f}  validation "
                 f"{self._in_unit(row['validation_nats']):.4f} ± {self._scale() * row['validation_error']:.4f} "
-                f"{self._unit()}  c {row['lipschitz']:.4f}"
+                f"{self._unit()}  c {row['lipschitz']:.4f}",
+                soft_wrap=True,
             )
 
     def _unit(self) -> str:

@@ -143,7 +143,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, engine: str, asked
         "steps": None if asked.get("minutes") is not None else 2000,
         "minutes": None,
         "batch": min(64 if kind == "conv" else 256, len(dataset.train)),
-        "lr": 1e-3 if image else 2e-3,
+        "lr": 2e-3 if kind == "conv" else 5e-3,
         "schedule": "cosine",
         "clip": 10.0,
         "seed": source.seed,

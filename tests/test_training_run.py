@@ -397,7 +397,7 @@ def test_what_a_resumed_training_may_change():
     changed = with_changes(settings, {"minutes": 3.0, "checkpoint_every": 5, "coeff": 0.9}, "run")
     assert (changed.training.minutes, changed.training.steps, changed.training.checkpoint_every) == (3.0, None, 5)
     assert with_changes(changed, {"steps": 7}, "run").training.minutes is None
-    with pytest.raises(RunError, match=r"blocks 8 instead of 4, lr 0\.002 instead of 0\.1"):
+    with pytest.raises(RunError, match=r"blocks 8 instead of 4, lr 0\.005 instead of 0\.1"):
         with_changes(settings, {"blocks": 4, "lr": 0.1}, "run")
 
 
