@@ -15,11 +15,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from iresnet_core.cli_terminal import FAILED, one_thread, usage_errors, wide_console
 from iresnet_core.datasets import IMAGES, Dataset, DatasetSource, dequantized, fingerprint, load_dataset
-from iresnet_core.errors import InvalidArgumentError, IResNetError, RunError
+from iresnet_core.errors import InvalidArgumentError, IResNetError, MissingDependencyError, RunError
 from iresnet_core.flow_plan import planned_layers, planned_shape
 from iresnet_core.model_evaluation import mean_score, scores
 from iresnet_core.sample_layout import SampleLayout
 from iresnet_core.storage import load
+from iresnet_core.tensorboard_log import has_tensorboard
 from iresnet_core.toy_data import toy_names
 from iresnet_core.training import Outcome, bits_per_dim, find_trainer, train, trainer_names
 from iresnet_core.training_run import RunConfig, TrainingRun
@@ -75,7 +76,10 @@ def train_command(
     levels: Annotated[
         int | None, _option("--levels", metavar="N", help="Grey levels of a file of whole numbers.")
     ] = None,
-    tensorboard: Annotated[bool, typer.Option(help="Write the log for TensorBoard too, where it is installed.")] = True,
+    tensorboard: Annotated[
+        bool | None,
+        _option("--tensorboard/--no-tensorboard", help="Log for TensorBoard; default where that is installed."),
+    ] = None,
 ) -> None:
     """Train a flow by maximum likelihood.
 
@@ -116,10 +120,14 @@ def train_command(
             if resume is not None:
                 TrainingRun.open(resume)
             config, dataset = _begun(data or "", asked, of_data)
-            find_trainer(config.settings.training.engine)
-            run = TrainingRun.create(folder, config)
         plan = planned_layers(config.settings.model, config.layout.data_shape)
         find_trainer(config.settings.training.engine)
+        if tensorboard and not has_tensorboard():
+            raise MissingDependencyError("--tensorboard needs tensorboard. Try: pip install tensorboard")
+        if tensorboard is None:
+            tensorboard = has_tensorboard()
+        if not run.exists():
+            run = TrainingRun.create(folder, config)
     _announce(console, config, dataset, run)
     try:
         with _Display(config, console) as display:
@@ -273,7 +281,8 @@ class _Display:
                 f"step {row['step']:>6}  {row['seconds']:>6.0f} s  "
                 f"train {self._in_unit(row['train_nats']):.4f}  validation "
                 f"{self._in_unit(row['validation_nats']):.4f} ± {self._scale() * row['validation_error']:.4f} "
-                f"{self._unit()}  c {row['lipschitz']:.4f}"
+                f"{self._unit()}  c {row['lipschitz']:.4f}",
+                soft_wrap=True,
             )
 
     def _unit(self) -> str:

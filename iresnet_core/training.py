@@ -21,6 +21,7 @@ from iresnet_core.datasets import Dataset, dequantized
 from iresnet_core.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError, RunError
 from iresnet_core.flow_plan import LayerPlan
 from iresnet_core.sample_layout import SampleLayout
+from iresnet_core.tensorboard_log import scalar_writer
 from iresnet_core.training_run import Checkpoint, RunConfig, TrainingRun
 from iresnet_core.training_settings import TrainingSettings
 
@@ -43,12 +44,12 @@ class StepResult(NamedTuple):
     ----------
     loss : float
         Mean negative log-density of the batch, in nats.
-    gradient_norm : float
-        Before it was clipped.
+    gradient_norm : float or None
+        Before it was clipped; None where the engine does not tell.
     """
 
     loss: float
-    gradient_norm: float
+    gradient_norm: float | None
 
 
 class Trainer(Protocol):
@@ -80,9 +81,6 @@ class Trainer(Protocol):
 
     def export(self, path: Path) -> None:
         """Write the flow in the format of `iresnet_core.save`."""
-
-    def scalar_writer(self, folder: Path) -> Callable[[int, Mapping[str, float]], None] | None:
-        """Return what writes scalars for TensorBoard, or None where that is not installed."""
 
 
 class Watcher(Protocol):
@@ -127,7 +125,7 @@ class _Progress:
     best: float = math.inf
     best_step: int = 0
     losses: float = 0.0  # sum over the steps since the last row of the log
-    norm: float = 0.0  # largest gradient norm since then
+    norm: float | None = None  # largest gradient norm since then
     since: int = 0
 
 
@@ -170,7 +168,7 @@ def train(
     plan: tuple[LayerPlan, ...],
     watcher: Watcher,
     *,
-    tensorboard: bool = True,
+    tensorboard: bool = False,
 ) -> Outcome:
     """Train a flow by maximum likelihood, from the run's last checkpoint if it has one.
 
@@ -189,7 +187,7 @@ def train(
     watcher : Watcher
         Is told of every step and evaluation.
     tensorboard : bool
-        Whether to write the log for TensorBoard too, where that is installed.
+        Whether to write the log for TensorBoard too, which needs that package.
 
     Raises
     ------
@@ -197,6 +195,8 @@ def train(
         If the loss becomes NaN or infinite; the last checkpoint stays.
     RunError
         If the checkpoint belongs to another model.
+    MissingDependencyError
+        If the framework or tensorboard is not installed.
     """
     settings = config.settings.training
     batches = _Batches(dataset, config.layout, settings)
@@ -212,7 +212,7 @@ def train(
         except TypeError as error:
             raise RunError(f"{run.checkpoint_path} was written by another version: {error}.") from error
     run.forget_after(progress.step)
-    scalars = trainer.scalar_writer(run.folder / "tensorboard") if tensorboard else None
+    scalars = scalar_writer(run.folder / "tensorboard", progress.step + 1) if tensorboard else None
     loop = _Loop(run, config, trainer, batches, progress, watcher, scalars)
     with _interruption() as stopped:
         loop.until_done(stopped)
@@ -287,15 +287,15 @@ class _Loop:
         before, begin = progress.seconds, time.monotonic()
         while not self.done() and not stopped.is_set():
             loss, norm = self.trainer.step(self.batches.at(progress.step), self._rate())
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            if not (math.isfinite(loss) and math.isfinite(norm or 0.0)):
                 kept = f"step {self.saved}, which stays" if self.saved >= 0 else "none"
                 raise NonFiniteError(
-                    f"at step {progress.step} the loss is {loss:g} and the norm of its gradient {norm:g}. The last "
+                    f"at step {progress.step} the loss is {loss:g} and the norm of its gradient {norm}. The last "
                     f"checkpoint is that of {kept}. Look at the data, and try a smaller --lr or --dtype float64."
                 )
             progress.step += 1
             progress.losses += loss
-            progress.norm = max(progress.norm, norm)
+            progress.norm = norm if progress.norm is None else max(progress.norm, norm or 0.0)
             progress.since += 1
             progress.seconds = before + time.monotonic() - begin
             self.watcher.stepped(progress.step, progress.seconds, loss)
@@ -340,10 +340,11 @@ class _Loop:
         if mean < progress.best:
             self.trainer.export(self.run.model_path)
             progress.best, progress.best_step = mean, progress.step
-        progress.losses, progress.norm, progress.since = 0.0, 0.0, 0
+        progress.losses, progress.norm, progress.since = 0.0, None, 0
         self.run.append_row(row)
         if self.scalars is not None:
-            self.scalars(progress.step, {name: value for name, value in row.items() if name != "step"})
+            known = {name: value for name, value in row.items() if name != "step" and value is not None}
+            self.scalars(progress.step, known)
         self.watcher.evaluated(row)
 
     def _save(self) -> None:

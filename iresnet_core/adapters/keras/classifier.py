@@ -9,7 +9,7 @@ from iresnet_core.adapters.keras.branch import Activation
 from iresnet_core.adapters.keras.flow import FlowModel
 from iresnet_core.adapters.keras.layer import ActNorm, FlowLayer, InjectivePad, Squeeze
 from iresnet_core.adapters.keras.residual import InvertibleResidual
-from iresnet_core.adapters.keras.training import PreparedModel
+from iresnet_core.adapters.keras.fitting import PreparedModel
 from iresnet_core.errors import InvalidArgumentError
 
 __all__ = ["Classifier"]

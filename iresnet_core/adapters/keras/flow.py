@@ -10,7 +10,7 @@ import iresnet_core as core
 from iresnet_core.adapters.keras.layer import FlowLayer, require_layers
 from iresnet_core.adapters.keras.residual import InvertibleResidual
 from iresnet_core.adapters.keras.replicas import own_seed
-from iresnet_core.adapters.keras.training import PreparedModel
+from iresnet_core.adapters.keras.fitting import PreparedModel
 from iresnet_core.backends import get_backend
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.storage import save

@@ -1,80 +1,153 @@
-"""What models over the core do around Keras' own `fit`, `evaluate` and `predict`."""
+"""Training of a planned flow with Keras: what the loop of `iresnet_core.training` needs of an engine."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
-from iresnet_core.adapters.keras.batches import representative_batch
-from iresnet_core.adapters.keras.static_shapes import steps_for_shapes
+from iresnet_core.adapters.keras.branch import Activation
+from iresnet_core.adapters.keras.flow import FlowModel
+from iresnet_core.adapters.keras.layer import ActNorm, FactorOut, FlowLayer, Logit, Squeeze
+from iresnet_core.adapters.keras.residual import InvertibleResidual
+from iresnet_core.adapters.keras.tensors import constant
+from iresnet_core.backends import get_backend
+from iresnet_core.errors import RunError
+from iresnet_core.flow_plan import (
+    ActNormPlan,
+    ConvolutionBlockPlan,
+    DenseBlockPlan,
+    FactorOutPlan,
+    LayerPlan,
+    LogitPlan,
+    SqueezePlan,
+)
+from iresnet_core.training import StepResult
+from iresnet_core.training_settings import TrainingSettings
 
-__all__ = ["PreparedModel"]
+__all__ = ["Trainer", "build_layer"]
 
 
-class PreparedModel(keras.Model):
-    """A model whose layers are initialised before it is trained, and certified before it is evaluated."""
+def build_layer(plan: LayerPlan, dtype: str) -> FlowLayer:
+    """Return the layer that is planned, with parameters from Keras' global seed."""
+    match plan:
+        case LogitPlan(alpha):
+            return Logit(alpha, dtype=dtype)
+        case ActNormPlan():
+            return ActNorm(dtype=dtype)
+        case SqueezePlan():
+            return Squeeze(dtype=dtype)
+        case FactorOutPlan(keep, layers):
+            return FactorOut(keep, [build_layer(layer, dtype) for layer in layers], dtype=dtype)
+        case DenseBlockPlan(widths, activation, coeff):
+            dense = [keras.layers.Dense(n, kernel_initializer="orthogonal", dtype=dtype) for n in widths[1:]]
+            return _residual(dense, activation, coeff, dtype)
+        case ConvolutionBlockPlan(channels, kernels, activation, coeff):
+            convolutions = [
+                keras.layers.Conv2D(n, k, padding="same", kernel_initializer="orthogonal", dtype=dtype)
+                for n, k in zip(channels[1:], kernels, strict=True)
+            ]
+            return _residual(convolutions, activation, coeff, dtype)
 
-    train_function: Any
-    test_function: Any
-    predict_function: Any
 
-    @property
-    def initialized(self) -> bool:
-        """Whether nothing that depends on data is left to be initialised."""
-        raise NotImplementedError
+def _residual(linear: list[Any], activation: str, coeff: float, dtype: str) -> InvertibleResidual:
+    """Block of linear layers with an activation between any two.
 
-    def initialize(self, x: Any) -> Any:
-        """Initialise from samples x (batch, ...) what depends on data and is not initialised yet; returns the model.
+    The weights start orthogonal, so that all their singular values are at the cap and none has to grow first.
+    """
+    layers: list[Any] = []
+    for layer in linear:
+        layers += [layer, Activation(activation, dtype=dtype)]
+    return InvertibleResidual(layers[:-1], coeff=coeff, dtype=dtype)
 
-        A hundred samples or more say what mean and variance are.
+
+class Trainer:
+    """A flow with its optimiser, on whichever backend Keras runs; see `iresnet_core.training.Trainer`.
+
+    Parameters
+    ----------
+    plan : tuple of LayerPlan
+        The layers.
+    model_shape : tuple of int
+        Shape of one sample, channels last.
+    settings : TrainingSettings
+        Seed, dtype, clipping.
+    first : array (n, *model_shape)
+        Samples for the data-dependent initialisation.
+    """
+
+    channels_last = True
+
+    def __init__(
+        self,
+        plan: tuple[LayerPlan, ...],
+        model_shape: tuple[int, ...],
+        settings: TrainingSettings,
+        first: np.ndarray,
+    ) -> None:
+        keras.utils.set_random_seed(settings.seed)
+        layers = [build_layer(layer, settings.dtype) for layer in plan]
+        self.model = FlowModel(layers, event_shape=model_shape, seed=settings.seed, dtype=settings.dtype)
+        self.model.initialize(first)
+        self.optimizer = keras.optimizers.Adam(settings.lr, epsilon=1e-8, global_clipnorm=settings.clip)
+        self.model.compile(optimizer=self.optimizer)
+        self.optimizer.build(self.model.trainable_variables)
+
+    def step(self, x: np.ndarray, lr: float) -> StepResult:
+        """Take one step of Adam, in a compiled program; the norm of its gradient stays inside that."""
+        self.optimizer.learning_rate = lr
+        self.model.reset_metrics()
+        return StepResult(float(self.model.train_on_batch(x)), None)
+
+    def log_prob(self, x: np.ndarray, seed: int) -> np.ndarray:
+        """Return log-densities under the certified weights."""
+        with get_backend(keras.ops.zeros(())).unrecorded():
+            return _host(self.model.log_prob(x, rng=seed))
+
+    def lipschitz(self) -> float:
+        """Return the largest certified constant of a block."""
+        return self.model.lipschitz
+
+    def parameter_count(self) -> int:
+        """Return the number of trained parameters."""
+        return sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all variables of model and optimiser, those of the random generators among them."""
+        return {name: _host(constant(variable)) for name, variable in self._variables().items()}
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take up a state.
+
+        Raises
+        ------
+        RunError
+            If it is that of another model.
         """
-        raise NotImplementedError
+        variables = self._variables()
+        if set(variables) != set(arrays):
+            raise RunError(
+                f"the checkpoint is that of another model: it has {len(arrays)} arrays, the model {len(variables)}."
+            )
+        for name, variable in variables.items():
+            if tuple(variable.shape) != arrays[name].shape:
+                raise RunError(
+                    f"the checkpoint is that of another model: {name} has shape {arrays[name].shape} there and "
+                    f"{tuple(variable.shape)} here."
+                )
+            variable.assign(arrays[name])
 
-    def certify(self) -> Any:
-        """Certify the weights that changed since they were certified last; returns the model.
+    def _variables(self) -> dict[str, Any]:
+        """Return the variables by their place, since Keras counts up the names of layers in a process."""
+        named = {f"flow.{k}": variable for k, variable in enumerate(self.model.variables)}
+        return named | {f"adam.{k}": variable for k, variable in enumerate(self.optimizer.variables)}
 
-        `evaluate` and `predict` do so; only compiled functions of your own need the call (see `InvertibleResidual`).
-        """
-        raise NotImplementedError
+    def export(self, path: Path) -> None:
+        """Write the certified flow."""
+        self.model.save_core(path)
 
-    def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
-        """Train; arguments as those of `keras.Model.fit`.
 
-        Layers that depend on data and are not initialised yet are initialised first, from a batch of `x`.
-        """
-        if not self.initialized:
-            self.initialize(representative_batch(x, batch_size or 32))
-        return super().fit(x, y, batch_size=batch_size, **kwargs)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Return loss and metrics with certified weights; as `keras.Model.evaluate`."""
-        self.certify()
-        return super().evaluate(*args, **kwargs)
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return outputs as NumPy arrays, with certified weights; as `keras.Model.predict`."""
-        self.certify()
-        return super().predict(*args, **kwargs)
-
-    def make_train_function(self, force: bool = False) -> Any:
-        """Compile the training step."""
-        own = steps_for_shapes(self, self.train_step) if force or self.train_function is None else None
-        if own is None:
-            return super().make_train_function(force)
-        self.train_function = own
-        return own
-
-    def make_test_function(self, force: bool = False) -> Any:
-        """Compile the evaluation step."""
-        own = steps_for_shapes(self, self.test_step) if force or self.test_function is None else None
-        if own is None:
-            return super().make_test_function(force)
-        self.test_function = own
-        return own
-
-    def make_predict_function(self, force: bool = False) -> Any:
-        """Compile the prediction step."""
-        own = steps_for_shapes(self, self.predict_step) if force or self.predict_function is None else None
-        if own is None:
-            return super().make_predict_function(force)
-        self.predict_function = lambda batches: own(iter(batches))
-        return self.predict_function
+def _host(tensor: Any) -> np.ndarray:
+    host: np.ndarray = get_backend(tensor).to_numpy(tensor)
+    return host

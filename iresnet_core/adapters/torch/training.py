@@ -1,9 +1,7 @@
 """Training of a planned flow with PyTorch: what the loop of `iresnet_core.training` needs of an engine."""
 
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -152,6 +150,11 @@ class Trainer:
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 array = arrays.get(f"adam.{key}.{name}")
                 if array is not None:
+                    if key != "step" and array.shape != tuple(parameter.shape):
+                        raise RunError(
+                            f"the checkpoint is that of another model: {key} of {name} has shape {array.shape} there, "
+                            f"the parameter {tuple(parameter.shape)}."
+                        )
                     # The count of the steps stays on the host, as Adam itself has it.
                     state[key] = _tensor_of(array) if key == "step" else _tensor_of(array).to(parameter.device)
             if state:
@@ -165,23 +168,6 @@ class Trainer:
     def export(self, path: Path) -> None:
         """Write the certified flow."""
         self.flow.save(path)
-
-    def scalar_writer(self, folder: Path) -> Callable[[int, Mapping[str, float]], None] | None:
-        """Return a writer of TensorBoard events, or None where tensorboard is not installed."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
-                from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return None
-        writer: Any = SummaryWriter(folder)  # type: ignore[no-untyped-call]
-
-        def write(step: int, values: Mapping[str, float]) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
-            writer.flush()
-
-        return write
 
 
 def _host(tensor: Tensor) -> np.ndarray:

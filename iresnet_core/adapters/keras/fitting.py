@@ -1,0 +1,80 @@
+"""What models over the core do around Keras' own `fit`, `evaluate` and `predict`."""
+
+from typing import Any
+
+import keras
+
+from iresnet_core.adapters.keras.batches import representative_batch
+from iresnet_core.adapters.keras.static_shapes import steps_for_shapes
+
+__all__ = ["PreparedModel"]
+
+
+class PreparedModel(keras.Model):
+    """A model whose layers are initialised before it is trained, and certified before it is evaluated."""
+
+    train_function: Any
+    test_function: Any
+    predict_function: Any
+
+    @property
+    def initialized(self) -> bool:
+        """Whether nothing that depends on data is left to be initialised."""
+        raise NotImplementedError
+
+    def initialize(self, x: Any) -> Any:
+        """Initialise from samples x (batch, ...) what depends on data and is not initialised yet; returns the model.
+
+        A hundred samples or more say what mean and variance are.
+        """
+        raise NotImplementedError
+
+    def certify(self) -> Any:
+        """Certify the weights that changed since they were certified last; returns the model.
+
+        `evaluate` and `predict` do so; only compiled functions of your own need the call (see `InvertibleResidual`).
+        """
+        raise NotImplementedError
+
+    def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
+        """Train; arguments as those of `keras.Model.fit`.
+
+        Layers that depend on data and are not initialised yet are initialised first, from a batch of `x`.
+        """
+        if not self.initialized:
+            self.initialize(representative_batch(x, batch_size or 32))
+        return super().fit(x, y, batch_size=batch_size, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Return loss and metrics with certified weights; as `keras.Model.evaluate`."""
+        self.certify()
+        return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return outputs as NumPy arrays, with certified weights; as `keras.Model.predict`."""
+        self.certify()
+        return super().predict(*args, **kwargs)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Compile the training step."""
+        own = steps_for_shapes(self, self.train_step) if force or self.train_function is None else None
+        if own is None:
+            return super().make_train_function(force)
+        self.train_function = own
+        return own
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """Compile the evaluation step."""
+        own = steps_for_shapes(self, self.test_step) if force or self.test_function is None else None
+        if own is None:
+            return super().make_test_function(force)
+        self.test_function = own
+        return own
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        """Compile the prediction step."""
+        own = steps_for_shapes(self, self.predict_step) if force or self.predict_function is None else None
+        if own is None:
+            return super().make_predict_function(force)
+        self.predict_function = lambda batches: own(iter(batches))
+        return self.predict_function
