@@ -37,9 +37,6 @@ from iresnet_core.errors import (  # noqa: E402
     UnknownLipschitzError,
 )
 
-# From Keras itself, whose variables do not know the newest argument of NumPy's conversion.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
-
 Dense, Conv2D = keras.layers.Dense, keras.layers.Conv2D
 SCRIPT = Path(keras_processes.__file__)
 
@@ -125,7 +122,7 @@ def test_caps_hold_in_evaluation_and_export(processes, trained):
     flow, _ = trained
     for capped in capped_weights(flow):
         assert largest(capped.certified_layer().weight) <= capped.cap * (1 + 1e-6)
-        assert largest(capped.trained_layer().weight) <= capped.cap * 1.01
+        assert largest(capped.trained_layer().weight) <= capped.cap * 1.02  # an estimate from below
         assert largest(capped.free_layer().weight) > capped.cap  # or there would be nothing to see
     assert 0.5 < flow.lipschitz <= 0.9
     for layer in flow.to_core().layers[1:]:

@@ -429,6 +429,31 @@ def test_noise_of_tensorflow_itself():
     assert ((u >= 0) & (u < 1)).all()
 
 
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint32"])
+def test_noise_of_a_seed_tensor(dtype):
+    like, seed = xp.zeros(1, dtype=xp.float64), tf.constant([3, 4], dtype=dtype)
+
+    def draws(seed):
+        stream = engine.generator(seed)
+        return [engine.sample(kind, (2000,), like, stream) for kind in ("gaussian", "rademacher", "rademacher")]
+
+    found = [engine.to_numpy(a) for a in draws(seed)]
+    for a, b in zip(tf.function(draws)(seed), found, strict=True):
+        close(a, b)
+    xla = tf.function(draws, jit_compile=True)
+    for a, b in zip(xla(seed), xla(seed), strict=True):
+        close(a, b)
+    assert (engine.to_numpy(draws(seed + 1)[0]) != found[0]).all()
+    assert (found[1] != found[2]).any()
+    assert set(found[1]) == {-1.0, 1.0}
+    assert max(abs(a.mean()) for a in found) < 5 / 2000**0.5
+    u = engine.uniform((100,), seed)
+    assert u.dtype == np.float64
+    assert ((u >= 0) & (u < 1)).all()
+    with pytest.raises(InvalidArgumentError, match="two whole numbers"):
+        engine.generator(tf.constant([1.0, 2.0]))
+
+
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_noise_in_compiled_functions(jit_compile):
     like = xp.zeros(1)
