@@ -75,7 +75,7 @@ def trained(request):
     """A flow after 200 Adam steps, and its data."""
     keras.utils.set_random_seed(0)
     d = request.param
-    flow = FlowModel([ActNorm(), mlp(d), mlp(d)], event_shape=(d,))
+    flow = FlowModel([ActNorm(), mlp(d)], event_shape=(d,))
     flow.compile(optimizer=keras.optimizers.Adam(1e-2))
     x = data(d)
     history = flow.fit(x, batch_size=50, epochs=100, verbose=0).history["loss"]
@@ -154,11 +154,11 @@ def test_weights_that_begin_as_zero():
 def test_spectral_penalty_brings_norms_down():
     keras.utils.set_random_seed(0)
     flow = FlowModel([mlp(2)], event_shape=(2,), penalty=1.0)
-    flow.compile(optimizer=keras.optimizers.Adam(1e-2), run_eagerly=True)
+    flow.compile(optimizer=keras.optimizers.Adam(3e-2), run_eagerly=True)
     norms = [largest(capped.free_layer().weight) for capped in capped_weights(flow)]
     before = float(flow.spectral_penalty(2.0))
     assert before == pytest.approx(2 * sum(s**2 for s in norms), rel=1e-3)
-    flow.fit(data(2, 40), batch_size=20, epochs=15, verbose=0)
+    flow.fit(data(2, 40), batch_size=20, epochs=6, verbose=0)
     assert float(flow.spectral_penalty(2.0)) < 0.6 * before
 
 
@@ -324,7 +324,7 @@ def test_classifier(tmp_path):
     model = Classifier((4, 4, 1), 2, padding=1, widths=(4, 4), blocks=(1, 1))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=keras.optimizers.Adam(1e-2), loss=loss, metrics=["accuracy"])
-    model.fit(images, labels, batch_size=32, epochs=12, verbose=0)
+    model.fit(images, labels, batch_size=32, epochs=8, verbose=0)
     logits = numbers(model(images))
     assert (logits.argmax(axis=1) == labels).mean() > 0.9
     np.testing.assert_allclose(model.predict(images, verbose=0), logits, atol=1e-4)
