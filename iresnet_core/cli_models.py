@@ -113,7 +113,11 @@ def sample_command(
         samples = model.layout.to_data(drawn.value)
         write_array(target, samples)
         console.print(f"{n} samples of shape {samples.shape[1:]} in {target}", soft_wrap=True)
-        console.print(f"distance to the exact preimages: at most {np.max(drawn.error_bound):.1e}, certified")
+        console.print(
+            f"distance to the exact preimages: at most {np.max(drawn.error_bound):.1e}, certified; the flow takes them "
+            f"back within {np.max(drawn.round_trip):.1e}",
+            soft_wrap=True,
+        )
         if picture is not None:
             _require_file(picture, (".png",))
             from iresnet_core.flow_plots import write_png
@@ -127,9 +131,7 @@ def score_command(
     run: RunArgument,
     file: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="[FILE]", help=".npy, .npz or .csv; default the test set of the run.", show_default=False
-        ),
+        typer.Argument(metavar="FILE", help=".npy, .npz or .csv; default the test set of the run.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
@@ -295,7 +297,7 @@ def _print_mean(console: Console, mean: MeanScore, method: str, levels: int | No
     """Print the mean and what it may be wrong by, and why."""
     console.print(f"log-density {mean.mean:.4f} ± {mean.sampling_error:.4f} nats (standard error over the samples)")
     console.print(
-        f"random probes {mean.probe_error:.1e} of it, bias at most {mean.bias_bound:.1e}; log-determinants: {method}",
+        f"{mean.probe_error:.1e} of it by random probes; bias at most {mean.bias_bound:.1e}; method {method}",
         style="dim",
     )
     if levels is not None:

@@ -39,7 +39,7 @@ def _option(*names: str, help: str, **more: Any) -> Any:  # typer's word
 def train_command(
     data: Annotated[
         str | None,
-        typer.Argument(metavar="[DATA]", help=f"{', '.join((*toy_names(), *IMAGES))}, or a .npy, .npz or .csv file."),
+        typer.Argument(metavar="DATA", help=f"{', '.join((*toy_names(), *IMAGES))}, or a .npy, .npz or .csv file."),
     ] = None,
     out: Annotated[Path | None, _option("--out", metavar="RUN", help="Run folder; default runs/DATA.")] = None,
     resume: Annotated[Path | None, _option("--resume", metavar="RUN", help="Go on with this run.")] = None,

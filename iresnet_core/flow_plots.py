@@ -35,6 +35,7 @@ __all__ = [
 
 DENSITY_COLOURS = "magma"
 GREY = "#888888"
+COLOURS = {"data": BLACK, "flow": BLUE}
 PLANE_STYLE = {
     **STYLE,
     "axes.grid": False,
@@ -133,8 +134,8 @@ def sample_figure(panels: Mapping[str, np.ndarray], window: Window) -> Figure:
     with matplotlib.rc_context(PLANE_STYLE):
         figure = _figure(0.3 + 4.2 * len(panels), 4.5)
         row = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-        for axes, (name, points), colour in zip(row, panels.items(), (BLUE, BLACK), strict=False):
-            axes.scatter(points[:n, 0], points[:n, 1], s=3, color=colour, alpha=0.35, linewidths=0)
+        for axes, (name, points) in zip(row, panels.items(), strict=True):
+            axes.scatter(points[:n, 0], points[:n, 1], s=3, color=COLOURS.get(name, BLUE), alpha=0.35, linewidths=0)
             axes.set_title(f"{name}, {n} samples")
             _plane(axes, window)
     return figure
@@ -179,10 +180,10 @@ def marginal_figure(panels: Mapping[str, np.ndarray]) -> Figure:
     Parameters
     ----------
     panels : mapping
-        One or two entries of name and points (n, d); of two, the first has the lower triangle, the other the upper.
+        One or two entries of name and points (n, d); of two, the first has the upper triangle, the other the lower.
     """
     sets = list(panels.items())
-    reference = sets[-1][1]
+    reference = sets[0][1]
     d = min(reference.shape[1], _MOST_MARGINALS)
     n = min(_SHOWN, *map(len, panels.values()), _SHOWN)
     low, high = np.quantile(reference, 0.001, axis=0), np.quantile(reference, 0.999, axis=0)
@@ -197,11 +198,13 @@ def marginal_figure(panels: Mapping[str, np.ndarray]) -> Figure:
                 axes.set_xlim(span)
                 if i == j:
                     bins = np.linspace(*span, 41)
-                    for (label, points), colour in zip(sets, (BLUE, BLACK), strict=False):
-                        axes.hist(points[:, j], bins=bins, density=True, histtype="step", color=colour, label=label)
+                    for label, points in sets:
+                        style: dict[str, Any] = {"histtype": "step", "color": COLOURS.get(label, BLUE), "label": label}
+                        axes.hist(points[:, j], bins=bins, density=True, **style)
                     axes.set_yticks([])
                 else:
-                    points, colour = (sets[0][1], BLUE) if i > j else (sets[-1][1], (BLUE, BLACK)[len(sets) - 1])
+                    label, points = sets[0] if i < j else sets[-1]
+                    colour = COLOURS.get(label, BLUE)
                     axes.scatter(points[:n, j], points[:n, i], s=2, color=colour, alpha=0.4, linewidths=0)
                     axes.set_ylim(low[i] - margin[i], high[i] + margin[i])
                 axes.label_outer()

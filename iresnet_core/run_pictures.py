@@ -51,11 +51,11 @@ def grid_density(flow: Flow, window: Window, cells: int = _GRID) -> tuple[np.nda
 
 def samples_figure(samples: np.ndarray, data: np.ndarray | None) -> Figure:
     """Return the picture of samples (n, *data_shape), beside as many of the data where there are any."""
-    panels = {"flow": samples} if data is None else {"flow": samples, "data": data}
+    panels = {"flow": samples} if data is None else {"data": data, "flow": samples}
     if samples.ndim == 4:
         return image_figure(panels)
     panels = {name: points.reshape(len(points), -1) for name, points in panels.items()}
-    reference = next(reversed(panels.values()))
+    reference = next(iter(panels.values()))
     if reference.shape[1] == 2:
         return sample_figure(panels, window_of(reference))
     return marginal_figure(panels)

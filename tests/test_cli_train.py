@@ -92,11 +92,12 @@ def test_samples_are_those_of_the_core(moons, tmp_path, suffix):
     result = iresnet("sample", run.folder, "-n", 20, "--out", out, "--seed", 3)
     assert result.exit_code == 0, result.output
     z = np.random.default_rng(3).standard_normal((20, 2))
-    exact = flow.astype(np.float64).inverse(z).value
+    exact = flow.astype(np.float64).inverse(z, rtol=0.0, atol=0.0).value
     values = np.loadtxt(out, delimiter=",") if suffix == ".csv" else np.load(out)
     values = values["x"] if suffix == ".npz" else values
     bound = float(re.search(r"at most (\S+), certified", result.stdout)[1])
-    assert 0 < bound < 1e-3
+    assert 0 < bound < 1e-9
+    assert float(re.search(r"back within (\S+)$", result.stdout, re.MULTILINE)[1]) < 1e-12
     assert np.max(np.linalg.norm(values - exact, axis=1)) <= 2 * bound
     back = flow.astype(np.float64)(values)
     assert np.allclose(back, z, atol=1e-6)
