@@ -145,9 +145,7 @@ class Chain:
     def _constant(self, fn: Callable[[], Any]) -> Any:
         """``fn()``, a function of the weights alone, as concrete numbers wherever the weights are concrete."""
         engine = self.operators[0].engine
-        if engine.is_tracing() and engine.is_constant(*self.arrays):
-            return engine.at_compile_time(fn)
-        return fn()
+        return engine.at_compile_time(fn) if engine.is_constant(*self.arrays) else fn()
 
     def linearize(self, x: Array) -> Linearization:
         """Return value and Jacobian products at x (batch, *input_shape); costs one evaluation.

@@ -90,7 +90,7 @@ def _number(value: Any, name: str) -> float:
 def require_nonnegative(value: Any, name: str) -> float:
     """Refuse negative numbers, NaN and infinity."""
     number = _number(value, name)
-    if not (math.isfinite(number) and number >= 0):
+    if not 0 <= number < math.inf:  # NaN is neither; a compiler that takes numbers for variables knows no isfinite
         raise InvalidArgumentError(f"{name} must be a finite number >= 0, got {value!r}.")
     return number
 
@@ -98,7 +98,7 @@ def require_nonnegative(value: Any, name: str) -> float:
 def require_contraction(lipschitz: Any, source: str) -> float:
     """Return the constant as a float; refuse constants that are no number or not below 1."""
     constant = _number(lipschitz, f"the Lipschitz constant ({source})")
-    if not math.isfinite(constant) or constant < 0:
+    if not 0 <= constant < math.inf:
         raise InvalidArgumentError(f"the Lipschitz constant ({source}) must be a number >= 0, got {lipschitz!r}.")
     if constant >= 1:
         raise NotContractiveError(

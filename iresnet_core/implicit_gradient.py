@@ -1,17 +1,21 @@
 """Derivative of the inverse by the implicit function theorem: memory of one evaluation, whatever the solver did."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from iresnet_core.backends import Array, Backend
 from iresnet_core.branches import Chain
-from iresnet_core.errors import NotConvergedError
+from iresnet_core.errors import DerivativeError, NotConvergedError
 from iresnet_core.fixed_point import SOLVERS, FixedPoint
 from iresnet_core.linearization import evaluate, linearize
-from iresnet_core.precision import working_dtype
+from iresnet_core.precision import unit_roundoff, working_dtype
 from iresnet_core.samples import flatten, norms, per_sample
 
 __all__ = ["with_implicit_gradient"]
+
+# Jacobian products that a compiled backward pass may hold one by one.
+MOST_TERMS = 512
 
 
 def with_implicit_gradient(
@@ -39,28 +43,55 @@ def with_implicit_gradient(
         at = linearize(engine, g, point)
 
         def product(w: Array) -> Array:
-            return engine.stop_gradient(at.vjp(w))
+            return engine.stop_gradient(xp.astype(at.vjp(xp.astype(w, point.dtype, copy=False)), w.dtype, copy=False))
 
         with engine.unrecorded():
+            # A callable that knows half precision only is solved around in float32.
+            cotangent = xp.astype(cotangent, working, copy=False)
             # In units of its largest entry: a cotangent may be of any size, down to zero.
             largest = xp.max(xp.abs(flatten(xp, cotangent)), axis=-1)
             scale = per_sample(xp, xp.where(largest > 0, largest, xp.ones_like(largest)), cotangent)
             right = cotangent / scale
+            if not (hasattr(g, "linearize") or engine.loops_over_products()):
+                return xp.astype(_neumann_sum(product, right, _neumann_terms(constant, rtol)) * scale, point.dtype)
             problem = FixedPoint(engine, product, right, norms(xp, right), constant, rtol, 0.0)
             progress = SOLVERS["anderson"](problem, right, max_iter)
-            _require_solution(engine, problem, progress.residual)
-            return progress.x * scale
+            _require_solution(engine, problem, progress.residual, unit_roundoff(engine, point.dtype))
+            return xp.astype(progress.x * scale, point.dtype)
 
     solution = engine.stop_gradient(solution)
     return solution + xp.astype(engine.map_cotangent(step, adjoint_solution) - engine.stop_gradient(step), dtype)
 
 
-def _require_solution(engine: Backend, problem: FixedPoint, residual: Array) -> None:
-    """Refuse a gradient that is wrong by more than a thousandth; the residual bounds it by 1 / (1 - c)."""
+def _neumann_terms(constant: float, rtol: float) -> int:
+    """Terms of the Neumann series that are enough for any c-contraction; too many of them are refused."""
+    terms = 1 if constant == 0 else math.ceil(math.log(max(rtol, 1e-16) * (1 - constant)) / math.log(constant))
+    if terms > MOST_TERMS:
+        raise DerivativeError(
+            f"the gradient of this inverse would take {terms} Jacobian products in a row, as compiled loops of this "
+            f"engine take no derivative of a plain callable (c = {constant:.4g}, rtol = {rtol:g}). Make g a Chain, "
+            "raise rtol, or leave the call uncompiled."
+        )
+    return terms
+
+
+def _neumann_sum(product: Callable[[Array], Array], right: Array, terms: int) -> Array:
+    """Return w = right - J^T (right - J^T (...)), without a loop of the engine's; error at most c^terms ||w||."""
+    w = right
+    for _ in range(terms):
+        w = right - product(w)
+    return w
+
+
+def _require_solution(engine: Backend, problem: FixedPoint, residual: Array, u: float) -> None:
+    """Refuse a gradient that is wrong by more than a thousandth; the residual bounds it by 1 / (1 - c).
+
+    In half precision, of unit roundoff `u`, the products themselves are not better than a few u.
+    """
     if engine.is_tracing(residual) or not residual.shape[0]:
         return
     worst = float(engine.xp.max(residual)) / (1 - problem.constant)
-    if not (math.isfinite(worst) and worst <= max(1e-3, 1e3 * problem.rtol)):
+    if not (math.isfinite(worst) and worst <= max(1e-3, 1e3 * problem.rtol, 8 * u / (1 - problem.constant))):
         raise NotConvergedError(
             f"the gradient of the inverse did not converge: its relative error may be {worst:.3g} (c = "
             f"{problem.constant:.4g}). The constant may be wrong; otherwise raise max_iter."

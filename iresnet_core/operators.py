@@ -131,8 +131,9 @@ class LinearLayer(LinearOperator):
         if self._bound is None:
             from iresnet_core.bounds import lipschitz_bound
 
-            if self.engine.is_tracing() and self.engine.is_constant(self.weight):
-                self._bound = self.engine.at_compile_time(lambda: lipschitz_bound(self))
+            engine = self.engine
+            if engine.is_constant(self.weight) and (engine.is_tracing() or not engine.may_differentiate(self.weight)):
+                self._bound = engine.at_compile_time(lambda: lipschitz_bound(self))
             else:
                 self._bound = lipschitz_bound(self)
         return self._bound

@@ -1,5 +1,6 @@
 """The engines: how one is found, and what each must compute."""
 
+import importlib
 import itertools
 import math
 import subprocess
@@ -10,7 +11,7 @@ import array_api_strict
 import numpy as np
 import pytest
 import scipy.signal
-from capabilities import CAPABILITIES, TABLE, missing
+from capabilities import CAPABILITIES, TABLE, missing, row
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -201,9 +202,14 @@ def _keeps_subnormals(engine):
     return bool(engine.xp.all(engine.from_numpy(np.array([5e-324, 1e-310])) * 1.0 > 0))
 
 
+def _can_transform(engine):
+    return hasattr(importlib.import_module(row(engine.name).framework), "vmap")
+
+
 PROBES = {
     "autodiff": _can_differentiate,
     "compile": _can_compile,
+    "transforms": _can_transform,
     "float16": _has_half_precision,
     "complex": _has_complex,
     "fft": _has_fft,

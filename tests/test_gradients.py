@@ -316,3 +316,25 @@ def test_cotangents_of_any_size(backend, size):
         )[0]
 
     np.testing.assert_allclose(gradient(size) / size, gradient(1.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_inverse_of_a_plain_function_in_half_precision(backend, dtype):
+    """The function knows half precision only; the solve of the backward pass is done around it in float32."""
+    xp = backend.xp
+    if not hasattr(xp, dtype):
+        pytest.skip(f"{backend.name} has no {dtype} under that name")
+    kind = getattr(xp, dtype)
+
+    def loss(y):
+        value = invert(lambda x: 0.5 * xp.sin(x), xp.astype(y, kind), lipschitz=0.5).value
+        assert value.dtype == kind
+        return xp.sum(xp.astype(value, xp.float64))
+
+    (found,) = gradients(backend, loss, [array(backend, X)])
+    (expected,) = gradients(
+        backend,
+        lambda y: xp.sum(invert(lambda x: 0.5 * xp.sin(x), y, lipschitz=0.5).value),
+        [array(backend, X)],
+    )
+    np.testing.assert_allclose(found, expected, rtol=0.03)

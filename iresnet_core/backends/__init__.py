@@ -6,7 +6,6 @@ already imported are asked whether a new type is theirs. There is no global stat
 
 import importlib
 import sys
-from functools import cache
 from typing import Any
 
 from iresnet_core.backends.base import Array, Backend, device_of
@@ -26,9 +25,9 @@ _ENGINES: dict[str, tuple[str, str]] = {
 }
 
 _engine_of_type: dict[type, Backend] = {}
+_engine_of_name: dict[str, Backend] = {}  # no functools.cache, which torch.compile warns of
 
 
-@cache
 def backend(name: str) -> Backend:
     """Return the engine called `name`, importing its framework.
 
@@ -49,6 +48,8 @@ def backend(name: str) -> Backend:
     >>> backend("numpy").name
     'numpy'
     """
+    if name in _engine_of_name:
+        return _engine_of_name[name]
     if name not in _ENGINES:
         raise InvalidArgumentError(f"there is no backend {name!r} in this release; the backends are {', '.join(_ENGINES)}.")
     framework, hint = _ENGINES[name]
@@ -59,7 +60,7 @@ def backend(name: str) -> Backend:
             f"backend {name!r} needs {framework}, which cannot be imported ({error}). Try: {hint}"
         ) from error
     engine: Backend = importlib.import_module(f"iresnet_core.backends.{name}").Engine()
-    return engine
+    return _engine_of_name.setdefault(name, engine)
 
 
 def available_backends() -> tuple[str, ...]:

@@ -200,10 +200,15 @@ class Backend(ABC):
             state = body(*state)
         return state
 
+    def loops_over_products(self) -> bool:
+        """Say whether `while_loop` may call a pullback of `vjp` at this place."""
+        return True
+
     def at_compile_time(self, fn: Callable[[], Any]) -> Any:
         """Return ``fn()``, computed from concrete arrays also where a compiler is tracing the program around it.
 
-        For constants, such as the Lipschitz constant of weights that are no arguments of the traced function.
+        For constants that are kept, such as the Lipschitz constant of weights that are no arguments of the traced
+        function: what is returned serves everywhere, whatever mode the program is in here.
         """
         return fn()
 

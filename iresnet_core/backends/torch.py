@@ -1,5 +1,7 @@
 """PyTorch engine: eager, under torch.compile and torch.func, on the device of its arrays."""
 
+import math
+import operator
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
@@ -66,6 +68,10 @@ class _MapCotangent(torch.autograd.Function):
             mapped = ctx.fn(cotangent)
         return (_Refused.apply(mapped, x, cotangent) if torch.is_grad_enabled() else mapped), None  # type: ignore[no-untyped-call]
 
+
+class _MapCotangentInReverse(_MapCotangent):
+    """The same, refusing forward mode in words of ours; torch.compile takes no function that has a `jvp`."""
+
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         raise DerivativeError(NO_FORWARD_MODE)
@@ -129,7 +135,7 @@ class Engine(Backend):
         """Draw with PyTorch on the device of `like`, or, from an int seed or NumPy's generator, on the host."""
         source = self.generator(rng)
         if isinstance(source, _TracedSeed):
-            source.draws = (*source.draws, (kind, tuple(shape)))
+            source.draws = (*source.draws, (kind, tuple(map(operator.index, shape))))
             return self.constant_array(_last_draw, source.seed, source.draws, like=like).to(like.dtype)
         if source is not None and not isinstance(source, torch.Generator):
             return self.from_numpy(draw(kind, shape, source), like).to(like.dtype)
@@ -265,7 +271,8 @@ class Engine(Backend):
 
     def map_cotangent(self, x: Array, fn: Callable[[Array], Array]) -> Array:
         """Through an autograd.Function."""
-        out: Array = _MapCotangent.apply(x, fn)  # type: ignore[no-untyped-call]
+        function = _MapCotangent if torch.compiler.is_compiling() else _MapCotangentInReverse
+        out: Array = function.apply(x, fn)  # type: ignore[no-untyped-call]
         return out
 
     def first_order_only(self, x: Array) -> Array:
@@ -298,18 +305,30 @@ class Engine(Backend):
             state = body(*state)
         return state
 
+    def at_compile_time(self, fn: Callable[[], Any]) -> Any:
+        """Leave inference mode, whose tensors no later backward pass could save."""
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+            return fn()
+        with torch.inference_mode(False), torch.no_grad():
+            return fn()
+
+    def loops_over_products(self) -> bool:
+        """Not under torch.compile, whose loops take no ``torch.func.vjp``."""
+        return not torch.compiler.is_compiling()
+
     def frozen(self, x: Array) -> Array:
         """Return a plain tensor with storage of its own; derivatives flow back to `x`."""
         return x.clone() if self.may_differentiate(x) else x.detach().clone()
 
     def host_constant(self, fn: Callable[..., Any], *numbers: Any) -> Any:
         """Evaluated once, when the program is compiled."""
-        return _evaluated(fn, *numbers) if torch.compiler.is_compiling() else fn(*numbers)
+        return _evaluated(fn, *map(_fixed, numbers)) if torch.compiler.is_compiling() else fn(*numbers)
 
     def constant_array(self, fn: Callable[..., Any], *numbers: Any, like: Array) -> Array:
         """Evaluated once, when the program is compiled."""
         if not torch.compiler.is_compiling():
             return self.from_numpy(fn(*numbers), like)
+        numbers = tuple(map(_fixed, numbers))
         return _NUMBERED[_number_of(fn, *numbers)](fn, *numbers).to(like.device)
 
     def jit(self, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -329,6 +348,13 @@ def _last_draw(seed: int, draws: tuple[tuple[Any, tuple[int, ...]], ...]) -> np.
     """Draw everything again, and return the last."""
     source = numpy_generator(seed)
     return [draw(kind, shape, source) for kind, shape in draws][-1]
+
+
+def _fixed(number: Any) -> Any:
+    """A number as one that the compiled program depends on, should the compiler take it for a variable."""
+    if isinstance(number, float):
+        return math.ldexp(*math.frexp(number))
+    return operator.index(number) if isinstance(number, int) else number
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
