@@ -6,6 +6,7 @@ contraction inverse (`invert`) and log-determinant (`logdet`). Every answer carr
 
 from iresnet_core.activations import Activation
 from iresnet_core.actnorm import ActNorm
+from iresnet_core.batched_bounds import lipschitz_bounds
 from iresnet_core.bounds import lipschitz_bound
 from iresnet_core.branches import Chain
 from iresnet_core.convolution import Convolution
@@ -54,6 +55,7 @@ __all__ = [
     "as_operator",
     "invert",
     "lipschitz_bound",
+    "lipschitz_bounds",
     "load",
     "logdet",
     "mean_jacobian",

@@ -50,8 +50,8 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
         2023), matrix products only; within 0.1 %. "fft" (convolutions): norm of the circular convolution on a torus of
         size n + k - 1, of which the layer is a part; with circular padding the layer itself. "frobenius", "holder"
         (sqrt(||A||_1 ||A||_inf)): cheap and loose, 2 to 40 times. "lanczos": from matvec and rmatvec alone, with
-        probability 1 - 1e-10 (Hochstenbach 2013). "auto": "svd" where m or n is at most 128, else "cholesky", for
-        convolutions "fft", for operators without entries "lanczos".
+        probability 1 - 1e-10 (Hochstenbach 2013). "auto": "svd" where m or n is at most 128, else "cholesky" (on an
+        accelerator "gram" for either), for convolutions "fft", for operators without entries "lanczos".
     rng : None, int or generator
         For "lanczos", whose start has to be fresh and random; None draws from the framework's own generator.
 
@@ -129,6 +129,8 @@ def _choose(operator: LinearOperator) -> str:
     if isinstance(operator, Convolution):
         return "svd" if min(m, n) <= SMALL and m * n <= EXPLICIT_LIMIT else "fft"
     if isinstance(operator, Matrices | Dense):
+        if operator.engine.is_accelerated(operator.like):
+            return "gram"
         return "svd" if min(m, n) <= SMALL else "cholesky"
     return "lanczos"
 

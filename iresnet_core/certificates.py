@@ -19,6 +19,7 @@ from iresnet_core.precision import gamma
 __all__ = [
     "cholesky_bound",
     "cholesky_certificate",
+    "cholesky_certificates",
     "frobenius_bound",
     "gram_bound",
     "holder_bound",
@@ -95,7 +96,9 @@ def smaller_gram(xp: Any, A: Array) -> tuple[Array, Array]:
     m, n = A.shape[-2:]
     adjoint = xp.matrix_transpose(xp.conj(A) if xp.isdtype(A.dtype, "complex floating") else A)
     gram = xp.matmul(adjoint, A) if n <= m else xp.matmul(A, adjoint)
-    return gram, gamma(_terms(xp, A, max(m, n)), U) * _squared_frobenius(xp, A)
+    # The trace is the squared Frobenius norm, but for rounding.
+    g = gamma(_terms(xp, A, m * n), U)
+    return gram, gamma(_terms(xp, A, max(m, n)), U) * _trace(xp, gram) * ((1 + g) / (1 - g))
 
 
 def cholesky_certificate(engine: Backend, gram: Array, gram_error: Array, level: float) -> float | None:
@@ -114,6 +117,24 @@ def cholesky_certificate(engine: Backend, gram: Array, gram_error: Array, level:
     g = gamma(_terms(xp, gram, n), U)
     error = g / (1 - g) * n * squared + 2 * U * squared + float(xp.max(gram_error))
     return math.sqrt(squared + error) * (1 + 4 * U)
+
+
+def cholesky_certificates(engine: Backend, gram: Array, gram_error: Array, levels: Array) -> Array | None:
+    """Certify sigma for every matrix of a stack (k, n, n) at a level of its own (k,), as `cholesky_certificate`.
+
+    Returns bounds (k,) just above the levels, 0 for zero matrices; None if a factorisation fails.
+    """
+    xp = engine.xp
+    n = gram.shape[-1]
+    zero = _trace(xp, gram) <= 0  # of a sum of squares
+    squared = xp.where(zero, xp.ones_like(levels), levels * levels)
+    shifted = squared[:, None, None] * xp.eye(n, dtype=gram.dtype, device=device_of(gram)) - gram
+    if not engine.is_positive_definite(shifted):
+        return None
+    g = gamma(_terms(xp, gram, n), U)
+    error = (g / (1 - g) * n + 2 * U) * squared + gram_error
+    bounds = xp.sqrt(squared + error) * (1 + 8 * U)
+    return xp.where(zero, xp.zeros_like(bounds), bounds)
 
 
 def cholesky_bound(engine: Backend, A: Array) -> Array:

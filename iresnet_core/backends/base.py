@@ -136,6 +136,10 @@ class Backend(ABC):
             "an object with `lipschitz` and `linearize(x)` that returns a Linearization with the value and `vjp`."
         )
 
+    def is_accelerated(self, x: Array) -> bool:
+        """Say whether `x` is on a device that multiplies matrices fast and waits for the host slowly, such as a GPU."""
+        return False
+
     # --- derivatives ---
 
     def may_differentiate(self, *arrays: Array) -> bool:

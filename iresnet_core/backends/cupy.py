@@ -123,6 +123,10 @@ class Engine(NumPyFamily):
 
     # --- arrays ---
 
+    def is_accelerated(self, x: Array) -> bool:
+        """True."""
+        return True
+
     def is_positive_definite(self, matrix: Array) -> bool:
         """Ask cuSOLVER, whose refusal CuPy ignores unless it is told to raise."""
         from cupyx import errstate

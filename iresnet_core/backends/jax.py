@@ -257,6 +257,10 @@ class Engine(Backend):
         with jax.ensure_compile_time_eval(), self.float64():
             return np.asarray(jax.random.uniform(source.next(), shape, np.float64))
 
+    def is_accelerated(self, x: Array) -> bool:
+        """Whether a concrete array is on another device than the CPU."""
+        return not self.is_tracing(x) and any(device.platform != "cpu" for device in x.devices())
+
     # --- derivatives ---
 
     def vjp(self, fn: Callable[[Array], Array], x: Array) -> tuple[Array, Pullback]:

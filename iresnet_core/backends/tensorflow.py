@@ -162,6 +162,10 @@ class Engine(Backend):
         """
         return _HOST.is_positive_definite(np.asarray(matrix))
 
+    def is_accelerated(self, x: Array) -> bool:
+        """Whether a concrete tensor is on another device than the CPU."""
+        return not self.is_tracing(x) and "CPU" not in x.device.upper()
+
     # --- derivatives ---
 
     def vjp(self, fn: Callable[[Array], Array], x: Array) -> tuple[Array, Pullback]:

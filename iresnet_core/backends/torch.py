@@ -228,7 +228,12 @@ class Engine(Backend):
     def is_positive_definite(self, matrix: Array) -> bool:
         """LAPACK's (or the device's) potrf, which reports its refusal as a number."""
         factor, info = torch.linalg.cholesky_ex(matrix)
-        return bool((info == 0).all() & torch.isfinite(factor).all())
+        # What is not finite reaches the diagonal of its row.
+        return bool((info == 0).all() & torch.isfinite(factor.diagonal(dim1=-2, dim2=-1)).all())
+
+    def is_accelerated(self, x: Array) -> bool:
+        """Whether the tensor is on another device than the CPU."""
+        return bool(x.device.type != "cpu")
 
     # --- derivatives ---
 
