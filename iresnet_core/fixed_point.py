@@ -1,21 +1,17 @@
-"""Solvers of x = y - g(x) for a batch of independent samples, each of which stops on its own.
+"""The problem x = y - g(x) for a batch of independent samples, each of which stops on its own, and the plain iteration.
 
 A solver returns the last iterate at which g was evaluated, so that its residual is known and not guessed.
 """
 
-import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.linearization import evaluate
 from iresnet_core.precision import unit_roundoff
-from iresnet_core.samples import flatten, norms, per_sample
+from iresnet_core.samples import norms, per_sample
 
-__all__ = ["SOLVERS", "STALLED", "FixedPoint", "Progress", "anderson", "picard"]
+__all__ = ["STALLED", "FixedPoint", "Progress", "picard"]
 
-# Past steps that Anderson's method combines.
-WINDOW = 5
 # Evaluations without real progress after which a sample has reached the floor of its dtype.
 STALLED = 10
 
@@ -100,8 +96,11 @@ class FixedPoint(NamedTuple):
         return (residual + noise <= tolerance) | (residual <= 0.5 * noise)
 
 
-def picard(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
-    """Plain iteration x <- y - g(x) (report, Eq. 12): the residual shrinks by c or better each time."""
+def picard(problem: FixedPoint, x: Array, max_iter: int, *, begun: Progress | None = None) -> Progress:
+    """Plain iteration x <- y - g(x) (report, Eq. 12): the residual shrinks by c or better each time.
+
+    `begun` is where another solver left off; `max_iter` evaluations are then added at most.
+    """
     engine, xp = problem.engine, problem.engine.xp
 
     def unfinished(*state: Array) -> Array:
@@ -111,70 +110,5 @@ def picard(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
         state = Progress(*arrays)
         return tuple(problem.advance(state, problem.y - state.image))
 
-    return Progress(*engine.while_loop(unfinished, step, tuple(problem.begin(x)), max_iter - 1))
-
-
-def anderson(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
-    """Anderson's method (type II, window 5) on f(x) = y - g(x) - x, safeguarded.
-
-    The differences of the residuals are orthonormalised, newest first, and the differences of the iterates carried
-    along, so that the least-squares step needs no triangular solve; what depends on newer differences drops out. A
-    residual that grew sends the sample back to its best iterate for one plain step, with the history dropped: the
-    residual then shrinks by c at least once in every two evaluations.
-    """
-    engine, xp = problem.engine, problem.engine.xp
-    batch, d = x.shape[0], math.prod(x.shape[1:])
-    window = min(WINDOW, d)
-
-    fields = len(Progress._fields)
-
-    def unfinished(*arrays: Array) -> Array:
-        return ~xp.all(Progress(*arrays[:fields]).done)
-
-    def step(*arrays: Array) -> tuple[Array, ...]:
-        best, history = Progress(*arrays[:fields]), arrays[fields:]
-        residuals, iterates = history[:window], history[window:]
-        force = flatten(xp, problem.y - best.image - best.x)
-        update = force
-        for direction, image in _orthonormalized(xp, residuals, iterates):
-            update = update - xp.sum(direction * force, axis=-1)[:, None] * (direction + image)
-        state = problem.advance(best, xp.reshape(flatten(xp, best.x) + update, x.shape))
-        # NaN counts as shrunk: it ends the sample, and is reported.
-        shrunk = ~(state.residual >= best.residual)
-        keep = shrunk[:, None]
-        new_residual = flatten(xp, problem.y - state.image - state.x) - force
-        new_iterate = flatten(xp, state.x) - flatten(xp, best.x)
-        residuals = tuple(xp.where(keep, r, xp.zeros_like(r)) for r in (new_residual, *residuals[: window - 1]))
-        iterates = tuple(xp.where(keep, s, xp.zeros_like(s)) for s in (new_iterate, *iterates[: window - 1]))
-        back = ~per_sample(xp, shrunk, x)
-        state = state._replace(
-            x=xp.where(back, best.x, state.x),
-            image=xp.where(back, best.image, state.image),
-            residual=xp.where(shrunk, state.residual, best.residual),
-        )
-        return (*state, *residuals, *iterates)
-
-    zeros = xp.zeros((batch, d), dtype=x.dtype, device=device_of(x))
-    state = engine.while_loop(unfinished, step, (*problem.begin(x), *((zeros,) * (2 * window))), max_iter - 1)
-    return Progress(*state[:fields])
-
-
-def _orthonormalized(xp: Any, residuals: tuple[Array, ...], iterates: tuple[Array, ...]) -> list[tuple[Array, Array]]:
-    """Modified Gram-Schmidt on the residual differences (batch, d), the same steps applied to the iterates.
-
-    A difference of which less than 1e-4 is new would amplify rounding and is dropped.
-    """
-    pairs: list[tuple[Array, Array]] = []
-    for r, s in zip(residuals, iterates, strict=True):
-        length = xp.linalg.vector_norm(r, axis=-1)[:, None]
-        for direction, image in pairs:
-            weight = xp.sum(direction * r, axis=-1)[:, None]
-            r, s = r - weight * direction, s - weight * image
-        left = xp.linalg.vector_norm(r, axis=-1)[:, None]
-        use = left > 1e-4 * length
-        divisor = xp.where(use, left, xp.ones_like(left))
-        pairs.append((xp.where(use, r / divisor, xp.zeros_like(r)), xp.where(use, s / divisor, xp.zeros_like(s))))
-    return pairs
-
-
-SOLVERS: dict[str, Callable[[FixedPoint, Array, int], Progress]] = {"picard": picard, "anderson": anderson}
+    state = problem.begin(x) if begun is None else begun
+    return Progress(*engine.while_loop(unfinished, step, tuple(state), max_iter if begun else max_iter - 1))

@@ -7,10 +7,11 @@ from typing import Any
 from iresnet_core.backends import Array, Backend
 from iresnet_core.branches import Chain
 from iresnet_core.errors import DerivativeError, NotConvergedError
-from iresnet_core.fixed_point import SOLVERS, FixedPoint
+from iresnet_core.fixed_point import FixedPoint
 from iresnet_core.linearization import evaluate, linearize
 from iresnet_core.precision import unit_roundoff, working_dtype
 from iresnet_core.samples import flatten, norms, per_sample
+from iresnet_core.solvers import SOLVERS
 
 __all__ = ["with_implicit_gradient"]
 

@@ -22,12 +22,13 @@ from iresnet_core.errors import (
     NotConvergedWarning,
     ShapeError,
 )
-from iresnet_core.fixed_point import SOLVERS, STALLED, FixedPoint, Progress
+from iresnet_core.fixed_point import STALLED, FixedPoint, Progress
 from iresnet_core.implicit_gradient import with_implicit_gradient
 from iresnet_core.linearization import evaluate, stated_lipschitz
 from iresnet_core.precision import unit_roundoff, widest, working_dtype
 from iresnet_core.results import Inverse
 from iresnet_core.samples import norms
+from iresnet_core.solvers import SOLVERS
 from iresnet_core.units import InUnits, length_unit
 
 __all__ = ["invert"]
@@ -74,9 +75,13 @@ def invert(
         Right-hand sides.
     lipschitz : float, optional
         Lipschitz constant c < 1 of g in the Euclidean norm; default ``g.lipschitz``. All bounds rest on it.
-    solver : {"anderson", "picard"}
+    solver : {"anderson", "picard", "newton"}
         "anderson": the last five steps are combined so that the linearised residual is least (Walker and Ni 2011); a
-        step that does not shrink the residual is replaced by a plain one. "picard": x <- y - g(x) (report, Eq. 12).
+        step that does not shrink the residual is replaced by a plain one. Where the combinations gain less than they
+        cost, the plain iteration goes on, and where either stays slow (a rate above 0.9 over thirty steps) Newton's
+        method; not in a compiled function, which cannot look. "picard": x <- y - g(x) (report, Eq. 12). "newton":
+        inexact Newton steps by GMRES, as far as they are of use; a step that does not shrink the residual is replaced
+        by a plain one. The best where c is close to 1 and nothing is gained by combining steps.
     rtol, atol : float, optional
         A sample has converged when its error bound is at most ``atol + rtol ||x||``. Default: rtol 1e-10 and atol
         1e-12 in float64, 1e-5 and 1e-7 below. The floor of the dtype is added to it: twice the rounding
@@ -92,7 +97,8 @@ def invert(
     -------
     Inverse
         value; error_bound, certified, ``(||r|| + rounding of r) / (1 - c)``, r = x + g(x) - y; residual ``||r||``;
-        iterations, the evaluations of g; converged. All but value are per sample, (batch,).
+        iterations, the evaluations of g (products with its Jacobian count as such); converged. All but value are per
+        sample, (batch,).
 
     Raises
     ------

@@ -1,6 +1,7 @@
 """A branch in other units of length, where the squares of its arguments neither over- nor underflow."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from iresnet_core.backends import Array, Backend
@@ -32,6 +33,13 @@ class InUnits:
         if self.unit == 1:
             return self.engine.stop_gradient(evaluate(self.engine, self.g, x))
         return self.engine.stop_gradient(evaluate(self.engine, self.g, x * self.unit)) / self.unit
+
+    def jacobian_product(self, x: Array) -> Callable[[Array], Array] | None:
+        """Return v -> J v at x where the branch offers it; costs one evaluation."""
+        if not hasattr(self.g, "linearize"):
+            return None
+        jvp = self.g.linearize(self.engine.stop_gradient(x * self.unit)).jvp
+        return None if jvp is None else lambda v: self.engine.stop_gradient(jvp(v))
 
     def astype(self, dtype: Any) -> "InUnits":
         """Cast the branch."""

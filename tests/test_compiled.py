@@ -57,6 +57,7 @@ FUNCTIONS = {
     "chain": (lambda e: chain(e), [X]),
     "invert picard": (lambda e: _inverse(chain(e), "picard"), [X]),
     "invert anderson": (lambda e: _inverse(chain(e), "anderson"), [X]),
+    "invert newton": (lambda e: _inverse(chain(e), "newton"), [X]),
     "logdet exact": (lambda e: _logdet(chain(e), method="exact"), [X]),
     "logdet arnoldi": (lambda e: _logdet(chain(e), method="arnoldi", terms=6), [X, NOISE]),
     "logdet mean-jacobian": (lambda e: _logdet(chain(e), method="mean-jacobian", terms=3), [X, NOISE]),
@@ -66,7 +67,12 @@ FUNCTIONS = {
 
 
 def _inverse(g, solver):
-    return lambda y: arrays(invert(g, y, solver=solver, rtol=1e-9))
+    # An eager solver may change its method on the way, and so take another number of steps.
+    def solution(y):
+        result = invert(g, y, solver=solver, rtol=1e-12)
+        return result.value, result.converged
+
+    return solution
 
 
 def _logdet(g, **options):

@@ -6,7 +6,7 @@ from branches_for_tests import KINDS, array, dense_chain, host, linear_chain
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iresnet_core import example_data, invert, reference
+from iresnet_core import Activation, Chain, Dense, example_data, invert, reference
 from iresnet_core.errors import (
     DtypeError,
     InvalidArgumentError,
@@ -20,7 +20,7 @@ from iresnet_core.errors import (
     UnknownLipschitzError,
 )
 
-SOLVERS = ("picard", "anderson")
+SOLVERS = ("picard", "anderson", "newton")
 COEFFS = (0.1, 0.5, 0.9, 0.97, 0.99)
 
 
@@ -93,6 +93,60 @@ def test_bound_against_the_exact_root(backend, case, solver):
         assert np.all(error <= bound)
         assert np.all(bound <= rtol * np.linalg.norm(exact, axis=1) * (1 + rtol) + 1e-12)
         assert np.all(residual / (1 + g.lipschitz) <= error + 1e-13)  # the bound from below
+
+
+def slow_chain(engine, coeff, d=24):
+    """Orthogonal weights near the origin, where no combination of steps helps."""
+    Q = [np.linalg.qr(np.random.default_rng(i).standard_normal((d, d)))[0] * coeff ** (1 / 3) for i in range(3)]
+    first, second, third = (Dense(array(engine, q)) for q in Q)
+    return Chain([first, Activation("sin"), second, Activation("sin"), third])
+
+
+def test_where_anderson_stays_slow_newton_takes_over(backend):
+    g = slow_chain(backend, 0.97)
+    y = array(backend, 0.05 * np.random.default_rng(5).standard_normal((8, 24)))
+    results = {s: invert(g, y, solver=s, rtol=1e-8, atol=0.0, max_iter=2000) for s in SOLVERS}
+    counts = {s: int(np.max(host(backend, r.iterations))) for s, r in results.items()}
+    assert counts["anderson"] < 200
+    assert counts["newton"] < 300 < counts["picard"]
+    for result in results.values():
+        np.testing.assert_allclose(host(backend, result.value), host(backend, results["picard"].value), atol=1e-8)
+
+
+def test_where_anderson_gains_nothing_the_plain_iteration_takes_over(backend, monkeypatch):
+    from iresnet_core import solvers
+
+    taken = []
+
+    def noted(*arguments, **options):
+        taken.append("begun" in options)
+        return picard(*arguments, **options)
+
+    picard = solvers.picard
+    monkeypatch.setattr(solvers, "picard", noted)
+    g = dense_chain(backend, 24, [24, 24], 0.9, 0, "tanh", orthogonal=True, bias=0.1)
+    y = array(backend, np.random.default_rng(5).standard_normal((8, 24)))
+    result = invert(g, y, rtol=1e-8)
+    assert taken
+    assert np.all(host(backend, result.converged))
+
+
+def test_newton_without_products(backend):
+    """A plain function is differentiated by differences."""
+    g = slow_chain(backend, 0.9)
+    y = array(backend, np.random.default_rng(5).standard_normal((4, 24)))
+    result = invert(lambda x: g(x), y, lipschitz=g.lipschitz, solver="newton", rtol=1e-10)
+    np.testing.assert_allclose(host(backend, result.value), host(backend, invert(g, y, rtol=1e-12).value), atol=1e-8)
+    assert np.all(host(backend, result.converged))
+
+
+def test_newton_respects_its_limit(backend):
+    g = slow_chain(backend, 0.97)
+    y = array(backend, np.random.default_rng(5).standard_normal((4, 24)))
+    for limit in (1, 2, 7, 40):
+        result = invert(g, y, solver="newton", rtol=1e-12, max_iter=limit, on_failure="return")
+        assert np.max(host(backend, result.iterations)) <= limit
+        assert not np.any(host(backend, result.converged))
 
 
 def test_anderson_needs_a_third_of_the_evaluations(backend):
@@ -288,7 +342,7 @@ class TestBadInput:
 
     def test_options(self, y):
         for options in (
-            {"solver": "newton"},
+            {"solver": "broyden"},
             {"on_failure": "ignore"},
             {"rtol": -1e-3},
             {"atol": float("nan")},
