@@ -8,6 +8,7 @@ from typing import Any
 from iresnet_core.activations import Activation, Diagonal, PairSwap
 from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.convolution import Convolution
+from iresnet_core.convolution_traces import convolution_kernels, convolution_plan, convolution_trace
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.kept_property import kept_property
 from iresnet_core.linearization import Branch, Linearization
@@ -97,6 +98,7 @@ class Chain:
         self._widths = _widths(self)
         square = self.input_shape == self.output_shape
         self._slope_groups = cyclic_groups(self.layers) if square else None
+        self._convolution_plan = convolution_plan(self.layers) if square else None
         self._slope_plan: SlopePlan | None = slope_plan(self.layers) if square else None
         self._casts: dict[Any, Chain] = {}
 
@@ -150,8 +152,8 @@ class Chain:
     def linearize(self, x: Array) -> Linearization:
         """Return value and Jacobian products at x (batch, *input_shape); costs one evaluation.
 
-        The result has `trace` where at most two groups of slopes separate the dense layers, and `matrix` and `narrow`
-        where the chain keeps the shape.
+        The result has `trace` where at most two groups of slopes separate the dense layers, or the convolutions, and
+        `matrix` and `narrow` where the chain keeps the shape.
         """
         jacobians: list[Jacobian] = []
         for layer in self.layers:
@@ -167,7 +169,7 @@ class Chain:
             value=x,
             vjp=product.vjp,
             jvp=product.jvp,
-            trace=product.trace if self._slope_groups is not None else None,
+            trace=product.trace if self._slope_groups is not None or self._convolution_plan is not None else None,
             mean_matrix=product.mean_matrix if self._slope_plan is not None else None,
             preconditioned_trace=product.preconditioned_trace if self._slope_plan is not None else None,
             matrix=product.matrix if square else None,
@@ -218,18 +220,21 @@ class Chain:
         return known
 
     @property
-    def _trace_kernel(self) -> Array:
+    def _trace_kernel(self) -> Any:
         # With a derivative the kernel belongs to one backward pass, or to one traced program.
         if self.operators[0].engine.may_differentiate(*self.arrays):
             return self._new_trace_kernel()
         return self._constant_trace_kernel
 
-    def _new_trace_kernel(self) -> Array:
+    def _new_trace_kernel(self) -> Any:
+        engine = self.operators[0].engine
+        if self._convolution_plan is not None:
+            return convolution_kernels(engine, self.layers, self._convolution_plan)
         assert self._slope_groups is not None
-        return cyclic_kernel(self.operators[0].engine, self.layers, self._slope_groups)
+        return cyclic_kernel(engine, self.layers, self._slope_groups)
 
     @kept_property
-    def _constant_trace_kernel(self) -> Array:
+    def _constant_trace_kernel(self) -> Any:
         return self._constant(self._new_trace_kernel)
 
 
@@ -308,7 +313,8 @@ class _Product:
     def trace(self) -> Array:
         """Return tr J (batch,)."""
         groups, kernel = self.chain._slope_groups, self.chain._trace_kernel
-        assert groups is not None
+        if groups is None:
+            return self._convolution_trace(kernel)
         xp = get_backend(self.value).xp
         if not groups:
             return kernel + xp.zeros((self.value.shape[0],), dtype=self.value.dtype, device=device_of(self.value))
@@ -316,6 +322,17 @@ class _Product:
         if len(slopes) == 1:
             return xp.matmul(slopes[0], kernel)
         return xp.sum(xp.matmul(slopes[1], kernel) * slopes[0], axis=-1)
+
+    def _convolution_trace(self, kernels: Any) -> Array:
+        chain, plan = self.chain, self.chain._convolution_plan
+        first = chain.operators[0]
+        assert plan is not None
+        assert isinstance(first, Convolution)
+        inner, outer = (
+            None if group is None else first.channels_first(self._slopes(group)) for group in (plan.inner, plan.outer)
+        )
+        assert inner is not None
+        return convolution_trace(get_backend(self.value), chain.layers, plan, kernels, inner, outer)
 
     def _slopes(self, group: tuple[int, ...]) -> Array:
         total = None

@@ -11,7 +11,7 @@ from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.operators import LinearLayer
 from iresnet_core.results import LipschitzBound
 
-__all__ = ["Convolution"]
+__all__ = ["Convolution", "wrapped"]
 
 DataFormat = Literal["channels_first", "channels_last"]
 PaddingMode = Literal["zeros", "circular"]
@@ -169,7 +169,8 @@ class Convolution(LinearLayer):
         axes = len(self.window)
         return self.engine.xp.permute_dims(self.weight, (axes + 1, axes, *range(axes)))
 
-    def _channels_first(self, x: Array) -> Array:
+    def channels_first(self, x: Array) -> Array:
+        """Bring samples (batch, ...) of the layer's data format to (batch, channels, *spatial)."""
         if self.data_format == "channels_first":
             return x
         return self.engine.xp.moveaxis(x, -1, 1)
@@ -187,10 +188,10 @@ class Convolution(LinearLayer):
         """Convolve arrays (..., *input_shape), without the bias."""
         xp = self.engine.xp
         leading = v.shape[: v.ndim - len(self.input_shape)]
-        x = self._channels_first(xp.reshape(v, (math.prod(leading), *self.input_shape)))
+        x = self.channels_first(xp.reshape(v, (math.prod(leading), *self.input_shape)))
         if self.padding_mode == "circular":
             for axis, (before, after) in enumerate(self.padding, start=2):
-                x = _wrap(xp, x, axis, before, after)
+                x = wrapped(xp, x, axis, before, after)
         y = self.engine.conv(
             x,
             self.standard_kernel,
@@ -205,7 +206,7 @@ class Convolution(LinearLayer):
         """Apply the exact transpose to arrays (..., *output_shape)."""
         xp = self.engine.xp
         leading = u.shape[: u.ndim - len(self.output_shape)]
-        y = self._channels_first(xp.reshape(u, (math.prod(leading), *self.output_shape)))
+        y = self.channels_first(xp.reshape(u, (math.prod(leading), *self.output_shape)))
         circular = self.padding_mode == "circular"
         spatial = [n + sum(p) if circular else n for n, p in zip(self.spatial, self.padding, strict=True)]
         x = self.engine.conv_transpose(
@@ -280,7 +281,7 @@ def _slice(x: Array, axis: int, start: int, stop: int) -> Array:
     return x[tuple(slice(start, stop) if a == axis else slice(None) for a in range(x.ndim))]
 
 
-def _wrap(xp: Any, x: Array, axis: int, before: int, after: int) -> Array:
+def wrapped(xp: Any, x: Array, axis: int, before: int, after: int) -> Array:
     """Pad one axis with the other end of itself."""
     n = x.shape[axis]
     parts = [_slice(x, axis, n - before, n), x, _slice(x, axis, 0, after)]
@@ -288,7 +289,7 @@ def _wrap(xp: Any, x: Array, axis: int, before: int, after: int) -> Array:
 
 
 def _unwrap(xp: Any, x: Array, axis: int, before: int, after: int) -> Array:
-    """Adjoint of `_wrap`: add the padding back to where it was taken from."""
+    """Adjoint of `wrapped`: add the padding back to where it was taken from."""
     n = x.shape[axis] - before - after
     total = _slice(x, axis, before, before + n)
     for part, offset in (

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from iresnet_core.anderson import OBSERVED, SLOW_RATE, anderson
+from iresnet_core.anderson_acceleration import OBSERVED, SLOW_RATE, anderson
 from iresnet_core.backends import Array
 from iresnet_core.fixed_point import FixedPoint, Progress, picard
 from iresnet_core.newton_krylov import newton

@@ -124,8 +124,8 @@ class _Estimator:
         wanted, trace = self.request.control_variate, self.linearization.trace
         if wanted == "trace" and trace is None:
             raise DerivativeError(
-                "control_variate='trace' needs a branch with a cheap exact trace: a Chain of Dense layers and "
-                "entrywise activations with at most two groups of slopes. Use 'auto' or 'none'."
+                "control_variate='trace' needs a branch with a cheap exact trace: a Chain of Dense layers, or of "
+                "convolutions that keep the extent, with at most two groups of entrywise slopes. Use 'auto' or 'none'."
             )
         if trace is not None and wanted != "none":
             self.trace = trace()

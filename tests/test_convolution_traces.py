@@ -1,0 +1,126 @@
+"""Exact traces of convolutional Jacobians, next to the explicit matrices."""
+
+import numpy as np
+import pytest
+from branches_for_tests import array, host
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iresnet_core import Activation, Chain, Convolution, Dense, logdet, normalize, reference
+
+
+def convolution(engine, rng, out, channels, spatial, window, padding, mode, dilation=1, last=False, dtype="float64"):
+    kernel = rng.standard_normal((out, channels, *window))
+    if last:
+        kernel = np.moveaxis(kernel, (0, 1), (-1, -2))
+    return Convolution(
+        array(engine, kernel, dtype),
+        array(engine, rng.standard_normal(out), dtype),
+        input_shape=(*spatial, channels) if last else (channels, *spatial),
+        padding=padding,
+        padding_mode=mode,
+        dilation=dilation,
+        data_format="channels_last" if last else "channels_first",
+    )
+
+
+def image_chain(engine, rng, channels, hidden, spatial, windows, mode, ends=(False, False), last=False, dilations=None):
+    """Convolutions that keep the extent, tanh between them, other activations at the ends where `ends` says so."""
+    dilations = dilations or [1] * len(windows)
+    sizes = [channels, *hidden, channels]
+    layers = [Activation("sin")] * ends[0]
+    for i, (window, dilation) in enumerate(zip(windows, dilations, strict=True)):
+        if i:
+            layers.append(Activation("tanh"))
+        layers.append(
+            convolution(engine, rng, sizes[i + 1], sizes[i], spatial, window, "same", mode, dilation, last=last)
+        )
+    return Chain([*layers, *[Activation("elu")] * ends[1]])
+
+
+def check(engine, g, rng, batch=3):
+    x = array(engine, rng.standard_normal((batch, *g.input_shape)))
+    trace = g.linearize(x).trace
+    assert trace is not None
+    exact = np.trace(reference.jacobian(g, x), axis1=1, axis2=2)
+    np.testing.assert_allclose(host(engine, trace()), exact, rtol=1e-11, atol=1e-11 * (1 + np.abs(exact).max()))
+
+
+@given(
+    count=st.integers(1, 3),
+    axes=st.integers(1, 2),
+    mode=st.sampled_from(("zeros", "circular")),
+    ends=st.tuples(st.booleans(), st.booleans()),
+    last=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_traces(backend, count, axes, mode, ends, last, seed):
+    rng = np.random.default_rng(seed)
+    groups = count - 1 + sum(ends) - (sum(ends) == 2)
+    spatial = tuple(int(n) for n in rng.integers(1, 6, axes))
+    sides = [[int(k) for k in rng.integers(1, 5, axes)] for _ in range(count)]
+    if mode == "circular":
+        sides = [[min(k, n + 1) for k, n in zip(window, spatial, strict=True)] for window in sides]
+    hidden = [int(h) for h in rng.integers(1, 4, count - 1)]
+    g = image_chain(backend, rng, 2, hidden, spatial, [tuple(w) for w in sides], mode, ends, last)
+    if groups not in (1, 2):
+        assert g.linearize(array(backend, np.zeros((1, *g.input_shape)))).trace is None
+        return
+    check(backend, g, rng)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+def test_architecture_of_the_papers(backend, mode):
+    """3 x 3, 1 x 1, 3 x 3; also dilated, and in three dimensions."""
+    rng = np.random.default_rng(0)
+    check(backend, image_chain(backend, rng, 3, [4, 5], (6, 5), [(3, 3), (1, 1), (3, 3)], mode), rng)
+    check(backend, image_chain(backend, rng, 2, [3, 2], (7, 6), [(3, 3)] * 3, mode, dilations=[1, 2, 1]), rng)
+    check(backend, image_chain(backend, rng, 2, [2, 2], (3, 3, 2), [(3, 1, 1), (3, 3, 1), (1, 3, 2)], mode), rng)
+
+
+def test_uneven_padding(backend):
+    rng = np.random.default_rng(0)
+    first = convolution(backend, rng, 3, 2, (5, 4), (3, 3), [(2, 0), (0, 2)], "zeros")
+    middle = convolution(backend, rng, 2, 3, (5, 4), (3, 1), [(0, 2), (0, 0)], "zeros")
+    last = convolution(backend, rng, 2, 2, (5, 4), (3, 3), [(1, 1), (2, 0)], "zeros")
+    check(backend, Chain([first, Activation("tanh"), middle, Activation("sin"), last]), rng)
+
+
+@pytest.mark.parametrize("what", ["maxmin", "mixed", "stride", "groups", "in a row", "deep"])
+def test_what_has_no_cheap_trace(backend, what):
+    rng = np.random.default_rng(0)
+    same = convolution(backend, rng, 2, 2, (4, 4), (3, 3), "same", "zeros")
+    grouped = Convolution(array(backend, np.ones((2, 1, 3, 3))), input_shape=(2, 4, 4), padding=1, groups=2)
+    tanh = Activation("tanh")
+    layers = {
+        "maxmin": [same, Activation("maxmin"), same],
+        "mixed": [same, tanh, convolution(backend, rng, 2, 2, (4, 4), (3, 3), "same", "circular")],
+        "stride": [convolution(backend, rng, 8, 2, (4, 4), (2, 2), 0, "zeros"), tanh],
+        "groups": [
+            Convolution(array(backend, np.ones((2, 1, 3, 3))), input_shape=(2, 4, 4), padding=1, groups=2),
+            tanh,
+        ],
+        "in a row": [same, same, tanh, same],
+        "deep": [same, tanh, same, tanh, same, tanh, same],
+    }[what]
+    g = Chain(layers)
+    if what != "stride":
+        assert g.linearize(array(backend, np.zeros((1, 2, 4, 4)))).trace is None
+    else:
+        assert g._convolution_plan is None
+    assert Chain([Dense(array(backend, np.eye(2)))])._convolution_plan is None
+
+
+def test_the_trace_is_the_control_variate(backend):
+    """Most of a probe's noise on a convolutional branch is that of the trace."""
+    rng = np.random.default_rng(0)
+    g = normalize(image_chain(backend, rng, 3, [8, 8], (4, 4), [(3, 3), (1, 1), (3, 3)], "zeros"), 0.9)
+    x = array(backend, rng.standard_normal((30, 3, 4, 4)))
+    exact = reference.logdet(g, x)
+    spread = {}
+    for variate in ("trace", "none"):
+        result = logdet(g, x, method="arnoldi", rng=0, control_variate=variate)
+        error = host(backend, result.value) - exact
+        spread[variate] = np.sqrt(np.mean(error**2))
+        assert abs(error.mean()) <= 5 * np.sqrt(np.mean(host(backend, result.std_error) ** 2) / error.size) + 1e-3
+    assert spread["trace"] < 0.5 * spread["none"]
