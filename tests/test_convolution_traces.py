@@ -96,10 +96,7 @@ def test_what_has_no_cheap_trace(backend, what):
         "maxmin": [same, Activation("maxmin"), same],
         "mixed": [same, tanh, convolution(backend, rng, 2, 2, (4, 4), (3, 3), "same", "circular")],
         "stride": [convolution(backend, rng, 8, 2, (4, 4), (2, 2), 0, "zeros"), tanh],
-        "groups": [
-            Convolution(array(backend, np.ones((2, 1, 3, 3))), input_shape=(2, 4, 4), padding=1, groups=2),
-            tanh,
-        ],
+        "groups": [grouped, tanh],
         "in a row": [same, same, tanh, same],
         "deep": [same, tanh, same, tanh, same, tanh, same],
     }[what]
