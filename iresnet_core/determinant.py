@@ -60,7 +60,7 @@ def logdet(
         Russian roulette on its tail (Chen et al. 2019). "arnoldi": Krylov approximation from the same probes, with an
         a-posteriori certificate; a third of the products of the series, or fewer. "mean-jacobian": Arnoldi's method
         on what a preconditioner, made of the slopes' means over the batch, leaves of the logarithm; the rest is exact.
-        Ten to a hundred times less noise than "arnoldi" on trained branches, in half the products; needs a `Chain` of
+        Some hundred times less noise than "arnoldi" on trained branches, in half the products; needs a `Chain` of
         dense layers and entrywise activations (or a branch whose linearisation has `mean_matrix`). "auto": "exact"
         where that order is at most 32, or the tolerance asks for as many products; else "mean-jacobian" where the
         branch allows it and d is at most 1024, else "arnoldi"; "roulette" if ``unbiased``.
