@@ -76,7 +76,7 @@ def _logistic(xp: Any, x: Array) -> Array:
 
 
 def _lipswish(xp: Any, x: Array, beta: float) -> Array:
-    return x * _logistic(xp, beta * x) / SWISH_SLOPE
+    return x * (_logistic(xp, x if beta == 1 else beta * x) * (1 / SWISH_SLOPE))
 
 
 def _lipswish_slope(xp: Any, x: Array, beta: float) -> Array:

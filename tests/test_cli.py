@@ -178,7 +178,7 @@ def test_backend_all_takes_those_that_run_here(monkeypatch):
 @pytest.mark.parametrize("name", ["torch", "tensorflow", "jax", "cupy"])
 def test_a_missing_engine_is_answered_with_the_command_that_installs_it(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr(cli_validate, "backend", backends.backend.__wrapped__)
+    monkeypatch.setattr(backends, "_engine_of_name", {})  # forget what was found before
     result = iresnet("validate", "--backend", name)
     assert result.exit_code == 2
     assert f"pip install 'iresnet-core[{name}]'" in result.stderr.replace("\n", " ")

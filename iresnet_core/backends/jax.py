@@ -259,7 +259,7 @@ class Engine(Backend):
 
     def is_accelerated(self, x: Array) -> bool:
         """Whether a concrete array is on another device than the CPU."""
-        return not self.is_tracing(x) and any(device.platform != "cpu" for device in x.devices())
+        return not isinstance(x, jax.core.Tracer) and any(device.platform != "cpu" for device in x.devices())
 
     # --- derivatives ---
 

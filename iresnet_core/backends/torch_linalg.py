@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from array_api_compat.torch.linalg import *  # noqa: F403
 
-__all__ = ["matmul", "matrix_transpose", "vecdot", "vector_norm"]
+__all__ = ["matmul", "matrix_transpose", "solve", "vecdot", "vector_norm"]
 
 Array = Any
 matmul: Any = torch.matmul  # type: ignore[no-redef]
@@ -15,6 +15,11 @@ matmul: Any = torch.matmul  # type: ignore[no-redef]
 def matrix_transpose(x: Array, /) -> Array:  # type: ignore[no-redef]
     """Exchange the last two axes."""
     return torch.transpose(x, -1, -2)  # not `x.mT`: the compiler takes an attribute out of a loop, as an alias of x
+
+
+def solve(x1: Array, x2: Array, /) -> Array:  # type: ignore[no-redef]
+    """Solve systems with right-hand sides x2 (..., n, k); to look whether they are singular would wait for the device."""
+    return torch.linalg.solve_ex(x1, x2)[0]
 
 
 def vecdot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:  # type: ignore[no-redef]
