@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from iresnet_core.adapters.keras.batches import representative_batch
+from iresnet_core.adapters.keras.one_at_a_time import waiting
 from iresnet_core.adapters.keras.static_shapes import steps_for_shapes
 
 __all__ = ["PreparedModel"]
@@ -57,24 +58,22 @@ class PreparedModel(keras.Model):
 
     def make_train_function(self, force: bool = False) -> Any:
         """Compile the training step."""
-        own = steps_for_shapes(self, self.train_step) if force or self.train_function is None else None
-        if own is None:
-            return super().make_train_function(force)
-        self.train_function = own
-        return own
+        if force or self.train_function is None:
+            super().make_train_function(force)
+            self.train_function = steps_for_shapes(self, self.train_step) or waiting(self.train_function)
+        return self.train_function
 
     def make_test_function(self, force: bool = False) -> Any:
         """Compile the evaluation step."""
-        own = steps_for_shapes(self, self.test_step) if force or self.test_function is None else None
-        if own is None:
-            return super().make_test_function(force)
-        self.test_function = own
-        return own
+        if force or self.test_function is None:
+            super().make_test_function(force)
+            self.test_function = steps_for_shapes(self, self.test_step) or waiting(self.test_function)
+        return self.test_function
 
     def make_predict_function(self, force: bool = False) -> Any:
         """Compile the prediction step."""
-        own = steps_for_shapes(self, self.predict_step) if force or self.predict_function is None else None
-        if own is None:
-            return super().make_predict_function(force)
-        self.predict_function = lambda batches: own(iter(batches))
+        if force or self.predict_function is None:
+            super().make_predict_function(force)
+            own = steps_for_shapes(self, self.predict_step)
+            self.predict_function = waiting(self.predict_function) if own is None else lambda data: own(iter(data))
         return self.predict_function
