@@ -64,6 +64,7 @@ class Chain:
     Examples
     --------
     >>> import numpy as np
+    >>> from iresnet_core.operators import Dense
     >>> g = Chain([Dense(np.array([[0.0, 0.5], [0.5, 0.0]])), Activation("tanh")])
     >>> g(np.zeros((1, 2)))
     array([[0., 0.]])
