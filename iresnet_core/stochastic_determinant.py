@@ -158,11 +158,7 @@ class _Estimator:
         """Estimate v^T f(J) v for probes v (probes, batch, d)."""
         xp, subtract, terms = self.engine.xp, self.trace is not None, self.request.terms
         if self.engine.is_tracing(v, self.linearization.value):  # the probes may be all that is traced, or the weights
-            if self.request.tol is not None:
-                raise InvalidArgumentError(
-                    "tol decides by values, which a program that is being compiled or batched does not have; give "
-                    "terms and probes."
-                )
+            _refuse_tolerance(self.request)
             if terms is None:
                 terms = self.engine.host_constant(traced_terms, self.method, self.constant, self.d)
         if self.method == "roulette":
@@ -273,6 +269,15 @@ class _Estimator:
         return LogDet(value, xp.sqrt(variance / p), sums.bias / p + self.known_error, products, self.method)
 
 
+def _refuse_tolerance(request: Request) -> None:
+    """Refuse a tolerance where there are no values to meet it by."""
+    if request.tol is not None:
+        raise InvalidArgumentError(
+            "tol decides by values, which a program that is being compiled or batched does not have; give terms and "
+            "probes."
+        )
+
+
 def with_derivative(engine: Backend, value: Array, surrogate: Array) -> Array:
     """Return `value` with the first derivative of `surrogate`; a second one would be wrong, and is refused."""
     carrier = engine.first_order_only(surrogate)
@@ -326,6 +331,8 @@ def stochastic_logdet(
     """Estimate the log-determinant; None if the tolerance costs more than the exact answer (``give_up_at``)."""
     xp = engine.xp
     flat = flatten(xp, x)
+    if engine.is_tracing(x, linearization.value):  # before anything is drawn, which may fail there for a lesser reason
+        _refuse_tolerance(request)
     estimator = _Estimator(engine, linearization, x, constant, method, request)
     source, count = _source(engine, x, flat, estimator, request)
     batch = max(1, x.shape[0])
