@@ -281,7 +281,7 @@ def _refuse_tolerance(request: Request) -> None:
 def with_derivative(engine: Backend, value: Array, surrogate: Array) -> Array:
     """Return `value` with the first derivative of `surrogate`; a second one would be wrong, and is refused."""
     carrier = engine.first_order_only(surrogate)
-    return value + (carrier - engine.stop_gradient(surrogate))
+    return engine.stop_gradient(value) + (carrier - engine.stop_gradient(surrogate))
 
 
 def _with_remainder(xp: Any, form: FormEstimate, v: Array, image: Array) -> FormEstimate:
