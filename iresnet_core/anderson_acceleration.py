@@ -42,7 +42,7 @@ class _History(NamedTuple):
     slow: Array
 
 
-def anderson(problem: FixedPoint, x: Array, max_iter: int, *, judged: bool = False) -> tuple[Progress, Array, Array]:
+def anderson(problem: FixedPoint, start: Progress, max_iter: int, *, judged: bool = False) -> tuple[Progress, Array, Array]:
     """Anderson's method (type II, window 5) on f(x) = y - g(x) - x (Walker and Ni 2011).
 
     The least-squares step is taken by the normal equations, whose matrix grows by one row a step: scaled to a unit
@@ -50,10 +50,10 @@ def anderson(problem: FixedPoint, x: Array, max_iter: int, *, judged: bool = Fal
     A residual that grew sends the sample back to its best iterate for one plain step, with the history dropped: the
     residual then shrinks by c at least once in every two evaluations.
 
-    Returns the progress, whether it was not worth its cost (), and whether it was slow (): if it is `judged`, the
+    `start` is the first iterate, at which g has been evaluated. Returns the progress, whether it was not worth its cost (), and whether it was slow (): if it is `judged`, the
     iteration ends at that.
     """
-    engine, xp = problem.engine, problem.engine.xp
+    engine, xp, x = problem.engine, problem.engine.xp, start.x
     batch, d = x.shape[0], math.prod(x.shape[1:])
     window = min(WINDOW, d)
 
@@ -82,7 +82,6 @@ def anderson(problem: FixedPoint, x: Array, max_iter: int, *, judged: bool = Fal
         return (*state, *_packed(_observed(xp, history, state, gain)))
 
     zeros = xp.zeros((batch, d), dtype=x.dtype, device=device_of(x))
-    start = problem.begin(x)
     none = ~xp.isfinite(xp.zeros((batch, window), dtype=x.dtype, device=device_of(x)))
     history = _History(
         residuals=(zeros,) * window,

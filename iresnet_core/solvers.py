@@ -16,9 +16,10 @@ def accelerated(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
     In a compiled program, which cannot look at its progress, Anderson's method throughout.
     """
     xp = problem.engine.xp
-    if problem.engine.is_tracing(x, problem.y):
-        return anderson(problem, x, max_iter)[0]
-    state, useless, slow = anderson(problem, x, max_iter, judged=True)
+    start = problem.begin(x)
+    if problem.engine.is_tracing(start.residual):  # of g's weights as well
+        return anderson(problem, start, max_iter)[0]
+    state, useless, slow = anderson(problem, start, max_iter, judged=True)
     while bool(useless) and not bool(slow):
         left = max_iter - int(xp.max(state.evaluations))
         before, state = state, picard(problem, x, min(left, OBSERVED), begun=state)
