@@ -106,6 +106,7 @@ def compilers(name):
     ways = {"eager": lambda fn: fn}
     if name == "torch":
         torch = import_module("torch")
+        torch.compiler.reset()  # programs of partial functions count as recompilations of one
         ways["torch.compile"] = partial(torch.compile, fullgraph=True)
     elif name == "tensorflow":
         tf = import_module("tensorflow")
