@@ -42,7 +42,9 @@ class _History(NamedTuple):
     slow: Array
 
 
-def anderson(problem: FixedPoint, start: Progress, max_iter: int, *, judged: bool = False) -> tuple[Progress, Array, Array]:
+def anderson(
+    problem: FixedPoint, start: Progress, max_iter: int, *, judged: bool = False
+) -> tuple[Progress, Array, Array]:
     """Anderson's method (type II, window 5) on f(x) = y - g(x) - x (Walker and Ni 2011).
 
     The least-squares step is taken by the normal equations, whose matrix grows by one row a step: scaled to a unit
@@ -50,8 +52,8 @@ def anderson(problem: FixedPoint, start: Progress, max_iter: int, *, judged: boo
     A residual that grew sends the sample back to its best iterate for one plain step, with the history dropped: the
     residual then shrinks by c at least once in every two evaluations.
 
-    `start` is the first iterate, at which g has been evaluated. Returns the progress, whether it was not worth its cost (), and whether it was slow (): if it is `judged`, the
-    iteration ends at that.
+    `start` is the first iterate, at which g has been evaluated. Returns the progress, whether it was not worth its cost
+    (), and whether it was slow (): if it is `judged`, the iteration ends at that.
     """
     engine, xp, x = problem.engine, problem.engine.xp, start.x
     batch, d = x.shape[0], math.prod(x.shape[1:])

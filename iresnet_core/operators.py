@@ -310,6 +310,8 @@ class Matrices(LinearOperator):
         xp = self.engine.xp
         if self.batch_shape:
             return xp.matmul(self.array, v[..., None])[..., 0]
+        if v.ndim == 1:
+            return xp.matmul(self.array, v)
         return xp.matmul(v, xp.matrix_transpose(self.array))
 
     def rmatvec(self, u: Array) -> Array:

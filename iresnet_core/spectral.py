@@ -240,26 +240,24 @@ def _fixed_power(operator: LinearOperator, left: Array, steps: int) -> tuple[Arr
     # The divisor keeps a zero vector at zero; no other length is below it.
     least = xp.full((), float(xp.finfo(left.dtype).smallest_normal), dtype=left.dtype, device=device_of(left))
 
-    def unfinished(length: Array, left: Array, right: Array) -> Array:
-        return xp.all(length >= 0)
+    def unfinished(image: Array, right: Array) -> Array:
+        return least > 0  # always: the number of steps alone ends it
 
-    def step(length: Array, left: Array, right: Array) -> tuple[Array, ...]:
-        pulled = operator.rmatvec(left)
+    def step(image: Array, right: Array) -> tuple[Array, ...]:
+        # Only one of the two vectors is brought to length one: `prepared` keeps the operator's norm near one.
+        pulled = operator.rmatvec(image)
         right = pulled / xp.maximum(xp.linalg.vector_norm(pulled, axis=-1, keepdims=True), least)
-        image = operator.matvec(right)
-        length = xp.linalg.vector_norm(image, axis=-1, keepdims=True)
-        return length, image / xp.maximum(length, least), right
+        return operator.matvec(right), right
 
-    left, length = unit(xp, left)
     right = xp.zeros((*operator.batch_shape, operator.shape[1]), dtype=left.dtype, device=device_of(left))
-    state = (length[..., None], left, right)
+    state: tuple[Array, ...] = (unit(xp, left)[0], right)
     if steps > UNROLLED_STEPS and engine.is_tracing(left):
         state = engine.while_loop(unfinished, step, state, steps)
     else:
         for _ in range(steps):
             state = step(*state)
-    length, left, right = state
-    sigma = length[..., 0]
+    image, right = state
+    left, sigma = unit(xp, image)
     iterations = xp.full(operator.batch_shape, steps, dtype=xp.int32, device=device_of(left))
     residual = xp.linalg.vector_norm(operator.rmatvec(left) - sigma[..., None] * right, axis=-1)
     return sigma, left, right, iterations, residual <= 0
