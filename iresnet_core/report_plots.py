@@ -63,8 +63,10 @@ CERTIFICATES = {
     "svd": ("SVD", BLACK, "-"),
 }
 SOLVERS = {"picard": ("Picard", ORANGE, "o"), "anderson": ("Anderson(5)", BLUE, "s")}
-TRUNCATIONS = {"series": (ORANGE, "o"), "Arnoldi": (BLUE, "s")}
-NOISES = ((RED, "v"), (PURPLE, "^"), (ORANGE, "o"), (BLUE, "s"))
+TRUNCATIONS = {"series": (ORANGE, "o"), "Arnoldi": (BLUE, "s"), "mean Jacobian": (GREEN, "^")}
+NOISES = ((RED, "v"), (PURPLE, "^"), (ORANGE, "o"), (BLUE, "s"), (GREEN, "D"))
+# Characters of the legend's type to an inch, and those that a handle with its margin takes up.
+CHARACTERS, HANDLE = 15, 6
 LINEAR = 1e-4  # the spectral plot is linear within this relative distance of sigma
 
 
@@ -102,7 +104,7 @@ def draw_inverse(axes: Axes, data: Curves) -> None:
     for solver, (label, colour, marker) in SOLVERS.items():
         line = data[solver]
         axes.plot(line["evaluations"], line["error"], color=colour, marker=marker, label=f"{label}, error")
-        axes.plot(line["evaluations"], line["bound"], color=colour, linestyle="--", label=f"{label}, certified bound")
+        axes.plot(line["evaluations"], line["bound"], color=colour, linestyle="--", label=f"{label}, bound")
     axes.set_yscale("log")
     _decades(axes, numticks=9)
     axes.set_xlabel("evaluations of g")
@@ -114,7 +116,7 @@ def draw_truncation(axes: Axes, data: Curves) -> None:
     for method, (colour, marker) in TRUNCATIONS.items():
         line = data["truncation"][method]
         axes.plot(line["products"], _positive(line["error"]), color=colour, marker=marker, label=f"{method}, error")
-        axes.plot(line["products"], line["bound"], color=colour, linestyle="--", label=f"{method}, certified bound")
+        axes.plot(line["products"], line["bound"], color=colour, linestyle="--", label=f"{method}, bound")
     axes.set_xscale("log")
     axes.set_yscale("log")
     _plain_numbers(axes)
@@ -177,7 +179,8 @@ def _grid(curves: Curves, rows: Sequence[tuple[Callable[[Axes, str], None], str]
             if title:
                 part.suptitle(title, fontsize=11)
             handles, labels = row[0].get_legend_handles_labels()
-            columns = len(labels) if sum(map(len, labels)) <= 30 * len(cases) else (len(labels) + 1) // 2
+            fitting = int(CHARACTERS * figure.get_figwidth()) // (max(map(len, labels)) + HANDLE)
+            columns = max(1, min(len(labels), fitting))
             part.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 

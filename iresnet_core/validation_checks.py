@@ -58,7 +58,7 @@ _ERROR_BAR = 5.0
 
 SPECTRAL_METHODS = ("power", "lanczos", "svd")
 BOUND_METHODS = ("auto", "svd", "cholesky", "gram", "frobenius", "holder", "lanczos")
-SOLVERS = ("picard", "anderson")
+SOLVERS = ("picard", "anderson", "newton")
 TOLERANCES = (1e-6, 1e-12)
 # Label, method, options, probes. Options of the deterministic check and of the statistical one are the same.
 ESTIMATORS: tuple[tuple[str, str, dict[str, Any], int], ...] = (
@@ -73,6 +73,9 @@ ESTIMATORS: tuple[tuple[str, str, dict[str, Any], int], ...] = (
     ("arnoldi, no trace", "arnoldi", {"control_variate": "none"}, 1),
     ("arnoldi, Gaussian", "arnoldi", {"probe_kind": "gaussian"}, 1),
     ("arnoldi, 8 probes", "arnoldi", {}, 8),
+    ("mean-jacobian, 2 products", "mean-jacobian", {"terms": 2}, 1),
+    ("mean-jacobian", "mean-jacobian", {}, 1),
+    ("mean-jacobian, 8 probes", "mean-jacobian", {"terms": 2}, 8),
     ("roulette", "roulette", {}, 1),
     ("roulette (Residual Flow)", "roulette", {"control_variate": "none", "probe_kind": "gaussian"}, 1),
     ("roulette, 8 probes", "roulette", {}, 8),
@@ -279,9 +282,7 @@ def _check_estimators(problem: Problem) -> Iterator[Record]:
         error = value - problem.exact.logdet
         known: dict[str, Any] = {"certificate": "unbiased", "bound_violations": 0}
         if method != "roulette":
-            noise = problem.probes(kind, count)
-            given = logdet(problem.chain, problem.x, noise=noise, **settings)
-            exact = problem.exact.untruncated(problem.host(noise), trace=settings["control_variate"] == "trace")
+            given, exact = problem.given(problem.probes(kind, count), settings)
             truncation = problem.host(given.value) - exact
             bound = problem.host(given.bias_bound)
             known = {

@@ -11,8 +11,11 @@ from iresnet_core import reference
 from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.branches import Chain
 from iresnet_core.convolution import Convolution
+from iresnet_core.determinant import logdet
 from iresnet_core.example_data import load_case
 from iresnet_core.operators import Dense
+from iresnet_core.preconditioning import MeanJacobian, mean_jacobian
+from iresnet_core.results import LogDet
 
 __all__ = ["Exact", "Floats", "Problem", "cut_convolution"]
 
@@ -52,6 +55,13 @@ class Exact:
         value = np.mean(np.einsum("pbi,bij,pbj->pb", v, remainder, v, optimize=True), axis=0)
         return np.asarray(value + np.trace(self.jacobian, axis1=1, axis2=2) if trace else value)
 
+    def preconditioned(self, v: Floats, B: Floats) -> Floats:
+        """Return what method "mean-jacobian" gives without truncation for probes v and its matrix B (d, d)."""
+        E = B @ (np.eye(B.shape[0]) + self.jacobian) - np.eye(B.shape[0])
+        remainder = np.asarray(reference.log_matrix(E), dtype=np.float64) - E
+        value = np.mean(np.einsum("pbi,bij,pbj->pb", v, remainder, v, optimize=True), axis=0)
+        return np.asarray(value + np.trace(E, axis1=1, axis2=2) - np.linalg.slogdet(B)[1])
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -90,6 +100,19 @@ class Problem:
     def probes(self, kind: Literal["rademacher", "gaussian"], count: int) -> Array:
         """Independent probes (count, batch, d)."""
         return self.engine.sample(kind, (count, *self.x.shape), self.x, self.seed)
+
+    @cached_property
+    def mean(self) -> MeanJacobian:
+        """The mean Jacobian of the inputs."""
+        return mean_jacobian(self.chain, self.x)
+
+    def given(self, noise: Array, options: dict[str, Any]) -> tuple[LogDet, Floats]:
+        """A log-determinant from given probes, and what the same probes give without truncation (batch,)."""
+        if options["method"] == "mean-jacobian":
+            answer = logdet(self.chain, self.x, noise=noise, reference=self.mean, **options)
+            return answer, self.exact.preconditioned(self.host(noise), self.host(self.mean.inverse))
+        answer = logdet(self.chain, self.x, noise=noise, **options)
+        return answer, self.exact.untruncated(self.host(noise), trace=options["control_variate"] == "trace")
 
     @cached_property
     def y(self) -> Array:
