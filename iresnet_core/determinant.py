@@ -151,12 +151,9 @@ def logdet(
     require_finite(engine, x, "x")
     if not isinstance(method, str) or method not in ("auto", "exact", *_STOCHASTIC):
         raise InvalidArgumentError(f"logdet has the methods auto, exact, {', '.join(_STOCHASTIC)}; got {method!r}.")
-    if unbiased and method in ("series", "arnoldi"):
-        raise InvalidArgumentError(
-            f"method {method!r} is biased by its truncation, within bias_bound; unbiased are 'roulette' and 'exact'."
-        )
     constant = require_contraction(*stated_lipschitz(g, lipschitz))
     request = _request(tol, probes, noise, rng, terms, probe_kind, control_variate, method)
+    request = request._replace(unbiased=bool(unbiased))
     if not errors:
         if tol is not None:
             raise InvalidArgumentError("tol is met by looking at the errors; do not pass errors=False as well.")
@@ -174,7 +171,7 @@ def logdet(
         if method == "auto":
             method = "exact"
             if order > EXACT_WIDTH or noise is not None:
-                method = "roulette" if unbiased else _stochastic_choice(linearization, x, request)
+                method = _stochastic_choice(linearization, x, request)
             request = request._replace(give_up_at=order if noise is None else None)
         result = None
         if method != "exact" and x.shape[0]:
