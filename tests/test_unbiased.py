@@ -18,6 +18,12 @@ JACOBIANS = ("gaussian", "orthogonal", "nilpotent", "defective", "rotation")
 D = 5
 
 
+def skip_slow_engines(engine):
+    """Where every operation takes long, a hundred calls an example do; `test_engines_agree` compares those engines."""
+    if engine.name in ("tensorflow", "jax"):
+        pytest.skip("hundreds of calls; the same answers as NumPy's by test_engines_agree")
+
+
 def rate(method, c, d):
     """What `logdet` documents: P(N >= j) = first keep^(j-1)."""
     if method == "roulette":
@@ -55,6 +61,7 @@ def enumerated(method, c, d, most):
 @example(kind="gaussian", coeff=0.9, seed=0, terms=2)
 def test_mean_and_variance_by_enumeration(backend, method, kind, coeff, seed, terms):
     """Over all lengths: the mean is the form itself, the variance that of the proof, and the stated one no less."""
+    skip_slow_engines(backend)
     endless = method in ("series", "roulette")
     g, x, options = problem(backend, method, kind, min(coeff, 0.6) if endless else coeff, seed=seed)
     options["terms"] = terms
@@ -106,6 +113,7 @@ def untruncated(engine, g, x, v, options):
 @pytest.mark.parametrize("kind", JACOBIANS)
 def test_stated_variance(backend, method, kind):
     """The variance of the roulette that std_error states is, over probes, not below the true one."""
+    skip_slow_engines(backend)
     g, x, options = problem(backend, method, kind, 0.7)
     c, rng = g.lipschitz, np.random.default_rng(0)
     most = D if method != "series" else 30
@@ -126,6 +134,8 @@ def test_stated_variance(backend, method, kind):
 @pytest.mark.parametrize("method", METHODS)
 def test_gradient_by_enumeration(backend, method):
     """The mean of the gradient over all lengths is that of the untruncated form."""
+    if method == "series":
+        skip_slow_engines(backend)
     d = 4
     rng = np.random.default_rng(0)
     g = dense_chain(backend, d, [5, 6], 0.7, 0, "tanh", orthogonal=True, bias=2.0)
@@ -139,9 +149,9 @@ def test_gradient_by_enumeration(backend, method):
         )
         return found
 
-    exact = gradient(terms=d if method != "series" else 120, noise=v)
+    exact = gradient(terms=d if method != "series" else 90, noise=v)
     total, drift = 0.0, []
-    for n, chance in enumerated(method, g.lipschitz, d, d if method != "series" else 75):
+    for n, chance in enumerated(method, g.lipschitz, d, d if method != "series" else 60):
         drift.append(gradient(terms=1, unbiased=True, noise=(v, [n])) - exact)
         total = total + chance * drift[-1]
     np.testing.assert_allclose(total, 0 * exact, atol=1e-8)
@@ -167,10 +177,8 @@ class TestStatistics:
         g, x = example_data.load_case("d64_c0.9", backend=backend.name)
         exact = reference.logdet(g, x)
         results = [logdet(g, x, method=method, probes=16, rng=1, unbiased=unbiased) for unbiased in (False, True)]
-        biased, unbiased = (
-            {name: host(backend, a) for name, a in r._asdict().items() if name != "method"}
-            for r in (r._replace(method="") for r in results)
-        )
+        fields = ("value", "std_error", "bias_bound", "products")
+        biased, unbiased = ({name: host(backend, getattr(r, name)) for name in fields} for r in results)
         error = unbiased["value"] - exact
         assert abs(error.mean()) <= 5 * math.sqrt(np.mean(unbiased["std_error"] ** 2) / 16)
         assert np.sqrt(np.mean(error**2)) <= 1.3 * np.sqrt(np.mean(unbiased["std_error"] ** 2))
