@@ -117,8 +117,8 @@ def logdet(
     exact_up_to : int, optional
         "auto" is exact up to this order of the determinant, and nothing is measured, so that all runs choose alike. The
         environment variable IRESNET_EXACT_UP_TO does the same for a process. Without either the first call for a kind
-        of problem (engine, device, dtype, sizes) takes the time of both answers with a part of its samples, and
-        later ones go by that. A program that is being compiled cannot: there the limit is 32.
+        of problem (engine, device, dtype, sizes) takes the time of both answers, and later ones go by that. A program
+        that is being compiled cannot: there the limit is 32.
 
     Returns
     -------
@@ -234,8 +234,8 @@ def _choose(problem: _Problem, exact_up_to: int | None) -> tuple[str, str, int |
 def _timeable(problem: _Problem, method: str, order: int) -> tuple[bool, Kind | None, Callable[[], Costs] | None]:
     """Whether the branch makes matrices, the kind of problem, and how to take the time; None where that is impossible.
 
-    A branch that carries its linearisation is a pure function, of which some samples can be taken apart. Any other is
-    not evaluated again.
+    A branch that carries its linearisation is a pure function, and may be evaluated at some of the samples for the time
+    of the exact answer. Any other is not evaluated again.
     """
     engine, g, x, linearization, constant, request = problem
     matrices = linearization.matrix is not None or linearization.narrow is not None
@@ -256,11 +256,12 @@ def _timeable(problem: _Problem, method: str, order: int) -> tuple[bool, Kind | 
             return time_both(
                 engine,
                 lambda: exact_logdet(engine, g, part, at, constant, errors=request.errors),
-                lambda: stochastic_logdet(engine, at, part, constant, method, plain),
+                lambda: stochastic_logdet(engine, linearization, x, constant, method, plain),
+                scale=x.shape[0] / count,
             )
 
     label = method if request.reference is None else f"{method} with a reference"
-    sizes = {"order": order, "d": math.prod(x.shape[1:]), "samples": count, "probes": probes}
+    sizes = {"order": order, "d": math.prod(x.shape[1:]), "samples": x.shape[0], "probes": probes}
     return matrices, kind_of(engine, x, **sizes, terms=request.terms, method=label, errors=request.errors), measure
 
 

@@ -1,8 +1,9 @@
 """Whether "auto" takes the exact determinant or an estimate, by what the two cost on the engine at hand.
 
 The exact answer has no noise, and is taken as long as it costs at most `WORTH` times the estimate. Both are timed on
-the very branch and samples, once a process for each kind of problem, with the host's clock and a copy to the host, so
-that nothing is still under way. A program that is being compiled cannot be timed: there `DOCUMENTED_LIMIT` holds.
+the very branch and samples (the exact answer on as many as take little time), once a process for each kind of problem,
+with the host's clock and a copy to the host, so that nothing is still under way. A program that is being compiled cannot
+be timed: there `DOCUMENTED_LIMIT` holds.
 
 Two runs that measure may choose differently where the costs are close. Where runs have to agree, ``exact_up_to`` of
 `logdet` or the environment variable IRESNET_EXACT_UP_TO gives the limit, and nothing is measured. Every answer says
@@ -43,10 +44,10 @@ LARGEST_FROM_PRODUCTS = 64
 # How often the cost of the estimate the exact answer may take, since it has no noise.
 WORTH = 2.0
 # Entries of the Jacobians that are made to take the time, on a CPU and on an accelerator.
-ENTRIES = 2**22
-ENTRIES_ACCELERATED = 2**26
+ENTRIES = 2**20
+ENTRIES_ACCELERATED = 2**24
 # Timed runs of each, after one that is not; the shortest counts.
-REPEATS = 3
+REPEATS = 2
 ENVIRONMENT = "IRESNET_EXACT_UP_TO"
 
 clock: Callable[[], float] = time.perf_counter
@@ -139,7 +140,7 @@ def forget() -> None:
 
 
 def sample(engine: Backend, x: Array, order: int) -> int:
-    """How many of the samples x to take the time with."""
+    """How many of the samples x to time the exact answer with."""
     entries = ENTRIES_ACCELERATED if engine.is_accelerated(x) else ENTRIES
     return min(int(x.shape[0]), max(1, entries // (order * order)))
 
@@ -162,8 +163,8 @@ def kind_of(
     return Kind(engine.name, device, str(x.dtype), order, d, samples, probes, terms, method, errors)
 
 
-def time_both(engine: Backend, exact: Callable[[], Any], estimate: Callable[[], Any]) -> Costs:
-    """Take the time of two functions that return a `LogDet`, in turn."""
+def time_both(engine: Backend, exact: Callable[[], Any], estimate: Callable[[], Any], scale: float) -> Costs:
+    """Take the time of two functions that return a `LogDet`, in turn; that of the first is multiplied by `scale`."""
     best, result = [float("inf"), float("inf")], None
     for repeat in range(REPEATS + 1):
         for i, answer in enumerate((exact, estimate)):
@@ -173,4 +174,4 @@ def time_both(engine: Backend, exact: Callable[[], Any], estimate: Callable[[], 
             if repeat:
                 best[i] = min(best[i], clock() - begin)
     assert result is not None
-    return Costs(best[0], best[1], int(engine.to_numpy(result.products)[0]))
+    return Costs(scale * best[0], best[1], int(engine.to_numpy(result.products)[0]))
