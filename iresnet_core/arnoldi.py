@@ -25,7 +25,7 @@ from iresnet_core.precision import round_up
 from iresnet_core.quadratic_forms import FormEstimate, Products
 from iresnet_core.quadrature import Rule
 
-__all__ = ["arnoldi_form"]
+__all__ = ["ArnoldiProcess", "arnoldi_estimate", "arnoldi_form", "resolvent_coefficients", "run_arnoldi"]
 
 # Up to this many steps the least-squares problem of the resolvent is eliminated entry by entry.
 ELIMINATED = 4
@@ -41,9 +41,10 @@ class _ResolventIntegral:
         self.z: list[Array] = []  # L^-1 e_1
         self.w: list[Array] = []  # U^-T e_1
         self.ratios: list[Array] = []  # below the diagonal of L
-        self.subdiagonal: Array | None = None
+        self.subdiagonal: Array = None
+        self.previous_subdiagonal: Array = None
         self.one = self.xp.ones_like(self.t)
-        self.first: Array | None = None  # e_1^T (I + t H)^-1 e_1
+        self.first: Array = None  # e_1^T (I + t H)^-1 e_1
 
     def append(self, column: list[Array]) -> None:
         """Take in the next column of H: its entries (probes, batch) from the first to the one below the diagonal."""
@@ -61,7 +62,7 @@ class _ResolventIntegral:
             self.z.append(self.xp.ones_like(above[0]))
             self.w.append(1 / above[0])
         self.upper.append(above)
-        self.subdiagonal = column[j + 1]
+        self.previous_subdiagonal, self.subdiagonal = self.subdiagonal, column[j + 1]
         gain = self.w[j] * self.z[j]
         self.first = gain if self.first is None else self.first + gain
 
@@ -71,8 +72,26 @@ class _ResolventIntegral:
 
     def certificate(self) -> Array:
         """Bound on the error of `logarithm`."""
-        last = self.xp.abs(self.z[-1] / self.upper[-1][-1])
-        return self.subdiagonal * self.xp.sum(self.damping * last, axis=0)
+        return self._certificate(-1, self.subdiagonal)
+
+    def _certificate(self, at: int, subdiagonal: Array) -> Array:
+        last = self.xp.abs(self.z[at] / self.upper[at][-1])
+        return subdiagonal * self.xp.sum(self.damping * last, axis=0)
+
+    def last_certificate(self) -> Array:
+        """The certificate before the last step, of which there was more than one."""
+        return self._certificate(-2, self.previous_subdiagonal)
+
+    def last_gain(self) -> Array:
+        """What the last step added to `logarithm`."""
+        return -self.xp.sum(self.weight * self.w[-1] * self.z[-1] / self.t, axis=0)
+
+    def keep(self, count: int) -> None:
+        """Drop the probes beyond the first `count`."""
+        self.upper = [[entry[:, :count, ...] for entry in column] for column in self.upper]
+        self.z, self.w, self.ratios = ([a[:, :count, ...] for a in part] for part in (self.z, self.w, self.ratios))
+        self.subdiagonal = self.subdiagonal[:count, ...]
+        self.first = self.first[:, :count, ...]
 
     def mean_resolvent(self) -> tuple[list[Array], list[Array], Array]:
         """Integrals of (I + t H)^-1 e_1, of e_1^T (I + t H)^-1, and of the norm of the first over 1 - t c."""
@@ -91,6 +110,88 @@ class _ResolventIntegral:
         return averaged[0], averaged[1], xp.sum(self.damping * xp.sqrt(squares), axis=0)
 
 
+class ArnoldiProcess:
+    """Arnoldi's method from every probe v (probes, batch, d), step by step; J^T V = V H + h v e_m^T.
+
+    What it returns about the form is relative to ||v||^2, in float64, (probes, batch).
+    """
+
+    def __init__(self, multiply: Products, v: Array) -> None:
+        xp = multiply.engine.xp
+        self.multiply, self.v, self.xp, self.d = multiply, v, xp, v.shape[-1]
+        info = xp.finfo(v.dtype)
+        self.eps = float(info.eps)
+        # Below, squares underflow and a vector cannot be normalised.
+        self.nothing = float(info.smallest_normal) ** 0.5 / self.eps
+        self.v_length = xp.linalg.vector_norm(v, axis=-1)
+        unit = xp.ones_like(self.v_length)
+        self.basis = [v / xp.where(self.v_length > 0, self.v_length, unit)[..., None]]
+        self.integral = _ResolventIntegral(multiply.engine, multiply.rule(v))
+        self.columns: list[list[Array]] = []
+
+    @property
+    def steps(self) -> int:
+        """Products so far, of every probe."""
+        return len(self.columns)
+
+    def step(self) -> None:
+        """Take one product, and orthogonalise it against the basis."""
+        xp, unit = self.xp, self.xp.ones_like(self.v_length)
+        w, image_length = self.multiply(self.basis[-1], xp.where(self.v_length > 0, unit, xp.zeros_like(unit)))
+        column = []
+        for b in self.basis:
+            h = xp.linalg.vecdot(b, w)
+            w = w - h[..., None] * b
+            column.append(h)
+        length = xp.linalg.vector_norm(w, axis=-1)
+        ended = (length <= 8 * self.eps * image_length) | (length <= self.nothing)
+        length = xp.where(ended, xp.zeros_like(length), length)
+        self.basis.append(xp.where(ended, xp.zeros_like(unit), 1 / xp.where(ended, unit, length))[..., None] * w)
+        self.columns.append([xp.astype(h, xp.float64) for h in (*column, length)])
+        self.integral.append(self.columns[-1])
+
+    def keep(self, count: int) -> None:
+        """Drop the probes beyond the first `count`."""
+        self.v, self.v_length = self.v[:count, ...], self.v_length[:count, ...]
+        self.basis = [b[:count, ...] for b in self.basis]
+        self.columns = [[h[:count, ...] for h in column] for column in self.columns]
+        self.integral.keep(count)
+
+    def form(self, subtract_linear: bool) -> Array:
+        """e_1^T log(I + H) e_1, less the first entry of H where the linear term is subtracted."""
+        value = self.integral.logarithm()
+        return value - self.columns[0][0] if subtract_linear else value
+
+    def bound(self) -> Array:
+        """Certified bound on the error of `form`."""
+        certificate, a_priori = self.integral.certificate(), self.multiply.a_priori(self.steps)
+        if a_priori is not None:
+            certificate = self.xp.minimum(certificate, self.xp.full_like(certificate, a_priori))
+        return certificate + self.integral.error
+
+    def combination(self, y: list[Array], subtract_v: bool = False) -> Array:
+        """Return ||v|| V y (probes, batch, d), less v if that is to be subtracted."""
+        xp, dtype = self.xp, self.v.dtype
+        scaled = [xp.astype(entry, dtype) * self.v_length for entry in y]
+        first = scaled[0] - self.v_length if subtract_v else scaled[0]  # the first vector of the basis is v / ||v||
+        w = first[..., None] * self.basis[0]
+        for entry, b in zip(scaled[1:], self.basis[1:], strict=False):
+            w = w + entry[..., None] * b
+        return w
+
+
+def run_arnoldi(multiply: Products, v: Array, *, terms: int | None, enough: Callable[[Array], bool]) -> ArnoldiProcess:
+    """Take `terms` steps from every probe; with None, as many as make ``enough(bound)`` true, at most d."""
+    process = ArnoldiProcess(multiply, v)
+    xp = process.xp
+    square = xp.astype(process.v_length, xp.float64) ** 2
+    for _ in range(process.d if terms is None else terms):
+        process.step()
+        if terms is None and enough(square * process.bound()):
+            break
+    return process
+
+
 def arnoldi_form(
     multiply: Products, v: Array, *, subtract_linear: bool, terms: int | None, enough: Callable[[Array], bool]
 ) -> FormEstimate:
@@ -99,54 +200,27 @@ def arnoldi_form(
     With `terms` None, steps are added until ``enough(bound)``; d of them are always enough. Where ``multiply.errors``
     is False `terms` is given, and only value and resolvent are computed.
     """
-    engine = multiply.engine
-    xp = engine.xp
-    d = v.shape[-1]
-    info = xp.finfo(v.dtype)
-    eps = float(info.eps)
-    nothing = float(info.smallest_normal) ** 0.5 / eps  # below, squares underflow and a vector cannot be normalised
-    v_length = xp.linalg.vector_norm(v, axis=-1)
-    square = xp.astype(v_length, xp.float64) ** 2
-    unit = xp.ones_like(v_length)
-    basis = [v / xp.where(v_length > 0, v_length, unit)[..., None]]
-    integral = _ResolventIntegral(engine, multiply.rule(v))
-    columns: list[list[Array]] = []
-    for m in range(1, (d if terms is None else terms) + 1):
-        w, image_length = multiply(basis[-1], xp.where(v_length > 0, unit, xp.zeros_like(unit)))
-        column = []
-        for b in basis:
-            h = xp.linalg.vecdot(b, w)
-            w = w - h[..., None] * b
-            column.append(h)
-        length = xp.linalg.vector_norm(w, axis=-1)
-        ended = (length <= 8 * eps * image_length) | (length <= nothing)
-        length = xp.where(ended, xp.zeros_like(length), length)
-        basis.append(xp.where(ended, xp.zeros_like(unit), 1 / xp.where(ended, unit, length))[..., None] * w)
-        columns.append([xp.astype(h, xp.float64) for h in (*column, length)])
-        integral.append(columns[-1])
-        if not multiply.errors:
-            continue
-        certificate = integral.certificate()
-        a_priori = multiply.a_priori(m)
-        if a_priori is not None:
-            certificate = xp.minimum(certificate, xp.full_like(certificate, a_priori))
-        bias = certificate + integral.error
-        if terms is None and enough(square * bias):
-            break
-    value = integral.logarithm()
-    if subtract_linear:
-        value = value - columns[0][0]
+    return arnoldi_estimate(run_arnoldi(multiply, v, terms=terms, enough=enough), subtract_linear)
+
+
+def arnoldi_estimate(process: ArnoldiProcess, subtract_linear: bool) -> FormEstimate:
+    """What the steps so far tell."""
+    multiply, xp, columns, m = process.multiply, process.xp, process.columns, process.steps
+    v = process.v
+    square = xp.astype(process.v_length, xp.float64) ** 2
+    value = process.form(subtract_linear)
 
     def scaled(a: Any) -> Array:
         return xp.astype(square * a, v.dtype)
 
     resolvent = resolvent_error = None
     if multiply.resolvent:
-        resolvent, residual = _resolvent(xp, basis, columns, v, v_length, subtract_linear)
-        resolvent_error = residual / (1 - multiply.constant)
+        y, residual = resolvent_coefficients(xp, columns)
+        resolvent = process.combination(y, subtract_v=subtract_linear)
+        resolvent_error = xp.astype(residual, v.dtype) * process.v_length / (1 - multiply.constant)
     if not multiply.errors:
-        return FormEstimate.without_errors(xp, scaled(value), len(columns) * v.shape[0], resolvent)
-    column, row, sensitivity = integral.mean_resolvent()
+        return FormEstimate.without_errors(xp, scaled(value), m * v.shape[0], resolvent)
+    column, row, sensitivity = process.integral.mean_resolvent()
     image = [sum(columns[j][i] * column[j] for j in range(max(0, i - 1), m)) for i in range(m + 1)]
     pulled = [sum(columns[j][i] * row[i] for i in range(min(j + 2, m))) for j in range(m)]
     if subtract_linear:
@@ -155,7 +229,7 @@ def arnoldi_form(
 
     return FormEstimate(
         value=scaled(value),
-        bias=round_up(engine, square * bias, v.dtype),
+        bias=round_up(multiply.engine, square * process.bound(), v.dtype),
         squared_image=scaled(sum(entry * entry for entry in image)),
         squared_form=scaled(sum(a * b for a, b in zip(pulled, image, strict=False))),
         sensitivity=scaled(sensitivity),
@@ -166,19 +240,15 @@ def arnoldi_form(
     )
 
 
-def _resolvent(
-    xp: Any, basis: list[Array], columns: list[list[Array]], v: Array, v_length: Array, subtract_linear: bool
-) -> tuple[Array, Array]:
-    """The w in the Krylov space with the least residual ||v - (I + J^T) w|| (GMRES), and that residual.
+def resolvent_coefficients(xp: Any, columns: list[list[Array]]) -> tuple[list[Array], Array]:
+    """The y with the least ||e_1 - (I + H) y|| (GMRES), and that residual, for H (m + 1, m) given by its columns.
 
-    If the linear term is subtracted, v is taken off w.
-
-    The least-squares problem with I + H, (m + 1, m), is solved by its normal equations: the condition of I + H is at
-    most (1 + c) / (1 - c), and float64 bears its square.
+    The least-squares problem is solved by its normal equations: the condition of I + H is at most (1 + c) / (1 - c),
+    and float64 bears its square.
     """
     m = len(columns)
     if m <= ELIMINATED:
-        return _small_resolvent(xp, basis, columns, v, v_length, subtract_linear)
+        return _eliminated(xp, columns)
     zero = xp.zeros_like(columns[0][0])
     entries = [
         [(columns[j][i] if i < len(columns[j]) else zero) + (1.0 if i == j else 0.0) for j in range(m)]
@@ -189,19 +259,11 @@ def _resolvent(
     y = xp.linalg.solve(xp.matmul(At, A), At[..., :, :1])
     first = xp.reshape(xp.astype(xp.arange(m + 1, device=device_of(A)) == 0, A.dtype), (m + 1, 1))
     residual = xp.linalg.vector_norm((first - xp.matmul(A, y))[..., 0], axis=-1)
-    residual = xp.astype(residual, v.dtype) * v_length
-    y = y[..., 0]
-    y = xp.astype(y * xp.astype(v_length, xp.float64)[..., None], v.dtype)
-    w = -v if subtract_linear else xp.zeros_like(v)
-    for j in range(m):
-        w = w + y[..., j][..., None] * basis[j]
-    return w, residual
+    return [y[..., j, 0] for j in range(m)], residual
 
 
-def _small_resolvent(
-    xp: Any, basis: list[Array], columns: list[list[Array]], v: Array, v_length: Array, subtract_linear: bool
-) -> tuple[Array, Array]:
-    """As `_resolvent`, for a few columns, eliminated entry by entry: stacks of tiny systems are slow to solve."""
+def _eliminated(xp: Any, columns: list[list[Array]]) -> tuple[list[Array], Array]:
+    """As `resolvent_coefficients`, for a few columns, entry by entry: stacks of tiny systems are slow to solve."""
     m = len(columns)
     A = [[*column, *[None] * (m - 1 - j)] for j, column in enumerate(columns)]
     A = [[entry + 1 if i == j else entry for i, entry in enumerate(column)] for j, column in enumerate(A)]
@@ -220,10 +282,4 @@ def _small_resolvent(
     for k in reversed(range(m)):
         y[k] = (y[k] - sum(M[i][k] * y[i] for i in range(k + 1, m))) / M[k][k]
     rest = [(1.0 if i == 0 else 0.0) - sum(A[j][i] * y[j] for j in range(max(0, i - 1), m)) for i in range(m + 1)]
-    residual = xp.astype(xp.sqrt(sum(entry * entry for entry in rest)), v.dtype) * v_length
-    y = [xp.astype(entry, v.dtype) * v_length for entry in y]
-    # The first vector of the basis is v / ||v||.
-    w = (y[0] - v_length if subtract_linear else y[0])[..., None] * basis[0]
-    for j in range(1, m):
-        w = w + y[j][..., None] * basis[j]
-    return w, residual
+    return y, xp.sqrt(sum(entry * entry for entry in rest))

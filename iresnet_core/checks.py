@@ -13,6 +13,7 @@ __all__ = [
     "require_finite",
     "require_floating",
     "require_nonnegative",
+    "require_nonnegative_int",
     "require_positive_int",
     "require_same_dtype",
     "require_shape",
@@ -67,6 +68,17 @@ def require_positive_int(value: Any, name: str) -> int:
         number = 0
     if isinstance(value, bool) or number < 1:
         raise InvalidArgumentError(f"{name} must be a positive whole number, got {value!r}.")
+    return number
+
+
+def require_nonnegative_int(value: Any, name: str) -> int:
+    """Refuse anything but a whole number from 0 on."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if isinstance(value, bool) or number < 0:
+        raise InvalidArgumentError(f"{name} must be a whole number >= 0, got {value!r}.")
     return number
 
 

@@ -1,7 +1,8 @@
 """log|det(I + J)| of a residual block, per sample, with its standard error and a bound on its bias."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.checks import (
@@ -10,20 +11,30 @@ from iresnet_core.checks import (
     require_finite,
     require_floating,
     require_nonnegative,
+    require_nonnegative_int,
     require_positive_int,
 )
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.exact_determinant import determinant_order, exact_logdet
 from iresnet_core.linearization import Linearization, linearize, stated_lipschitz
+from iresnet_core.method_choice import (
+    ENVIRONMENT,
+    Costs,
+    Kind,
+    by_cost,
+    by_limit,
+    environment_limit,
+    kind_of,
+    sample,
+    time_both,
+)
 from iresnet_core.precision import working_dtype
 from iresnet_core.preconditioning import MeanJacobian
 from iresnet_core.results import LogDet
-from iresnet_core.stochastic_determinant import Request, stochastic_logdet
+from iresnet_core.stochastic_determinant import FEWEST_PROBES, Request, stochastic_logdet
 
 __all__ = ["logdet"]
 
-# Up to this determinant size the exact answer is cheaper than a stochastic one, and free of noise.
-EXACT_WIDTH = 32
 # Up to this dimension a matrix of the mean Jacobian's size is made for every batch.
 PRECONDITIONED_WIDTH = 1024
 _STOCHASTIC = ("series", "roulette", "arnoldi", "mean-jacobian")
@@ -45,6 +56,7 @@ def logdet(
     control_variate: str = "auto",
     reference: MeanJacobian | None = None,
     errors: bool = True,
+    exact_up_to: int | None = None,
 ) -> LogDet:
     """Estimate or compute log|det(I + J_g(x))|, sample by sample, in nats.
 
@@ -62,22 +74,26 @@ def logdet(
         on what a preconditioner, made of the slopes' means over the batch, leaves of the logarithm; the rest is exact.
         Some hundred times less noise than "arnoldi" on trained branches, in half the products; needs a `Chain` of
         dense layers and entrywise activations (or a branch whose linearisation has `mean_matrix`). "auto": "exact"
-        where that order is at most 32, or the tolerance asks for as many products; else "mean-jacobian" where the
-        branch allows it and d is at most 1024, else "arnoldi"; "roulette" if ``unbiased``.
+        where it costs at most twice as much as an estimate, by a measurement on this engine (see `exact_up_to`), or
+        where the tolerance asks for as much; else "mean-jacobian" where the branch allows it and d is at most 1024,
+        else "arnoldi".
     tol : float, optional
         Spend products and probes until std_error and bias_bound are at most this, for every sample, in nats. The
         rounding in bias_bound cannot be brought down; where it is above `tol`, the result says so.
     probes : int
         Random probes a sample (with `tol`: to begin with).
     noise : array (probes, batch, ...) or (batch, ...), optional
-        The probes themselves, for results that can be compared to rounding. For "roulette" a pair
-        ``(probes, lengths)``, lengths the numbers of terms beyond the certain ones.
+        The probes themselves, for results that can be compared to rounding. For "roulette" and ``unbiased`` answers a
+        pair ``(probes, lengths)``, lengths the numbers of products beyond the certain ones.
     rng : None, int or generator
         Source of the probes: None is the framework's own generator, an int a seed.
     lipschitz : float, optional
         Lipschitz constant c < 1 of g; default ``g.lipschitz``. All bounds rest on it.
     unbiased : bool
-        Refuse a truncated answer: "auto" then means "exact" or "roulette".
+        Whether the mean of `value` over probes and lengths, and that of its gradient, is to be exact but for rounding,
+        whatever was truncated: what the products of "series", "arnoldi" or "mean-jacobian" leave is added by Russian
+        roulette. P(N >= j), the chance of j further products, is ``k^(j-1) / 8``, with k = c, or max(c, 1 - 1/d) for
+        "mean-jacobian"; the variance is finite (proof in `iresnet_core.roulette`) and part of `std_error`.
     terms : int, optional
         Products a probe for "series", "arnoldi" and "mean-jacobian", certain terms for "roulette" (default 4). Default:
         as many as make the certified truncation error at most `tol`, or 1e-3 nats. The certificate is far above the
@@ -98,11 +114,16 @@ def logdet(
     errors : bool
         False leaves the errors out: `std_error` and `bias_bound` are NaN, and "exact" computes the Jacobian in the
         dtype of x. For training loops, which look at the value and its gradient only.
+    exact_up_to : int, optional
+        "auto" is exact up to this order of the determinant, and nothing is measured, so that all runs choose alike. The
+        environment variable IRESNET_EXACT_UP_TO does the same for a process. Without either the first call for a kind
+        of problem (engine, device, dtype, sizes) takes the time of both answers, and later ones go by that. A program
+        that is being compiled cannot: there the limit is 32.
 
     Returns
     -------
     LogDet
-        value, std_error, bias_bound, products, each (batch,), and the method used; in the dtype of x, but at least
+        value, std_error, bias_bound, products, each (batch,), the method used and why; in the dtype of x, but at least
         float32. `std_error` is estimated from the probes' own Krylov vectors, so that one probe suffices for it; for
         d > 4 it then errs upwards, up to twice, unless one direction dominates J (rank one, say): single probes may
         miss that and its variance together, so take several. `bias_bound` bounds the truncation error of this very
@@ -123,8 +144,10 @@ def logdet(
     Notes
     -----
     Cost: one evaluation of g, and `products` products with J^T a sample ("exact": as many as the order of the
-    determinant, in matrix form). "roulette" takes ``terms + c / (1 - c)`` on average, and draws one number of terms a
-    probe for the whole batch, so that the errors of its samples are correlated. Memory of
+    determinant, in matrix form). "roulette" takes ``terms + c / (1 - c)`` on average; ``unbiased`` adds to the others
+    at most ``1 / (8 (1 - k))``, and "arnoldi" and "mean-jacobian" end before that where their certificate is down to
+    rounding. The number of products is drawn once a probe for the whole batch, so that the errors of its samples are
+    correlated. Memory of
     "arnoldi" and "mean-jacobian" with m products: the Krylov basis, m probes batch d numbers, and some m^2 / 2 numbers
     for each of 10 to 200 quadrature nodes, probe and sample.
 
@@ -151,12 +174,11 @@ def logdet(
     require_finite(engine, x, "x")
     if not isinstance(method, str) or method not in ("auto", "exact", *_STOCHASTIC):
         raise InvalidArgumentError(f"logdet has the methods auto, exact, {', '.join(_STOCHASTIC)}; got {method!r}.")
-    if unbiased and method in ("series", "arnoldi"):
-        raise InvalidArgumentError(
-            f"method {method!r} is biased by its truncation, within bias_bound; unbiased are 'roulette' and 'exact'."
-        )
+    if exact_up_to is not None:
+        exact_up_to = require_nonnegative_int(exact_up_to, "exact_up_to")
     constant = require_contraction(*stated_lipschitz(g, lipschitz))
     request = _request(tol, probes, noise, rng, terms, probe_kind, control_variate, method)
+    request = request._replace(unbiased=bool(unbiased))
     if not errors:
         if tol is not None:
             raise InvalidArgumentError("tol is met by looking at the errors; do not pass errors=False as well.")
@@ -170,18 +192,77 @@ def logdet(
         if working != x.dtype:
             g, x, request = _raised(engine, g, x, request, working)
         linearization = linearize(engine, g, x)
-        order = determinant_order(linearization, x)
+        reason = ""
         if method == "auto":
-            method = "exact"
-            if order > EXACT_WIDTH or noise is not None:
-                method = "roulette" if unbiased else _stochastic_choice(linearization, x, request)
-            request = request._replace(give_up_at=order if noise is None else None)
+            problem = _Problem(engine, g, x, linearization, constant, request)
+            method, reason, give_up_at = _choose(problem, exact_up_to)
+            request = request._replace(give_up_at=give_up_at)
         result = None
         if method != "exact" and x.shape[0]:
             result = stochastic_logdet(engine, linearization, x, constant, method, request)
+            if result is None:
+                reason = f"tol={tol:g} would cost as much as the exact answer"
         if result is None:
             result = exact_logdet(engine, g, x, linearization, constant, errors=errors)
-        return result
+        return result._replace(reason=reason)
+
+
+class _Problem(NamedTuple):
+    """What is to be answered."""
+
+    engine: Backend
+    g: Any
+    x: Array
+    linearization: Linearization
+    constant: float
+    request: Request
+
+
+def _choose(problem: _Problem, exact_up_to: int | None) -> tuple[str, str, int | None]:
+    """What "auto" takes, why, and at how many products a sample a tolerance is given up for the exact answer."""
+    engine, _, x, linearization, _, request = problem
+    method, order = _stochastic_choice(linearization, x, request), determinant_order(linearization, x)
+    if request.noise is not None:
+        return method, "noise rules out the exact answer", None
+    limit, whose = exact_up_to, "exact_up_to"
+    if limit is None:
+        limit, whose = engine.host_constant(environment_limit), ENVIRONMENT
+    choice = by_limit(order, limit, whose) if limit >= 0 else by_cost(order, *_timeable(problem, method, order))
+    return "exact" if choice.exact else method, choice.reason, choice.worth
+
+
+def _timeable(problem: _Problem, method: str, order: int) -> tuple[bool, Kind | None, Callable[[], Costs] | None]:
+    """Whether the branch makes matrices, the kind of problem, and how to take the time; None where that is impossible.
+
+    A branch that carries its linearisation is a pure function, and may be evaluated at some of the samples for the time
+    of the exact answer. Any other is not evaluated again.
+    """
+    engine, g, x, linearization, constant, request = problem
+    matrices = linearization.matrix is not None or linearization.narrow is not None
+    if engine.is_tracing(x, linearization.value) or not x.shape[0]:
+        return matrices, None, None
+    count = sample(engine, x, order)
+    if count < x.shape[0] and not hasattr(g, "linearize"):
+        return matrices, None, None
+    probes = request.probes if request.tol is None else max(request.probes, FEWEST_PROBES)
+    plain = request._replace(rng=0, tol=None, probes=probes)
+
+    def measure() -> Costs:
+        with engine.unrecorded():
+            part, at = x, linearization
+            if count < x.shape[0]:
+                part = x[:count, ...]
+                at = linearize(engine, g, part)
+            return time_both(
+                engine,
+                lambda: exact_logdet(engine, g, part, at, constant, errors=request.errors),
+                lambda: stochastic_logdet(engine, linearization, x, constant, method, plain),
+                scale=x.shape[0] / count,
+            )
+
+    label = method if request.reference is None else f"{method} with a reference"
+    sizes = {"order": order, "d": math.prod(x.shape[1:]), "samples": x.shape[0], "probes": probes}
+    return matrices, kind_of(engine, x, **sizes, terms=request.terms, method=label, errors=request.errors), measure
 
 
 def _stochastic_choice(linearization: Linearization, x: Array, request: Request) -> str:

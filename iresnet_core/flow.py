@@ -38,6 +38,8 @@ class LogProb(NamedTuple):
         Jacobian products spent on the sample.
     method : str
         The methods of the log-determinants.
+    reason : str
+        Why "auto" chose them.
     """
 
     value: Array
@@ -45,6 +47,7 @@ class LogProb(NamedTuple):
     bias_bound: Array
     products: Array
     method: str
+    reason: str = ""
 
 
 class Flow(Layer):
@@ -192,7 +195,7 @@ class Flow(Layer):
         ----------
         x : array (batch, *event_shape)
             Samples.
-        method, tol, probes, noise, rng, unbiased, terms, probe_kind, control_variate
+        method, tol, probes, noise, rng, unbiased, terms, probe_kind, control_variate, errors, exact_up_to
             As in `logdet`, for every residual block, but: `tol` is for the sum over all blocks, of which each gets an
             equal part; an int `rng` is a seed from which every block gets a stream of its own, and a generator is used
             by the blocks in turn; `noise` is a list with one entry a residual block, in the order of `forward`
@@ -229,6 +232,7 @@ class Flow(Layer):
             round_up(engine, xp.astype(logdet.bias_bound, wide) + rounding, dtype),
             logdet.products,
             logdet.method,
+            logdet.reason,
         )
 
     def bits_per_dim(self, x: Array, *, levels: int = 256, **options: Unpack[LogDetOptions]) -> LogProb:
@@ -385,4 +389,5 @@ def _sum(engine: Backend, logdets: Sequence[LogDet], dtype: Any) -> LogDet:
         bias_bound=round_up(engine, xp.sum(biases, axis=0) + rounding, target),
         products=products,
         method="+".join(methods),
+        reason="; ".join(dict.fromkeys(part.reason for part in logdets if part.reason)),
     )

@@ -61,6 +61,7 @@ class LogDetOptions(TypedDict, total=False):
     probe_kind: Literal["rademacher", "gaussian"]
     control_variate: str
     errors: bool
+    exact_up_to: int | None
 
 
 class InverseOptions(TypedDict, total=False):

@@ -9,6 +9,7 @@ import numpy as np
 from iresnet_core.backends import get_backend
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flow import Flow
+from iresnet_core.method_choice import DOCUMENTED_LIMIT
 
 __all__ = ["MeanScore", "Samples", "Scores", "draw_samples", "mean_score", "preimages", "scores", "transformed"]
 
@@ -89,7 +90,7 @@ def scores(flow: Flow, x: np.ndarray, *, seed: int = 0, progress: Progress | Non
     progress : callable, optional
         Called with the number of samples done and that of all.
     **options
-        As in `Flow.log_prob`.
+        As in `Flow.log_prob`; `exact_up_to` is 32 unless given, so that scores do not depend on how fast a machine is.
 
     Raises
     ------
@@ -103,7 +104,9 @@ def scores(flow: Flow, x: np.ndarray, *, seed: int = 0, progress: Progress | Non
     engine = get_backend(*flow.arrays)
     parts = []
     for k, chunk in enumerate(_chunks(flow, x)):
-        result = flow.log_prob(_on_engine(flow, chunk), rng=_seed(seed, k), **options)
+        result = flow.log_prob(
+            _on_engine(flow, chunk), rng=_seed(seed, k), **{"exact_up_to": DOCUMENTED_LIMIT, **options}
+        )
         parts.append(
             [engine.to_numpy(a).astype(np.float64) for a in (result.value, result.std_error, result.bias_bound)]
         )

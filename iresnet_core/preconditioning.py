@@ -20,7 +20,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from iresnet_core.arnoldi import arnoldi_form
+from iresnet_core.arnoldi import arnoldi_estimate, run_arnoldi
+from iresnet_core.arnoldi_roulette import with_roulette
 from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.certificates import gram_bound
 from iresnet_core.checks import (
@@ -35,6 +36,7 @@ from iresnet_core.linearization import Linearization, linearize, stated_lipschit
 from iresnet_core.precision import gamma, widest, working_dtype
 from iresnet_core.quadratic_forms import FormEstimate, Products
 from iresnet_core.quadrature import Rule, preconditioned_rule
+from iresnet_core.roulette import Roulette
 
 __all__ = [
     "MeanJacobian",
@@ -223,8 +225,10 @@ def preconditioned_form(
     subtract_linear: bool,
     terms: int | None,
     enough: Callable[[Array], bool],
+    lengths: list[int] | None = None,
+    roulette: Roulette | None = None,
 ) -> FormEstimate:
-    """Estimate v^T (log(I + E) - E) v by Arnoldi's method.
+    """Estimate v^T (log(I + E) - E) v by Arnoldi's method; with a roulette of these lengths, without bias.
 
     Where the certificate is no better than the bound on the form itself, or a factor broke down, the form is taken to
     be zero within that: |v^T (log(I + E) - E) v| <= ||v|| ||E^T v|| (||A - I|| + c) times the integral of
@@ -233,19 +237,25 @@ def preconditioned_form(
     engine, mean, c = multiply.engine, multiply.mean, multiply.constant
     xp = engine.xp
     multiply.first_length = None
-    form = arnoldi_form(multiply, v, subtract_linear=subtract_linear, terms=terms, enough=enough)
-    rule = multiply.rule(v)
+    process = run_arnoldi(multiply, v, terms=terms, enough=enough)
+    form = arnoldi_estimate(process, subtract_linear)
+    rule = process.integral
     share = xp.sum(rule.t * rule.damping) / mean.growth * (mean.norm + c)
-    first = xp.astype(multiply.first_length, v.dtype)  # of a unit vector
-    v_length = xp.linalg.vector_norm(v, axis=-1)
-    unless = 1.01 * v_length**2 * first * xp.astype(share, v.dtype)
+    first = multiply.first_length  # of a unit vector
+    v_length = process.v_length
+    unless = 1.01 * v_length**2 * xp.astype(first, v.dtype) * xp.astype(share, v.dtype)
     good = form.bias <= unless  # False for NaN
     nothing = xp.zeros_like(form.value)
     size = (unless / xp.where(v_length > 0, v_length, xp.ones_like(v_length))) ** 2
-    return form._replace(
+    form = form._replace(
         value=xp.where(good, form.value, nothing),
         bias=xp.where(good, form.bias, unless),
         squared_image=xp.where(good, form.squared_image, size),
         squared_form=xp.where(good, form.squared_form, size),
         sensitivity=xp.where(good, form.sensitivity, v_length**2),
     )
+    if lengths is None or roulette is None:
+        return form
+    ceiling = 1.01 * xp.astype(first, xp.float64) * share
+    options: dict[str, Any] = {"subtract_linear": subtract_linear, "lengths": lengths, "roulette": roulette}
+    return with_roulette(process, form, ceiling=ceiling, **options)

@@ -1,6 +1,6 @@
-"""Quadratic forms v^T f(J) v with f = log(I + J) or log(I + J) - J: truncated series, roulette and Arnoldi.
+"""Quadratic forms v^T f(J) v with f = log(I + J) or log(I + J) - J: truncated series; the parts of others.
 
-All take probes v (probes, batch, d) and return a `FormEstimate`. The tail of the series after n terms is bounded
+All forms take probes v (probes, batch, d) and return a `FormEstimate`. The tail of the series after n terms is bounded
 through ``series_tail(c, n)`` = sum over j >= 1 of c^j / (n + j), which is c^-n times the tau_n of the a-priori bound.
 """
 
@@ -12,16 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iresnet_core.backends import Array, Backend
-from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.linearization import Linearization
 from iresnet_core.quadrature import Rule, contraction_rule
 
 __all__ = [
     "FormEstimate",
+    "PowerSeries",
     "Products",
-    "draw_lengths",
     "mean_resolvent_bound",
-    "roulette_form",
     "series_form",
     "series_tail",
 ]
@@ -128,7 +126,7 @@ def _powers(c: float) -> tuple[np.ndarray, np.ndarray]:
     return c**places, places
 
 
-class _PowerSeries:
+class PowerSeries:
     """Running sums of sum over k of a_k v^T J^k v, a_k = (-1)^(k+1) / k, as (probes, batch) arrays and one vector."""
 
     def __init__(self, multiply: Products, v: Array, subtract_linear: bool) -> None:
@@ -161,9 +159,9 @@ class _PowerSeries:
         self.image = self.image + weight * self.w
         return weight * moment
 
-    def keep(self, count: int) -> "_PowerSeries":
+    def keep(self, count: int) -> "PowerSeries":
         """Split off the probes beyond the first `count`, which are returned as a series of their own."""
-        rest = _PowerSeries.__new__(_PowerSeries)
+        rest = PowerSeries.__new__(PowerSeries)
         rest.xp, rest.subtract_linear, rest.terms = self.xp, self.subtract_linear, self.terms
         for name in ("v", "v_length", "length", "previous", "w", "image", "lengths", "resolvent"):
             array = getattr(self, name)
@@ -208,7 +206,7 @@ def series_form(
     ``enough(bound)``; the a-priori bound ends that.
     """
     xp, c = multiply.engine.xp, multiply.constant
-    series = _PowerSeries(multiply, v, subtract_linear)
+    series = PowerSeries(multiply, v, subtract_linear)
     value = xp.zeros_like(series.length)
     while True:
         term = series.step(multiply)
@@ -230,90 +228,3 @@ def series_form(
         series.terms * v.shape[0],
         series.resolvent,
     )
-
-
-def roulette_form(
-    multiply: Products, v: Array, *, subtract_linear: bool, terms: int, lengths: list[int], keep: float
-) -> FormEstimate:
-    """Series with Russian roulette on its tail (Chen et al. 2019, Eq. 6): unbiased.
-
-    After `terms` certain terms, term ``terms + j`` is computed with probability keep^j and divided by it. The variance
-    is finite if the spectral radius squared is below `keep`; keep = c is the best choice against the worst g with
-    constant c. `lengths` (probes,), descending, are the numbers of further terms: the probes with the longest tails
-    come first, so that those which are done drop off the end of the stack.
-    """
-    xp, c = multiply.engine.xp, multiply.constant
-    series = _PowerSeries(multiply, v, subtract_linear)
-    zero = xp.zeros_like(series.length)
-    sums = _RouletteSums(zero, zero, zero)
-    parts, products = [], 0
-    while True:
-        if keep ** max(0, series.terms - terms) < 1e-200:
-            raise InvalidArgumentError(f"lengths of {max(lengths)} have no chance under the constant {keep:.3g}.")
-        alive = sum(1 for extra in lengths if terms + extra > series.terms)
-        if alive < series.v.shape[0]:
-            chance = keep ** max(0, series.terms - terms)
-            parts.append(
-                _ended(xp, c, keep, chance, series.keep(alive), _RouletteSums(*(a[alive:, ...] for a in sums)))
-            )
-            sums = _RouletteSums(*(a[:alive, ...] for a in sums))
-        if not alive:
-            break
-        products += alive
-        chance = keep ** max(0, series.terms + 1 - terms)
-        term = series.step(multiply, chance)
-        if term is not None:
-            sums = sums.plus(term, chance)
-    value, bias, image, form, sensitivity, variance, resolvent = (
-        None if parts[0][i] is None else xp.concat([part[i] for part in reversed(parts)]) for i in range(7)
-    )
-    return FormEstimate(value, bias, image, form, sensitivity, variance, products, resolvent)
-
-
-class _RouletteSums(NamedTuple):
-    """The weighted series t_k / P_k, and its variance over the roulette for a fixed probe.
-
-    Var = sum t_k^2 (1 / P_k - 1) + 2 sum over j < k of t_j t_k (1 / P_j - 1), with P_k the chance of term k; `weighted`
-    is the inner sum so far.
-    """
-
-    value: Array
-    variance: Array
-    weighted: Array
-
-    def plus(self, term: Array, chance: float) -> "_RouletteSums":
-        """Add a term that had this chance of being computed."""
-        odds = 1 / chance - 1
-        return _RouletteSums(
-            self.value + term / chance,
-            self.variance + term * term * odds + 2 * term * self.weighted,
-            self.weighted + term * odds,
-        )
-
-
-def _ended(
-    xp: Any, c: float, keep: float, chance: float, series: _PowerSeries, sums: _RouletteSums
-) -> tuple[Array | None, ...]:
-    """The fields of a FormEstimate, but products, for probes whose roulette has ended.
-
-    Terms that were computed enter the variance as they are. Those that were not are taken to be a r^j, j = 1, 2, ...,
-    a = ||v|| ||(J^T)^n v|| / (n + 1), with r half-way from the last ratio of lengths to c, which it cannot exceed.
-    """
-    a = series.v_length * series.length / (series.terms + 1)
-    before = xp.where(series.previous > 0, series.previous, xp.ones_like(a))
-    r = 0.5 * (c + xp.minimum(series.length / before, xp.full_like(a, c)))
-    ratio = r * r / keep if keep else xp.zeros_like(a)
-    squares = a * a / chance * ratio / (1 - ratio)
-    crossed = 2 * xp.abs(sums.weighted) * a * r / (1 - r) + 2 * squares * r / (1 - r)
-    variance = xp.maximum(sums.variance, xp.zeros_like(squares)) + squares + crossed
-    squared_image = xp.linalg.vecdot(series.image, series.image)
-    bias = xp.zeros_like(a)
-    return sums.value, bias, squared_image, series.squared_form(), series.sensitivity(c), variance, series.resolvent
-
-
-def draw_lengths(engine: Backend, probes: int, keep: float, rng: Any) -> list[int]:
-    """Numbers of further terms N, P(N >= j) = keep^j, in descending order; drawn on the host."""
-    if keep <= 0:
-        return [0] * probes
-    uniforms = 1.0 - engine.uniform((probes,), rng)
-    return sorted((math.floor(math.log(u) / math.log(keep)) for u in uniforms), reverse=True)

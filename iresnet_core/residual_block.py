@@ -147,7 +147,7 @@ class ResidualBlock(Layer):
 
 
 class _Remembering:
-    """A branch that keeps the value of its linearisation, so that it is not evaluated again."""
+    """A branch that keeps the value of its first linearisation, that of all samples, for its block."""
 
     def __init__(self, branch: Any) -> None:
         self.branch = branch
@@ -162,5 +162,6 @@ class _Remembering:
     def linearize(self, x: Array) -> Any:
         """Linearise, and keep the value."""
         linearization = self.branch.linearize(x)
-        self.value = linearization.value
+        if self.value is None:
+            self.value = linearization.value
         return linearization

@@ -93,6 +93,8 @@ class LogDet(NamedTuple):
         Jacobian products spent on the sample.
     method : str
         The method that was used ("auto" is replaced by its choice).
+    reason : str
+        Why "auto" chose it; empty for a method that was asked for.
     """
 
     value: Array
@@ -100,3 +102,4 @@ class LogDet(NamedTuple):
     bias_bound: Array
     products: Array
     method: str
+    reason: str = ""

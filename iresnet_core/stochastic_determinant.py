@@ -5,7 +5,8 @@ import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from iresnet_core.arnoldi import arnoldi_form
+from iresnet_core.arnoldi import arnoldi_estimate, run_arnoldi
+from iresnet_core.arnoldi_roulette import with_roulette
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.errors import (
     DerivativeError,
@@ -26,13 +27,12 @@ from iresnet_core.probes import ExplicitProbes, ProbeSource, explicit_probes, ma
 from iresnet_core.quadratic_forms import (
     FormEstimate,
     Products,
-    draw_lengths,
     mean_resolvent_bound,
-    roulette_form,
     series_form,
     series_tail,
 )
 from iresnet_core.results import LogDet
+from iresnet_core.roulette import Roulette, draw_lengths, roulette_form, roulette_on_remainder
 from iresnet_core.samples import flatten
 
 __all__ = ["DEFAULT_BIAS", "Request", "stochastic_logdet"]
@@ -68,6 +68,7 @@ class Request(NamedTuple):
     give_up_at: int | None
     reference: Any = None
     errors: bool = True
+    unbiased: bool = False
 
 
 class _Sums(NamedTuple):
@@ -117,7 +118,17 @@ class _Estimator:
         rounding = self.product_error * self.d * mean_resolvent_bound(constant)
         target = DEFAULT_BIAS if request.tol is None else request.tol
         self.target = max(target - rounding, rounding)
+        self.roulette = self._roulette()
         self.lengths: list[int] | None = None
+
+    def _roulette(self) -> Roulette | None:
+        """The chances of further products, where the answer is to have no bias; see `roulette`."""
+        c = self.constant
+        if self.method == "roulette":
+            return Roulette(c, c)
+        if not self.request.unbiased:
+            return None
+        return roulette_on_remainder(max(c, 1 - 1 / self.d) if self.method == "mean-jacobian" else c)
 
     def _take_trace(self) -> None:
         """Take the exact trace as a control variate, where it was asked for or is cheap."""
@@ -161,19 +172,24 @@ class _Estimator:
             _refuse_tolerance(self.request)
             if terms is None:
                 terms = self.engine.host_constant(traced_terms, self.method, self.constant, self.d)
-        if self.method == "roulette":
-            keep = self.constant
-            lengths = self.lengths
-            if lengths is None:
-                lengths = draw_lengths(self.engine, v.shape[0], keep, self.request.rng)
-            terms = terms or ROULETTE_TERMS
-            return roulette_form(self.products, v, subtract_linear=subtract, terms=terms, lengths=lengths, keep=keep)
-        options: dict[str, Any] = {"subtract_linear": subtract, "terms": terms, "enough": self._small_enough}
+        roulette, lengths = self.roulette, self.lengths
+        if roulette is not None and lengths is None:
+            lengths = draw_lengths(self.engine, v.shape[0], roulette, self.request.rng)
+        chances: dict[str, Any] = {"lengths": lengths, "roulette": roulette}
+        steps: dict[str, Any] = {"terms": terms, "enough": self._small_enough}
         if isinstance(self.products, PreconditionedProducts):
-            form = preconditioned_form(self.products, v, **options)
+            form = preconditioned_form(self.products, v, subtract_linear=subtract, **steps, **chances)
             form = form._replace(sensitivity=form.sensitivity * self.inflation)
             return form if self.remainder is None else _with_remainder(xp, form, v, self._remainder_image(v))
-        return (series_form if self.method == "series" else arnoldi_form)(self.products, v, **options)
+        if self.method == "arnoldi":
+            process = run_arnoldi(self.products, v, **steps)
+            form = arnoldi_estimate(process, subtract)
+            return form if lengths is None else with_roulette(process, form, subtract_linear=subtract, **chances)
+        if roulette is None:
+            return series_form(self.products, v, subtract_linear=subtract, **steps)
+        if self.method == "roulette":
+            steps["terms"] = terms or ROULETTE_TERMS
+        return roulette_form(self.products, v, subtract_linear=subtract, **steps, **chances)
 
     def _remainder_image(self, v: Array) -> Array:
         """T^T B^T v for probes v: what the trace of E lacks."""
@@ -392,13 +408,17 @@ def _source(engine: Backend, x: Array, flat: Array, estimator: _Estimator, reque
         estimator.request = request._replace(rng=rng)
         return make_source(engine, request.probe_kind, flat, rng), request.probes
     noise = request.noise
-    if estimator.method == "roulette":
+    if estimator.roulette is not None:
         if not (isinstance(noise, tuple) and len(noise) == 2):
-            raise InvalidArgumentError("for method 'roulette' noise is a pair (probes, lengths).")
+            raise InvalidArgumentError(
+                "for an unbiased answer, and so for method 'roulette', noise is a pair (probes, lengths)."
+            )
         noise, lengths = noise
         estimator.lengths = _whole_numbers(lengths)
     elif isinstance(noise, tuple):
-        raise InvalidArgumentError(f"for method {estimator.method!r} noise is one array, got a tuple.")
+        raise InvalidArgumentError(
+            f"for method {estimator.method!r} noise is one array, got a tuple; a pair is for unbiased=True."
+        )
     probes = explicit_probes(engine, x, noise)
     if request.probes not in (1, probes.shape[0]):
         raise InvalidArgumentError(f"probes={request.probes}, but noise holds {probes.shape[0]}.")

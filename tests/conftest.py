@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # read when JAX is imported; the tests compare float64
+os.environ.setdefault("IRESNET_EXACT_UP_TO", "32")  # no choice by a stopwatch but in tests/test_method_choice.py
 
 import capabilities
 import pytest

@@ -62,6 +62,9 @@ FUNCTIONS = {
     "logdet arnoldi": (lambda e: _logdet(chain(e), method="arnoldi", terms=6), [X, NOISE]),
     "logdet mean-jacobian": (lambda e: _logdet(chain(e), method="mean-jacobian", terms=3), [X, NOISE]),
     "logdet series": (lambda e: _logdet(chain(e), method="series", terms=6), [X, NOISE]),
+    "logdet roulette": (lambda e: _unbiased(chain(e), method="roulette", terms=3), [X, NOISE]),
+    "logdet unbiased arnoldi": (lambda e: _unbiased(chain(e), method="arnoldi", terms=3), [X, NOISE]),
+    "logdet unbiased mean-jacobian": (lambda e: _unbiased(chain(e), method="mean-jacobian", terms=2), [X, NOISE]),
     "flow": (lambda e: _log_prob(e), [X]),
 }
 
@@ -78,6 +81,15 @@ def _inverse(g, solver):
 def _logdet(g, **options):
     def value(x, noise=None):
         return arrays(logdet(g, x, noise=noise, **options))
+
+    return value
+
+
+def _unbiased(g, **options):
+    """The lengths of the roulette are part of the program."""
+
+    def value(x, noise):
+        return arrays(logdet(g, x, noise=(noise, [3, 0]), unbiased=True, **options))
 
     return value
 
@@ -172,12 +184,14 @@ def test_other_values_do_not_compile_again(backend):
         assert len(traces) <= 4  # one trace, and three calls that are compared with are not traced
 
 
-def test_gradient_of_a_compiled_logdet(backend):
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_gradient_of_a_compiled_logdet(backend, unbiased):
     arguments = [array(backend, a) for a in (X, *WEIGHTS)]
-    noise = array(backend, NOISE)
+    noise = (array(backend, NOISE), [2, 0]) if unbiased else array(backend, NOISE)
+    options = {"method": "arnoldi", "terms": 6, "noise": noise, "unbiased": unbiased}
 
     def loss(x, *weights):
-        return backend.xp.sum(logdet(chain_of(weights), x, method="arnoldi", terms=6, noise=noise).value)
+        return backend.xp.sum(logdet(chain_of(weights), x, **options).value)
 
     eager = gradients(backend, loss, arguments)
     for compiler in compilers(backend):

@@ -187,7 +187,7 @@ class FlowModel(PreparedModel):
         logdet : bool
             Return the pair of latents and log-determinant.
         errors : bool
-            The log-determinant as the core's `LogDet` (value, std_error, bias_bound, products, method).
+            The log-determinant as the core's `LogDet` (value, std_error, bias_bound, products, method, reason).
         **options
             As in `iresnet_core.Flow.log_prob`. Otherwise as many products are taken as certify 1e-3 nats a block.
 

@@ -23,6 +23,7 @@ from iresnet_core.flow_plan import (
     LogitPlan,
     SqueezePlan,
 )
+from iresnet_core.method_choice import DOCUMENTED_LIMIT
 from iresnet_core.training import StepResult
 from iresnet_core.training_settings import TrainingSettings
 
@@ -103,7 +104,7 @@ class Trainer:
     def log_prob(self, x: np.ndarray, seed: int) -> np.ndarray:
         """Return log-densities under the certified weights."""
         with get_backend(keras.ops.zeros(())).unrecorded():
-            return _host(self.model.log_prob(x, rng=seed))
+            return _host(self.model.log_prob(x, rng=seed, exact_up_to=DOCUMENTED_LIMIT))
 
     def lipschitz(self) -> float:
         """Return the largest certified constant of a block."""

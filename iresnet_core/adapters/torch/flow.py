@@ -118,7 +118,7 @@ class Flow(nn.Module):
         context : Tensor (batch, features), optional
             For flows with conditional blocks.
         errors : bool
-            Return the core's `LogDet` (value, std_error, bias_bound, products, method) instead of its value.
+            Return the core's `LogDet` (value, std_error, bias_bound, products, method, reason) instead of its value.
         **options
             As in `iresnet_core.Flow.log_prob`. In training mode a fixed number of products (`terms`) is the default, in
             evaluation mode as many as certify 1e-3 nats a block.

@@ -21,6 +21,7 @@ from iresnet_core.flow_plan import (
     LogitPlan,
     SqueezePlan,
 )
+from iresnet_core.method_choice import DOCUMENTED_LIMIT
 from iresnet_core.training import StepResult
 from iresnet_core.training_settings import TrainingSettings
 
@@ -99,7 +100,7 @@ class Trainer:
             group["lr"] = lr
         self.flow.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = -self.flow.log_prob(self._tensor(x)).mean()
+        loss = -self.flow.log_prob(self._tensor(x), exact_up_to=DOCUMENTED_LIMIT).mean()  # the same when resumed
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.settings.clip)
         if bool(torch.isfinite(loss) & torch.isfinite(norm)):  # else the parameters stay as they are
@@ -110,7 +111,7 @@ class Trainer:
         """Return log-densities under the certified weights."""
         self.flow.eval()
         with torch.no_grad():
-            values: Tensor = self.flow.log_prob(self._tensor(x), rng=seed)
+            values: Tensor = self.flow.log_prob(self._tensor(x), rng=seed, exact_up_to=DOCUMENTED_LIMIT)
         return values.cpu().numpy()
 
     def lipschitz(self) -> float:
