@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from iresnet_core.backends import Array, device_of, get_backend
+from iresnet_core.copying import Copyable
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 
 __all__ = ["ACTIVATIONS", "SWISH_SLOPE", "Activation", "Diagonal", "PairSwap"]
@@ -139,7 +140,7 @@ ACTIVATIONS: dict[str, _Definition] = {
 }
 
 
-class Activation:
+class Activation(Copyable):
     """One activation with its slope and its Lipschitz constant.
 
     Parameters

@@ -9,6 +9,7 @@ from iresnet_core.activations import Activation, Diagonal, PairSwap
 from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.convolution import Convolution
 from iresnet_core.convolution_traces import convolution_kernels, convolution_plan, convolution_trace
+from iresnet_core.copying import Copyable
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.kept_property import kept_property
 from iresnet_core.linearization import Branch, Linearization
@@ -32,7 +33,7 @@ Layer = LinearLayer | Activation
 Jacobian = LinearLayer | Diagonal | PairSwap
 
 
-class Chain:
+class Chain(Copyable):
     """Composition of linear layers and activations: a residual branch that carries its own linearisation.
 
     Its products are the layers' own, J^T u = W1^T (D1 (W2^T ... u)): no automatic differentiation is needed, on any

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.checks import require_batch, require_finite, require_floating, require_same_dtype
+from iresnet_core.copying import Copyable
 from iresnet_core.errors import InvalidArgumentError, IResNetError, ShapeError
 from iresnet_core.precision import round_up, unit_roundoff, widest, working_dtype
 from iresnet_core.results import Inverse, LogDet
@@ -78,7 +79,7 @@ LOGDET_OPTIONS = frozenset(LogDetOptions.__annotations__)
 INVERSE_OPTIONS = frozenset(InverseOptions.__annotations__)
 
 
-class Layer(ABC):
+class Layer(Copyable, ABC):
     """An injective map on samples; the base class of everything a flow is made of.
 
     Attributes

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from iresnet_core.backends import Array, Backend, backend, device_of, get_backend
 from iresnet_core.checks import require_finite, require_floating, require_same_dtype
+from iresnet_core.copying import Copyable
 from iresnet_core.errors import DtypeError, ShapeError, UnknownArrayError, UnknownLipschitzError
 from iresnet_core.results import LipschitzBound
 
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 
-class LinearOperator(ABC):
+class LinearOperator(Copyable, ABC):
     """A linear map, or a stack of them, known by its products with vectors.
 
     Attributes

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from iresnet_core import Activation, Chain, Dense, invert, logdet, normalize, spectral_norm
+from iresnet_core import (
+    Activation,
+    Chain,
+    Convolution,
+    Dense,
+    invert,
+    lipschitz_bound,
+    logdet,
+    normalize,
+    spectral_norm,
+)
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -109,3 +119,91 @@ def test_what_is_kept_in_inference_mode_serves_a_backward_pass():
     (found,) = gradients(lambda x: arnoldi(g, x) + invert(g, x).value.sum(dim=1), X)
     (expected,) = gradients(lambda x: arnoldi(chain(WEIGHTS), x) + invert(chain(WEIGHTS), x).value.sum(dim=1), X)
     torch.testing.assert_close(found, expected)
+
+
+# --- precision of the program around ---
+
+W32 = [w.float() for w in WEIGHTS]
+X32 = X.float()
+KERNEL = torch.tensor(RNG.standard_normal((2, 2, 3, 3)), dtype=torch.float32)
+IMAGES = torch.tensor(RNG.standard_normal((2, 2, 4, 4)), dtype=torch.float32)
+
+
+def half_sine(x):
+    return 0.5 * torch.sin(x @ W32[2] @ W32[0] / 32)
+
+
+def images():
+    layer = Convolution(KERNEL, input_shape=(2, 4, 4), padding="same")
+    return normalize(Chain([layer, Activation("tanh")]), 0.7)
+
+
+CALLS = {
+    "chain": lambda: chain(W32)(X32),
+    "convolution": lambda: images()(IMAGES),
+    "products": lambda: chain(W32).linearize(X32).vjp(X32),
+    "products of a convolution": lambda: images().linearize(IMAGES).vjp(IMAGES),
+    "spectral_norm": lambda: spectral_norm(W32[0], method="power", rtol=0, max_iter=5).value,
+    "lipschitz_bound": lambda: lipschitz_bound(W32[0], method="gram").value,
+    "logdet": lambda: arnoldi(chain(W32), X32),
+    "exact logdet": lambda: logdet(chain(W32), X32, method="exact").value,
+    "invert": lambda: invert(chain(W32), X32).value,
+    "callable": lambda: invert(half_sine, X32, lipschitz=0.9).value,
+    "logdet of a callable": lambda: logdet(half_sine, X32, lipschitz=0.9, method="exact").value,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_autocast_changes_nothing(name):
+    expected = CALLS[name]()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (X32 @ X32.T).dtype == torch.bfloat16
+        found = CALLS[name]()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["chain", "convolution", "logdet", "invert", "callable"])
+def test_autocast_changes_nothing_in_a_compiled_function(name):
+    expected = CALLS[name]()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = compiled(CALLS[name])()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_solve_of_a_backward_pass_is_not_lowered():
+    seen = []
+
+    def g(x):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return half_sine(x)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = invert(g, X32.clone().requires_grad_(), lipschitz=0.9).value
+        forward = len(seen)
+        value.sum().backward()
+    assert len(seen) > forward
+    assert not any(seen)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="PyTorch before 2.9 has no setting for a CPU")
+def test_lowered_products_are_taken_in_full_and_the_setting_put_back():
+    setting, seen = torch.backends.mkldnn.matmul, []
+
+    def g(x):
+        seen.append(setting.fp32_precision)
+        return 0.5 * torch.sin(x)
+
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        lowered = setting.fp32_precision
+        invert(g, X32, lipschitz=0.5)
+        logdet(g, X32, lipschitz=0.5, rng=0)
+        with pytest.raises(TypeError, match="dtype"):
+            invert(lambda x: x.double(), X32, lipschitz=0.5)
+        assert lowered == "bf16"
+        assert set(seen) == {"ieee"}
+        assert setting.fp32_precision == lowered
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)

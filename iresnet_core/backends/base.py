@@ -8,6 +8,7 @@ loops, convolves and draws noise.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from typing import Any, Literal
 
 __all__ = ["NO_FORWARD_MODE", "Array", "Backend", "NoiseKind", "Pullback", "device_of"]
@@ -228,7 +229,11 @@ class Backend(ABC):
         return self.from_numpy(fn(*numbers), like)
 
     def float64(self) -> AbstractContextManager[Any]:
-        """Context in which float64 arrays can be made; an engine that always can has nothing to do."""
+        """Context in which float64 arrays can be made, and arrays are computed with in the dtype that they have.
+
+        The precision that the program around has chosen for its layers (autocast, TF32) would break the error bounds.
+        An engine that knows nothing of the kind has nothing to do.
+        """
         return nullcontext()
 
     def differentiated_in_float64(self, fn: Callable[[Array], Array], x: Array) -> Array:
@@ -238,6 +243,17 @@ class Backend(ABC):
     def jit(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Compile `fn`; engines without a compiler return it as it is."""
         return fn
+
+    def copied(self, x: Array, memo: dict[int, Any]) -> Array:
+        """Return a deep copy, which keeps the derivative that `x` has; `memo` as in `copy.deepcopy`."""
+        frozen = self.frozen(x)
+        return deepcopy(x, memo) if frozen is x else frozen
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles of an engine are the engine."""
+        from iresnet_core.backends import backend
+
+        return backend, (self.name,)
 
     def frozen(self, x: Array) -> Array:
         """Return `x` such that nobody can change it behind our back; engines without such arrays return it as it is."""

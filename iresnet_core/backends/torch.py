@@ -4,6 +4,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from iresnet_core.backends import torch_namespace as namespace
 from iresnet_core.backends.base import NO_FORWARD_MODE, Array, Backend, NoiseKind, Pullback
 from iresnet_core.backends.numpy import draw
 from iresnet_core.backends.numpy import generator as numpy_generator
+from iresnet_core.backends.torch_precision import full_precision, own_dtype
 from iresnet_core.errors import DerivativeError, InvalidArgumentError
 
 __all__ = ["Engine"]
@@ -64,7 +66,7 @@ class _MapCotangent(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Array) -> Any:
         (x,) = ctx.saved_tensors
         (cotangent,) = cotangents
-        with torch.no_grad():
+        with torch.no_grad(), full_precision():
             mapped = ctx.fn(cotangent)
         return (_Refused.apply(mapped, x, cotangent) if torch.is_grad_enabled() else mapped), None  # type: ignore[no-untyped-call]
 
@@ -182,7 +184,8 @@ class Engine(Backend):
             pairs = [tuple(extra[i : i + 2]) for i in range(0, len(extra), 2)]
             x = torch.nn.functional.pad(x, [side for pair in reversed(pairs) for side in pair])
         convolution = _CONVOLUTIONS[len(padding)]
-        return convolution(x, kernel, None, tuple(stride), tuple(even), tuple(dilation), groups)
+        with own_dtype(x):
+            return convolution(x, kernel, None, tuple(stride), tuple(even), tuple(dilation), groups)
 
     def conv_transpose(
         self,
@@ -202,17 +205,18 @@ class Engine(Backend):
             n - ((out - 1) * s + d * (k - 1) + 1)
             for n, out, s, d, k in zip(padded, y.shape[2:], stride, dilation, kernel.shape[2:], strict=True)
         ]
-        full = torch.ops.aten.convolution.default(
-            y,
-            kernel,
-            None,
-            list(stride),
-            [0] * len(padded),
-            list(dilation),
-            True,
-            [min(m, max(s, d) - 1) for m, s, d in zip(missed, stride, dilation, strict=True)],
-            groups,
-        )
+        with own_dtype(y):
+            full = torch.ops.aten.convolution.default(
+                y,
+                kernel,
+                None,
+                list(stride),
+                [0] * len(padded),
+                list(dilation),
+                True,
+                [min(m, max(s, d) - 1) for m, s, d in zip(missed, stride, dilation, strict=True)],
+                groups,
+            )
         for axis, (n, (before, _)) in enumerate(zip(spatial, padding, strict=True), start=2):
             lacking = before + n - full.shape[axis]
             if lacking > 0:
@@ -286,6 +290,10 @@ class Engine(Backend):
 
     # --- programs ---
 
+    def float64(self) -> AbstractContextManager[Any]:
+        """Without autocast, and without TF32 or the like where the program is not compiled."""
+        return full_precision()
+
     def is_tracing(self, *arrays: Array) -> bool:
         """Whether torch.compile or torch.export is at work, or vmap hides the values."""
         if torch.compiler.is_compiling():
@@ -324,6 +332,13 @@ class Engine(Backend):
     def frozen(self, x: Array) -> Array:
         """Return a plain tensor with storage of its own; derivatives flow back to `x`."""
         return x.clone() if self.may_differentiate(x) else x.detach().clone()
+
+    def copied(self, x: Array, memo: dict[int, Any]) -> Array:
+        """PyTorch's copy; of a result of a recorded computation, which it refuses to copy, a clone with that history."""
+        if x.is_leaf:
+            return deepcopy(x, memo)
+        with torch.enable_grad():
+            return x.clone()
 
     def host_constant(self, fn: Callable[..., Any], *numbers: Any) -> Any:
         """Evaluated once, when the program is compiled."""

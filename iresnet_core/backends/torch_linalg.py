@@ -9,7 +9,14 @@ from array_api_compat.torch.linalg import *  # noqa: F403
 __all__ = ["matmul", "matrix_transpose", "solve", "vecdot", "vector_norm"]
 
 Array = Any
-matmul: Any = torch.matmul  # type: ignore[no-redef]
+
+
+def matmul(x1: Array, x2: Array, /) -> Array:  # type: ignore[no-redef]
+    """Multiply in the dtype of the factors, also where autocast would lower it."""
+    if not torch.is_autocast_enabled(x1.device.type):
+        return torch.matmul(x1, x2)
+    with torch.autocast(x1.device.type, enabled=False):
+        return torch.matmul(x1, x2)
 
 
 def matrix_transpose(x: Array, /) -> Array:  # type: ignore[no-redef]
@@ -23,8 +30,11 @@ def solve(x1: Array, x2: Array, /) -> Array:  # type: ignore[no-redef]
 
 
 def vecdot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:  # type: ignore[no-redef]
-    """Inner products along one axis."""
-    return torch.linalg.vecdot(x1, x2, dim=axis)
+    """Inner products along one axis, in the dtype of the factors."""
+    if not torch.is_autocast_enabled(x1.device.type):
+        return torch.linalg.vecdot(x1, x2, dim=axis)
+    with torch.autocast(x1.device.type, enabled=False):
+        return torch.linalg.vecdot(x1, x2, dim=axis)
 
 
 def vector_norm(x: Array, /, *, axis: Any = None, keepdims: bool = False, ord: Any = 2) -> Array:  # type: ignore[no-redef]
