@@ -49,8 +49,8 @@ def refine_basis(operator: LinearOperator, basis: Array, steps: int) -> tuple[Ar
         annihilates it, since no later step would get away from zero.
     """
     xp, given = operator.engine.xp, basis
-    for _ in range(steps - 1):
-        basis, _ = _orthonormal(xp, _images(operator, _pulled_back(operator, basis)))
+    for _ in range(steps - 1):  # orthonormal is what they were; one step does not take that away
+        basis = _images(operator, _pulled_back(operator, basis))
     right, _ = _orthonormal(xp, _pulled_back(operator, basis))
     basis, rotation = _orthonormal(xp, _images(operator, right))
     top = xp.matmul(rotation, right)[..., -1, :]

@@ -80,7 +80,8 @@ class Flow(nn.Module):
 
     def _core(self, context: Tensor | None, *, exported: bool = False) -> core.Flow:
         """Return the core's flow with the present parameters."""
-        steered = steered_layers(self.modules()) if self.training and not exported else None
+        training = self.training and not exported
+        steered = steered_layers([pair for layer in self._layers() for pair in layer.capped()]) if training else None
         layers = [layer.core_layer(context, exported=exported, steered=steered) for layer in self._layers()]
         return core.Flow(layers, self.event_shape)
 
