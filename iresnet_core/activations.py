@@ -81,15 +81,17 @@ def _lipswish(xp: Any, x: Array, beta: float) -> Array:
 
 
 def _lipswish_both(xp: Any, x: Array, beta: float) -> tuple[Array, ...]:
-    s = _logistic(xp, x if beta == 1 else beta * x)
+    engine = get_backend(x)
+    s = engine.logistic(x if beta == 1 else beta * x)
     scaled = s * (1 / SWISH_SLOPE)
     value = x * scaled
     rest = 1 - s
-    return value, scaled + (value if beta == 1 else beta * value) * rest, rest
+    return value, engine.multiply_add(scaled, value if beta == 1 else beta * value, rest), rest
 
 
 def _lipswish_bend(xp: Any, x: Array, value: Array, slope: Array, rest: Array, beta: float) -> Array:
-    bend = rest * (slope + (1 - rest) * (1 / SWISH_SLOPE - (value if beta == 1 else beta * value)))
+    left = 1 / SWISH_SLOPE - (value if beta == 1 else beta * value)
+    bend = rest * get_backend(x).multiply_add(slope, 1 - rest, left)
     return bend if beta == 1 else beta * bend
 
 

@@ -122,6 +122,10 @@ class Backend(ABC):
         y = self.xp.matmul(x, self.xp.matrix_transpose(weight))
         return y if bias is None else y + bias
 
+    def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
+        """Return a + x y, entry by entry, for arrays of one shape and dtype."""
+        return a + x * y
+
     def all_finite(self, x: Array) -> bool:
         """Say whether no entry is NaN or infinite."""
         return bool(self.xp.all(self.xp.isfinite(x)))

@@ -257,6 +257,10 @@ class Engine(Backend):
         """``torch.nn.functional.linear``."""
         return torch.nn.functional.linear(x, weight, bias)
 
+    def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
+        """``torch.addcmul``."""
+        return torch.addcmul(a, x, y)
+
     def all_finite(self, x: Array) -> bool:
         """By the sum, which is not finite if an entry is not; it may overflow, and then the entries are looked at."""
         return math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())
