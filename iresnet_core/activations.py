@@ -58,14 +58,15 @@ def _partner(xp: Any, v: Array, axis: int) -> Array:
 class _Definition:
     """value(xp, x, parameters), slope(xp, x, parameters), the constant, the parameters with their defaults.
 
-    `value_and_slope` gives both where they share most of the work.
+    `both` gives value and slope, and what `bend` (xp, x, what `both` gave, parameters), the second derivative, can use.
     """
 
     value: Callable[..., Array]
     slope: Callable[..., Array]
     lipschitz: Callable[[dict[str, float]], float]
+    both: Callable[..., tuple[Array, ...]]
+    bend: Callable[..., Array]
     defaults: tuple[tuple[str, float], ...] = ()
-    value_and_slope: Callable[..., tuple[Array, Array]] | None = None
 
 
 def _one(_: dict[str, float]) -> float:
@@ -80,18 +81,22 @@ def _lipswish(xp: Any, x: Array, beta: float) -> Array:
     return x * (_logistic(xp, x if beta == 1 else beta * x) * (1 / SWISH_SLOPE))
 
 
-def _lipswish_slope(xp: Any, x: Array, beta: float) -> Array:
-    return _lipswish_both(xp, x, beta)[1]
-
-
-def _lipswish_both(xp: Any, x: Array, beta: float) -> tuple[Array, Array]:
-    s = _logistic(xp, x if beta == 1 else beta * x)
+def _lipswish_both(xp: Any, x: Array, beta: float) -> tuple[Array, ...]:
+    engine = get_backend(x)
+    s = engine.logistic(x if beta == 1 else beta * x)
     scaled = s * (1 / SWISH_SLOPE)
     value = x * scaled
-    return value, scaled + (value if beta == 1 else beta * value) * (1 - s)
+    rest = 1 - s
+    return value, engine.multiply_add(scaled, value if beta == 1 else beta * value, rest), rest
 
 
-def _tanh_both(xp: Any, x: Array) -> tuple[Array, Array]:
+def _lipswish_bend(xp: Any, x: Array, value: Array, slope: Array, rest: Array, beta: float) -> Array:
+    left = 1 / SWISH_SLOPE - (value if beta == 1 else beta * value)
+    bend = rest * get_backend(x).multiply_add(slope, 1 - rest, left)
+    return bend if beta == 1 else beta * bend
+
+
+def _tanh_both(xp: Any, x: Array) -> tuple[Array, ...]:
     value = xp.tanh(x)
     return value, 1 - value * value
 
@@ -104,39 +109,95 @@ def _elu_like_slope(xp: Any, x: Array, scale: float, width: float) -> Array:
     return xp.where(x > 0, xp.ones_like(x), scale / width * xp.exp(xp.where(x > 0, xp.zeros_like(x), x) / width))
 
 
+def _elu_like_both(xp: Any, x: Array, scale: float, width: float) -> tuple[Array, ...]:
+    positive = x > 0
+    fallen = xp.where(positive, xp.zeros_like(x), x)
+    fallen = xp.expm1(fallen if width == 1 else fallen / width)
+    slope = fallen + 1 if scale == width else (scale / width) * (fallen + 1)  # where x > 0: its limit at zero
+    slope = slope if scale == width else xp.where(positive, xp.ones_like(x), slope)
+    return xp.where(positive, x, fallen if scale == 1 else scale * fallen), slope
+
+
+def _elu_like_bend(xp: Any, x: Array, slope: Array, width: float) -> Array:
+    return xp.where(x > 0, xp.zeros_like(x), slope if width == 1 else slope / width)
+
+
+def _softplus(xp: Any, x: Array, beta: float) -> Array:
+    return xp.logaddexp(beta * x, xp.zeros_like(x)) / beta
+
+
+def _sigmoid_slope(xp: Any, x: Array) -> Array:
+    return 0.25 * (1 - xp.tanh(0.5 * x) ** 2)
+
+
 ACTIVATIONS: dict[str, _Definition] = {
-    "lipswish": _Definition(_lipswish, _lipswish_slope, _one, (("beta", 1.0),), _lipswish_both),
+    "lipswish": _Definition(
+        _lipswish,
+        lambda xp, x, beta: _lipswish_both(xp, x, beta)[1],
+        _one,
+        _lipswish_both,
+        _lipswish_bend,
+        (("beta", 1.0),),
+    ),
     "elu": _Definition(
         lambda xp, x, alpha: _elu_like(xp, x, alpha, 1.0),
         lambda xp, x, alpha: _elu_like_slope(xp, x, alpha, 1.0),
         lambda parameters: max(1.0, parameters["alpha"]),
+        lambda xp, x, alpha: _elu_like_both(xp, x, alpha, 1.0),
+        lambda xp, x, _, slope, alpha: _elu_like_bend(xp, x, slope, 1.0),
         (("alpha", 1.0),),
     ),
     "celu": _Definition(
         lambda xp, x, alpha: _elu_like(xp, x, alpha, alpha),
         lambda xp, x, alpha: _elu_like_slope(xp, x, alpha, alpha),
         _one,
+        lambda xp, x, alpha: _elu_like_both(xp, x, alpha, alpha),
+        lambda xp, x, _, slope, alpha: _elu_like_bend(xp, x, slope, alpha),
         (("alpha", 1.0),),
     ),
     "relu": _Definition(
         lambda xp, x: xp.where(x > 0, x, xp.zeros_like(x)),
         lambda xp, x: xp.astype(x > 0, x.dtype),
         _one,
+        lambda xp, x: (xp.where(x > 0, x, xp.zeros_like(x)), xp.astype(x > 0, x.dtype)),
+        lambda xp, x, *_: xp.zeros_like(x),
     ),
     "softplus": _Definition(
-        lambda xp, x, beta: xp.logaddexp(beta * x, xp.zeros_like(x)) / beta,
+        _softplus,
         lambda xp, x, beta: _logistic(xp, beta * x),
         _one,
+        lambda xp, x, beta: (_softplus(xp, x, beta), _logistic(xp, beta * x)),
+        lambda xp, _, value, slope, beta: beta * slope * (1 - slope),
         (("beta", 1.0),),
     ),
-    "tanh": _Definition(lambda xp, x: xp.tanh(x), lambda xp, x: _tanh_both(xp, x)[1], _one, value_and_slope=_tanh_both),
+    "tanh": _Definition(
+        lambda xp, x: xp.tanh(x),
+        lambda xp, x: _tanh_both(xp, x)[1],
+        _one,
+        _tanh_both,
+        lambda xp, _, value, slope: -2 * value * slope,
+    ),
     "sigmoid": _Definition(
         _logistic,
-        lambda xp, x: 0.25 * (1 - xp.tanh(0.5 * x) ** 2),
+        _sigmoid_slope,
         lambda _: 0.25,
+        lambda xp, x: (_logistic(xp, x), _sigmoid_slope(xp, x)),
+        lambda xp, _, value, slope: slope * (1 - 2 * value),
     ),
-    "sin": _Definition(lambda xp, x: xp.sin(x), lambda xp, x: xp.cos(x), _one),
-    "identity": _Definition(lambda xp, x: x, lambda xp, x: xp.ones_like(x), _one),
+    "sin": _Definition(
+        lambda xp, x: xp.sin(x),
+        lambda xp, x: xp.cos(x),
+        _one,
+        lambda xp, x: (xp.sin(x), xp.cos(x)),
+        lambda xp, _, value, slope: -value,
+    ),
+    "identity": _Definition(
+        lambda xp, x: x,
+        lambda xp, x: xp.ones_like(x),
+        _one,
+        lambda xp, x: (x, xp.ones_like(x)),
+        lambda xp, x, *_: xp.zeros_like(x),
+    ),
 }
 
 
@@ -238,11 +299,15 @@ class Activation(Copyable):
     def linearize(self, x: Array) -> tuple[Array, Diagonal | PairSwap]:
         """Return the value at x (batch, ...) and the Jacobian there."""
         xp = get_backend(x).xp
+        if self.entrywise and type(self) is not Activation:
+            return self(x), Diagonal(self.slope(x))
         if self.entrywise:
-            both = ACTIVATIONS[self.name].value_and_slope
-            if both is None or type(self) is not Activation:
-                return self(x), Diagonal(self.slope(x))
-            value, slope = both(xp, x, **self.parameters)
+            definition, parameters = ACTIVATIONS[self.name], self.parameters
+            value, slope = get_backend(x).entrywise(
+                x,
+                lambda x: definition.both(xp, x, **parameters),
+                lambda x, *known: definition.bend(xp, x, *known, **parameters),
+            )
             return value, Diagonal(slope)
         axis = self._channel_axis(x)
         partner = _partner(xp, x, axis)

@@ -14,6 +14,7 @@ from iresnet_core.checks import (
     require_nonnegative_int,
     require_positive_int,
 )
+from iresnet_core.controlled_determinant import CONTROLLED_PRODUCTS, controlled_logdet
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.exact_determinant import determinant_order, exact_logdet
 from iresnet_core.linearization import Linearization, linearize, stated_lipschitz
@@ -29,8 +30,10 @@ from iresnet_core.method_choice import (
     time_both,
 )
 from iresnet_core.precision import working_dtype
-from iresnet_core.preconditioning import MeanJacobian
+from iresnet_core.preconditioning import MeanJacobian, no_mean_jacobian
+from iresnet_core.probes import ExplicitProbes, explicit_probes, make_source
 from iresnet_core.results import LogDet
+from iresnet_core.samples import flatten
 from iresnet_core.stochastic_determinant import FEWEST_PROBES, Request, stochastic_logdet
 
 __all__ = ["logdet"]
@@ -198,7 +201,9 @@ def logdet(
             method, reason, give_up_at = _choose(problem, exact_up_to)
             request = request._replace(give_up_at=give_up_at)
         result = None
-        if method != "exact" and x.shape[0]:
+        if method == "mean-jacobian" and not (errors or unbiased) and linearization.jvp is not None and x.shape[0]:
+            result = _controlled(engine, linearization, x, constant, request)
+        elif method != "exact" and x.shape[0]:
             result = stochastic_logdet(engine, linearization, x, constant, method, request)
             if result is None:
                 reason = f"tol={tol:g} would cost as much as the exact answer"
@@ -269,9 +274,29 @@ def _stochastic_choice(linearization: Linearization, x: Array, request: Request)
     """Take the mean-Jacobian method where the branch has what it needs, and its matrices are of moderate size."""
     known = linearization.mean_matrix is not None and linearization.preconditioned_trace is not None
     small = math.prod(x.shape[1:]) <= PRECONDITIONED_WIDTH
-    # Where nobody looks at the errors, as in training, a step has to be cheap.
-    wanted = request.errors and request.control_variate != "none"
+    wanted = request.control_variate != "none"
+    if not request.errors:
+        # The answer to given probes should be that of the sample alone, whatever else is in the batch.
+        wanted = request.control_variate == "auto" and request.noise is None and linearization.jvp is not None
     return "mean-jacobian" if known and small and wanted else "arnoldi"
+
+
+def _controlled(engine: Backend, linearization: Linearization, x: Array, constant: float, request: Request) -> LogDet:
+    """The mean-Jacobian method without errors, see `controlled_determinant`."""
+    if request.control_variate == "none":
+        raise InvalidArgumentError("method 'mean-jacobian' is a control variate itself; control_variate='none' is not.")
+    if linearization.mean_matrix is None:
+        raise no_mean_jacobian()
+    flat = flatten(engine.xp, x)
+    if request.noise is None:
+        source, probes = make_source(engine, request.probe_kind, flat, request.rng), request.probes
+    else:
+        given = explicit_probes(engine, x, request.noise)
+        source, probes = ExplicitProbes(given, request.probe_kind), given.shape[0]  # type: ignore[arg-type]
+    products = request.terms or CONTROLLED_PRODUCTS
+    return controlled_logdet(
+        engine, linearization, x, constant, source, probes=probes, products=products, reference=request.reference
+    )
 
 
 def _request(

@@ -14,6 +14,8 @@ __all__ = ["determinant_order", "exact_logdet"]
 
 # Entries of the explicit Jacobians that are held at a time (256 MiB in float64).
 CHUNK = 2**25
+# Up to this order the determinant is written out.
+WRITTEN_OUT = 2
 
 
 def determinant_order(linearization: Linearization, x: Array) -> int:
@@ -80,8 +82,22 @@ def _log_determinants(engine: Backend, linearization: Linearization, x: Array) -
     require_finite(engine, matrix, "the Jacobian of g")
     matrix = xp.astype(matrix, widest(engine))
     order = matrix.shape[-1]
+    if order <= WRITTEN_OUT:
+        return _small_log_determinants(xp, matrix)
     sign, value = xp.linalg.slogdet(xp.eye(order, dtype=matrix.dtype, device=device_of(matrix)) + matrix)
     return xp.where(sign > 0, value, xp.full_like(value, math.nan))
+
+
+def _small_log_determinants(xp: Any, M: Array) -> Array:
+    """Return log det(I + M) of matrices (..., r, r), r at most 2; factorising thousands of them takes far longer."""
+    if M.shape[-1] == 1:
+        excess = M[..., 0, 0]
+    else:
+        a, d = M[..., 0, 0], M[..., 1, 1]
+        excess = a + d + (a * d - M[..., 0, 1] * M[..., 1, 0])
+    possible = excess > -1
+    value = xp.log1p(xp.where(possible, excess, xp.zeros_like(excess)))
+    return xp.where(possible, value, xp.full_like(value, math.nan))
 
 
 def _from_products(engine: Backend, linearization: Linearization, x: Array) -> Array:

@@ -7,6 +7,7 @@ a layer also acts on samples, ``layer(x)``, with ``apply`` as its linear part an
 import math
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import copy
 from typing import Any, cast
 
@@ -124,6 +125,9 @@ class LinearLayer(LinearOperator):
                 f"{self!r} takes samples of shape {self.input_shape}, got an array of shape {tuple(x.shape)}."
             )
         require_same_dtype(x, "the input", self.weight, "the weight")
+        return self._affine(x)
+
+    def _affine(self, x: Array) -> Array:
         return self.biased(self.apply(x))
 
     @property
@@ -250,21 +254,16 @@ class Dense(LinearLayer):
     def __repr__(self) -> str:
         return f"Dense({self.shape[1]} -> {self.shape[0]})"
 
+    def _affine(self, x: Array) -> Array:
+        return self.engine.affine(x, self.weight, self.bias)
+
     def apply(self, v: Array) -> Array:
         """Return v W^T for v (..., in)."""
-        return self._product(v, self.engine.xp.matrix_transpose(self.weight))
-
-    def _product(self, v: Array, matrix: Array) -> Array:
-        """Multiply the last axis of v; as one matrix product, which stacks of small ones would not be."""
-        xp = self.engine.xp
-        if v.ndim <= 2:
-            return xp.matmul(v, matrix)
-        rows = xp.reshape(v, (math.prod(v.shape[:-1]), v.shape[-1]))
-        return xp.reshape(xp.matmul(rows, matrix), (*v.shape[:-1], matrix.shape[-1]))
+        return _by_rows(self.engine.xp, v, self.shape[0], lambda rows: self.engine.affine(rows, self.weight))
 
     def adjoint(self, u: Array) -> Array:
         """Return u W for u (..., out)."""
-        return self._product(u, self.weight)
+        return _by_rows(self.engine.xp, u, self.shape[1], lambda rows: self.engine.xp.matmul(rows, self.weight))
 
     matvec = apply
     rmatvec = adjoint
@@ -282,6 +281,13 @@ class Dense(LinearLayer):
         layer = copy(self)
         layer._replace_parameters(weight, bias, bound)
         return layer
+
+
+def _by_rows(xp: Any, v: Array, width: int, product: Callable[[Array], Array]) -> Array:
+    """Multiply the last axis of v; as one matrix product, which stacks of small ones would not be."""
+    if v.ndim <= 2:
+        return product(v)
+    return xp.reshape(product(xp.reshape(v, (math.prod(v.shape[:-1]), v.shape[-1]))), (*v.shape[:-1], width))
 
 
 class Matrices(LinearOperator):

@@ -42,6 +42,7 @@ __all__ = [
     "MeanJacobian",
     "PreconditionedProducts",
     "mean_jacobian",
+    "no_mean_jacobian",
     "preconditioned_form",
     "preconditioner",
     "require_reference",
@@ -131,13 +132,18 @@ def mean_jacobian(g: Any, x: Array, *, lipschitz: float | None = None) -> MeanJa
         return preconditioner(engine, linearize(engine, g, x), x, constant)
 
 
+def no_mean_jacobian() -> DerivativeError:
+    """What is said about a branch that has none."""
+    return DerivativeError(
+        "method 'mean-jacobian' needs a branch with mean slopes and a cheap trace: a Chain of Dense layers and "
+        "entrywise activations. Use method 'arnoldi'."
+    )
+
+
 def preconditioner(engine: Backend, linearization: Linearization, x: Array, constant: float) -> MeanJacobian:
     """The mean Jacobian of a batch x that has been linearised, in the dtype of x."""
     if linearization.mean_matrix is None or linearization.preconditioned_trace is None:
-        raise DerivativeError(
-            "method 'mean-jacobian' needs a branch with mean slopes and a cheap trace: a Chain of Dense layers and "
-            "entrywise activations. Use method 'arnoldi'."
-        )
+        raise no_mean_jacobian()
     xp, wide = engine.xp, widest(engine)
     J0 = xp.astype(engine.stop_gradient(linearization.mean_matrix()), wide)
     require_finite(engine, J0, "the mean Jacobian of g")

@@ -35,7 +35,7 @@ from iresnet_core.results import LogDet
 from iresnet_core.roulette import Roulette, draw_lengths, roulette_form, roulette_on_remainder
 from iresnet_core.samples import flatten
 
-__all__ = ["DEFAULT_BIAS", "Request", "stochastic_logdet"]
+__all__ = ["DEFAULT_BIAS", "Request", "refuse_expansion", "stochastic_logdet", "with_derivative"]
 
 # Truncation error, in nats, that is allowed where no tolerance is given.
 DEFAULT_BIAS = 1e-3
@@ -43,6 +43,8 @@ DEFAULT_BIAS = 1e-3
 TRACED_PRODUCTS = 10
 # The same for the mean-Jacobian method, which converges two to three times as fast.
 TRACED_PRECONDITIONED = 4
+# Products of Arnoldi's method where nobody looks at its errors.
+UNSEEN_PRODUCTS = 4
 # Certain terms before the roulette begins.
 ROULETTE_TERMS = 4
 # How many differences between probes the variance that is estimated from single probes is worth.
@@ -249,15 +251,7 @@ class _Estimator:
         largest = self.products.largest_factor
         if largest is None or self.engine.is_tracing(largest):
             return
-        factor = float(largest)
-        if not math.isfinite(factor):
-            raise NonFiniteError("a Jacobian product of g holds NaN or infinity.")
-        slack = max(1e-6, 100 * self.product_error)
-        if factor > self.constant * (1 + slack) + 1e-30:
-            raise NotContractiveError(
-                f"a Jacobian product expanded by {factor:.4g}, more than the stated Lipschitz constant "
-                f"{self.constant:.4g} of g. The constant is wrong, or the branch is no contraction."
-            )
+        refuse_expansion(float(largest), self.constant, self.product_error)
 
     def result(self, sums: _Sums, source: ProbeSource) -> LogDet:
         """Average, and state the errors."""
@@ -283,6 +277,24 @@ class _Estimator:
             variance = trust * xp.maximum(seen, xp.zeros_like(seen)) + (1 - trust) * variance
         variance = variance * source.remaining_variance(p) + extra
         return LogDet(value, xp.sqrt(variance / p), sums.bias / p + self.known_error, products, self.method)
+
+
+def refuse_expansion(factor: float, constant: float, product_error: float) -> None:
+    """Refuse a Jacobian product that is not finite, or expanded by a `factor` above the constant.
+
+    Raises
+    ------
+    NonFiniteError, NotContractiveError
+        Accordingly.
+    """
+    if not math.isfinite(factor):
+        raise NonFiniteError("a Jacobian product of g holds NaN or infinity.")
+    slack = max(1e-6, 100 * product_error)
+    if factor > constant * (1 + slack) + 1e-30:
+        raise NotContractiveError(
+            f"a Jacobian product expanded by {factor:.4g}, more than the stated Lipschitz constant "
+            f"{constant:.4g} of g. The constant is wrong, or the branch is no contraction."
+        )
 
 
 def _refuse_tolerance(request: Request) -> None:
@@ -347,6 +359,8 @@ def stochastic_logdet(
     """Estimate the log-determinant; None if the tolerance costs more than the exact answer (``give_up_at``)."""
     xp = engine.xp
     flat = flatten(xp, x)
+    if method == "arnoldi" and not request.errors and request.terms is None:
+        request = request._replace(terms=min(UNSEEN_PRODUCTS, flat.shape[1]))
     if engine.is_tracing(x, linearization.value):  # before anything is drawn, which may fail there for a lesser reason
         _refuse_tolerance(request)
     estimator = _Estimator(engine, linearization, x, constant, method, request)

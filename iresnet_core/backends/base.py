@@ -118,6 +118,19 @@ class Backend(ABC):
     def is_positive_definite(self, matrix: Array) -> bool:
         """Say whether the Cholesky factorisation of all matrices (..., n, n), symmetric or Hermitian, succeeds."""
 
+    def affine(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        """Return x W^T + b for x (rows, in), weight (out, in) and bias (out,)."""
+        y = self.xp.matmul(x, self.xp.matrix_transpose(weight))
+        return y if bias is None else y + bias
+
+    def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
+        """Return a + x y, entry by entry, for arrays of one shape and dtype."""
+        return a + x * y
+
+    def all_finite(self, x: Array) -> bool:
+        """Say whether no entry is NaN or infinite."""
+        return bool(self.xp.all(self.xp.isfinite(x)))
+
     def logistic(self, x: Array) -> Array:
         """Return 1 / (1 + exp(-x)), without overflow."""
         return 0.5 * (1 + self.xp.tanh(0.5 * x))
@@ -168,6 +181,17 @@ class Backend(ABC):
         which would be wrong for that reason, is refused with a `DerivativeError`.
         """
         return x
+
+    def entrywise(
+        self, x: Array, both: Callable[[Array], tuple[Array, ...]], bend: Callable[..., Array]
+    ) -> tuple[Array, Array]:
+        """Return a function that acts on every entry of `x`, and its slope; both are differentiable.
+
+        ``both(x)`` gives the two, and more arrays that ``bend(x, *both(x))``, the second derivative, can use: an engine
+        may write the backward pass by hand with it.
+        """
+        value, slope, *_ = both(x)
+        return value, slope
 
     def first_order_only(self, x: Array) -> Array:
         """Return `x`, of which a second derivative, which would be wrong, is refused with a `DerivativeError`."""

@@ -79,6 +79,30 @@ class _MapCotangentInReverse(_MapCotangent):
         raise DerivativeError(NO_FORWARD_MODE)
 
 
+class _Entrywise(torch.autograd.Function):
+    """A function that acts on every entry and its slope, with one hand-written pass back through both."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Array, both: Callable[..., Any], bend: Callable[..., Array]) -> tuple[Array, Array]:
+        value, slope, *more = both(x)
+        ctx.save_for_backward(x, value, slope, *more)
+        ctx.both, ctx.bend = both, bend
+        ctx.set_materialize_grads(False)
+        return value, slope
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        x, *known = ctx.saved_tensors
+        of_value, of_slope = cotangents
+        if torch.is_grad_enabled():  # a second derivative will be asked for, and what was saved does not carry it
+            known = list(ctx.both(x))
+        total = None if of_value is None else of_value * known[1]
+        if of_slope is not None:
+            bend = ctx.bend(x, *known)
+            total = of_slope * bend if total is None else torch.addcmul(total, of_slope, bend)
+        return total, None, None
+
+
 def _seeded(seed: Array) -> torch.Generator:
     """Return a generator with the seed that a tensor of whole numbers holds, all of which count."""
     if seed.is_floating_point() or seed.is_complex() or seed.ndim > 1:
@@ -88,6 +112,15 @@ def _seeded(seed: Array) -> torch.Generator:
     words = np.atleast_1d(seed.cpu().numpy()).astype(np.int64).astype(np.uint32)
     state = int(np.random.SeedSequence(words.tolist()).generate_state(1, np.uint64)[0])
     return torch.Generator(device=seed.device).manual_seed(state % 2**63)
+
+
+def _signs(shape: tuple[int, ...], dtype: Any, device: Any, source: torch.Generator | None) -> Array:
+    """Entries +1 and -1 with equal chance, eight of each random byte: numbers are slower to draw than to take apart."""
+    size = math.prod(shape)
+    words = torch.randint(0, 256, (-(-size // 8), 1), dtype=torch.uint8, device=device, generator=source)
+    masks = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
+    bits = (words & masks).to(torch.bool).reshape(-1)[:size].reshape(shape)
+    return torch.where(bits, torch.ones((), dtype=dtype, device=device), -torch.ones((), dtype=dtype, device=device))
 
 
 class Engine(Backend):
@@ -145,8 +178,7 @@ class Engine(Backend):
         if kind == "gaussian":
             noise = torch.randn(shape, dtype=like.dtype, device=device, generator=source)
         elif kind == "rademacher":
-            bits = torch.randint(0, 2, shape, dtype=torch.int8, device=device, generator=source)
-            noise = 2 * bits.to(like.dtype) - 1
+            noise = _signs(shape, like.dtype, device, source)
         else:
             raise InvalidArgumentError(f"noise must be 'rademacher' or 'gaussian', got {kind!r}.")
         return noise.to(like.device)
@@ -225,6 +257,18 @@ class Engine(Backend):
             full = full.narrow(axis, before, n)
         return full
 
+    def affine(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        """``torch.nn.functional.linear``."""
+        return torch.nn.functional.linear(x, weight, bias)
+
+    def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
+        """``torch.addcmul``."""
+        return torch.addcmul(a, x, y)
+
+    def all_finite(self, x: Array) -> bool:
+        """By the sum, which is not finite if an entry is not; it may overflow, and then the entries are looked at."""
+        return math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())
+
     def logistic(self, x: Array) -> Array:
         """``torch.sigmoid``."""
         return torch.sigmoid(x)
@@ -283,6 +327,16 @@ class Engine(Backend):
         function = _MapCotangent if torch.compiler.is_compiling() else _MapCotangentInReverse
         out: Array = function.apply(x, fn)  # type: ignore[no-untyped-call]
         return out
+
+    def entrywise(
+        self, x: Array, both: Callable[[Array], tuple[Array, ...]], bend: Callable[..., Array]
+    ) -> tuple[Array, Array]:
+        """In eager training through an autograd.Function; compilers do as well by themselves."""
+        plain = torch.compiler.is_compiling() or _inside_functorch() or forward_ad._current_level >= 0
+        if plain or not (torch.is_grad_enabled() and x.requires_grad):
+            return super().entrywise(x, both, bend)
+        value, slope = _Entrywise.apply(x, both, bend)  # type: ignore[no-untyped-call]
+        return value, slope
 
     def first_order_only(self, x: Array) -> Array:
         """As it is while compiling, where PyTorch itself refuses second derivatives."""

@@ -16,10 +16,7 @@ from iresnet_core.adapters.torch.weight import steered_layers
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.storage import save
 
-__all__ = ["TRAINING_TERMS", "Flow"]
-
-# Jacobian products a probe in training, where no certificate is waited for.
-TRAINING_TERMS = 4
+__all__ = ["Flow"]
 
 
 class Flow(nn.Module):
@@ -31,8 +28,9 @@ class Flow(nn.Module):
         In the order of `forward`.
     event_shape : sequence of int
         Shape of one sample.
-    terms : int
-        Jacobian products a probe in training mode, where the blocks are too wide for the exact determinant.
+    terms : int, optional
+        Jacobian products a probe in training mode, where the blocks are too wide for the exact determinant; by default
+        those of `logdet` without errors: 1 for blocks of dense layers, 4 for others.
 
     Raises
     ------
@@ -56,7 +54,7 @@ class Flow(nn.Module):
     torch.Size([3])
     """
 
-    def __init__(self, layers: Sequence[nn.Module], event_shape: Sequence[int], *, terms: int = TRAINING_TERMS) -> None:
+    def __init__(self, layers: Sequence[nn.Module], event_shape: Sequence[int], *, terms: int | None = None) -> None:
         super().__init__()
         self.layers = nn.ModuleList(require_layers(layers))
         self.event_shape = tuple(event_shape)
@@ -82,7 +80,8 @@ class Flow(nn.Module):
 
     def _core(self, context: Tensor | None, *, exported: bool = False) -> core.Flow:
         """Return the core's flow with the present parameters."""
-        steered = steered_layers(self.modules()) if self.training and not exported else None
+        training = self.training and not exported
+        steered = steered_layers([pair for layer in self._layers() for pair in layer.capped()]) if training else None
         layers = [layer.core_layer(context, exported=exported, steered=steered) for layer in self._layers()]
         return core.Flow(layers, self.event_shape)
 
@@ -90,7 +89,7 @@ class Flow(nn.Module):
         """Fill in the options of `logdet`; errors that nobody asks for are not computed where nothing needs them."""
         if self.training and not errors and options.get("tol") is None:
             options = {"errors": False, **options}
-        if self.training and not {"terms", "tol", "method"} & set(options):
+        if self.training and self.terms is not None and not {"terms", "tol", "method"} & set(options):
             options = {"terms": self.terms, **options}
         if "rng" not in options and "noise" not in options:
             options = {"rng": probe_generator(x), **options}

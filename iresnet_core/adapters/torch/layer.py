@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import iresnet_core as core
 from iresnet_core.adapters.torch.processes import gathered
+from iresnet_core.adapters.torch.weight import Capped
 from iresnet_core.errors import InvalidArgumentError, UnknownArrayError
 from iresnet_core.layer import Layer, Shape
 from iresnet_core.operators import LinearLayer
@@ -41,6 +42,10 @@ class FlowLayer(nn.Module):
     def bind(self, event_shape: Shape) -> Shape:
         """Take note of the shape of the samples, and return that of the output."""
         return self.core_layer(exported=True).output_shape(event_shape)
+
+    def capped(self) -> list[Capped]:
+        """Return the capped linear layers inside."""
+        return []
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Set data-dependent parameters that are not set yet, and return the output for `x`."""
@@ -267,6 +272,10 @@ class FactorOut(FlowLayer):
         for layer in self.layers:
             inner = layer.initialize(inner, context)  # type: ignore[operator]
         return self(x, context)  # type: ignore[no-any-return]
+
+    def capped(self) -> list[Capped]:
+        """Return those of the inner layers."""
+        return [pair for layer in self.layers for pair in layer.capped()]  # type: ignore[operator]
 
     def core_layer(self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None) -> Layer:
         """Return the core's layer."""

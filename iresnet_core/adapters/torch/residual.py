@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import iresnet_core as core
 from iresnet_core.adapters.torch.branch import activation_of, convolution_options, described, flattened, is_linear, output_shape
 from iresnet_core.adapters.torch.layer import FlowLayer, Steered
-from iresnet_core.adapters.torch.weight import CappedWeight, cap_of, cap_weight, steered_layers, weight_before_cap
+from iresnet_core.adapters.torch.weight import Capped, CappedWeight, cap_of, cap_weight, steered_layers, weight_before_cap
 from iresnet_core.backends import get_backend
 from iresnet_core.capped_weight import layer_cap, training_constant
 from iresnet_core.checks import require_nonnegative
@@ -175,6 +175,13 @@ class InvertibleResidual(FlowLayer):
         self._take_shape(z)
         return super().inverse(z, context, errors=errors, **options)
 
+    def capped(self) -> list[Capped]:
+        """Return the linear layers with their caps."""
+        if self.declared is not None:
+            return []
+        found = ((module, cap_of(module)) for module in flattened(self.net))
+        return [(module, cap) for module, cap in found if cap is not None]
+
     def _take_shape(self, x: Tensor) -> None:
         if self.declared is None and any(is_linear(m) and convolution_options(m) for m in flattened(self.net)):
             self.bind(tuple(x.shape[1:]))
@@ -187,7 +194,7 @@ class InvertibleResidual(FlowLayer):
             with torch.no_grad():
                 return core.ResidualBlock(self._conditioned(self._exported_chain(), context, exported=True))
         if self.training:
-            layers = steered_layers(flattened(self.net)) if steered is None else steered
+            layers = steered_layers(self.capped()) if steered is None else steered
             chain = self._chain(lambda _, module: layers[module])
             constant = training_constant(self._constant)
             return core.ResidualBlock(self._conditioned(chain, context), lipschitz=constant)

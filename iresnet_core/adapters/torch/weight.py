@@ -1,6 +1,6 @@
 """The parametrisation that keeps a layer's weight in use below its cap."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.normalization import normalize
 from iresnet_core.operators import Dense, LinearLayer
 
-__all__ = ["CappedWeight", "cap_of", "cap_weight", "steered_layers", "weight_before_cap"]
+__all__ = ["Capped", "CappedWeight", "cap_of", "cap_weight", "steered_layers", "weight_before_cap"]
 
 
 class CappedWeight(nn.Module):
@@ -90,7 +90,7 @@ class CappedWeight(nn.Module):
         """Scale by an estimate of the norm."""
         free = self.free_layer(weight, bias)
         layer, basis = steered(free, self.cap, self.start(free))
-        self.advance(basis)
+        advance([(self, basis)])
         return layer
 
     def start(self, free: LinearLayer) -> Tensor | None:
@@ -100,19 +100,7 @@ class CappedWeight(nn.Module):
         last of those began, and so have the same weights.
         """
         basis = self.basis if torch.is_grad_enabled() else self.previous
-        return basis.clone() if basis.shape == basis_shape(free) else None
-
-    def advance(self, basis: Tensor) -> None:
-        """Keep what a pass that records gradients has found."""
-        if not torch.is_grad_enabled():
-            return
-        with torch.no_grad():
-            for name, new in (("previous", self.basis), ("basis", basis)):
-                buffer = getattr(self, name)
-                if buffer.shape == new.shape:
-                    buffer.copy_(new)
-                else:
-                    setattr(self, name, new.clone())
+        return basis if basis.shape == basis_shape(free) else None
 
     def certified_layer(self, weight: Tensor, bias: Tensor | None) -> LinearLayer:
         """Scale by a certified norm."""
@@ -171,6 +159,10 @@ class CappedWeight(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+# A layer with the parametrisation of its weight.
+Capped = tuple[nn.Module, CappedWeight]
+
+
 def cap_weight(module: nn.Module, cap: float, options: dict[str, Any] | None) -> CappedWeight:
     """Register the parametrisation on ``module.weight``.
 
@@ -205,17 +197,25 @@ def weight_before_cap(module: nn.Module) -> Tensor:
     return weight
 
 
-def steered_layers(modules: Iterable[nn.Module]) -> dict[nn.Module, LinearLayer]:
-    """Return the linear layers with weights in use in training, for all capped modules at once."""
-    capped = []
-    for module in modules:
-        cap = cap_of(module)
-        if cap is not None:
-            capped.append((module, cap))
+def advance(found: Sequence[tuple[CappedWeight, Tensor]]) -> None:
+    """Keep the bases that a pass which records gradients has found."""
+    if not torch.is_grad_enabled():
+        return
+    kept = [(cap, basis) for cap, basis in found if cap.previous.shape == cap.basis.shape == basis.shape]
+    with torch.no_grad():
+        for cap, basis in found:
+            if not cap.previous.shape == cap.basis.shape == basis.shape:
+                cap.previous, cap.basis = cap.basis.clone(), basis.clone()
+        if kept:
+            torch._foreach_copy_([cap.previous for cap, _ in kept], [cap.basis for cap, _ in kept])
+            torch._foreach_copy_([cap.basis for cap, _ in kept], [basis for _, basis in kept])
+
+
+def steered_layers(capped: Sequence[Capped]) -> dict[nn.Module, LinearLayer]:
+    """Return the linear layers with weights in use in training, for capped modules all at once."""
     # What is not finite shows in the output, which is looked at.
     free = [cap.free_layer(weight_before_cap(module), module.bias, checked=True) for module, cap in capped]  # type: ignore[arg-type]
     starts = [cap.start(layer) for (_, cap), layer in zip(capped, free, strict=True)]
     found = steered_together(free, [cap.cap for _, cap in capped], starts)
-    for (_, cap), (_, basis) in zip(capped, found, strict=True):
-        cap.advance(basis)
+    advance([(cap, basis) for (_, cap), (_, basis) in zip(capped, found, strict=True)])
     return {module: layer for (module, _), (layer, _) in zip(capped, found, strict=True)}
