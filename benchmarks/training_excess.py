@@ -5,9 +5,9 @@
 Flows of two blocks are trained with Adam from the usual initialisation of PyTorch, below the caps, and from weights
 scaled up to them (`fill_caps`). After every step the norms of all weights in use are computed, by SVD of the matrix or
 of the convolution's explicit matrix, and compared to the caps: the largest excess of a layer over all steps, the share
-of
-layers and steps that exceed their cap by more than 0.1 %, and the largest constant of a block (cap 0.9; in training a
-block relies on 0.95). In evaluation mode and in what is saved no norm exceeds its cap; the last column is that, by SVD.
+of layers and steps that exceed their cap by more than 0.1 %, and the largest constant of a block (cap 0.9; in training
+a block relies on 0.95). In evaluation mode and in what is saved no norm
+exceeds its cap; the last column is that, by SVD.
 """
 
 import argparse

@@ -38,7 +38,7 @@ __all__ = [
 # Vectors of the block: the leading singular values of trained weights lie close together, pressed against the cap.
 BASIS_SIZE = 8
 # Steps (powers in the Krylov space) from a start that knows nothing.
-FIRST_STEPS = 6
+FIRST_STEPS = 16
 
 
 class Certificate(NamedTuple):
