@@ -2,8 +2,8 @@
 
 The exact answer has no noise, and is taken as long as it costs at most `WORTH` times the estimate. Both are timed on
 the very branch and samples (the exact answer on as many as take little time), once a process for each kind of problem,
-with the host's clock and a copy to the host, so that nothing is under way. A program that is being compiled cannot
-be timed: there `DOCUMENTED_LIMIT` holds.
+with the host's clock and a copy to the host, so that nothing is still under way. A program that is being compiled
+cannot be timed: there `DOCUMENTED_LIMIT` holds.
 
 Two runs that measure may choose differently where the costs are close. Where runs have to agree, ``exact_up_to`` of
 `logdet` or the environment variable IRESNET_EXACT_UP_TO gives the limit, and nothing is measured. Every answer says

@@ -19,7 +19,15 @@ from iresnet_core.inverse import invert
 from iresnet_core.normalization import normalize
 from iresnet_core.operators import Dense
 from iresnet_core.spectral import spectral_norm
-from iresnet_core.validation_checks import BOUND_METHODS, ESTIMATORS, FIELDS, SOLVERS, SPECTRAL_METHODS, Record
+from iresnet_core.validation_checks import (
+    BOUND_METHODS,
+    ESTIMATORS,
+    FIELDS,
+    SOLVERS,
+    SPECTRAL_METHODS,
+    Record,
+    is_unbiased,
+)
 from iresnet_core.validation_problem import Exact, Floats, Problem, cut_convolution
 
 __all__ = ["COUNTS", "DTYPES", "LIMITS", "QUANTITIES", "REFERENCE", "agreement", "compared", "disagreeing"]
@@ -141,7 +149,7 @@ def _log_determinants(trial: Trial) -> Iterator[tuple[str, Answer]]:
     for label, method, options, count in ESTIMATORS:
         settings = {"method": method, "probe_kind": "rademacher", "control_variate": "trace", **options}
         probes = trial.array(trial.noise.probes[settings["probe_kind"]][:count])
-        noise = (probes, trial.noise.lengths[:count]) if method == "roulette" else probes
+        noise = (probes, trial.noise.lengths[:count]) if is_unbiased(method, options) else probes
         yield label, trial.answer(logdet(chain, x, noise=noise, **settings))
 
 
