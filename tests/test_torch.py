@@ -102,6 +102,13 @@ def test_dynamic_shapes(what):
     torch.testing.assert_close(compiled(fn, dynamic=True)(X), fn(X))
 
 
+def test_gradient_of_an_inverse_with_dynamic_shapes():
+    g = normalize(Chain([Dense(WEIGHTS[0]), Activation("softplus", beta=1.5), Dense(WEIGHTS[2])]), 0.8)
+    (expected,) = gradients(lambda x: invert(g, x).value, X)
+    (found,) = gradients(compiled(lambda x: invert(g, x).value, dynamic=True), X)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+
+
 FIRST_CALL = """
 import torch
 from iresnet_core import spectral_norm
