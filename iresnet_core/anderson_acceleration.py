@@ -148,9 +148,7 @@ def _extended(xp: Any, history: _History, residual: Array, combined: Array, keep
     )
 
 
-def _observed(
-    xp: Any, history: _History, state: Progress, gain: Array, slow_rate: float, share: float
-) -> _History:
+def _observed(xp: Any, history: _History, state: Progress, gain: Array, slow_rate: float, share: float) -> _History:
     """Look at the rate of convergence now and then, and at what the combinations contribute to it."""
     steps = history.steps + 1
     due = steps % OBSERVED == 0
