@@ -16,6 +16,7 @@ __all__ = ["ACTIVATIONS", "SWISH_SLOPE", "Activation", "Diagonal", "PairSwap"]
 
 # Supremum of the slope of swish, 1.09983932..., rounded up, so that lipswish is 1-Lipschitz (Chen et al. 2019, Sec. 4).
 SWISH_SLOPE = 1.0998394
+_FACTOR = repr(1 / SWISH_SLOPE)  # as text, see `Activation._constants`
 
 
 @dataclass(frozen=True)
@@ -78,20 +79,20 @@ def _logistic(xp: Any, x: Array) -> Array:
 
 
 def _lipswish(xp: Any, x: Array, beta: float) -> Array:
-    return x * (_logistic(xp, x if beta == 1 else beta * x) * (1 / SWISH_SLOPE))
+    return x * (_logistic(xp, x if beta == 1 else beta * x) * float(_FACTOR))
 
 
 def _lipswish_both(xp: Any, x: Array, beta: float) -> tuple[Array, ...]:
     engine = get_backend(x)
     s = engine.logistic(x if beta == 1 else beta * x)
-    scaled = s * (1 / SWISH_SLOPE)
+    scaled = s * float(_FACTOR)
     value = x * scaled
     rest = 1 - s
     return value, engine.multiply_add(scaled, value if beta == 1 else beta * value, rest), rest
 
 
 def _lipswish_bend(xp: Any, x: Array, value: Array, slope: Array, rest: Array, beta: float) -> Array:
-    left = 1 / SWISH_SLOPE - (value if beta == 1 else beta * value)
+    left = float(_FACTOR) - (value if beta == 1 else beta * value)
     bend = rest * get_backend(x).multiply_add(slope, 1 - rest, left)
     return bend if beta == 1 else beta * bend
 
@@ -255,6 +256,7 @@ class Activation(Copyable):
         for key, value in self.parameters.items():
             if not (math.isfinite(value) and value > 0):
                 raise InvalidArgumentError(f"{name}: {key} must be a positive finite number, got {value}.")
+        self._texts = tuple((key, repr(value)) for key, value in self.parameters.items())
         self.lipschitz = definition.lipschitz(self.parameters)
 
     def __repr__(self) -> str:
@@ -265,6 +267,10 @@ class Activation(Copyable):
     def entrywise(self) -> bool:
         """Whether the Jacobian is diagonal."""
         return self.name != "maxmin"
+
+    def _constants(self) -> dict[str, float]:
+        """The parameters, read from text: numbers a compiler may take for variables, which its loops do not capture."""
+        return {key: float(text) for key, text in self._texts}
 
     def _channel_axis(self, x: Array) -> int:
         """The axis of maxmin counted from the end, where leading axes of products do not move it."""
@@ -281,7 +287,7 @@ class Activation(Copyable):
         xp = get_backend(x).xp
         if self.name == "maxmin":
             return self.linearize(x)[0]
-        return ACTIVATIONS[self.name].value(xp, x, **self.parameters)
+        return ACTIVATIONS[self.name].value(xp, x, **self._constants())
 
     def slope(self, x: Array) -> Array:
         """Return the derivative at every entry of x; at a kink of relu that of the left.
@@ -294,7 +300,7 @@ class Activation(Copyable):
         if not self.entrywise:
             raise InvalidArgumentError("maxmin has no slope, its Jacobian is a permutation; use linearize(x).")
         xp = get_backend(x).xp
-        return ACTIVATIONS[self.name].slope(xp, x, **self.parameters)
+        return ACTIVATIONS[self.name].slope(xp, x, **self._constants())
 
     def linearize(self, x: Array) -> tuple[Array, Diagonal | PairSwap]:
         """Return the value at x (batch, ...) and the Jacobian there."""
@@ -302,7 +308,7 @@ class Activation(Copyable):
         if self.entrywise and type(self) is not Activation:
             return self(x), Diagonal(self.slope(x))
         if self.entrywise:
-            definition, parameters = ACTIVATIONS[self.name], self.parameters
+            definition, parameters = ACTIVATIONS[self.name], self._constants()
             value, slope = get_backend(x).entrywise(
                 x,
                 lambda x: definition.both(xp, x, **parameters),

@@ -58,6 +58,7 @@ def anderson(
     engine, xp, x = problem.engine, problem.engine.xp, start.x
     batch, d = x.shape[0], math.prod(x.shape[1:])
     window = min(WINDOW, d)
+    slow, share = engine.fixed(SLOW_RATE**OBSERVED, SHARE)
 
     def unfinished(*arrays: Array) -> Array:
         going = ~xp.all(Progress(*arrays[:_FIELDS]).done)
@@ -81,7 +82,7 @@ def anderson(
             image=xp.where(back, best.image, state.image),
             residual=xp.where(shrunk, state.residual, best.residual),
         )
-        return (*state, *_packed(_observed(xp, history, state, gain)))
+        return (*state, *_packed(_observed(xp, history, state, gain, slow, share)))
 
     zeros = xp.zeros((batch, d), dtype=x.dtype, device=device_of(x))
     none = ~xp.isfinite(xp.zeros((batch, window), dtype=x.dtype, device=device_of(x)))
@@ -147,16 +148,16 @@ def _extended(xp: Any, history: _History, residual: Array, combined: Array, keep
     )
 
 
-def _observed(xp: Any, history: _History, state: Progress, gain: Array) -> _History:
-    """Look at the rate of convergence now and then, and once at what the combinations contribute to it."""
+def _observed(xp: Any, history: _History, state: Progress, gain: Array, slow_rate: float, share: float) -> _History:
+    """Look at the rate of convergence now and then, and at what the combinations contribute to it."""
     steps = history.steps + 1
     due = steps % OBSERVED == 0
-    slow = xp.any(~state.done & (state.residual > SLOW_RATE**OBSERVED * history.checkpoint))
+    slow = xp.any(~state.done & (state.residual > slow_rate * history.checkpoint))
     total = xp.where(steps > SETTLED, history.gain + gain, xp.zeros_like(gain))
     early = xp.where(steps == SETTLED, state.residual, history.early)
     one = xp.ones_like(early)
     overall = xp.log(xp.where(state.residual > 0, state.residual, one) / xp.where(early > 0, early, one))
-    worth = xp.where(state.done, 0 * total, SHARE * overall - total)
+    worth = xp.where(state.done, 0 * total, share * overall - total)
     judged = (steps >= JUDGED) & (steps % JUDGED == 0)
     return history._replace(
         steps=steps,

@@ -142,6 +142,7 @@ def invert(
         bits = engine.xp.finfo(problem.y.dtype).bits
         rtol = DEFAULT_RTOL[bits] if rtol is None else require_nonnegative(rtol, "rtol")
         atol = 0.01 * DEFAULT_RTOL[bits] if atol is None else require_nonnegative(atol, "atol")
+        rtol, atol = engine.fixed(rtol, atol)
         limit = _enough(problem.constant, rtol, bits) if max_iter is None else max_iter
         atol = atol / problem.unit
         first = problem.y if start is None else _checked_start(problem, start, y)
@@ -166,7 +167,7 @@ def _checked(g: Any, y: Array, lipschitz: float | None) -> tuple[_Problem, Any]:
     require_finite(engine, y, "y")
     if not callable(g):
         raise InvalidArgumentError(f"a branch must be callable, got {type(g).__name__}.")
-    constant = require_contraction(*stated_lipschitz(g, lipschitz))
+    (constant,) = engine.fixed(require_contraction(*stated_lipschitz(g, lipschitz)))
     working, dtype, xp = working_dtype(engine, y.dtype), y.dtype, engine.xp
     y = engine.stop_gradient(y)
     name = getattr(g, "__name__", type(g).__name__)

@@ -1,5 +1,8 @@
 """What only PyTorch has: its modes, torch.compile with shapes that change, and gradients of compiled inverses."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -86,15 +89,39 @@ def test_a_compiled_gradient_of_thousands_of_products_is_refused():
         gradients(compiled(loss), X)
 
 
-@pytest.mark.parametrize("what", ["logdet", "logdet exact", "spectral_norm"])
+@pytest.mark.parametrize("what", ["logdet", "logdet exact", "spectral_norm", "invert"])
 def test_dynamic_shapes(what):
     g = chain(WEIGHTS)
+    swish = normalize(Chain([Dense(WEIGHTS[0]), Activation("lipswish", beta=1.5), Dense(WEIGHTS[2])]), 0.8)
     fn = {
+        "invert": lambda x: invert(swish, x).value,
         "logdet": lambda x: arnoldi(g, x),
         "logdet exact": lambda x: logdet(g, x).value,
         "spectral_norm": lambda x: spectral_norm(x, method="power", rtol=1e-6, max_iter=50).value,
     }[what]
     torch.testing.assert_close(compiled(fn, dynamic=True)(X), fn(X))
+
+
+def test_gradient_of_an_inverse_with_dynamic_shapes():
+    g = normalize(Chain([Dense(WEIGHTS[0]), Activation("softplus", beta=1.5), Dense(WEIGHTS[2])]), 0.8)
+    (expected,) = gradients(lambda x: invert(g, x).value, X)
+    (found,) = gradients(compiled(lambda x: invert(g, x).value, dynamic=True), X)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+
+
+FIRST_CALL = """
+import torch
+from iresnet_core import spectral_norm
+
+value = torch.compile(lambda A: spectral_norm(A, method="power", rtol=0, max_iter=2).value, fullgraph=True,
+                      backend="aot_eager")(torch.eye(3))
+assert abs(value - 1) < 1e-6
+"""
+
+
+@pytest.mark.parametrize("first", ["torch", "iresnet_core"])
+def test_the_first_array_of_a_process_is_met_in_a_compiled_function(first):
+    subprocess.run([sys.executable, "-W", "error", "-c", f"import {first}\n{FIRST_CALL}"], check=True, timeout=300)
 
 
 def test_batches_of_other_sizes_are_compiled_for():

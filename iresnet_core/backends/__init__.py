@@ -68,7 +68,8 @@ def available_backends() -> tuple[str, ...]:
     return tuple(_ENGINES)
 
 
-def _find(kind: type) -> Backend | None:
+def _load(kind: type) -> str | None:
+    """Import the engine of a type of arrays, and return its name."""
     for name, (framework, _) in _ENGINES.items():
         if sys.modules.get(framework) is not None:
             try:
@@ -76,8 +77,22 @@ def _find(kind: type) -> Backend | None:
             except MissingDependencyError:  # imported, but it cannot run here, and so has no arrays
                 continue
             if engine.owns(kind):
-                return engine
+                setattr(_loaded, name, engine)
+                return name
     return None
+
+
+# torch.compile cannot follow an import. This mark, which is what `torch.compiler.assume_constant_result` sets, makes it
+# call the function as it is where the first array of a process is met inside a compiled function. It takes attributes,
+# unlike entries of a dictionary, as they are after that.
+_load._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+class _Loaded:
+    """The engines that arrays have been found to belong to, by name."""
+
+
+_loaded = _Loaded()
 
 
 def get_backend(*arrays: Array) -> Backend:
@@ -102,13 +117,13 @@ def get_backend(*arrays: Array) -> Backend:
         kind = type(array)
         engine = _engine_of_type.get(kind)
         if engine is None:
-            engine = _find(kind)
-            if engine is None:
+            name = _load(kind)
+            if name is None:
                 raise UnknownArrayError(
-                    f"expected an array of {', '.join(name for name in _ENGINES if _ENGINES[name][0] in sys.modules)}, got {kind.__module__}.{kind.__qualname__}. "
+                    f"expected an array of {', '.join(one for one in _ENGINES if _ENGINES[one][0] in sys.modules)}, got {kind.__module__}.{kind.__qualname__}. "
                     "Convert it first, for example with numpy.asarray(..., dtype=numpy.float64)."
                 )
-            _engine_of_type[kind] = engine
+            engine = _engine_of_type[kind] = getattr(_loaded, name)
         if found is None:
             found, first = engine, array
         elif engine is not found:

@@ -241,6 +241,10 @@ class Backend(ABC):
         """
         return fn()
 
+    def fixed(self, *numbers: float) -> tuple[float, ...]:
+        """Return the numbers as constants of the program, where a compiler might take them for variables."""
+        return numbers
+
     def host_constant(self, fn: Callable[..., Any], *numbers: Any) -> Any:
         """Return ``fn(*numbers)``, a number or a tuple of numbers: a pure function that is computed on the host.
 

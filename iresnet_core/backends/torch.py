@@ -394,6 +394,10 @@ class Engine(Backend):
         with torch.enable_grad():
             return x.clone()
 
+    def fixed(self, *numbers: float) -> tuple[float, ...]:
+        """With ``dynamic=True`` the compiler takes numbers for variables, which its loops do not capture."""
+        return tuple(map(_fixed, numbers)) if torch.compiler.is_compiling() else numbers
+
     def host_constant(self, fn: Callable[..., Any], *numbers: Any) -> Any:
         """Evaluated once, when the program is compiled."""
         return _evaluated(fn, *map(_fixed, numbers)) if torch.compiler.is_compiling() else fn(*numbers)
