@@ -151,7 +151,7 @@ def gradients(report, must, options):
     import torch
 
     torch.set_num_threads(1)
-    worst = {}
+    worst, products = {}, {}
     for case in branch_cases.trained(64):
         g, x = case.blocks[-1]
         found = gradient_figures.measure(g, x, 20 if options.quick else 60, 5 if options.quick else 9, options.clock)
@@ -161,9 +161,13 @@ def gradients(report, must, options):
             gradient_figures.rows(found),
         )
         for label in found:
-            worst[label] = max(worst.get(label, 0), gradient_figures.ratios(found, label)[0])
+            by_time, by_products = gradient_figures.ratios(found, label)
+            worst[label] = max(worst.get(label, 0), by_time)
+            products[label] = max(products.get(label, 0), by_products)
     plain = min(value for label, value in worst.items() if label.startswith("plain"))
     must.at_most("gradient, plain probes with exact trace: variance x time / Neumann's, worst c", plain, 0.1)
+    plain = min(value for label, value in products.items() if label.startswith("plain"))
+    must.at_most("the same, variance x products", plain, 0.1)
     preconditioned = min(value for label, value in worst.items() if "A0" in label)
     must.at_most("gradient, A0: variance x time / Neumann's, worst c", preconditioned, 0.01)
 
@@ -227,7 +231,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer draws and repetitions: a minute")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--train", type=float, default=15.0, metavar="SECONDS", help="for each fresh flow; 0: none")
+    parser.add_argument("--train", type=float, default=10.0, metavar="SECONDS", help="for each fresh flow; 0: none")
     parser.add_argument("--plots", metavar="DIR", help="write the pictures there")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there")
     options = parser.parse_args()
