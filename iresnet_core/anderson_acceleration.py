@@ -25,15 +25,17 @@ class _History(NamedTuple):
     """The last differences of the residuals, and those plus the differences of the iterates, (batch, d) each.
 
     `gram` (batch, w, w) holds the inner products of the first, `valid` (batch, w) which of them belong to the sample's
-    present history. `steps` () counts, `checkpoint` (batch,) is the residual at the last observation, `gain` (batch,)
-    the sum of the logarithms of what the combinations took off the residual. `slow` () says whether a sample came no
-    further than at the slow rate since the observation before, `useless` () whether the gain was not worth its cost.
+    present history, `plain` (batch,) whether it does without the preconditioner. `steps` () counts, `checkpoint`
+    (batch,) is the residual at the last observation, `gain` (batch,) the sum of the logarithms of what combinations and
+    preconditioner took off the residual. `slow` () says whether a sample came no further than at the slow rate since
+    the observation before, `useless` () whether the gain was not worth its cost.
     """
 
     residuals: tuple[Array, ...]
     combined: tuple[Array, ...]
     gram: Array
     valid: Array
+    plain: Array
     steps: Array
     checkpoint: Array
     early: Array
@@ -43,7 +45,7 @@ class _History(NamedTuple):
 
 
 def anderson(
-    problem: FixedPoint, start: Progress, max_iter: int, *, judged: bool = False
+    problem: FixedPoint, start: Progress, max_iter: int, *, judged: bool = False, inverse: Array | None = None
 ) -> tuple[Progress, Array, Array]:
     """Anderson's method (type II, window 5) on f(x) = y - g(x) - x (Walker and Ni 2011).
 
@@ -51,6 +53,9 @@ def anderson(
     diagonal and with a ridge of the size of its rounding, so that a difference which the others nearly span has no say.
     A residual that grew sends the sample back to its best iterate for one plain step, with the history dropped: the
     residual then shrinks by c at least once in every two evaluations.
+
+    `inverse` (d, d) is the transpose of a matrix near (I + J)^-1 for all samples: each step then takes that multiple of
+    the force, a Newton step with a fixed matrix. A sample whose residual it let grow goes on without it.
 
     `start` is the first iterate, at which g has been evaluated. Returns the progress, whether it was not worth its cost
     (), and whether it was slow (): if it is `judged`, the iteration ends at that.
@@ -64,18 +69,24 @@ def anderson(
         going = ~xp.all(Progress(*arrays[:_FIELDS]).done)
         return going & ~arrays[-1] & ~arrays[-2] if judged else going
 
+    def pulled(plain: Array, force: Array) -> Array:
+        return force if inverse is None else xp.where(plain[:, None], force, xp.matmul(force, inverse))
+
     def step(*arrays: Array) -> tuple[Array, ...]:
         best, history = Progress(*arrays[:_FIELDS]), _unpacked(arrays[_FIELDS:], window)
         force = flatten(xp, problem.y - best.image - best.x)
         weights, gain = _weights(xp, history, force, best.residual)
-        update = force
+        update = pulled(history.plain, force)
         for i, combined in enumerate(history.combined):
             update = update - weights[:, i, None] * combined
         state = problem.advance(best, xp.reshape(flatten(xp, best.x) + update, x.shape))
+        if inverse is not None:
+            gain = xp.where(history.plain, gain, _beyond_plain(problem, best, state))
         # NaN counts as shrunk: it ends the sample, and is reported.
         shrunk = ~(state.residual >= best.residual)
         residual = flatten(xp, problem.y - state.image - state.x) - force
-        history = _extended(xp, history, residual, residual + flatten(xp, state.x - best.x), shrunk)
+        combined = pulled(history.plain, residual) + flatten(xp, state.x - best.x)
+        history = _extended(xp, history, residual, combined, shrunk)
         back = ~per_sample(xp, shrunk, x)
         state = state._replace(
             x=xp.where(back, best.x, state.x),
@@ -91,6 +102,7 @@ def anderson(
         combined=(zeros,) * window,
         gram=xp.zeros((batch, window, window), dtype=x.dtype, device=device_of(x)),
         valid=none,
+        plain=xp.any(none, axis=1) if inverse is not None else ~xp.any(none, axis=1),
         steps=xp.zeros((), dtype=xp.int32, device=device_of(x)),
         checkpoint=start.residual,
         early=start.residual,
@@ -134,6 +146,16 @@ def _weights(xp: Any, history: _History, force: Array, length: Array) -> tuple[A
     return xp.where(used, solution * scale, zero), gain
 
 
+def _beyond_plain(problem: FixedPoint, before: Progress, after: Progress) -> Array:
+    """Logarithm of what a step took off the residual beyond the plain iteration, judged by how much g expands there."""
+    xp = problem.engine.xp
+    lengths = (after.residual, before.residual, problem.norms(after.x - before.x))
+    expansion = problem.norms(after.image - before.image)
+    usable = (expansion > 0) & (lengths[0] > 0) & (lengths[1] > 0) & (lengths[2] > 0)
+    new, old, step, change = (xp.where(usable, a, xp.ones_like(a)) for a in (*lengths, expansion))
+    return xp.log(new / old) - xp.log(change / step)
+
+
 def _extended(xp: Any, history: _History, residual: Array, combined: Array, keep: Array) -> _History:
     """Take in the newest difference and let go of the oldest; where not `keep`, forget all."""
     residuals = (residual, *history.residuals[:-1])
@@ -145,6 +167,7 @@ def _extended(xp: Any, history: _History, residual: Array, combined: Array, keep
         combined=(combined, *history.combined[:-1]),
         gram=xp.concat([row[:, None, :], older], axis=1),
         valid=valid,
+        plain=history.plain | ~keep,
     )
 
 

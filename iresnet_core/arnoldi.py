@@ -24,6 +24,7 @@ from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.precision import round_up
 from iresnet_core.quadratic_forms import FormEstimate, Products
 from iresnet_core.quadrature import Rule
+from iresnet_core.small_hessenberg import SMALL, SmallResolvent
 
 __all__ = ["ArnoldiProcess", "arnoldi_estimate", "arnoldi_form", "resolvent_coefficients", "run_arnoldi"]
 
@@ -113,20 +114,24 @@ class _ResolventIntegral:
 class ArnoldiProcess:
     """Arnoldi's method from every probe v (probes, batch, d), step by step; J^T V = V H + h v e_m^T.
 
-    What it returns about the form is relative to ||v||^2, in float64, (probes, batch).
+    What it returns about the form is relative to ||v||^2, in float64, (probes, batch). With `last` given there are no
+    more steps than that.
     """
 
-    def __init__(self, multiply: Products, v: Array) -> None:
+    def __init__(self, multiply: Products, v: Array, last: int | None = None) -> None:
         xp = multiply.engine.xp
         self.multiply, self.v, self.xp, self.d = multiply, v, xp, v.shape[-1]
         info = xp.finfo(v.dtype)
         self.eps = float(info.eps)
         # Below, squares underflow and a vector cannot be normalised.
         self.nothing = float(info.smallest_normal) ** 0.5 / self.eps
-        self.v_length = xp.linalg.vector_norm(v, axis=-1)
+        self.v_length = xp.sqrt(xp.linalg.vecdot(v, v))
+        self.last = last
         unit = xp.ones_like(self.v_length)
         self.basis = [v / xp.where(self.v_length > 0, self.v_length, unit)[..., None]]
-        self.integral = _ResolventIntegral(multiply.engine, multiply.rule(v))
+        few = last is not None and last <= SMALL
+        # `_ResolventIntegral` wherever steps may follow: it can drop probes, and knows what the last step gained.
+        self.integral: Any = (SmallResolvent if few else _ResolventIntegral)(multiply.engine, multiply.rule(v))
         self.columns: list[list[Array]] = []
 
     @property
@@ -136,17 +141,22 @@ class ArnoldiProcess:
 
     def step(self) -> None:
         """Take one product, and orthogonalise it against the basis."""
-        xp, unit = self.xp, self.xp.ones_like(self.v_length)
-        w, image_length = self.multiply(self.basis[-1], xp.where(self.v_length > 0, unit, xp.zeros_like(unit)))
-        column = []
+        xp = self.xp
+        w = self.multiply.of_unit(self.basis[-1])
+        column: list[Array] = []
         for b in self.basis:
             h = xp.linalg.vecdot(b, w)
             w = w - h[..., None] * b
             column.append(h)
-        length = xp.linalg.vector_norm(w, axis=-1)
-        ended = (length <= 8 * self.eps * image_length) | (length <= self.nothing)
-        length = xp.where(ended, xp.zeros_like(length), length)
-        self.basis.append(xp.where(ended, xp.zeros_like(unit), 1 / xp.where(ended, unit, length))[..., None] * w)
+        left = xp.linalg.vecdot(w, w)
+        length = xp.sqrt(left)
+        image = sum((h * h for h in column), left)  # squared length of the product
+        ended = (length <= 8 * self.eps * xp.sqrt(image)) | (length <= self.nothing)
+        zero = xp.zeros_like(length)
+        if self.steps + 1 != self.last:
+            inverse = 1 / xp.where(ended, xp.ones_like(length), length)
+            self.basis.append(xp.where(ended, zero, inverse)[..., None] * w)
+        length = xp.where(ended, zero, length)
         self.columns.append([xp.astype(h, xp.float64) for h in (*column, length)])
         self.integral.append(self.columns[-1])
 
@@ -180,9 +190,14 @@ class ArnoldiProcess:
         return w
 
 
-def run_arnoldi(multiply: Products, v: Array, *, terms: int | None, enough: Callable[[Array], bool]) -> ArnoldiProcess:
-    """Take `terms` steps from every probe; with None, as many as make ``enough(bound)`` true, at most d."""
-    process = ArnoldiProcess(multiply, v)
+def run_arnoldi(
+    multiply: Products, v: Array, *, terms: int | None, enough: Callable[[Array], bool], goes_on: bool = False
+) -> ArnoldiProcess:
+    """Take `terms` steps from every probe; with None, as many as make ``enough(bound)`` true, at most d.
+
+    `goes_on` says that the caller will take further steps.
+    """
+    process = ArnoldiProcess(multiply, v, None if goes_on else terms)
     xp = process.xp
     square = xp.astype(process.v_length, xp.float64) ** 2
     for _ in range(process.d if terms is None else terms):

@@ -55,10 +55,8 @@ def _trace(xp: Any, gram: Array) -> Array:
     return xp.sum(xp.real(diagonal) if xp.isdtype(gram.dtype, "complex floating") else diagonal, axis=-1)
 
 
-def _symmetric(xp: Any, gram: Array) -> Array:
-    """Hermitian part of a product: its halves differ by rounding, and ||G||^2 = ||G^2|| needs them equal."""
-    adjoint = xp.matrix_transpose(xp.conj(gram) if xp.isdtype(gram.dtype, "complex floating") else gram)
-    return 0.5 * (gram + adjoint)
+def _adjoint(xp: Any, A: Array) -> Array:
+    return xp.matrix_transpose(xp.conj(A) if xp.isdtype(A.dtype, "complex floating") else A)
 
 
 def largest_singular_value(engine: Backend, A: Array) -> Array:
@@ -94,7 +92,7 @@ def holder_bound(engine: Backend, A: Array) -> Array:
 def smaller_gram(xp: Any, A: Array) -> tuple[Array, Array]:
     """Return the smaller of A^H A and A A^H, and a bound on the norm of its rounding error."""
     m, n = A.shape[-2:]
-    adjoint = xp.matrix_transpose(xp.conj(A) if xp.isdtype(A.dtype, "complex floating") else A)
+    adjoint = _adjoint(xp, A)
     gram = xp.matmul(adjoint, A) if n <= m else xp.matmul(A, adjoint)
     # The trace is the squared Frobenius norm, but for rounding.
     g = gamma(_terms(xp, A, m * n), U)
@@ -212,14 +210,13 @@ def raise_until_certified(engine: Backend, gram: Array, gram_error: Array, estim
 
 
 def gram_bound(engine: Backend, A: Array, *, rtol: float = 1e-3, max_steps: int = 14) -> Array:
-    """Gram iteration: G <- G^2 / ||G^2||_F, sigma <= ||G_t||_F^(1 / 2^t) (Delattre et al. 2023, Thm 1).
+    """Gram iteration: G <- G^H G / ||G^H G||_F, sigma <= ||G_t||_F^(1 / 2^t) (Delattre et al. 2023, Thm 1).
 
     The iteration stops where the bound is within `rtol` of sigma >= (||G_t||_F^2 / tr G_t)^(1 / 2^t). The rounding of
     every product is carried back through the square roots.
     """
     xp = engine.xp
     gram, first_error = smaller_gram(xp, A)
-    gram = _symmetric(xp, gram)
     n = gram.shape[-1]
     g = gamma(_terms(xp, A, n), U) + 8 * U
     norms = []
@@ -228,10 +225,10 @@ def gram_bound(engine: Backend, A: Array, *, rtol: float = 1e-3, max_steps: int 
         norm = xp.where(norm > 0, norm, xp.ones_like(norm))
         norms.append(norm)
         gram = gram / xp.astype(norm, gram.dtype)[..., None, None]
-        if not engine.is_tracing(A) and bool(xp.all(_trace(xp, gram) ** (1 / 2**step) <= 1 + rtol)):
+        if rtol > 0 and not engine.is_tracing(A) and bool(xp.all(_trace(xp, gram) ** (1 / 2**step) <= 1 + rtol)):
             break
         if step < max_steps:
-            gram = _symmetric(xp, xp.matmul(gram, gram))
+            gram = xp.matmul(_adjoint(xp, gram), gram)
     # Norm of the last, normalised matrix, then sigma(G_t)^2 <= norm_(t+1) sigma(G_(t+1)) + error, back to the first.
     bound = xp.sqrt(_squared_frobenius(xp, gram)) * (1 + g)
     for norm in reversed(norms[1:]):

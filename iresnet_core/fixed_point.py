@@ -54,12 +54,12 @@ class FixedPoint(NamedTuple):
         """Rounding of x + g(x) - y, without that of g."""
         return 2 * unit_roundoff(self.engine, x_norm.dtype) * (x_norm + image_norm + self.y_norm)
 
-    def begin(self, x: Array) -> Progress:
-        """Evaluate g at the first iterate."""
+    def begin(self, x: Array, image: Array = None) -> Progress:
+        """Evaluate g at the first iterate, if `image` is not its value already."""
         xp = self.engine.xp
         zero = xp.zeros((x.shape[0],), dtype=x.dtype, device=device_of(x))
         count = xp.zeros((x.shape[0],), dtype=xp.int32, device=device_of(x))
-        image = evaluate(self.engine, self.g, x)
+        image = evaluate(self.engine, self.g, x) if image is None else image
         residual = self.norms(x + image - self.y)
         return Progress(x, image, residual, count + 1, zero, zero, residual, count, self._met(x, image, residual))
 

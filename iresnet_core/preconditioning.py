@@ -51,7 +51,7 @@ __all__ = [
 # J0 is scaled below the constant by this share, to leave room for the rounding of B.
 ROOM = 1e-4
 # Squarings behind the bound on the norm of J0.
-SQUARINGS = 6
+SQUARINGS = 5
 
 
 class MeanJacobian(NamedTuple):
@@ -196,22 +196,28 @@ class PreconditionedProducts(Products):
         super().__init__(engine, linearization, event, constant, resolvent)
         self.mean = mean
         self.inverse = engine.stop_gradient(mean.inverse)
-        self.first_length: Array | None = None
+        self.first_square: Array | None = None
+        self._rule: Rule | None = None
 
-    def __call__(self, u: Array, length: Array) -> tuple[Array, Array]:
-        """Return E^T u for u (probes, batch, d), and the length of that."""
+    def of_unit(self, u: Array) -> Array:
+        """Return E^T u for unit vectors, or zeros, u (probes, batch, d)."""
         xp = self.engine.xp
         w = self.pulled_back(u)
-        image = w - u + super().__call__(w, xp.linalg.vector_norm(w, axis=-1))[0]
-        new_length = xp.linalg.vector_norm(image, axis=-1)
-        if self.first_length is None:
-            self.first_length = new_length
-        return image, new_length
+        product = self._transposed(w)
+        # B^T u of a unit u is no shorter than 1 / 2, so that this only keeps zeros from being divided by zero.
+        square = xp.linalg.vecdot(w, w) + 1e-30
+        self._watch(xp.sqrt(xp.max(xp.linalg.vecdot(product, product) / square)))
+        image = w - u + product
+        if self.first_square is None:
+            self.first_square = xp.linalg.vecdot(image, image)
+        return image
 
     def rule(self, like: Array) -> Rule:
         """Quadrature of (I + t E)^-1."""
-        largest = max(self.constant, self.mean.constant)
-        return preconditioned_rule(self.engine, like, largest, self.constant, self.mean.norm, self.mean.growth)
+        if self._rule is None:
+            largest, mean = max(self.constant, self.mean.constant), self.mean
+            self._rule = preconditioned_rule(self.engine, like, largest, self.constant, mean.norm, mean.growth)
+        return self._rule
 
     def a_priori(self, m: int) -> float | None:
         """None: nothing is known about E beforehand."""
@@ -242,26 +248,25 @@ def preconditioned_form(
     """
     engine, mean, c = multiply.engine, multiply.mean, multiply.constant
     xp = engine.xp
-    multiply.first_length = None
-    process = run_arnoldi(multiply, v, terms=terms, enough=enough)
+    multiply.first_square = None
+    process = run_arnoldi(multiply, v, terms=terms, enough=enough, goes_on=lengths is not None)
     form = arnoldi_estimate(process, subtract_linear)
-    rule = process.integral
+    rule = multiply.rule(v)
     share = xp.sum(rule.t * rule.damping) / mean.growth * (mean.norm + c)
-    first = multiply.first_length  # of a unit vector
-    v_length = process.v_length
-    unless = 1.01 * v_length**2 * xp.astype(first, v.dtype) * xp.astype(share, v.dtype)
+    square = process.v_length**2
+    ceiling = 1.01 * xp.sqrt(multiply.first_square) * xp.astype(share, v.dtype)  # for a unit v
+    unless = square * ceiling
     good = form.bias <= unless  # False for NaN
-    nothing = xp.zeros_like(form.value)
-    size = (unless / xp.where(v_length > 0, v_length, xp.ones_like(v_length))) ** 2
+    size = unless * ceiling
     form = form._replace(
-        value=xp.where(good, form.value, nothing),
+        value=xp.where(good, form.value, xp.zeros_like(unless)),
         bias=xp.where(good, form.bias, unless),
         squared_image=xp.where(good, form.squared_image, size),
         squared_form=xp.where(good, form.squared_form, size),
-        sensitivity=xp.where(good, form.sensitivity, v_length**2),
+        sensitivity=xp.where(good, form.sensitivity, square),
     )
     if lengths is None or roulette is None:
         return form
-    ceiling = 1.01 * xp.astype(first, xp.float64) * share
+    ceiling = xp.astype(ceiling, xp.float64)
     options: dict[str, Any] = {"subtract_linear": subtract_linear, "lengths": lengths, "roulette": roulette}
     return with_roulette(process, form, ceiling=ceiling, **options)

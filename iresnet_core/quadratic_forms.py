@@ -74,15 +74,23 @@ class Products:
         self.resolvent, self.errors = resolvent, errors
         self.largest_factor: Array | None = None
 
+    def of_unit(self, u: Array) -> Array:
+        """Return J^T u for unit vectors, or zeros, u (probes, batch, d)."""
+        xp = self.engine.xp
+        w = self._transposed(u)
+        self._watch(xp.sqrt(xp.max(xp.linalg.vecdot(w, w))))
+        return w
+
+    def _transposed(self, u: Array) -> Array:
+        xp = self.engine.xp
+        shaped = xp.reshape(u, (*u.shape[:2], *self.event))
+        return self.engine.stop_gradient(xp.reshape(self.linearization.transposed_products(shaped), tuple(u.shape)))
+
     def __call__(self, u: Array, length: Array) -> tuple[Array, Array]:
         """Return J^T u for u (probes, batch, d) of the given length (probes, batch), and the length of that."""
         xp = self.engine.xp
-        shaped = xp.reshape(u, (*u.shape[:2], *self.event))
-        w = self.engine.stop_gradient(xp.reshape(self.linearization.transposed_products(shaped), tuple(u.shape)))
+        w = self._transposed(u)
         new_length = xp.linalg.vector_norm(w, axis=-1)
-        if not self.errors:  # then all vectors are unit ones
-            self._watch(xp.max(new_length))
-            return w, new_length
         # Where squares are near underflow the length has lost its digits, and says nothing.
         info = xp.finfo(u.dtype)
         clear = length > float(info.smallest_normal) ** 0.5 / float(info.eps)

@@ -93,7 +93,7 @@ def preconditioned_trace(
         return SlopeTrace(xp.matmul(slopes[0], xp.linalg.diagonal(closing)), None)
     if len(slopes) == 2:
         kernel = matrices[1] * xp.matrix_transpose(closing)
-        return SlopeTrace(xp.sum(xp.matmul(slopes[1], kernel) * slopes[0], axis=-1), None)
+        return SlopeTrace(xp.linalg.vecdot(xp.matmul(slopes[1], kernel), slopes[0]), None)
     means = [engine.stop_gradient(xp.mean(s, axis=0)) for s in slopes]
     deviations = [s - mean for s, mean in zip(slopes, means, strict=True)]
     inner = matrices[1:-1]

@@ -1,25 +1,30 @@
 """The solvers of the contraction inverse by name."""
 
+import math
 from collections.abc import Callable
 
 from iresnet_core.anderson_acceleration import OBSERVED, SLOW_RATE, anderson
-from iresnet_core.backends import Array
+from iresnet_core.backends import Array, device_of
 from iresnet_core.fixed_point import FixedPoint, Progress, picard
 from iresnet_core.newton_krylov import newton
 
 __all__ = ["SOLVERS"]
 
+# The mean Jacobian is worth its d^3 operations up to this dimension, and up to so many times the samples of the batch.
+PRECONDITIONED, SAMPLES_WORTH = 1024, 4
+
 
 def accelerated(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
     """Anderson's method; the plain iteration where that gains too little, and Newton's where either stays slow.
 
-    In a compiled program, which cannot look at its progress, Anderson's method throughout.
+    Preconditioned by the mean Jacobian of the batch where g has one and it is cheap. In a compiled program, which
+    cannot look at its progress, Anderson's method throughout, without the preconditioner.
     """
     xp = problem.engine.xp
-    start = problem.begin(x)
+    start, inverse = _begun(problem, x)
     if problem.engine.is_tracing(start.residual):  # of g's weights as well
         return anderson(problem, start, max_iter)[0]
-    state, useless, slow = anderson(problem, start, max_iter, judged=True)
+    state, useless, slow = anderson(problem, start, max_iter, judged=True, inverse=inverse)
     while bool(useless) and not bool(slow):
         left = max_iter - int(xp.max(state.evaluations))
         before, state = state, picard(problem, x, min(left, OBSERVED), begun=state)
@@ -27,6 +32,22 @@ def accelerated(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
             return state
         slow = xp.any(~state.done & (state.residual > SLOW_RATE**OBSERVED * before.residual))
     return newton(problem, x, max_iter, begun=state) if bool(slow) else state
+
+
+def _begun(problem: FixedPoint, x: Array) -> tuple[Progress, Array | None]:
+    """The first iterate, and (I + J0)^-T with J0 the mean Jacobian there, from the same evaluation."""
+    engine, xp = problem.engine, problem.engine.xp
+    d = math.prod(x.shape[1:])
+    cheap = d <= min(PRECONDITIONED, SAMPLES_WORTH * x.shape[0]) and not engine.is_tracing(x)
+    linearized = getattr(problem.g, "with_mean_jacobian", lambda x: None)(x) if cheap else None
+    if linearized is None:
+        return problem.begin(x), None
+    image, mean = linearized
+    start = problem.begin(x, image)
+    if engine.is_tracing(mean) or not bool(xp.all(xp.isfinite(mean))):
+        return start, None
+    identity = xp.eye(d, dtype=mean.dtype, device=device_of(mean))
+    return start, xp.linalg.inv(identity + xp.matrix_transpose(mean))
 
 
 SOLVERS: dict[str, Callable[[FixedPoint, Array, int], Progress]] = {

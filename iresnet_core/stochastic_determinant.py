@@ -184,7 +184,7 @@ class _Estimator:
             form = form._replace(sensitivity=form.sensitivity * self.inflation)
             return form if self.remainder is None else _with_remainder(xp, form, v, self._remainder_image(v))
         if self.method == "arnoldi":
-            process = run_arnoldi(self.products, v, **steps)
+            process = run_arnoldi(self.products, v, goes_on=lengths is not None, **steps)
             form = arnoldi_estimate(process, subtract)
             return form if lengths is None else with_roulette(process, form, subtract_linear=subtract, **chances)
         if roulette is None:

@@ -41,6 +41,16 @@ class InUnits:
         jvp = self.g.linearize(self.engine.stop_gradient(x * self.unit)).jvp
         return None if jvp is None else lambda v: self.engine.stop_gradient(jvp(v))
 
+    def with_mean_jacobian(self, x: Array) -> tuple[Array, Array] | None:
+        """Return g(x) and the Jacobian (d, d) that stands for all samples; None where the branch has none."""
+        if not hasattr(self.g, "linearize"):
+            return None
+        at = self.g.linearize(self.engine.stop_gradient(x * self.unit))
+        if getattr(at, "mean_matrix", None) is None or tuple(at.value.shape) != tuple(x.shape):
+            return None
+        image, mean = (self.engine.stop_gradient(a) for a in (at.value, at.mean_matrix()))
+        return image if self.unit == 1 else image / self.unit, mean
+
     def astype(self, dtype: Any) -> "InUnits":
         """Cast the branch."""
         return InUnits(self.engine, self.g.astype(dtype), self.unit)
