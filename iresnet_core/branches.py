@@ -200,7 +200,9 @@ class Chain(Copyable):
                 absolute_norm, bias_norm = (
                     value if isinstance(value, float) else xp.astype(value, x.dtype) for value in scale[1:]
                 )
-                error = error * layer.lipschitz + gamma(scale[0] + 2, u) * (
+                # Where a compiler is at work the norm may be unknown; that of the absolute values is a bound on it.
+                norm = layer.lipschitz if layer.has_constant else absolute_norm
+                error = error * norm + gamma(scale[0] + 2, u) * (
                     absolute_norm * (_sample_norm(xp, engine.stop_gradient(x)) + error) + bias_norm
                 )
                 x = layer(x)

@@ -154,7 +154,7 @@ class LinearLayer(LinearOperator):
         """
         if self._constant is None:
             engine = self.engine
-            if engine.is_tracing(self.weight) and not engine.is_constant(self.weight):
+            if not self.has_constant:
                 raise UnknownLipschitzError(
                     f"the constant of {self!r} has no value while the program is compiled or its weights are batched "
                     "by vmap. Normalise the weights, whose cap is then known, or pass lipschitz=; for a layer that is "
@@ -163,6 +163,12 @@ class LinearLayer(LinearOperator):
             value = self.bound.value
             self._constant = engine.at_compile_time(lambda: float(engine.stop_gradient(value)))
         return self._constant
+
+    @property
+    def has_constant(self) -> bool:
+        """Whether `lipschitz` has a value here."""
+        engine = self.engine
+        return self._constant is not None or not engine.is_tracing(self.weight) or engine.is_constant(self.weight)
 
     def capped(self, constant: float) -> "LinearLayer":
         """Return the layer itself, noting a constant that its weights have by construction."""
