@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeGuard
 from iresnet_core.activations import Activation
 from iresnet_core.actnorm import ActNorm
 from iresnet_core.backends import Array, get_backend
+from iresnet_core.bfloat16 import is_bfloat16, to_bits
 from iresnet_core.branches import Chain
 from iresnet_core.convolution import Convolution
 from iresnet_core.errors import IResNetError, StorageError
@@ -58,6 +59,9 @@ def describe(part: Any, path: str, tensors: dict[str, Any]) -> Node:
 def _describe_array(array: Any, path: str, tensors: dict[str, Any]) -> Node | None:
     if array is None:
         return None
+    if is_bfloat16(array):
+        host = tensors[path] = to_bits(array)
+        return {"dtype": "bfloat16", "shape": list(host.shape)}
     host = tensors[path] = get_backend(array).to_numpy(array)
     return {"dtype": host.dtype.name, "shape": list(host.shape)}
 
