@@ -7,6 +7,7 @@ from typing import Any
 
 from iresnet_core.activations import Activation, Diagonal, PairSwap
 from iresnet_core.backends import Array, Backend, device_of, get_backend
+from iresnet_core.checks import require_same_device
 from iresnet_core.convolution import Convolution
 from iresnet_core.convolution_traces import convolution_kernels, convolution_plan, convolution_trace
 from iresnet_core.copying import Copyable
@@ -90,10 +91,11 @@ class Chain(Copyable):
         self.operators = tuple(layer for layer in flat if isinstance(layer, LinearLayer))
         if not self.operators:
             raise InvalidArgumentError("a Chain needs at least one linear layer.")
-        get_backend(*(operator.weight for operator in self.operators))
+        engine = get_backend(*(operator.weight for operator in self.operators))
         for before, after in zip(self.operators, self.operators[1:], strict=False):
             if before.output_shape != after.input_shape:
                 raise ShapeError(f"{before!r} is followed by {after!r}, which takes samples of another shape.")
+            require_same_device(engine, before.weight, f"the weight of {before!r}", after.weight, f"that of {after!r}")
         self.arrays = tuple(array for layer in flat for array in _arrays_of(layer) if array is not None)
         self.input_shape = self.operators[0].input_shape
         self.output_shape = self.operators[-1].output_shape

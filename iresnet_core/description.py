@@ -11,7 +11,6 @@ from typing import Any, Protocol, TypeGuard
 from iresnet_core.activations import Activation
 from iresnet_core.actnorm import ActNorm
 from iresnet_core.backends import Array, get_backend
-from iresnet_core.bfloat16 import is_bfloat16, to_bits
 from iresnet_core.branches import Chain
 from iresnet_core.convolution import Convolution
 from iresnet_core.errors import IResNetError, StorageError
@@ -21,6 +20,7 @@ from iresnet_core.logit import Logit
 from iresnet_core.operators import Dense
 from iresnet_core.reshaping import InjectivePad, Squeeze
 from iresnet_core.residual_block import ResidualBlock
+from iresnet_core.storage_bfloat16 import is_bfloat16, to_bits
 
 __all__ = ["TensorSource", "brief", "build", "describe", "some"]
 

@@ -12,7 +12,7 @@ from copy import copy
 from typing import Any, cast
 
 from iresnet_core.backends import Array, Backend, backend, device_of, get_backend
-from iresnet_core.checks import require_finite, require_floating, require_same_dtype
+from iresnet_core.checks import require_finite, require_floating, require_same_device, require_same_dtype
 from iresnet_core.copying import Copyable
 from iresnet_core.errors import DtypeError, ShapeError, UnknownArrayError, UnknownLipschitzError
 from iresnet_core.results import LipschitzBound
@@ -125,6 +125,7 @@ class LinearLayer(LinearOperator):
                 f"{self!r} takes samples of shape {self.input_shape}, got an array of shape {tuple(x.shape)}."
             )
         require_same_dtype(x, "the input", self.weight, "the weight")
+        require_same_device(self.engine, x, "the input", self.weight, "the weight")
         return self._affine(x)
 
     def _affine(self, x: Array) -> Array:
@@ -208,6 +209,7 @@ class LinearLayer(LinearOperator):
             require_floating(engine, bias, "bias")
             require_finite(engine, bias, "bias")
             require_same_dtype(bias, "the bias", weight, "the weight")
+            require_same_device(engine, bias, "the bias", weight, "the weight")
             if tuple(bias.shape) != bias_shape:
                 raise ShapeError(f"bias must have shape {bias_shape}, got {tuple(bias.shape)}.")
             bias = engine.frozen(bias)

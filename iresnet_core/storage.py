@@ -18,9 +18,9 @@ from safetensors.numpy import save as to_bytes
 from iresnet_core.atomic_write import write_bytes
 from iresnet_core.backends import Backend
 from iresnet_core.backends import backend as find_backend
-from iresnet_core.bfloat16 import from_bits
 from iresnet_core.description import brief, build, describe, some
 from iresnet_core.errors import StorageError
+from iresnet_core.storage_bfloat16 import from_bits
 
 __all__ = ["load", "save"]
 

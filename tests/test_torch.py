@@ -8,6 +8,7 @@ import pytest
 
 from iresnet_core import (
     Activation,
+    ActNorm,
     Chain,
     Convolution,
     Dense,
@@ -17,6 +18,7 @@ from iresnet_core import (
     normalize,
     spectral_norm,
 )
+from iresnet_core.errors import DeviceError
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -157,6 +159,50 @@ def test_what_is_kept_in_inference_mode_serves_a_backward_pass():
     (found,) = gradients(lambda x: arnoldi(g, x) + invert(g, x).value.sum(dim=1), X)
     (expected,) = gradients(lambda x: arnoldi(chain(WEIGHTS), x) + invert(chain(WEIGHTS), x).value.sum(dim=1), X)
     torch.testing.assert_close(found, expected)
+
+
+# --- devices ---
+
+META = X.to("meta")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: Dense(META),
+        lambda: ActNorm(META[0], X[0]),
+        lambda: spectral_norm(META),
+        lambda: lipschitz_bound(META),
+        lambda: normalize(META, 0.9),
+        lambda: invert(lambda x: 0.5 * x, META, lipschitz=0.5),
+        lambda: logdet(lambda x: 0.5 * x, META, lipschitz=0.5),
+    ],
+)
+def test_tensors_without_values_are_refused(call):
+    with pytest.raises(DeviceError, match=r"device meta.*to_empty"):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: chain(WEIGHTS)(META),
+        lambda: Dense(WEIGHTS[0].to("meta"), checked=True)(X),
+        lambda: Chain([Dense(WEIGHTS[0]), Dense(WEIGHTS[2].to("meta"), checked=True)]),
+        lambda: ActNorm(X[0], X[0].to("meta")),
+        lambda: logdet(chain(WEIGHTS), X, noise=META, terms=2, method="series"),
+        lambda: invert(chain(WEIGHTS), X, start=META),
+        lambda: spectral_norm(X, start=X[:, 0].to("meta"), method="power"),
+    ],
+)
+def test_arrays_on_two_devices_are_refused(call):
+    with pytest.raises(DeviceError, match="device"):
+        call()
+
+
+def test_the_error_names_both_devices():
+    with pytest.raises(DeviceError, match=r"the input is on the device meta and the weight on cpu: move"):
+        Dense(WEIGHTS[0])(META)
 
 
 # --- precision of the program around ---
