@@ -7,6 +7,7 @@ from typing import Any
 
 from iresnet_core.activations import Activation, Diagonal, PairSwap
 from iresnet_core.backends import Array, Backend, device_of, get_backend
+from iresnet_core.checks import require_same_device
 from iresnet_core.convolution import Convolution
 from iresnet_core.convolution_traces import convolution_kernels, convolution_plan, convolution_trace
 from iresnet_core.copying import Copyable
@@ -90,10 +91,11 @@ class Chain(Copyable):
         self.operators = tuple(layer for layer in flat if isinstance(layer, LinearLayer))
         if not self.operators:
             raise InvalidArgumentError("a Chain needs at least one linear layer.")
-        get_backend(*(operator.weight for operator in self.operators))
+        engine = get_backend(*(operator.weight for operator in self.operators))
         for before, after in zip(self.operators, self.operators[1:], strict=False):
             if before.output_shape != after.input_shape:
                 raise ShapeError(f"{before!r} is followed by {after!r}, which takes samples of another shape.")
+            require_same_device(engine, before.weight, f"the weight of {before!r}", after.weight, f"that of {after!r}")
         self.arrays = tuple(array for layer in flat for array in _arrays_of(layer) if array is not None)
         self.input_shape = self.operators[0].input_shape
         self.output_shape = self.operators[-1].output_shape
@@ -200,7 +202,9 @@ class Chain(Copyable):
                 absolute_norm, bias_norm = (
                     value if isinstance(value, float) else xp.astype(value, x.dtype) for value in scale[1:]
                 )
-                error = error * layer.lipschitz + gamma(scale[0] + 2, u) * (
+                # Where a compiler is at work the norm may be unknown; that of the absolute values is a bound on it.
+                norm = layer.lipschitz if layer.has_constant else absolute_norm
+                error = error * norm + gamma(scale[0] + 2, u) * (
                     absolute_norm * (_sample_norm(xp, engine.stop_gradient(x)) + error) + bias_norm
                 )
                 x = layer(x)

@@ -4,8 +4,15 @@ import math
 import operator
 from typing import Any
 
-from iresnet_core.backends import Array, Backend
-from iresnet_core.errors import DtypeError, InvalidArgumentError, NonFiniteError, NotContractiveError, ShapeError
+from iresnet_core.backends import Array, Backend, device_of
+from iresnet_core.errors import (
+    DeviceError,
+    DtypeError,
+    InvalidArgumentError,
+    NonFiniteError,
+    NotContractiveError,
+    ShapeError,
+)
 
 __all__ = [
     "require_batch",
@@ -15,6 +22,7 @@ __all__ = [
     "require_nonnegative",
     "require_nonnegative_int",
     "require_positive_int",
+    "require_same_device",
     "require_same_dtype",
     "require_shape",
 ]
@@ -24,6 +32,11 @@ def require_floating(engine: Backend, x: Array, name: str) -> None:
     """Refuse arrays that are not real floating-point numbers of at most 64 bits."""
     if not engine.xp.isdtype(x.dtype, "real floating"):
         raise DtypeError(f"{name} must hold real floating-point numbers, got {x.dtype}. Convert it, say to float64.")
+    if not engine.has_values(x):
+        raise DeviceError(
+            f"{name} of shape {tuple(x.shape)} is on the device {device_of(x)}, where arrays have no values. Give it "
+            "values first: in PyTorch module.to_empty(device=...) and load_state_dict, or load_state_dict(assign=True)."
+        )
     if engine.xp.finfo(x.dtype).bits > 64:
         raise DtypeError(f"{name} has dtype {x.dtype}; the certificates are written for at most float64.")
 
@@ -46,6 +59,14 @@ def require_same_dtype(first: Array, first_name: str, second: Array, second_name
     if first.dtype != second.dtype:
         raise DtypeError(
             f"{first_name} has dtype {first.dtype} and {second_name} has {second.dtype}; convert one of them."
+        )
+
+
+def require_same_device(engine: Backend, first: Array, first_name: str, second: Array, second_name: str) -> None:
+    """Refuse arrays on two devices, between which nothing is moved unasked."""
+    if not engine.are_together(first, second):
+        raise DeviceError(
+            f"{first_name} is on the device {device_of(first)} and {second_name} on {device_of(second)}: move one."
         )
 
 

@@ -20,6 +20,7 @@ from iresnet_core.logit import Logit
 from iresnet_core.operators import Dense
 from iresnet_core.reshaping import InjectivePad, Squeeze
 from iresnet_core.residual_block import ResidualBlock
+from iresnet_core.storage_bfloat16 import is_bfloat16, to_bits
 
 __all__ = ["TensorSource", "brief", "build", "describe", "some"]
 
@@ -58,6 +59,9 @@ def describe(part: Any, path: str, tensors: dict[str, Any]) -> Node:
 def _describe_array(array: Any, path: str, tensors: dict[str, Any]) -> Node | None:
     if array is None:
         return None
+    if is_bfloat16(array):
+        host = tensors[path] = to_bits(array)
+        return {"dtype": "bfloat16", "shape": list(host.shape)}
     host = tensors[path] = get_backend(array).to_numpy(array)
     return {"dtype": host.dtype.name, "shape": list(host.shape)}
 

@@ -3,6 +3,7 @@
 __all__ = [
     "DataFileError",
     "DerivativeError",
+    "DeviceError",
     "DtypeError",
     "IResNetError",
     "InvalidArgumentError",
@@ -34,6 +35,10 @@ class ShapeError(IResNetError, ValueError):
 
 class DtypeError(IResNetError, TypeError):
     """An array has a dtype the numerics cannot use, or two arrays differ in dtype."""
+
+
+class DeviceError(IResNetError, ValueError):
+    """Arrays on two devices met in one call, or an array is on none and has no values."""
 
 
 class UnknownArrayError(IResNetError, TypeError):

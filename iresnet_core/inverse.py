@@ -12,6 +12,7 @@ from iresnet_core.checks import (
     require_floating,
     require_nonnegative,
     require_positive_int,
+    require_same_device,
     require_same_dtype,
 )
 from iresnet_core.errors import (
@@ -195,6 +196,7 @@ def _checked_start(problem: _Problem, start: Array, y: Array) -> Array:
     if tuple(start.shape) != tuple(y.shape):
         raise ShapeError(f"start must have the shape of y, {tuple(y.shape)}, got {tuple(start.shape)}.")
     require_same_dtype(start, "start", y, "y")
+    require_same_device(problem.engine, start, "start", y, "y")
     require_finite(problem.engine, start, "start")
     if length_unit(problem.engine, start) > max(problem.unit, 1.0):
         raise InvalidArgumentError("start is so large that its squares overflow in the units of y; begin from y.")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
-from iresnet_core.checks import require_batch, require_finite, require_floating, require_same_dtype
+from iresnet_core.checks import require_batch, require_finite, require_floating, require_same_device, require_same_dtype
 from iresnet_core.copying import Copyable
 from iresnet_core.errors import InvalidArgumentError, IResNetError, ShapeError
 from iresnet_core.precision import round_up, unit_roundoff, widest, working_dtype
@@ -213,7 +213,9 @@ class Layer(Copyable, ABC):
         require_floating(engine, x, name)
         require_batch(x, name)
         if self.arrays:
-            require_same_dtype(x, name, self.arrays[0], f"the parameters of {type(self).__name__}")
+            parameters = f"the parameters of {type(self).__name__}"
+            require_same_dtype(x, name, self.arrays[0], parameters)
+            require_same_device(engine, x, name, self.arrays[0], parameters)
         require_finite(engine, x, name)
         return engine
 

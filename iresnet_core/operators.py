@@ -12,7 +12,7 @@ from copy import copy
 from typing import Any, cast
 
 from iresnet_core.backends import Array, Backend, backend, device_of, get_backend
-from iresnet_core.checks import require_finite, require_floating, require_same_dtype
+from iresnet_core.checks import require_finite, require_floating, require_same_device, require_same_dtype
 from iresnet_core.copying import Copyable
 from iresnet_core.errors import DtypeError, ShapeError, UnknownArrayError, UnknownLipschitzError
 from iresnet_core.results import LipschitzBound
@@ -125,6 +125,7 @@ class LinearLayer(LinearOperator):
                 f"{self!r} takes samples of shape {self.input_shape}, got an array of shape {tuple(x.shape)}."
             )
         require_same_dtype(x, "the input", self.weight, "the weight")
+        require_same_device(self.engine, x, "the input", self.weight, "the weight")
         return self._affine(x)
 
     def _affine(self, x: Array) -> Array:
@@ -154,7 +155,7 @@ class LinearLayer(LinearOperator):
         """
         if self._constant is None:
             engine = self.engine
-            if engine.is_tracing(self.weight) and not engine.is_constant(self.weight):
+            if not self.has_constant:
                 raise UnknownLipschitzError(
                     f"the constant of {self!r} has no value while the program is compiled or its weights are batched "
                     "by vmap. Normalise the weights, whose cap is then known, or pass lipschitz=; for a layer that is "
@@ -163,6 +164,12 @@ class LinearLayer(LinearOperator):
             value = self.bound.value
             self._constant = engine.at_compile_time(lambda: float(engine.stop_gradient(value)))
         return self._constant
+
+    @property
+    def has_constant(self) -> bool:
+        """Whether `lipschitz` has a value here."""
+        engine = self.engine
+        return self._constant is not None or not engine.is_tracing(self.weight) or engine.is_constant(self.weight)
 
     def capped(self, constant: float) -> "LinearLayer":
         """Return the layer itself, noting a constant that its weights have by construction."""
@@ -202,6 +209,7 @@ class LinearLayer(LinearOperator):
             require_floating(engine, bias, "bias")
             require_finite(engine, bias, "bias")
             require_same_dtype(bias, "the bias", weight, "the weight")
+            require_same_device(engine, bias, "the bias", weight, "the weight")
             if tuple(bias.shape) != bias_shape:
                 raise ShapeError(f"bias must have shape {bias_shape}, got {tuple(bias.shape)}.")
             bias = engine.frozen(bias)

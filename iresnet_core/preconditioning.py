@@ -29,6 +29,7 @@ from iresnet_core.checks import (
     require_contraction,
     require_finite,
     require_floating,
+    require_same_device,
     require_same_dtype,
 )
 from iresnet_core.errors import DerivativeError, InvalidArgumentError, NotContractiveError, ShapeError
@@ -178,6 +179,7 @@ def require_reference(reference: Any, x: Array) -> MeanJacobian:
     if tuple(reference.inverse.shape) != (d, d):
         raise ShapeError(f"the reference is for samples of {reference.inverse.shape[0]} entries, x has {d}.")
     require_same_dtype(reference.inverse, "the reference", x, "x")
+    require_same_device(get_backend(x), reference.inverse, "the reference", x, "x")
     return reference
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.backends.base import NoiseKind
-from iresnet_core.checks import require_finite, require_same_dtype
+from iresnet_core.checks import require_finite, require_same_device, require_same_dtype
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 
 __all__ = ["ExplicitProbes", "HadamardProbes", "IndependentProbes", "ProbeSource", "explicit_probes", "make_source"]
@@ -112,6 +112,7 @@ def explicit_probes(engine: Backend, x: Array, noise: Array) -> Array:
     """Check given probes, (probes, *x.shape) or x.shape for a single one, and return them as (probes, batch, d)."""
     get_backend(x, noise)
     require_same_dtype(noise, "noise", x, "x")
+    require_same_device(engine, noise, "noise", x, "x")
     shape = tuple(noise.shape)
     if shape == tuple(x.shape):
         noise = noise[None, ...]

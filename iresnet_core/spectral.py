@@ -11,6 +11,7 @@ from iresnet_core.checks import (
     require_floating,
     require_nonnegative,
     require_positive_int,
+    require_same_device,
 )
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.golub_kahan import bidiagonalize, unit
@@ -187,6 +188,7 @@ def _left_start(engine: Backend, operator: LinearOperator, start: Array | Spectr
     given = start.left if isinstance(start, SpectralNorm) else start
     get_backend(operator.like, given)
     require_floating(engine, given, "start")
+    require_same_device(engine, given, "start", operator.like, "the operator")
     require_finite(engine, given, "start")
     if tuple(given.shape) != shape:
         raise ShapeError(f"start is a left vector of shape {shape}, got {tuple(given.shape)}.")

@@ -20,6 +20,7 @@ from iresnet_core.backends import Backend
 from iresnet_core.backends import backend as find_backend
 from iresnet_core.description import brief, build, describe, some
 from iresnet_core.errors import StorageError
+from iresnet_core.storage_bfloat16 import from_bits
 
 __all__ = ["load", "save"]
 
@@ -27,7 +28,9 @@ FORMAT = "iresnet-core"
 VERSION = 1
 # The one key of the header's metadata. One key, because the order of several is not fixed, and with it the bytes.
 KEY = "iresnet-core"
-DTYPES = ("float16", "float32", "float64")
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+# The names that safetensors has for them; bfloat16, which NumPy lacks, is stored as its bits.
+STORED = {"U16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
 def save(model: Any, path: str | os.PathLike[str]) -> None:
@@ -36,7 +39,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     model : Flow, any layer of a flow, Chain, Dense, Convolution or Activation
-        Arrays of any engine; float16, float32 or float64, stored bit by bit.
+        Arrays of any engine; bfloat16, float16, float32 or float64, stored bit by bit.
     path : str or path
         The file; one that exists is replaced, as a whole or not at all.
 
@@ -74,7 +77,8 @@ def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
     Returns
     -------
     Flow, layer, Chain, Dense, Convolution or Activation
-        The model, with the dtypes and bits that were saved.
+        The model, with the dtypes and bits that were saved; bfloat16 becomes float32, with the same numbers, where the
+        engine does not have it.
 
     Raises
     ------
@@ -107,7 +111,7 @@ def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
 
 def _storable(name: str, array: Any) -> Any:
     """Return the array in C order, which is what the writer takes its memory for."""
-    if array.dtype.name not in DTYPES:
+    if array.dtype.name not in ("uint16", *DTYPES):
         raise StorageError(f"{name} has dtype {array.dtype.name}; files hold {', '.join(DTYPES)}.")
     return np.array(array, order="C")
 
@@ -124,7 +128,7 @@ class _Tensors:
         if name not in self.names:
             raise StorageError(f"{self.source} lacks the tensor {name}; it holds {some(self.names)}.")
         found = self.file.get_slice(name)
-        kind = {"F16": "float16", "F32": "float32", "F64": "float64"}.get(found.get_dtype(), found.get_dtype())
+        kind = STORED.get(found.get_dtype(), found.get_dtype())
         if kind != dtype or tuple(found.get_shape()) != shape:
             raise StorageError(
                 f"{self.source}: {name} is described as {dtype} of shape {shape}, but stored as {kind} of shape "
@@ -132,7 +136,8 @@ class _Tensors:
             )
         self.unread.discard(name)
         try:
-            return self.engine.from_numpy(self.file.get_tensor(name))
+            host = self.file.get_tensor(name)
+            return from_bits(self.engine, host) if kind == "bfloat16" else self.engine.from_numpy(host)
         except (TypeError, ValueError) as error:
             raise StorageError(
                 f"{self.source}: {name} is {dtype}, which the backend {self.engine.name} does not have ({error})."

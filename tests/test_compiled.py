@@ -153,6 +153,25 @@ def test_a_constant_without_a_value_is_refused(backend):
     assert isinstance(refusal.value, UnknownLipschitzError) or "UnknownLipschitz" in repr(refusal.value)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_weights_without_a_constant_of_their_own(backend, dtype):
+    """The constant of the chain is the caller's; the certificate needs norms of the layers, which have no value."""
+    arguments = [array(backend, 0.05 * a, dtype) for a in WEIGHTS]
+    y = array(backend, X, dtype)
+
+    def solution(y, W1, b1, W2, b2):
+        g = Chain([Dense(W1, b1), Activation("tanh"), Dense(W2, b2)])
+        return arrays(invert(g, y, lipschitz=0.7, solver="picard"))[:2]
+
+    value, bound = solution(y, *arguments)
+    for compiler in compilers(backend):
+        found, found_bound = compiled(backend, compiler, solution)(y, *arguments)
+        bounds = host(backend, found_bound)
+        distance = np.linalg.norm(host(backend, found) - host(backend, value), axis=1)
+        assert (distance <= bounds + host(backend, bound)).all()
+        assert (bounds < 1.5 * host(backend, bound) + 1e-12).all()
+
+
 def test_a_tolerance_is_refused(backend):
     g = chain(backend)
     with pytest.raises(Exception, match="terms and probes") as refusal:

@@ -141,6 +141,24 @@ def test_half_precision_comes_back_bit_by_bit(backend, path):
     assert_same(load(path, backend.name), model)
 
 
+@pytest.mark.parametrize("writer", ["torch", "tensorflow", "jax"])
+def test_bfloat16_goes_from_engine_to_engine(backend, path, writer):
+    """Bit by bit where both engines have it, and with the same numbers where the reader has not."""
+    pytest.importorskip(writer, reason=f"{writer} is not installed")
+    engine = find_backend(writer)
+    numbers = [0.1, -3.0, 1e-39, -0.0, 3e38, 2.0**-133]
+    weight = engine.xp.astype(engine.from_numpy(np.array([numbers], np.float32)), engine.xp.bfloat16)
+    save(Dense(weight), path)
+    found = load(path, backend.name).weight
+    wide = backend.xp.astype(found, backend.xp.float32)
+    expected = engine.to_numpy(engine.xp.astype(weight, engine.xp.float32))
+    np.testing.assert_array_equal(backend.to_numpy(wide), expected)
+    assert ("bfloat16" in str(found.dtype)) == hasattr(backend.xp, "bfloat16")
+    again = path.with_suffix(".again")
+    save(load(path, writer), again)
+    assert again.read_bytes() == path.read_bytes()
+
+
 def test_half_precision_is_refused_where_the_engine_has_none(path, numpy_engine):
     save(vector_flow(numpy_engine, 1, dtype="float16"), path)
     with pytest.raises(StorageError, match=r"layers\.0\.log_scale"):

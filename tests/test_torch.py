@@ -8,6 +8,7 @@ import pytest
 
 from iresnet_core import (
     Activation,
+    ActNorm,
     Chain,
     Convolution,
     Dense,
@@ -17,6 +18,7 @@ from iresnet_core import (
     normalize,
     spectral_norm,
 )
+from iresnet_core.errors import DeviceError
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -89,12 +91,10 @@ def test_a_compiled_gradient_of_thousands_of_products_is_refused():
         gradients(compiled(loss), X)
 
 
-@pytest.mark.parametrize("what", ["logdet", "logdet exact", "spectral_norm", "invert"])
+@pytest.mark.parametrize("what", ["logdet", "logdet exact", "spectral_norm"])
 def test_dynamic_shapes(what):
     g = chain(WEIGHTS)
-    swish = normalize(Chain([Dense(WEIGHTS[0]), Activation("lipswish", beta=1.5), Dense(WEIGHTS[2])]), 0.8)
     fn = {
-        "invert": lambda x: invert(swish, x).value,
         "logdet": lambda x: arnoldi(g, x),
         "logdet exact": lambda x: logdet(g, x).value,
         "spectral_norm": lambda x: spectral_norm(x, method="power", rtol=1e-6, max_iter=50).value,
@@ -102,10 +102,23 @@ def test_dynamic_shapes(what):
     torch.testing.assert_close(compiled(fn, dynamic=True)(X), fn(X))
 
 
+def dynamic_inverse(solver):
+    """Numbers in a loop, of the solver or of the activation, must not become variables, which loops do not capture."""
+    g = normalize(Chain([Dense(WEIGHTS[0]), Activation("lipswish", beta=1.5), Dense(WEIGHTS[2])]), 0.8)
+    return lambda x: invert(g, x, solver=solver).value
+
+
+def test_an_inverse_with_dynamic_shapes():
+    solution = dynamic_inverse("picard")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(solution, dynamic=True)(X), solution(X))
+
+
+@pytest.mark.strict_suite  # a minute of compiling
 def test_gradient_of_an_inverse_with_dynamic_shapes():
-    g = normalize(Chain([Dense(WEIGHTS[0]), Activation("softplus", beta=1.5), Dense(WEIGHTS[2])]), 0.8)
-    (expected,) = gradients(lambda x: invert(g, x).value, X)
-    (found,) = gradients(compiled(lambda x: invert(g, x).value, dynamic=True), X)
+    solution = dynamic_inverse("anderson")
+    (expected,) = gradients(solution, X)
+    (found,) = gradients(compiled(solution, dynamic=True), X)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
 
 
@@ -146,6 +159,50 @@ def test_what_is_kept_in_inference_mode_serves_a_backward_pass():
     (found,) = gradients(lambda x: arnoldi(g, x) + invert(g, x).value.sum(dim=1), X)
     (expected,) = gradients(lambda x: arnoldi(chain(WEIGHTS), x) + invert(chain(WEIGHTS), x).value.sum(dim=1), X)
     torch.testing.assert_close(found, expected)
+
+
+# --- devices ---
+
+META = X.to("meta")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: Dense(META),
+        lambda: ActNorm(META[0], X[0]),
+        lambda: spectral_norm(META),
+        lambda: lipschitz_bound(META),
+        lambda: normalize(META, 0.9),
+        lambda: invert(lambda x: 0.5 * x, META, lipschitz=0.5),
+        lambda: logdet(lambda x: 0.5 * x, META, lipschitz=0.5),
+    ],
+)
+def test_tensors_without_values_are_refused(call):
+    with pytest.raises(DeviceError, match=r"device meta.*to_empty"):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: chain(WEIGHTS)(META),
+        lambda: Dense(WEIGHTS[0].to("meta"), checked=True)(X),
+        lambda: Chain([Dense(WEIGHTS[0]), Dense(WEIGHTS[2].to("meta"), checked=True)]),
+        lambda: ActNorm(X[0], X[0].to("meta")),
+        lambda: logdet(chain(WEIGHTS), X, noise=META, terms=2, method="series"),
+        lambda: invert(chain(WEIGHTS), X, start=META),
+        lambda: spectral_norm(X, start=X[:, 0].to("meta"), method="power"),
+    ],
+)
+def test_arrays_on_two_devices_are_refused(call):
+    with pytest.raises(DeviceError, match="device"):
+        call()
+
+
+def test_the_error_names_both_devices():
+    with pytest.raises(DeviceError, match=r"the input is on the device meta and the weight on cpu: move"):
+        Dense(WEIGHTS[0])(META)
 
 
 # --- precision of the program around ---

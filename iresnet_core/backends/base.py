@@ -150,6 +150,14 @@ class Backend(ABC):
             "an object with `lipschitz` and `linearize(x)` that returns a Linearization with the value and `vjp`."
         )
 
+    def has_values(self, x: Array) -> bool:
+        """Say whether `x`, or what it will be in a program that is being traced, is more than a shape and a dtype."""
+        return True
+
+    def are_together(self, x: Array, y: Array) -> bool:
+        """Say whether two arrays are where the framework can compute with both, as it is with most anywhere."""
+        return True
+
     def is_accelerated(self, x: Array) -> bool:
         """Say whether `x` is on a device that multiplies matrices fast and waits for the host slowly, such as a GPU."""
         return False

@@ -123,6 +123,10 @@ class Engine(NumPyFamily):
 
     # --- arrays ---
 
+    def are_together(self, x: Array, y: Array) -> bool:
+        """On one device."""
+        return bool(x.device == y.device)
+
     def is_accelerated(self, x: Array) -> bool:
         """True."""
         return True

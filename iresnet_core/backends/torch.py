@@ -279,6 +279,14 @@ class Engine(Backend):
         # What is not finite reaches the diagonal of its row.
         return bool((info == 0).all() & torch.isfinite(factor.diagonal(dim1=-2, dim2=-1)).all())
 
+    def has_values(self, x: Array) -> bool:
+        """Not on the device "meta"."""
+        return bool(x.device.type != "meta")
+
+    def are_together(self, x: Array, y: Array) -> bool:
+        """On one device."""
+        return bool(x.device == y.device)
+
     def is_accelerated(self, x: Array) -> bool:
         """Whether the tensor is on another device than the CPU."""
         return bool(x.device.type != "cpu")
