@@ -23,7 +23,7 @@ from iresnet_core.results import LogDet
 from iresnet_core.samples import flatten
 from iresnet_core.stochastic_determinant import Request, stochastic_logdet
 
-__all__ = ["logdet"]
+__all__ = ["logdet", "value_and_logdet"]
 
 # Up to this determinant size the exact answer is cheaper than a stochastic one, and free of noise.
 EXACT_WIDTH = 32
@@ -148,6 +148,42 @@ def logdet(
     >>> round(float(result.value[0]), 4), result.method
     (0.2231, 'exact')
     """
+    return value_and_logdet(
+        g,
+        x,
+        method=method,
+        tol=tol,
+        probes=probes,
+        noise=noise,
+        rng=rng,
+        lipschitz=lipschitz,
+        unbiased=unbiased,
+        terms=terms,
+        probe_kind=probe_kind,
+        control_variate=control_variate,
+        reference=reference,
+        errors=errors,
+    )[1]
+
+
+def value_and_logdet(
+    g: Any,
+    x: Array,
+    *,
+    method: str = "auto",
+    tol: float | None = None,
+    probes: int = 1,
+    noise: Any = None,
+    rng: Any = None,
+    lipschitz: float | None = None,
+    unbiased: bool = False,
+    terms: int | None = None,
+    probe_kind: str = "rademacher",
+    control_variate: str = "auto",
+    reference: MeanJacobian | None = None,
+    errors: bool = True,
+) -> tuple[Array, LogDet]:
+    """Return g(x), which the log-determinant needs anyway, and `logdet`; same arguments, costs and errors."""
     engine = get_backend(x)
     require_batch(x, "x")
     require_floating(engine, x, "x")
@@ -169,10 +205,11 @@ def logdet(
             raise InvalidArgumentError(f"a reference is for method 'mean-jacobian', not {method!r}.")
         request = request._replace(reference=reference)
     with engine.float64():
-        working = working_dtype(engine, x.dtype)
+        given, working = x.dtype, working_dtype(engine, x.dtype)
         if working != x.dtype:
             g, x, request = _raised(engine, g, x, request, working)
         linearization = linearize(engine, g, x)
+        value = linearization.value if working == given else engine.xp.astype(linearization.value, given)
         order = determinant_order(linearization, x)
         if method == "auto":
             method = "exact"
@@ -186,7 +223,7 @@ def logdet(
             result = stochastic_logdet(engine, linearization, x, constant, method, request)
         if result is None:
             result = exact_logdet(engine, g, x, linearization, constant, errors=errors)
-        return result
+        return value, result
 
 
 def _stochastic_choice(linearization: Linearization, x: Array, request: Request) -> str:
