@@ -123,6 +123,20 @@ class _ScaledProduct(torch.autograd.Function):
         )
 
 
+class _BilinearForm(torch.autograd.Function):
+    """left^T A right, which keeps the vectors, not their product."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Array, matrix: Array, right: Array) -> Array:
+        ctx.save_for_backward(left, right)
+        return (matrix * (left[..., :, None] * right[..., None, :])).sum((-2, -1))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Array) -> Any:
+        left, right = ctx.saved_tensors
+        return None, (cotangents[0][..., None] * left)[..., :, None] * right[..., None, :], None
+
+
 def _seeded(seed: Array) -> torch.Generator:
     """Return a generator with the seed that a tensor of whole numbers holds, all of which count."""
     if seed.is_floating_point() or seed.is_complex() or seed.ndim > 1:
@@ -285,6 +299,13 @@ class Engine(Backend):
             return super().scaled_product(v, scale, weight)
         product: Array = _ScaledProduct.apply(v, scale, weight)  # type: ignore[no-untyped-call]
         return product
+
+    def bilinear_form(self, left: Array, matrix: Array, right: Array) -> Array:
+        """In eager training through an autograd.Function."""
+        if not _records_plainly(matrix):
+            return super().bilinear_form(left, matrix, right)
+        form: Array = _BilinearForm.apply(left, matrix, right)  # type: ignore[no-untyped-call]
+        return form
 
     def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
         """``torch.addcmul``."""
