@@ -77,16 +77,16 @@ def normflows(d):
 MODELS = {"plain": plain, "iresnet-core": ours, "iresnet-core compiled": ours, "normflows": normflows}
 
 
-def stepper(name, d):
+def stepper(name, d, batch=BATCH):
     """Return a function that takes one training step."""
     torch.manual_seed(0)
     model, loss = MODELS[name](d)
     if "compiled" in name:
         loss = torch.compile(loss, fullgraph=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    x = torch.randn(BATCH, d)
+    samples = torch.randn(batch, d)
 
-    def step():
+    def step(x=samples):
         optimizer.zero_grad()
         loss(x).backward()
         optimizer.step()
@@ -94,18 +94,36 @@ def stepper(name, d):
     return step
 
 
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096 / 2**20
+def _status(key):
+    """A figure of this process in MiB, as the kernel has it."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(key)) / 1024
+
+
+def grown(name, d):
+    """Growth (MiB) of the peak of resident memory over ten steps, in this process.
+
+    A few steps with four samples come before: they import, start threads and make the state of the optimizer. With a
+    compiler that would be another program, so that they have the whole batch.
+    """
+    torch.set_num_threads(1)
+    step = stepper(name, d)
+    small = torch.randn(BATCH if "compiled" in name else 4, d)
+    for _ in range(3):
+        step(small)
+    before = _status("VmRSS")
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak is that from now on
+    for _ in range(10):
+        step()
+    return _status("VmHWM") - before
 
 
 def memory(name, d):
-    """Growth of the peak resident memory (MiB) over twenty steps, in a process of its own."""
+    """`grown`, in a process of its own; one that was forked has its parent's peak, and so have those of `resource`."""
     code = (
-        "import resource, sys; sys.path.insert(0, sys.argv[1]); import training_step as t; import torch;"
-        "torch.set_num_threads(1); step = t.stepper(sys.argv[2], int(sys.argv[3])); before = t.resident();"
-        "[step() for _ in range(20)];"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)"
+        "import sys; sys.path.insert(0, sys.argv[1]); import training_step as t;"
+        "print(t.grown(sys.argv[2], int(sys.argv[3])))"
     )
     out = subprocess.run(
         [sys.executable, "-c", code, sys.path[0], name, str(d)], capture_output=True, text=True, check=True
@@ -141,8 +159,8 @@ def main():
         )
         print(f"{'':24}{'ms':>8}{'x plain':>9}{'MiB':>7}")
         for name in names:
-            grown = memory(name, d)
-            print(f"{name:24}{1e3 * medians[name]:8.1f}{medians[name] / medians['plain']:9.2f}{grown:7.0f}")
+            mebibytes = memory(name, d)
+            print(f"{name:24}{1e3 * medians[name]:8.1f}{medians[name] / medians['plain']:9.2f}{mebibytes:7.0f}")
         if "normflows" in names:
             print(f"normflows / iresnet-core: {medians['normflows'] / medians['iresnet-core']:.2f}")
 

@@ -14,7 +14,7 @@ from iresnet_core.copying import Copyable
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.kept_property import kept_property
 from iresnet_core.linearization import Branch, Linearization
-from iresnet_core.operators import LinearLayer
+from iresnet_core.operators import Dense, LinearLayer
 from iresnet_core.precision import gamma, unit_roundoff
 from iresnet_core.samples import flatten
 from iresnet_core.shift import Shift
@@ -296,6 +296,20 @@ def _frobenius(engine: Backend, a: Array) -> Any:
     return norm if engine.is_tracing(norm) else float(norm)
 
 
+def _applied(jacobians: Sequence[Jacobian], v: Array) -> Array:
+    """Apply one Jacobian after the other to v (..., batch, *event); slopes together with the dense layer behind."""
+    place = 0
+    while place < len(jacobians):
+        jacobian, behind = jacobians[place], jacobians[place + 1] if place + 1 < len(jacobians) else None
+        if isinstance(jacobian, Diagonal) and isinstance(behind, Dense):
+            v = behind.engine.scaled_product(v, jacobian.slope, behind.weight)
+            place += 1
+        else:
+            v = jacobian.apply(v)
+        place += 1
+    return v
+
+
 @dataclass(frozen=True)
 class _Product:
     """The Jacobian of a chain at one batch, as the list of its layers' Jacobians."""
@@ -306,9 +320,7 @@ class _Product:
 
     def jvp(self, v: Array) -> Array:
         """Return J v for v (..., batch, *event)."""
-        for jacobian in self.jacobians:
-            v = jacobian.apply(v)
-        return v
+        return _applied(self.jacobians, v)
 
     def vjp(self, u: Array) -> Array:
         """Return J^T u for u (..., batch, *event)."""
@@ -382,7 +394,6 @@ class _Product:
         r, batch = math.prod(shape), self.value.shape[0]
         v = xp.eye(r, dtype=self.value.dtype, device=device_of(self.value))
         v = xp.reshape(v, (r, 1, *shape))
-        for jacobian in (*self.jacobians[cut:], *self.jacobians[:cut]):
-            v = jacobian.apply(v)
+        v = _applied((*self.jacobians[cut:], *self.jacobians[:cut]), v)
         v = xp.broadcast_to(xp.reshape(v, (r, v.shape[1], r)), (r, batch, r))
         return xp.permute_dims(v, (1, 2, 0))

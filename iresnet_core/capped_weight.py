@@ -166,8 +166,7 @@ def _steered_stack(
     with engine.unrecorded(), engine.float64():
         constant = Matrices(engine.stop_gradient(raised.array), checked=True)
         left, right, basis = (engine.stop_gradient(a) for a in refine_basis(constant, xp.stack(bases), steps))
-    # left^T W right; products of stacked matrices with single vectors are slow, and so are their derivatives.
-    sigma = xp.sum(raised.array * (left[:, :, None] * right[:, None, :]), axis=(1, 2))
+    sigma = engine.bilinear_form(left, raised.array, right)
     limit = xp.asarray(caps, dtype=sigma.dtype, device=device_of(sigma))
     factors = xp.astype(limit / xp.maximum(sigma, limit), dtype, copy=False)
     scaled = xp.unstack(weights * factors[:, None, None])

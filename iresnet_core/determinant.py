@@ -36,7 +36,7 @@ from iresnet_core.results import LogDet
 from iresnet_core.samples import flatten
 from iresnet_core.stochastic_determinant import FEWEST_PROBES, Request, stochastic_logdet
 
-__all__ = ["logdet"]
+__all__ = ["logdet", "value_and_logdet"]
 
 # Up to this dimension a matrix of the mean Jacobian's size is made for every batch.
 PRECONDITIONED_WIDTH = 1024
@@ -171,6 +171,44 @@ def logdet(
     >>> round(float(result.value[0]), 4), result.method
     (0.2231, 'exact')
     """
+    return value_and_logdet(
+        g,
+        x,
+        method=method,
+        tol=tol,
+        probes=probes,
+        noise=noise,
+        rng=rng,
+        lipschitz=lipschitz,
+        unbiased=unbiased,
+        terms=terms,
+        probe_kind=probe_kind,
+        control_variate=control_variate,
+        reference=reference,
+        errors=errors,
+        exact_up_to=exact_up_to,
+    )[1]
+
+
+def value_and_logdet(
+    g: Any,
+    x: Array,
+    *,
+    method: str = "auto",
+    tol: float | None = None,
+    probes: int = 1,
+    noise: Any = None,
+    rng: Any = None,
+    lipschitz: float | None = None,
+    unbiased: bool = False,
+    terms: int | None = None,
+    probe_kind: str = "rademacher",
+    control_variate: str = "auto",
+    reference: MeanJacobian | None = None,
+    errors: bool = True,
+    exact_up_to: int | None = None,
+) -> tuple[Array, LogDet]:
+    """Return g(x), which the log-determinant needs anyway, and `logdet`; same arguments, costs and errors."""
     engine = get_backend(x)
     require_batch(x, "x")
     require_floating(engine, x, "x")
@@ -191,10 +229,11 @@ def logdet(
             raise InvalidArgumentError(f"a reference is for method 'mean-jacobian', not {method!r}.")
         request = request._replace(reference=reference)
     with engine.float64():
-        working = working_dtype(engine, x.dtype)
+        given, working = x.dtype, working_dtype(engine, x.dtype)
         if working != x.dtype:
             g, x, request = _raised(engine, g, x, request, working)
         linearization = linearize(engine, g, x)
+        value = linearization.value if working == given else engine.xp.astype(linearization.value, given)
         reason = ""
         if method == "auto":
             problem = _Problem(engine, g, x, linearization, constant, request)
@@ -209,7 +248,7 @@ def logdet(
                 reason = f"tol={tol:g} would cost as much as the exact answer"
         if result is None:
             result = exact_logdet(engine, g, x, linearization, constant, errors=errors)
-        return result._replace(reason=reason)
+        return value, result._replace(reason=reason)
 
 
 class _Problem(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from iresnet_core.backends import Array, Backend
 from iresnet_core.checks import require_contraction
-from iresnet_core.determinant import logdet
+from iresnet_core.determinant import value_and_logdet
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.inverse import invert
 from iresnet_core.layer import InverseOptions, Layer, LogDetOptions, Shape, Transformed
@@ -136,32 +136,9 @@ class ResidualBlock(Layer):
         return x + evaluate(engine, self.branch, x)
 
     def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
-        branch = _Remembering(self.branch) if hasattr(self.branch, "linearize") else self.branch
         constant = stated_lipschitz(self.branch, self.declared_lipschitz)[0]
-        determinant = logdet(branch, x, lipschitz=constant, **options)
-        known = branch.value if isinstance(branch, _Remembering) else None
-        return Transformed(self._map(engine, x) if known is None else x + known, determinant)
+        value, determinant = value_and_logdet(self.branch, x, lipschitz=constant, **options)
+        return Transformed(x + value, determinant)
 
     def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
         return invert(self.branch, z, lipschitz=self.declared_lipschitz, **options)
-
-
-class _Remembering:
-    """A branch that keeps the value of its first linearisation, that of all samples, for its block."""
-
-    def __init__(self, branch: Any) -> None:
-        self.branch = branch
-        self.value: Array | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.branch, name)
-
-    def __call__(self, x: Array) -> Array:
-        return self.branch(x)
-
-    def linearize(self, x: Array) -> Any:
-        """Linearise, and keep the value."""
-        linearization = self.branch.linearize(x)
-        if self.value is None:
-            self.value = linearization.value
-        return linearization

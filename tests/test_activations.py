@@ -6,6 +6,7 @@ from decimal import Decimal, localcontext
 import numpy as np
 import pytest
 import scipy.special
+from frameworks_for_tests import gradients
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import DTYPES, SEEDS, as_seen_by
@@ -221,3 +222,57 @@ def test_representation():
     assert repr(Activation("elu", alpha=2)) == "Activation('elu', alpha=2)"
     assert repr(Activation("maxmin")) == "Activation('maxmin', axis=1)"
     assert repr(Activation("tanh")) == "Activation('tanh')"
+
+
+@every_case
+def test_linearization_has_the_value_the_slope_and_its_derivative(backend, name, parameters, formula, constant):
+    """The second derivative too, which an engine may take from the one that is written out."""
+    activation = Activation(name, **parameters)
+    x = np.linspace(-4, 4, 41).reshape(1, -1) + 0.03
+    point = backend.from_numpy(x)
+    value, jacobian = activation.linearize(point)
+    np.testing.assert_allclose(backend.to_numpy(value), backend.to_numpy(activation(point)), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(backend.to_numpy(jacobian.slope), backend.to_numpy(activation.slope(point)), atol=1e-14)
+    definition = ACTIVATIONS[name]
+    known = definition.both(backend.xp, point, **activation.parameters)
+    bend = backend.to_numpy(definition.bend(backend.xp, point, *known, **activation.parameters))
+    step = 1e-5
+    ahead, behind = (backend.to_numpy(activation.slope(backend.from_numpy(x + s))) for s in (step, -step))
+    np.testing.assert_allclose(bend, (ahead - behind) / (2 * step), atol=1e-7)
+
+
+@every_case
+@pytest.mark.needs("autodiff")
+def test_derivatives_through_a_linearization(backend, name, parameters, formula, constant):
+    """Of value and slope together, and of the value twice."""
+    activation = Activation(name, **parameters)
+    xp = backend.xp
+    x = np.array([[-2.3, -0.4, 0.3, 1.7]])
+    left, right = np.array([[1.0, 2.0, -1.0, 0.5]]), np.array([[0.3, -1.0, 2.0, 1.0]])
+
+    def loss(x):
+        value, jacobian = activation.linearize(x)
+        return xp.sum(value * backend.from_numpy(left) + jacobian.slope * backend.from_numpy(right))
+
+    (found,) = gradients(backend, loss, [backend.from_numpy(x)])
+    definition, point = ACTIVATIONS[name], backend.from_numpy(x)
+    known = definition.both(xp, point, **activation.parameters)
+    bend = backend.to_numpy(definition.bend(xp, point, *known, **activation.parameters))
+    np.testing.assert_allclose(found, left * backend.to_numpy(known[1]) + right * bend, atol=1e-12)
+
+
+@every_case
+def test_second_derivatives_in_torch(name, parameters, formula, constant):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    activation = Activation(name, **parameters)
+    x = torch.tensor([[-2.3, -0.4, 0.3, 1.7]], dtype=torch.float64, requires_grad=True)
+
+    def both(x):
+        value, jacobian = activation.linearize(x)
+        return value.square() + jacobian.slope
+
+    if name in ("relu", "identity"):
+        assert torch.autograd.grad(both(x).sum(), x)[0].isfinite().all()
+    else:
+        assert torch.autograd.gradcheck(both, x)
+        assert torch.autograd.gradgradcheck(both, x)

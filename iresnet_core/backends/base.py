@@ -123,6 +123,18 @@ class Backend(ABC):
         y = self.xp.matmul(x, self.xp.matrix_transpose(weight))
         return y if bias is None else y + bias
 
+    def scaled_product(self, v: Array, scale: Array, weight: Array) -> Array:
+        """Return (scale * v) W^T for v (..., rows, in) and scale (rows, in); an engine need not keep scale * v."""
+        u = scale * v
+        if len(u.shape) == 2:
+            return self.affine(u, weight)
+        rows = self.xp.reshape(u, (-1, u.shape[-1]))
+        return self.xp.reshape(self.affine(rows, weight), (*u.shape[:-1], weight.shape[0]))
+
+    def bilinear_form(self, left: Array, matrix: Array, right: Array) -> Array:
+        """Return left^T A right (...) for left (..., m), A (..., m, n) and right (..., n); differentiable in A alone."""
+        return self.xp.sum(matrix * (left[..., :, None] * right[..., None, :]), axis=(-2, -1))
+
     def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
         """Return a + x y, entry by entry, for arrays of one shape and dtype."""
         return a + x * y

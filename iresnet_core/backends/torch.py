@@ -103,6 +103,42 @@ class _Entrywise(torch.autograd.Function):
         return total, None, None
 
 
+class _ScaledProduct(torch.autograd.Function):
+    """(scale * v) W^T, whose first factor is made again on the way back: memory is dearer than a multiplication."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Array, scale: Array, weight: Array) -> Array:
+        ctx.save_for_backward(v, scale, weight)
+        return torch.nn.functional.linear(scale * v, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Array) -> Any:
+        v, scale, weight = ctx.saved_tensors
+        (of_product,) = cotangents
+        of_v, of_scale, of_weight = ctx.needs_input_grad
+        inner = of_product @ weight
+        width_in, width_out = weight.shape[1], weight.shape[0]
+        return (
+            (scale * inner).sum_to_size(v.shape) if of_v else None,
+            (inner * v).sum_to_size(scale.shape) if of_scale else None,
+            of_product.reshape(-1, width_out).T @ (scale * v).reshape(-1, width_in) if of_weight else None,
+        )
+
+
+class _BilinearForm(torch.autograd.Function):
+    """left^T A right, which keeps the vectors, not their product."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Array, matrix: Array, right: Array) -> Array:
+        ctx.save_for_backward(left, right)
+        return (matrix * (left[..., :, None] * right[..., None, :])).sum((-2, -1))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Array) -> Any:
+        left, right = ctx.saved_tensors
+        return None, (cotangents[0][..., None] * left)[..., :, None] * right[..., None, :], None
+
+
 def _seeded(seed: Array) -> torch.Generator:
     """Return a generator with the seed that a tensor of whole numbers holds, all of which count."""
     if seed.is_floating_point() or seed.is_complex() or seed.ndim > 1:
@@ -261,6 +297,20 @@ class Engine(Backend):
         """``torch.nn.functional.linear``."""
         return torch.nn.functional.linear(x, weight, bias)
 
+    def scaled_product(self, v: Array, scale: Array, weight: Array) -> Array:
+        """In eager training through an autograd.Function."""
+        if not _records_plainly(v, scale, weight):
+            return super().scaled_product(v, scale, weight)
+        product: Array = _ScaledProduct.apply(v, scale, weight)  # type: ignore[no-untyped-call]
+        return product
+
+    def bilinear_form(self, left: Array, matrix: Array, right: Array) -> Array:
+        """In eager training through an autograd.Function."""
+        if not _records_plainly(matrix):
+            return super().bilinear_form(left, matrix, right)
+        form: Array = _BilinearForm.apply(left, matrix, right)  # type: ignore[no-untyped-call]
+        return form
+
     def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
         """``torch.addcmul``."""
         return torch.addcmul(a, x, y)
@@ -340,8 +390,7 @@ class Engine(Backend):
         self, x: Array, both: Callable[[Array], tuple[Array, ...]], bend: Callable[..., Array]
     ) -> tuple[Array, Array]:
         """In eager training through an autograd.Function; compilers do as well by themselves."""
-        plain = torch.compiler.is_compiling() or _inside_functorch() or forward_ad._current_level >= 0
-        if plain or not (torch.is_grad_enabled() and x.requires_grad):
+        if not _records_plainly(x):
             return super().entrywise(x, both, bend)
         value, slope = _Entrywise.apply(x, both, bend)  # type: ignore[no-untyped-call]
         return value, slope
@@ -475,6 +524,13 @@ def _number_of(fn: Callable[..., Any], *numbers: Any) -> int:
 
 def _inside_functorch() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _records_plainly(*arrays: Array) -> bool:
+    """Whether a graph is recorded for a backward pass, with nothing else at work: no compiler, transform, forward mode."""
+    if torch.compiler.is_compiling() or _inside_functorch() or forward_ad._current_level >= 0:
+        return False
+    return torch.is_grad_enabled() and any(a.requires_grad for a in arrays)
 
 
 def _is_batched(x: Array) -> bool:
