@@ -164,7 +164,7 @@ class TestStatistics:
     @pytest.mark.parametrize("method", METHODS)
     @pytest.mark.parametrize("kind", JACOBIANS)
     def test_mean(self, backend, method, kind):
-        if kind != "gaussian":
+        if kind != "gaussian" or method == "series":
             skip_slow_engines(backend)
         probes = 1000
         g, x, options = problem(backend, method, kind, 0.9, d=6)
@@ -176,8 +176,7 @@ class TestStatistics:
     @pytest.mark.parametrize("method", METHODS)
     def test_trained(self, backend, method):
         """As good as the truncated answer, for some products more."""
-        if method != "mean-jacobian":
-            skip_slow_engines(backend)
+        skip_slow_engines(backend)
         g, x = example_data.load_case("d64_c0.9", backend=backend.name)
         exact = reference.logdet(g, x)
         results = [logdet(g, x, method=method, probes=16, rng=1, unbiased=unbiased) for unbiased in (False, True)]
@@ -215,6 +214,7 @@ class TestStatistics:
 
 
 def test_tolerance(backend):
+    skip_slow_engines(backend)
     g, x = example_data.load_case("d64_c0.7", backend=backend.name)
     result = logdet(g, x, tol=3e-3, rng=0, unbiased=True, method="mean-jacobian")
     assert np.all(host(backend, result.std_error) <= 3e-3)
@@ -223,6 +223,7 @@ def test_tolerance(backend):
 
 def test_choice(backend):
     """The best method the branch allows."""
+    skip_slow_engines(backend)
     g = dense_chain(backend, 40, [50], 0.5, 0)
     x = array(backend, np.zeros((2, 40)))
     assert logdet(g, x, rng=0, unbiased=True).method == "mean-jacobian"
@@ -254,11 +255,11 @@ def test_noise_is_a_pair(backend, method):
 def test_engines_agree(backend):
     numpys = example_data.load_case("d64_c0.9")
     ours = example_data.load_case("d64_c0.9", backend=backend.name)
-    v = np.random.default_rng(0).choice([-1.0, 1.0], (3, *numpys[1].shape))
+    v = np.random.default_rng(0).choice([-1.0, 1.0], (2, *numpys[1].shape))
     for method in METHODS:
-        options = {"method": method, "unbiased": True, "terms": 3}
-        here = logdet(*ours, noise=(array(backend, v), [4, 0, 2]), **options)
-        there = logdet(*numpys, noise=(v, [4, 0, 2]), **options)
+        options = {"method": method, "unbiased": True, "terms": 2}
+        here = logdet(*ours, noise=(array(backend, v), [2, 0]), **options)
+        there = logdet(*numpys, noise=(v, [2, 0]), **options)
         for field in ("value", "std_error", "products"):
             np.testing.assert_allclose(host(backend, getattr(here, field)), getattr(there, field), rtol=1e-8)
 
