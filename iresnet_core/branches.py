@@ -176,6 +176,7 @@ class Chain(Copyable):
             trace=product.trace if self._slope_groups is not None or self._convolution_plan is not None else None,
             mean_matrix=product.mean_matrix if self._slope_plan is not None else None,
             preconditioned_trace=product.preconditioned_trace if self._slope_plan is not None else None,
+            cheap_mean=all(isinstance(operator, Dense) for operator in self.operators),
             matrix=product.matrix if square else None,
             narrow=product.narrow if square else None,
             width=min(self._widths) if square else None,
@@ -373,7 +374,8 @@ class _Product:
     def _planned_slopes(self) -> tuple[SlopePlan, list[Array]]:
         plan = self.chain._slope_plan
         assert plan is not None
-        return plan, [self._slopes(group) for group in plan.groups]
+        xp = get_backend(self.value).xp
+        return plan, [flatten(xp, self._slopes(group)) for group in plan.groups]
 
     def matrix(self) -> Array:
         """Return J (batch, d, d)."""

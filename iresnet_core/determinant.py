@@ -313,6 +313,8 @@ def _stochastic_choice(linearization: Linearization, x: Array, request: Request)
     """Take the mean-Jacobian method where the branch has what it needs, and its matrices are of moderate size."""
     known = linearization.mean_matrix is not None and linearization.preconditioned_trace is not None
     small = math.prod(x.shape[1:]) <= PRECONDITIONED_WIDTH
+    # The matrices of convolutions are many times the size of their kernels: worth it for several probes, if asked for.
+    known = known and (linearization.cheap_mean or request.reference is not None)
     wanted = request.control_variate != "none"
     if not request.errors:
         # The answer to given probes should be that of the sample alone, whatever else is in the batch.

@@ -33,6 +33,8 @@ class Linearization:
     preconditioned_trace : callable, optional
         B (d, d) -> `SlopeTrace`: tr(B J) (batch,), exact, but for the trace of B T with a small T whose transposed
         products it knows.
+    cheap_mean : bool
+        Whether the last two cost little beside the products, so that "auto" may ask for them at every batch.
     matrix : callable, optional
         () -> J (batch, d, d), explicit; d products a sample.
     narrow : callable, optional
@@ -51,6 +53,7 @@ class Linearization:
     trace: Callable[[], Array] | None = None
     mean_matrix: Callable[[], Array] | None = None
     preconditioned_trace: Callable[[Array], SlopeTrace] | None = None
+    cheap_mean: bool = True
     matrix: Callable[[], Array] | None = None
     narrow: Callable[[], Array] | None = None
     width: int | None = None

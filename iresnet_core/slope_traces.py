@@ -1,4 +1,4 @@
-"""Traces of preconditioned Jacobians of dense chains, as multilinear forms in the slopes of the activations.
+"""Traces of preconditioned Jacobians of chains, as multilinear forms in the slopes of the activations.
 
 With groups of slopes D_1 .. D_L between runs of weights, J = M_L D_L M_(L-1) .. D_1 M_0, and for a fixed matrix B
 
@@ -7,6 +7,8 @@ With groups of slopes D_1 .. D_L between runs of weights, J = M_L D_L M_(L-1) ..
 For L <= 2 that is a number, a vector or a matrix applied to the slopes. Beyond that the slopes are taken about their
 means over the batch: the terms of at most second order in the deviations are linear and bilinear forms, and exact; what
 is left, B T, is of third order and small, and its products are those of a chain whose slopes are the deviations.
+
+Convolutions of moderate extent take part as the matrices that they are; the slopes are those of every position.
 """
 
 import math
@@ -29,10 +31,12 @@ __all__ = [
 
 # Terms of this order in the deviations of the slopes are the first that are not summed exactly.
 REMAINDER_ORDER = 3
+# Entries up to which a convolution is written out as a matrix.
+MATRIX_ENTRIES = 2**22
 
 
 class SlopePlan(NamedTuple):
-    """Places of the dense layers of M_0 .. M_L, and of the activations of D_1 .. D_L."""
+    """Places of the linear layers of M_0 .. M_L, and of the activations of D_1 .. D_L."""
 
     segments: tuple[tuple[int, ...], ...]
     groups: tuple[tuple[int, ...], ...]
@@ -46,11 +50,13 @@ class SlopeTrace(NamedTuple):
 
 
 def slope_plan(layers: Sequence[Any]) -> SlopePlan | None:
-    """Where a chain's weights and slopes stand; None if a layer is neither dense nor an entrywise activation."""
+    """Where a chain's weights and slopes stand; None if an activation is not entrywise, or a convolution large."""
     segments: list[list[int]] = [[]]
     groups: list[list[int]] = []
     for place, layer in enumerate(layers):
-        if isinstance(layer, Dense):
+        if isinstance(layer, LinearLayer):
+            if not isinstance(layer, Dense) and math.prod(layer.input_shape + layer.output_shape) > MATRIX_ENTRIES:
+                return None
             segments[-1].append(place)
         elif not (isinstance(layer, Activation) and layer.entrywise):
             return None
@@ -71,7 +77,7 @@ def mean_matrix(engine: Backend, layers: Sequence[Any], plan: SlopePlan, slopes:
             mean = xp.mean(slopes[place - 1], axis=0)
             total = _diagonal(engine, mean) if total is None else mean[:, None] * total
         for at in segment:
-            total = layers[at].weight if total is None else xp.matmul(layers[at].weight, total)
+            total = _times(engine, _matrix(engine, layers[at]), total)
     return total
 
 
@@ -105,8 +111,18 @@ def _run(engine: Backend, layers: Sequence[Any], segment: tuple[int, ...]) -> Ar
     """Product of the weights of neighbouring dense layers; None for the identity."""
     total = None
     for place in segment:
-        total = layers[place].weight if total is None else engine.xp.matmul(layers[place].weight, total)
+        total = _times(engine, _matrix(engine, layers[place]), total)
     return total
+
+
+def _matrix(engine: Backend, layer: LinearLayer) -> Array:
+    """The matrix of a layer, with its derivative; that of a convolution from its images of the unit vectors."""
+    if isinstance(layer, Dense):
+        return layer.weight
+    xp, n = engine.xp, math.prod(layer.input_shape)
+    units = xp.eye(n, dtype=layer.weight.dtype, device=device_of(layer.weight))
+    images = layer.apply(xp.reshape(units, (n, *layer.input_shape)))
+    return xp.matrix_transpose(xp.reshape(images, (n, math.prod(layer.output_shape))))
 
 
 def _times(engine: Backend, left: Array | None, right: Array | None) -> Array:
