@@ -76,10 +76,11 @@ def logdet(
         a-posteriori certificate; a third of the products of the series, or fewer. "mean-jacobian": Arnoldi's method
         on what a preconditioner, made of the slopes' means over the batch, leaves of the logarithm; the rest is exact.
         Some hundred times less noise than "arnoldi" on trained branches, in half the products; needs a `Chain` of
-        dense layers and entrywise activations (or a branch whose linearisation has `mean_matrix`). "auto": "exact"
+        dense layers, or convolutions on small images, and entrywise activations (or a branch whose linearisation has
+        `mean_matrix`). "auto": "exact"
         where it costs at most twice as much as an estimate, by a measurement on this engine (see `exact_up_to`), or
-        where the tolerance asks for as much; else "mean-jacobian" where the branch allows it and d is at most 1024,
-        else "arnoldi".
+        where the tolerance asks for as much; else "mean-jacobian" where the branch allows it and d is at most 1024
+        (with convolutions: and a `reference` is given), else "arnoldi".
     tol : float, optional
         Spend products and probes until std_error and bias_bound are at most this, for every sample, in nats. The
         rounding in bias_bound cannot be brought down; where it is above `tol`, the result says so.

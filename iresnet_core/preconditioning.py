@@ -86,7 +86,8 @@ def mean_jacobian(g: Any, x: Array, *, lipschitz: float | None = None) -> MeanJa
     Parameters
     ----------
     g : Branch
-        A `Chain` of dense layers and entrywise activations, or a branch whose linearisation has `mean_matrix`.
+        A `Chain` of dense layers, or convolutions on small images, and entrywise activations, or a branch whose
+        linearisation has `mean_matrix`.
     x : array (batch, ...)
         The reference batch; some hundred samples are plenty.
     lipschitz : float, optional
@@ -136,8 +137,8 @@ def mean_jacobian(g: Any, x: Array, *, lipschitz: float | None = None) -> MeanJa
 def no_mean_jacobian() -> DerivativeError:
     """What is said about a branch that has none."""
     return DerivativeError(
-        "method 'mean-jacobian' needs a branch with mean slopes and a cheap trace: a Chain of Dense layers and "
-        "entrywise activations. Use method 'arnoldi'."
+        "method 'mean-jacobian' needs a branch with mean slopes and a cheap trace: a Chain of Dense layers, or "
+        "convolutions on small images, and entrywise activations. Use method 'arnoldi'."
     )
 
 

@@ -42,11 +42,12 @@ class InUnits:
         return None if jvp is None else lambda v: self.engine.stop_gradient(jvp(v))
 
     def with_mean_jacobian(self, x: Array) -> tuple[Array, Array] | None:
-        """Return g(x) and the Jacobian (d, d) that stands for all samples; None where the branch has none."""
+        """Return g(x) and the Jacobian (d, d) that stands for all samples; None where the branch has no cheap one."""
         if not hasattr(self.g, "linearize"):
             return None
         at = self.g.linearize(self.engine.stop_gradient(x * self.unit))
-        if getattr(at, "mean_matrix", None) is None or tuple(at.value.shape) != tuple(x.shape):
+        known = getattr(at, "mean_matrix", None) is not None and at.cheap_mean
+        if not known or tuple(at.value.shape) != tuple(x.shape):
             return None
         image, mean = (self.engine.stop_gradient(a) for a in (at.value, at.mean_matrix()))
         return image if self.unit == 1 else image / self.unit, mean
