@@ -241,10 +241,8 @@ def value_and_logdet(
             method, reason, give_up_at = _choose(problem, exact_up_to)
             request = request._replace(give_up_at=give_up_at)
         result = None
-        if method == "mean-jacobian" and not (errors or unbiased) and linearization.jvp is not None and x.shape[0]:
-            result = _controlled(engine, linearization, x, constant, request)
-        elif method != "exact" and x.shape[0]:
-            result = stochastic_logdet(engine, linearization, x, constant, method, request)
+        if method != "exact" and x.shape[0]:
+            result = _estimate(engine, linearization, x, constant, method, request)
             if result is None:
                 reason = f"tol={tol:g} would cost as much as the exact answer"
         if result is None:
@@ -301,7 +299,7 @@ def _timeable(problem: _Problem, method: str, order: int) -> tuple[bool, Kind | 
             return time_both(
                 engine,
                 lambda: exact_logdet(engine, g, part, at, constant, errors=request.errors),
-                lambda: stochastic_logdet(engine, linearization, x, constant, method, plain),
+                lambda: _estimate(engine, linearization, x, constant, method, plain),
                 scale=x.shape[0] / count,
             )
 
@@ -321,6 +319,16 @@ def _stochastic_choice(linearization: Linearization, x: Array, request: Request)
         # The answer to given probes should be that of the sample alone, whatever else is in the batch.
         wanted = request.control_variate == "auto" and request.noise is None and linearization.jvp is not None
     return "mean-jacobian" if known and small and wanted else "arnoldi"
+
+
+def _estimate(
+    engine: Backend, linearization: Linearization, x: Array, constant: float, method: str, request: Request
+) -> LogDet | None:
+    """The estimate by a method; None if a tolerance costs more than the exact answer."""
+    short = not (request.errors or request.unbiased)
+    if method == "mean-jacobian" and short and linearization.jvp is not None:
+        return _controlled(engine, linearization, x, constant, request)
+    return stochastic_logdet(engine, linearization, x, constant, method, request)
 
 
 def _controlled(engine: Backend, linearization: Linearization, x: Array, constant: float, request: Request) -> LogDet:
