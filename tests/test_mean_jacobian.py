@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from branches_for_tests import KINDS, array, dense_chain, host, linear_chain
+from frameworks_for_tests import gradients
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import logm
@@ -378,3 +379,24 @@ class TestConvolutions:
         result = logdet(g, x, rng=0, probes=4, errors=False, **METHOD)
         error = host(backend, result.value) - reference.logdet(g, x)
         assert np.sqrt(np.mean(error**2)) < 0.05
+
+    @pytest.mark.needs("autodiff")
+    def test_gradient(self, backend):
+        """All Hadamard rows leave no noise; the trace is differentiated through the matrices of the kernels."""
+        rng = np.random.default_rng(0)
+        kernels = [0.2 * rng.standard_normal(shape) for shape in ((3, 2, 2), (2, 3, 2))]
+        x = array(backend, rng.standard_normal((2, 2, 4)))
+
+        def loss(first, second, **options):
+            layers = [
+                Convolution(kernel, input_shape=(channels, 4), padding="same")
+                for kernel, channels in ((first, 2), (second, 3))
+            ]
+            g = Chain([layers[0], Activation("tanh"), layers[1]])
+            return backend.xp.sum(logdet(g, x, lipschitz=0.9, **options).value)
+
+        given = [array(backend, kernel) for kernel in kernels]
+        exact = gradients(backend, lambda *k: loss(*k, method="exact"), given)
+        found = gradients(backend, lambda *k: loss(*k, probes=8, rng=1, terms=8, **METHOD), given)
+        for a, b in zip(found, exact, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-7)
