@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.ticker
 from logdet_figures import RESIDUAL_FLOW
 
 SHOWN = {
@@ -36,6 +37,8 @@ def draw(found, folder):
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("ms a batch", fontsize=8)
         axis.tick_params(labelsize=7)
+        axis.xaxis.set_minor_formatter(mpl.ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        axis.tick_params(which="minor", labelsize=6)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(names) :]:
         axis.axis("off")

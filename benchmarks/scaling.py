@@ -57,10 +57,10 @@ def low_rank(d):
 
 
 def certified_products(g, x):
-    """Fewest products whose truncation is certified below 1e-3 nats per dimension."""
+    """Fewest products whose truncation is certified below 1e-3 nats per dimension, at the first sample."""
     d = math.prod(x.shape[1:])
     for m in range(1, MOST + 1):
-        answer = logdet(g, x[:8], method="arnoldi", terms=m, rng=0)
+        answer = logdet(g, x[:1], method="arnoldi", terms=m, rng=0)
         if float(np.max(answer.bias_bound)) <= PER_DIMENSION * d:
             return m
     return MOST
