@@ -228,7 +228,7 @@ def value_and_logdet(
         if method not in ("auto", "mean-jacobian"):
             raise InvalidArgumentError(f"a reference is for method 'mean-jacobian', not {method!r}.")
         request = request._replace(reference=reference)
-    with engine.float64():
+    with engine.float64(), engine.sized_by(x):
         given, working = x.dtype, working_dtype(engine, x.dtype)
         if working != x.dtype:
             g, x, request = _raised(engine, g, x, request, working)
@@ -242,7 +242,7 @@ def value_and_logdet(
         result = None
         if method == "mean-jacobian" and not (errors or unbiased) and linearization.jvp is not None and x.shape[0]:
             result = _controlled(engine, linearization, x, constant, request)
-        elif method != "exact" and x.shape[0]:
+        elif method != "exact" and x.shape[0] != 0:
             result = stochastic_logdet(engine, linearization, x, constant, method, request)
             if result is None:
                 reason = f"tol={tol:g} would cost as much as the exact answer"

@@ -9,7 +9,6 @@ means over the batch: the terms of at most second order in the deviations are li
 is left, B T, is of third order and small, and its products are those of a chain whose slopes are the deviations.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -180,7 +179,7 @@ def _through(engine: Backend, matrix: Array | None, u: Array) -> Array:
     if matrix is None:
         return u
     xp = engine.xp
-    rows = xp.reshape(u, (math.prod(u.shape[:-1]), u.shape[-1]))
+    rows = xp.reshape(u, (-1, u.shape[-1]))
     return xp.reshape(xp.matmul(rows, matrix), (*u.shape[:-1], matrix.shape[1]))
 
 
