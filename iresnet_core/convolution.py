@@ -188,7 +188,7 @@ class Convolution(LinearLayer):
         """Convolve arrays (..., *input_shape), without the bias."""
         xp = self.engine.xp
         leading = v.shape[: v.ndim - len(self.input_shape)]
-        x = self.channels_first(xp.reshape(v, (math.prod(leading), *self.input_shape)))
+        x = self.channels_first(xp.reshape(v, (-1, *self.input_shape)))
         if self.padding_mode == "circular":
             for axis, (before, after) in enumerate(self.padding, start=2):
                 x = wrapped(xp, x, axis, before, after)
@@ -206,7 +206,7 @@ class Convolution(LinearLayer):
         """Apply the exact transpose to arrays (..., *output_shape)."""
         xp = self.engine.xp
         leading = u.shape[: u.ndim - len(self.output_shape)]
-        y = self.channels_first(xp.reshape(u, (math.prod(leading), *self.output_shape)))
+        y = self.channels_first(xp.reshape(u, (-1, *self.output_shape)))
         circular = self.padding_mode == "circular"
         spatial = [n + sum(p) if circular else n for n, p in zip(self.spatial, self.padding, strict=True)]
         x = self.engine.conv_transpose(

@@ -229,7 +229,7 @@ def value_and_logdet(
         if method not in ("auto", "mean-jacobian"):
             raise InvalidArgumentError(f"a reference is for method 'mean-jacobian', not {method!r}.")
         request = request._replace(reference=reference)
-    with engine.float64():
+    with engine.float64(), engine.sized_by(x):
         given, working = x.dtype, working_dtype(engine, x.dtype)
         if working != x.dtype:
             g, x, request = _raised(engine, g, x, request, working)
@@ -241,7 +241,7 @@ def value_and_logdet(
             method, reason, give_up_at = _choose(problem, exact_up_to)
             request = request._replace(give_up_at=give_up_at)
         result = None
-        if method != "exact" and x.shape[0]:
+        if method != "exact" and x.shape[0] != 0:
             result = _estimate(engine, linearization, x, constant, method, request)
             if result is None:
                 reason = f"tol={tol:g} would cost as much as the exact answer"

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Literal, NamedTuple, Self, Unpack, cast
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
@@ -346,9 +347,10 @@ def _distribute(engine: Backend, layers: Sequence[Layer], options: LogDetOptions
         for entry, count in zip(own, blocks, strict=True):
             entry["tol"] = part * max(count, 1)
     if rng is not None:
-        seeded = hasattr(rng, "__index__") and not isinstance(rng, bool)
+        seeded = isinstance(rng, Integral) and not isinstance(rng, bool)
+        stream = None if seeded else engine.generator(rng)  # a seed tensor is the beginning of one stream
         for index, entry in enumerate(own):
-            entry["rng"] = engine.host_constant(_child_seed, int(rng), index) if seeded else rng
+            entry["rng"] = engine.host_constant(_child_seed, int(rng), index) if seeded else stream
     if noise is not None:
         if not isinstance(noise, list) or len(noise) != total:
             got = f"{len(noise)} entries" if isinstance(noise, list) else type(noise).__name__

@@ -140,7 +140,7 @@ def invert(
         raise InvalidArgumentError(f"on_failure must be 'raise', 'warn' or 'return', got {on_failure!r}.")
     if max_iter is not None:
         max_iter = require_positive_int(max_iter, "max_iter")
-    with engine.float64():
+    with engine.float64(), engine.sized_by(y):
         problem, dtype = _checked(g, y, lipschitz)
         bits = engine.xp.finfo(problem.y.dtype).bits
         rtol = DEFAULT_RTOL[bits] if rtol is None else require_nonnegative(rtol, "rtol")

@@ -138,7 +138,8 @@ class Layer(Copyable, ABC):
         """Transform samples `x` (batch, ...) without the log-determinant; as `forward` otherwise."""
         engine = self._admit(x, "the input")
         self._require_input(x)
-        return self._admissible(engine, self._map(engine, x), "output")
+        with engine.sized_by(x):
+            return self._admissible(engine, self._map(engine, x), "output")
 
     def forward(self, x: Array, **options: Unpack[LogDetOptions]) -> Transformed:
         """Transform samples and return log|det| of the Jacobian at each.
@@ -160,7 +161,7 @@ class Layer(Copyable, ABC):
         _require_options(options, LOGDET_OPTIONS)
         engine = self._admit(x, "the input")
         self._require_input(x)
-        with engine.float64():
+        with engine.float64(), engine.sized_by(x):
             out = self._forward(engine, x, options)
         self._admissible(engine, out.value, "output")
         return out
@@ -190,7 +191,7 @@ class Layer(Copyable, ABC):
         _require_options(options, INVERSE_OPTIONS)
         engine = self._admit(z, "the latents")
         self.input_shape(tuple(z.shape[1:]))
-        with engine.float64():
+        with engine.float64(), engine.sized_by(z):
             out = self._inverse(engine, z, options)
         self._admissible(engine, out.value, "preimage")
         return out

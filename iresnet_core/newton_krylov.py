@@ -33,7 +33,7 @@ def newton(problem: FixedPoint, x: Array, max_iter: int, *, begun: Progress | No
     """
     engine, xp = problem.engine, problem.engine.xp
     state = problem.begin(x) if begun is None else begun
-    if not x.shape[0]:
+    if x.shape[0] == 0:
         return state
     tracing = engine.is_tracing(x)
     outer = max(1, max_iter // (TRACED_PRODUCTS + 2)) if tracing else max_iter

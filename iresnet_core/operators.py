@@ -4,7 +4,6 @@ Every operator has ``shape`` (m, n), flat products ``matvec`` (..., n) -> (..., 
 a layer also acts on samples, ``layer(x)``, with ``apply`` as its linear part and ``adjoint`` as the transpose of that.
 """
 
-import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -295,7 +294,7 @@ def _by_rows(xp: Any, v: Array, width: int, product: Callable[[Array], Array]) -
     """Multiply the last axis of v; as one matrix product, which stacks of small ones would not be."""
     if v.ndim <= 2:
         return product(v)
-    return xp.reshape(product(xp.reshape(v, (math.prod(v.shape[:-1]), v.shape[-1]))), (*v.shape[:-1], width))
+    return xp.reshape(product(xp.reshape(v, (-1, v.shape[-1]))), (*v.shape[:-1], width))
 
 
 class Matrices(LinearOperator):
@@ -306,8 +305,10 @@ class Matrices(LinearOperator):
 
     def __init__(self, array: Array, *, checked: bool = False) -> None:
         engine = get_backend(array)
-        if len(array.shape) < 2 or 0 in array.shape[-2:]:
-            raise ShapeError(f"expected matrices of shape (..., m, n), m and n positive, got {tuple(array.shape)}.")
+        if len(array.shape) < 2 or 0 in array.shape[-2:] or None in tuple(array.shape):
+            raise ShapeError(
+                f"expected matrices of known shape (..., m, n), m and n positive, got {tuple(array.shape)}."
+            )
         require_floating(engine, array, "the matrix")
         if not checked:
             require_finite(engine, array, "the matrix")

@@ -125,9 +125,9 @@ def mean_jacobian(g: Any, x: Array, *, lipschitz: float | None = None) -> MeanJa
     require_floating(engine, x, "x")
     require_finite(engine, x, "x")
     constant = require_contraction(*stated_lipschitz(g, lipschitz))
-    if not x.shape[0]:
+    if x.shape[0] == 0:
         raise ShapeError("a mean over an empty batch was asked for.")
-    with engine.float64(), engine.unrecorded():
+    with engine.float64(), engine.unrecorded(), engine.sized_by(x):
         working = working_dtype(engine, x.dtype)
         if working != x.dtype and hasattr(g, "astype"):
             g, x = g.astype(working), engine.xp.astype(x, working)
@@ -229,7 +229,7 @@ class PreconditionedProducts(Products):
     def pulled_back(self, w: Array) -> Array:
         """Return B^T w for w (probes, batch, d)."""
         xp = self.engine.xp
-        rows = xp.reshape(w, (w.shape[0] * w.shape[1], w.shape[2]))
+        rows = xp.reshape(w, (-1, w.shape[2]))
         return xp.reshape(xp.matmul(rows, self.inverse), tuple(w.shape))
 
 

@@ -196,7 +196,7 @@ def _through(engine: Backend, matrix: Array | None, u: Array) -> Array:
     if matrix is None:
         return u
     xp = engine.xp
-    rows = xp.reshape(u, (math.prod(u.shape[:-1]), u.shape[-1]))
+    rows = xp.reshape(u, (-1, u.shape[-1]))
     return xp.reshape(xp.matmul(rows, matrix), (*u.shape[:-1], matrix.shape[1]))
 
 

@@ -365,7 +365,7 @@ def stochastic_logdet(
         _refuse_tolerance(request)
     estimator = _Estimator(engine, linearization, x, constant, method, request)
     source, count = _source(engine, x, flat, estimator, request)
-    batch = max(1, x.shape[0])
+    batch = x.shape[0] or 1  # one of unknown size is worked on as a whole
     sums: _Sums | None = None
     goal = count if request.tol is None else max(count, FEWEST_PROBES)
     while True:

@@ -111,7 +111,7 @@ def torch_gradients(chain, weights, x):
 
 
 @pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
-def test_a_copy_of_weights_in_training_belongs_to_the_same_parameters(used):
+def test_a_torch_copy_of_weights_in_training_belongs_to_the_same_parameters(used):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     weights = [torch.tensor(RNG.standard_normal(s), requires_grad=True) for s in ((6, 4), (4, 6))]
     x = torch.tensor(X)
@@ -128,7 +128,7 @@ def test_a_copy_of_weights_in_training_belongs_to_the_same_parameters(used):
     assert all(a.is_leaf for a in forgotten.arrays)
 
 
-def test_a_parameter_is_copied_once():
+def test_a_torch_parameter_is_copied_once():
     """With its module, whose parameter stays a parameter whichever of the two is copied first."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     linear = torch.nn.Linear(4, 4)

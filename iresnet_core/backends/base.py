@@ -226,6 +226,10 @@ class Backend(ABC):
         """
         return False
 
+    def sized_by(self, x: Array) -> AbstractContextManager[Any]:
+        """Context in which None in a shape means the size of the batch `x`, where a program is traced for any size."""
+        return nullcontext()
+
     def is_constant(self, *arrays: Array) -> bool:
         """Say whether the values of all `arrays` are known, even if the program around them is being traced."""
         return not self.is_tracing(*arrays)

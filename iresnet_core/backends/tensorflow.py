@@ -6,7 +6,7 @@ would rewrite the package's own Python, which needs no rewriting, and fails on p
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from iresnet_core.backends import functional_convolution
 from iresnet_core.backends import numpy as host
 from iresnet_core.backends import tensorflow_namespace as namespace
 from iresnet_core.backends.base import Array, Backend, NoiseKind, Pullback
+from iresnet_core.backends.tensorflow_batch import known_shape, sized_by
 from iresnet_core.backends.tensorflow_seed import SeedStream
 from iresnet_core.backends.tensorflow_tape import not_recording, recording, some_tape_records
 from iresnet_core.errors import DerivativeError, InvalidArgumentError
@@ -73,7 +74,12 @@ class Engine(Backend):
         """
         source = self.generator(rng)
         if source is None or isinstance(source, tf.random.Generator | SeedStream):
-            return _native_draw(kind, shape, like.dtype, tf.random if source is None else source)
+            return _native_draw(kind, known_shape(shape), like.dtype, tf.random if source is None else source)
+        if None in shape:
+            raise InvalidArgumentError(
+                "an int seed or a generator of NumPy's draws on the host, which does not know the size of this batch while "
+                "the program is traced. Pass a tf.random.Generator, a seed tensor or noise=, or give the batch a known size."
+            )
         return tf.cast(self.from_numpy(host.draw(kind, shape, source), like), like.dtype)
 
     def uniform(self, shape: tuple[int, ...], rng: Any) -> Any:
@@ -140,7 +146,8 @@ class Engine(Backend):
                 groups=groups,
             )
         extent = [n + lo + hi for n, (lo, hi) in zip(spatial, padding, strict=True)]
-        shape = (y.shape[0], *extent, kernel.shape[1])
+        batch = tf.shape(y)[0] if y.shape[0] is None else y.shape[0]
+        shape = (batch, *extent, kernel.shape[1])
         images = [
             tf.nn.conv_transpose(part, taps, shape, list(stride), "VALID", data_format=_LAYOUT[axes])
             for part, taps in zip(
@@ -199,7 +206,11 @@ class Engine(Backend):
 
         @tf.custom_gradient  # type: ignore[untyped-decorator]
         def unchanged(x: Array) -> tuple[Array, Callable[..., Array]]:
-            return tf.identity(x), lambda cotangent: _first_order_only(fn(cotangent), x, cotangent)
+            def pulled_back(cotangent: Array) -> Array:
+                with sized_by(cotangent):
+                    return _first_order_only(fn(cotangent), x, cotangent)
+
+            return tf.identity(x), pulled_back
 
         return unchanged(x)
 
@@ -208,6 +219,10 @@ class Engine(Backend):
     def is_tracing(self, *arrays: Array) -> bool:
         """Say whether a graph is being built."""
         return not tf.executing_eagerly()
+
+    def sized_by(self, x: Array) -> AbstractContextManager[Any]:
+        """The size that a graph finds out when it runs."""
+        return sized_by(x) if len(x.shape) and x.shape[0] is None else nullcontext()
 
     def is_constant(self, *arrays: Array) -> bool:
         """Say whether all are eager tensors; the value of a variable is known outside of graphs only."""

@@ -158,7 +158,8 @@ def _eliminated(x: Array) -> tuple[tuple[Array, Array], Any]:
         sign = sign * tf.sign(pivot) * tf.cast(tf.where(pivot_row[..., 0] == k, 1, -1), x.dtype)
         return k + 1, matrix, sign, value + tf.math.log(tf.abs(pivot))
 
-    start = (tf.constant(0), x, tf.ones(stack, x.dtype), tf.zeros(stack, x.dtype))
+    corner = x[..., 0, 0]
+    start = (tf.constant(0), x, tf.ones_like(corner), tf.zeros_like(corner))
     _, _, sign, value = tf.while_loop(lambda k, *_: k < n, step, start, maximum_iterations=n)
 
     def gradient(_: Array, cotangent: Array) -> Array:
@@ -182,10 +183,10 @@ def solve(x1: Array, x2: Array, /) -> Array:
     """Solve x1 z = x2; x2 is a vector or holds matrices."""
     vector = len(x2.shape) == 1
     right = x2[:, None] if vector else x2
-    stack = tf.broadcast_static_shape(x1.shape[:-2], right.shape[:-2])
-    solution = tf.linalg.solve(
-        tf.broadcast_to(x1, (*stack, *x1.shape[-2:])), tf.broadcast_to(right, (*stack, *right.shape[-2:]))
-    )
+    if tuple(x1.shape[:-2]) != tuple(right.shape[:-2]):
+        stack = tf.broadcast_dynamic_shape(tf.shape(x1)[:-2], tf.shape(right)[:-2])
+        x1, right = (tf.broadcast_to(x, tf.concat([stack, tf.shape(x)[-2:]], 0)) for x in (x1, right))
+    solution = tf.linalg.solve(x1, right)
     return solution[..., 0] if vector else solution
 
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from iresnet_core.backends import tensorflow_fft as fft
 from iresnet_core.backends import tensorflow_linalg as linalg
+from iresnet_core.backends.tensorflow_batch import known_shape, reshaping
 from iresnet_core.backends.tensorflow_elementwise import (
     abs,
     acos,
@@ -227,7 +228,7 @@ def _on(device: Any) -> AbstractContextManager[Any]:
 
 
 def _shape(shape: Any) -> Any:
-    return (shape,) if isinstance(shape, int | np.integer) else shape
+    return (shape,) if isinstance(shape, int | np.integer) else known_shape(shape)
 
 
 def _shape_of(x: Array) -> Any:
@@ -433,12 +434,12 @@ def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
 
 def reshape(x: Array, /, shape: Sequence[int], *, copy: builtins.bool | None = None) -> Array:
     """Put the entries into another shape."""
-    return tf.reshape(x, shape)
+    return tf.reshape(x, reshaping(shape))
 
 
 def broadcast_to(x: Array, /, shape: Sequence[int]) -> Array:
     """Repeat along axes of length 1 and in front."""
-    return tf.broadcast_to(x, shape)
+    return tf.broadcast_to(x, known_shape(shape))
 
 
 def broadcast_arrays(*arrays: Array) -> list[Array]:
