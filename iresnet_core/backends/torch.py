@@ -295,7 +295,8 @@ class Engine(Backend):
 
     def affine(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         """``torch.nn.functional.linear``."""
-        return torch.nn.functional.linear(x, weight, bias)
+        with own_dtype(x):
+            return torch.nn.functional.linear(x, weight, bias)
 
     def scaled_product(self, v: Array, scale: Array, weight: Array) -> Array:
         """In eager training through an autograd.Function."""
