@@ -38,7 +38,7 @@ def _begun(problem: FixedPoint, x: Array) -> tuple[Progress, Array | None]:
     """The first iterate, and (I + J0)^-T with J0 the mean Jacobian there, from the same evaluation."""
     engine, xp = problem.engine, problem.engine.xp
     d = math.prod(x.shape[1:])
-    cheap = d <= min(PRECONDITIONED, SAMPLES_WORTH * x.shape[0]) and not engine.is_tracing(x)
+    cheap = not engine.is_tracing(x) and d <= min(PRECONDITIONED, SAMPLES_WORTH * x.shape[0])
     linearized = getattr(problem.g, "with_mean_jacobian", lambda x: None)(x) if cheap else None
     if linearized is None:
         return problem.begin(x), None
