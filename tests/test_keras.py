@@ -232,6 +232,34 @@ def test_layers_and_functional_models():
     np.testing.assert_array_equal(squeezed[0, 0, 0], [0, 1, 4, 5])
 
 
+def test_conditional_densities(tmp_path):
+    """fit takes pairs; the density of the condition, one for all or one a sample, in files too."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    context = rng.standard_normal((60, 3)).astype("float32")
+    x = (2 * context[:, :2] + 0.3 * rng.standard_normal((60, 2))).astype("float32")
+    net = [Dense(8, activation="elu"), Dense(2)]
+    flow = FlowModel([ActNorm(), InvertibleResidual(net, context_features=3), ActNorm()], event_shape=(2,))
+    flow.compile(optimizer=keras.optimizers.Adam(3e-2), run_eagerly=True)
+    loss = flow.fit((x, context), batch_size=20, epochs=6, verbose=0).history["loss"]
+    assert loss[-1] < loss[0]
+    nats = numbers(flow.log_prob(x, context))
+    assert flow.evaluate((x, context), verbose=0) == pytest.approx(-nats.mean(), abs=1e-4)
+    np.testing.assert_allclose(flow.predict((x, context), verbose=0), nats, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(flow.inverse(flow.encode(x, context), context), x, atol=1e-4)
+    assert tuple(flow.sample(4, context[:1]).shape) == tuple(flow.sample(4, context[:4]).shape) == (4, 2)
+    assert flow.lipschitz <= 0.9
+    flow.save(tmp_path / "flow.keras")
+    loaded = keras.saving.load_model(tmp_path / "flow.keras")
+    np.testing.assert_allclose(loaded.log_prob(x, context), nats, rtol=1e-5, atol=1e-5)
+    flow.save_core(tmp_path / "flow", context[:1])
+    np.testing.assert_allclose(core.load(tmp_path / "flow").log_prob(x[:1]).value, nats[:1], rtol=1e-5, atol=1e-5)
+    with pytest.raises(InvalidArgumentError, match="conditional"):
+        flow.log_prob(x)
+    with pytest.raises(ShapeError, match="context"):
+        flow.log_prob(x, context[:, :2])
+
+
 def test_declared_constant():
     net = keras.Sequential([Dense(2, kernel_initializer="orthogonal"), keras.layers.LeakyReLU(0.5)])
     flow = FlowModel([InvertibleResidual(net, coeff=0.5, lipschitz=1.0)], event_shape=(2,))

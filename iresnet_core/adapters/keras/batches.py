@@ -18,6 +18,8 @@ def representative_batch(data: Any, size: int) -> Any:
     InvalidArgumentError
         If looking at a batch would use it up, as that of a generator.
     """
+    if isinstance(data, list | tuple) and data and all(hasattr(part, "shape") for part in data):
+        return type(data)(representative_batch(part, size) for part in data)
     if hasattr(data, "shape"):
         return data[:: max(1, data.shape[0] // size)][:size]
     if isinstance(data, keras.utils.PyDataset):

@@ -1,5 +1,7 @@
 """What models over the core do around Keras' own `fit`, `evaluate` and `predict`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -9,6 +11,19 @@ from iresnet_core.adapters.keras.one_at_a_time import waiting
 from iresnet_core.adapters.keras.static_shapes import steps_for_shapes
 
 __all__ = ["PreparedModel"]
+
+
+@contextmanager
+def _eager_on_torch(model: keras.Model) -> Iterator[None]:
+    """Keep torch.compile, which cannot follow Keras' evaluation, out of a function that is being made."""
+    asked = model.jit_compile
+    if keras.backend.backend() == "torch":
+        model.jit_compile = False
+    try:
+        yield
+    finally:
+        if model.jit_compile != asked:
+            model.jit_compile = asked
 
 
 class PreparedModel(keras.Model):
@@ -66,14 +81,16 @@ class PreparedModel(keras.Model):
     def make_test_function(self, force: bool = False) -> Any:
         """Compile the evaluation step."""
         if force or self.test_function is None:
-            super().make_test_function(force)
+            with _eager_on_torch(self):
+                super().make_test_function(force)
             self.test_function = steps_for_shapes(self, self.test_step) or waiting(self.test_function)
         return self.test_function
 
     def make_predict_function(self, force: bool = False) -> Any:
         """Compile the prediction step."""
         if force or self.predict_function is None:
-            super().make_predict_function(force)
+            with _eager_on_torch(self):
+                super().make_predict_function(force)
             own = steps_for_shapes(self, self.predict_step)
             self.predict_function = waiting(self.predict_function) if own is None else lambda data: own(iter(data))
         return self.predict_function

@@ -15,10 +15,7 @@ from iresnet_core.backends import get_backend
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.storage import save
 
-__all__ = ["TRAINING_TERMS", "FlowModel"]
-
-# Jacobian products a probe in training, where no certificate is waited for.
-TRAINING_TERMS = 4
+__all__ = ["FlowModel"]
 
 
 class _NegativeMean(keras.losses.Loss):
@@ -32,6 +29,13 @@ class _NegativeMean(keras.losses.Loss):
         return -y_pred
 
 
+def _pair(x: Any) -> tuple[Any, Any]:
+    """Samples and conditioning, of a pair of them or of samples alone."""
+    if isinstance(x, list | tuple) and len(x) == 2 and all(hasattr(part, "shape") for part in x):
+        return x[0], x[1]
+    return x, None
+
+
 @keras.saving.register_keras_serializable(package="iresnet_core")
 class FlowModel(PreparedModel):
     """A normalising flow: layers with a standard normal base density.
@@ -42,9 +46,9 @@ class FlowModel(PreparedModel):
         In the order in which samples go through them.
     event_shape : sequence of int
         Shape of one sample, channels last.
-    terms : int
-        Jacobian products a probe in training and in compiled programs, where the blocks are too wide for the exact
-        determinant.
+    terms : int, optional
+        Jacobian products a probe in training, where the blocks are too wide for the exact determinant; by default those
+        of `logdet` without errors: 1 for blocks of dense layers, 4 for others.
     penalty : float
         Weight of `spectral_penalty` in the loss.
     seed : int, optional
@@ -59,6 +63,7 @@ class FlowModel(PreparedModel):
 
     Notes
     -----
+    A flow with conditional blocks takes pairs: ``model((x, context))``, ``fit((x, context))``; its methods take ``context``.
     ``model(x)`` and `predict` return the log-density (batch,) in nats. The loss of `fit` and `evaluate` is its negative
     mean, weighted by `sample_weight`, plus what regularizers of the layers add; there are no targets. In training the
     value is a true estimate (not a surrogate), and the gradient that of its expectation.
@@ -77,7 +82,7 @@ class FlowModel(PreparedModel):
         layers: Sequence[FlowLayer],
         event_shape: Sequence[int],
         *,
-        terms: int = TRAINING_TERMS,
+        terms: int | None = None,
         penalty: float = 0.0,
         seed: int | None = None,
         dtype: Any = None,
@@ -105,12 +110,13 @@ class FlowModel(PreparedModel):
     # --- Keras ---
 
     def call(self, x: Any, training: bool = False) -> Any:
-        """Return the log-density (batch,) of samples x (batch, *event_shape), in nats."""
-        return self.log_prob(x, training=training)
+        """Return the log-density (batch,) of samples x (batch, *event_shape), in nats; or of a pair (x, context)."""
+        return self.log_prob(*_pair(x), training=training)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
         """Return (batch,)."""
-        return (input_shape[0],)
+        paired = isinstance(input_shape[0], list | tuple)
+        return (input_shape[0][0] if paired else input_shape[0],)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -153,15 +159,16 @@ class FlowModel(PreparedModel):
         """Whether every ActNorm has its parameters."""
         return all(layer.initialized for layer in self.flow_layers)
 
-    def initialize(self, x: Any) -> Self:
+    def initialize(self, x: Any, context: Any = None) -> Self:
         """Initialise from samples x (batch, *event_shape) what depends on data and is not initialised yet.
 
         Returns the model; a hundred samples or more say what mean and variance are.
         """
+        x, context = _pair(x) if context is None else (x, context)
         x = self._tensor(x)
         with get_backend(x).unrecorded():
             for layer in self.flow_layers:
-                x = layer.initialize(x)
+                x = layer.initialize(x, context)
         return self
 
     def certify(self) -> Self:
@@ -174,7 +181,14 @@ class FlowModel(PreparedModel):
         return self
 
     def encode(
-        self, x: Any, *, training: bool = False, logdet: bool = False, errors: bool = False, **options: Any
+        self,
+        x: Any,
+        context: Any = None,
+        *,
+        training: bool = False,
+        logdet: bool = False,
+        errors: bool = False,
+        **options: Any,
     ) -> Any:
         """Return the latents of samples, with `logdet` also log|det| of the Jacobian.
 
@@ -182,6 +196,8 @@ class FlowModel(PreparedModel):
         ----------
         x : tensor or array (batch, *event_shape)
             Samples.
+        context : tensor or array (batch, features), optional
+            The conditioning, for flows with conditional blocks.
         training : bool
             With the weights and the fixed number of products of a training step.
         logdet : bool
@@ -199,34 +215,42 @@ class FlowModel(PreparedModel):
             In nats.
         """
         x = self._tensor(x)
-        self._require_initialized(x, training)
-        flow = self._core(training=training)
+        self._require_initialized(x, context, training)
+        flow = self._core(context, training=training)
         if not logdet:
             return flow(x)
-        out = flow.forward(x, **self._options(x, training, options))
+        out = flow.forward(x, **self._options(x, training and not errors, options))
         return out.value, out.logdet if errors else out.logdet.value
 
-    def log_prob(self, x: Any, *, training: bool = False, errors: bool = False, **options: Any) -> Any:
+    def log_prob(
+        self, x: Any, context: Any = None, *, training: bool = False, errors: bool = False, **options: Any
+    ) -> Any:
         """Return the log-density (batch,) in nats, or with `errors` the core's `LogProb`; options as in `encode`."""
         x = self._tensor(x)
-        self._require_initialized(x, training)
-        result = self._core(training=training).log_prob(x, **self._options(x, training, options))
+        self._require_initialized(x, context, training)
+        flow = self._core(context, training=training)
+        result = flow.log_prob(x, **self._options(x, training and not errors, options))
         return result if errors else result.value
 
-    def inverse(self, z: Any, *, errors: bool = False, **options: Any) -> Any:
+    def inverse(self, z: Any, context: Any = None, *, errors: bool = False, **options: Any) -> Any:
         """Return the samples (batch, *event_shape) of latents z, differentiable; with `errors` the core's `Inverse`.
 
         Options as in `iresnet_core.invert`; raises NotConvergedError if a sample has not converged.
         """
-        result = self._core().inverse(self._tensor(z), **options)
+        result = self._core(context).inverse(self._tensor(z), **options)
         return result if errors else result.value
 
-    def sample(self, n: int, *, errors: bool = False, **options: Any) -> Any:
-        """Draw n samples, without gradient; with `errors` the core's `Inverse`."""
+    def sample(self, n: int, context: Any = None, *, errors: bool = False, **options: Any) -> Any:
+        """Draw n samples, without gradient; with `errors` the core's `Inverse`.
+
+        `context` has n rows, or one for all samples.
+        """
+        if context is not None and context.shape[0] == 1:
+            context = keras.ops.repeat(keras.ops.convert_to_tensor(context), n, axis=0)
         like = keras.ops.zeros((), dtype=self.compute_dtype)
         engine = get_backend(like)
         with engine.unrecorded():
-            result = self._core().sample(n, rng=engine.generator(self.seed_generator.next()), like=like, **options)
+            result = self._core(context).sample(n, rng=engine.generator(self.seed_generator.next()), like=like, **options)
         return result if errors else result.value
 
     @property
@@ -241,35 +265,41 @@ class FlowModel(PreparedModel):
             raise InvalidArgumentError("the flow has no weights to penalise.")
         return sum((block.spectral_penalty(weight) for block in blocks[1:]), blocks[0].spectral_penalty(weight))
 
-    def to_core(self) -> core.Flow:
-        """Return the flow of the core with certified weights, as constants."""
-        with get_backend(keras.ops.zeros(())).unrecorded():
-            return self._core()
+    def to_core(self, context: Any = None) -> core.Flow:
+        """Return the flow of the core with certified weights, as constants.
 
-    def save_core(self, path: str | os.PathLike[str]) -> None:
+        A conditional flow needs `context` (1, features) and becomes the flow under that condition.
+        """
+        with get_backend(keras.ops.zeros(())).unrecorded():
+            return self._core(context)
+
+    def save_core(self, path: str | os.PathLike[str], context: Any = None) -> None:
         """Write the flow with certified weights to a file that `iresnet_core.load` reads on every engine."""
-        save(self.to_core(), path)
+        save(self.to_core(context), path)
 
     def _blocks(self) -> list[InvertibleResidual]:
         return [layer for layer in self._flatten_layers() if isinstance(layer, InvertibleResidual)]
 
-    def _core(self, *, training: bool = False) -> core.Flow:
+    def _core(self, context: Any = None, *, training: bool = False) -> core.Flow:
         """Return the core's flow with the present variables."""
-        return core.Flow([layer.core_layer(training=training) for layer in self.flow_layers], self.event_shape)
+        layers = [layer.core_layer(training=training, context=context) for layer in self.flow_layers]
+        return core.Flow(layers, self.event_shape)
 
     def _tensor(self, x: Any) -> Any:
         return keras.ops.convert_to_tensor(x, dtype=self.compute_dtype)
 
-    def _options(self, x: Any, training: bool, options: dict[str, Any]) -> dict[str, Any]:
-        """Fill in the options of `logdet`."""
+    def _options(self, x: Any, unseen: bool, options: dict[str, Any]) -> dict[str, Any]:
+        """Fill in the options of `logdet`; errors that are `unseen`, in training, are not computed."""
         engine = get_backend(x)
-        if training and not {"terms", "tol", "method"} & set(options):
+        if unseen and options.get("tol") is None:
+            options = {"errors": False, **options}
+        if unseen and self.terms is not None and not {"terms", "tol", "method"} & set(options):
             options = {"terms": self.terms, **options}
         if "rng" not in options and "noise" not in options:
             options = {"rng": engine.generator(own_seed(self.seed_generator.next())), **options}
         return options
 
-    def _require_initialized(self, x: Any, training: bool) -> None:
+    def _require_initialized(self, x: Any, context: Any, training: bool) -> None:
         """Initialise in a training pass outside of `fit`; a compiled program cannot."""
         if not training or self.initialized:
             return
@@ -278,4 +308,4 @@ class FlowModel(PreparedModel):
                 "an ActNorm of this flow has not been initialised, which a compiled program cannot do: call "
                 "initialize(x) with a batch of data first."
             )
-        self.initialize(x)
+        self.initialize(x, context)

@@ -27,8 +27,11 @@ class FlowLayer(keras.layers.Layer):
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         super().__init__(dtype=policy.variable_dtype, **kwargs)
 
-    def core_layer(self, *, training: bool = False) -> Layer:
-        """Return the core's layer with the present variables; with certified weights unless `training`."""
+    def core_layer(self, *, training: bool = False, context: Any = None) -> Layer:
+        """Return the core's layer with the present variables; with certified weights unless `training`.
+
+        `context` (batch, features) is the conditioning, for layers that take it.
+        """
         raise NotImplementedError
 
     def build(self, input_shape: Any) -> None:
@@ -50,9 +53,9 @@ class FlowLayer(keras.layers.Layer):
         """Return a layer of the core that knows shapes."""
         return self.core_layer()
 
-    def initialize(self, x: Any) -> Any:
+    def initialize(self, x: Any, context: Any = None) -> Any:
         """Set data-dependent variables that are not set yet, and return the output for `x`."""
-        return self.core_layer()(x)
+        return self.core_layer(context=context)(x)
 
     @property
     def initialized(self) -> bool:
@@ -62,23 +65,25 @@ class FlowLayer(keras.layers.Layer):
     def certify(self) -> None:
         """Certify the weights that changed since they were certified last; only compiled programs need the call."""
 
-    def call(self, x: Any, training: bool = False) -> Any:
+    def call(self, x: Any, context: Any = None, training: bool = False) -> Any:
         """Map samples x (batch, ...), without the log-determinant."""
-        return self.core_layer(training=training)(keras.ops.convert_to_tensor(x))
+        return self.core_layer(training=training, context=context)(keras.ops.convert_to_tensor(x))
 
-    def inverse(self, z: Any, *, errors: bool = False, **options: Any) -> Any:
+    def inverse(self, z: Any, context: Any = None, *, errors: bool = False, **options: Any) -> Any:
         """Return the preimages of z (batch, ...), with certified weights.
 
         Parameters
         ----------
         z : tensor or array (batch, ...)
             As the layer returns them.
+        context : tensor or array (batch, features), optional
+            The conditioning that belongs to z.
         errors : bool
             Return the core's `Inverse` with its certified `error_bound` instead of the samples alone.
         **options
             As in `iresnet_core.invert`.
         """
-        result = self.core_layer().inverse(keras.ops.convert_to_tensor(z, dtype=self.compute_dtype), **options)
+        result = self.core_layer(context=context).inverse(keras.ops.convert_to_tensor(z, dtype=self.compute_dtype), **options)
         return result if errors else result.value
 
 
@@ -107,14 +112,14 @@ class ActNorm(FlowLayer):
         """Whether the variables have been set from data or loaded."""
         return self._initialized
 
-    def initialize(self, x: Any) -> Any:
+    def initialize(self, x: Any, context: Any = None) -> Any:
         """Set the variables from a batch, unless they are set already; return the output."""
         if not self._initialized:
             found = core.ActNorm.initialize(keras.ops.stop_gradient(x), axis=-1)
             self.log_scale.assign(found.log_scale)
             self.bias.assign(found.bias)
             self.mark_initialized()
-        return super().initialize(x)
+        return super().initialize(x, context)
 
     def mark_initialized(self) -> None:
         """Keep the variables as they are from now on but for training."""
@@ -124,7 +129,7 @@ class ActNorm(FlowLayer):
     def _shape_layer(self) -> Layer:
         return core.ActNorm(constant(self.log_scale), constant(self.bias), axis=-1)
 
-    def core_layer(self, *, training: bool = False) -> Layer:
+    def core_layer(self, *, training: bool = False, context: Any = None) -> Layer:
         """Return the core's layer."""
         if not self._initialized:
             raise InvalidArgumentError(
@@ -133,13 +138,13 @@ class ActNorm(FlowLayer):
             )
         return core.ActNorm(tensor_of(self.log_scale), tensor_of(self.bias), axis=-1)
 
-    def call(self, x: Any, training: bool = False) -> Any:
+    def call(self, x: Any, context: Any = None, training: bool = False) -> Any:
         """Map samples x (batch, ..., channels); the first batch in training sets the variables, unless compiled."""
         engine = get_backend(x)
         if training and not self._initialized and is_known(x) and is_known(tensor_of(self.bias)):
             with engine.unrecorded():
                 self.initialize(x)
-        return super().call(x, training=training)
+        return super().call(x, context, training=training)
 
     def load_own_variables(self, store: Any) -> None:
         """Take over whether it is initialised."""
@@ -155,7 +160,7 @@ class Squeeze(FlowLayer):
         super().__init__(**kwargs)
         self.factor, self._core = factor, core.Squeeze(factor, data_format="channels_last")
 
-    def core_layer(self, *, training: bool = False) -> Layer:
+    def core_layer(self, *, training: bool = False, context: Any = None) -> Layer:
         """Return the core's layer."""
         return self._core
 
@@ -172,7 +177,7 @@ class InjectivePad(FlowLayer):
         super().__init__(**kwargs)
         self.padding, self._core = padding, core.InjectivePad(padding, axis=-1)
 
-    def core_layer(self, *, training: bool = False) -> Layer:
+    def core_layer(self, *, training: bool = False, context: Any = None) -> Layer:
         """Return the core's layer."""
         return self._core
 
@@ -189,7 +194,7 @@ class Logit(FlowLayer):
         super().__init__(**kwargs)
         self.alpha, self._core = alpha, core.Logit(alpha)
 
-    def core_layer(self, *, training: bool = False) -> Layer:
+    def core_layer(self, *, training: bool = False, context: Any = None) -> Layer:
         """Return the core's layer."""
         return self._core
 
@@ -230,12 +235,12 @@ class FactorOut(FlowLayer):
             shape = layer.compute_output_shape(shape)
         self._shape_layer().output_shape(event_shape)
 
-    def initialize(self, x: Any) -> Any:
+    def initialize(self, x: Any, context: Any = None) -> Any:
         """Initialise the inner layers with what they will be given."""
         kept = x[..., : self.keep]
         for layer in self.inner:
-            kept = layer.initialize(kept)
-        return super().initialize(x)
+            kept = layer.initialize(kept, context)
+        return super().initialize(x, context)
 
     def certify(self) -> None:
         """Certify the inner layers."""
@@ -245,9 +250,9 @@ class FactorOut(FlowLayer):
     def _shape_layer(self) -> Layer:
         return self._factor_out([layer._shape_layer() for layer in self.inner])
 
-    def core_layer(self, *, training: bool = False) -> Layer:
+    def core_layer(self, *, training: bool = False, context: Any = None) -> Layer:
         """Return the core's layer."""
-        return self._factor_out([layer.core_layer(training=training) for layer in self.inner])
+        return self._factor_out([layer.core_layer(training=training, context=context) for layer in self.inner])
 
     def _factor_out(self, layers: list[Layer]) -> Layer:
         assert self._event_shape is not None, "not built"

@@ -16,6 +16,7 @@ from iresnet_core.capped_weight import layer_cap, training_constant
 from iresnet_core.checks import require_nonnegative
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.layer import Layer, Shape
+from iresnet_core.shift import Shift
 
 __all__ = ["InvertibleResidual"]
 
@@ -36,6 +37,9 @@ class InvertibleResidual(FlowLayer):
     lipschitz : float, optional
         Constant of a layer that the core cannot certify, as the caller's declaration, on which all bounds then rest;
         where it is above `coeff`, the output is scaled down.
+    context_features : int, optional
+        Size of a conditioning vector; an unconstrained linear map of it is added after the first linear layer, so that
+        the Lipschitz constant in x stays.
 
     Raises
     ------
@@ -68,9 +72,18 @@ class InvertibleResidual(FlowLayer):
     """
 
     def __init__(
-        self, net: Any, coeff: float = 0.9, *, per_layer: bool = False, lipschitz: float | None = None, **kwargs: Any
+        self,
+        net: Any,
+        coeff: float = 0.9,
+        *,
+        per_layer: bool = False,
+        lipschitz: float | None = None,
+        context_features: int | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.context_features = context_features
+        self.conditioning: Any = None
         self.coeff, self.per_layer = coeff, per_layer
         self.declared = None if lipschitz is None else require_nonnegative(lipschitz, "lipschitz")
         if self.declared is not None and isinstance(net, list | tuple):
@@ -80,6 +93,8 @@ class InvertibleResidual(FlowLayer):
         self._kept: tuple[core.Chain, list[Any]] | None = None
         if self.declared is not None:
             layer_cap([], coeff)  # checks coeff
+            if context_features is not None:
+                raise InvalidArgumentError("context_features needs a net of known layers, not one with lipschitz=.")
             return
         steps = steps_of(net)
         linear = linear_layers(steps)
@@ -116,6 +131,10 @@ class InvertibleResidual(FlowLayer):
                 layer.build((None, *event_shape))
                 layer.built = True
         self.capped = capped
+        if self.context_features is not None:
+            width = capped[0].free_layer().output_shape[-1]
+            self.conditioning = keras.layers.Dense(width, use_bias=False, dtype=self.dtype, name="conditioning")
+            self.conditioning.build((None, self.context_features))
 
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
         """Return the same shape."""
@@ -146,23 +165,49 @@ class InvertibleResidual(FlowLayer):
             raise InvalidArgumentError(f"{self.name!r} has a declared constant, and no weights to penalise.")
         return core.spectral_penalty([capped.free_layer() for capped in self._weights()], weight)
 
-    def core_layer(self, *, training: bool = False) -> Layer:
+    def core_layer(self, *, training: bool = False, context: Any = None) -> Layer:
         """Return the core's residual block with the weights in use."""
         if self.declared is not None:
             return core.ResidualBlock(self._opaque_branch(training), lipschitz=self._constant)
         if training:
             chain = self._chain([capped.trained_layer() for capped in self._weights()])
-            return core.ResidualBlock(chain, lipschitz=training_constant(self._constant))
-        return core.ResidualBlock(self._certified_chain())
+            conditioned = self._conditioned(chain, context, training=True)
+            return core.ResidualBlock(conditioned, lipschitz=training_constant(self._constant))
+        return core.ResidualBlock(self._conditioned(self._certified_chain(), context))
 
-    def call(self, x: Any, training: bool = False) -> Any:
+    def _shape_layer(self) -> Layer:
+        return core.ResidualBlock(lambda x: x, lipschitz=0.0)  # keeps the shape, with any conditioning
+
+    def _conditioned(self, chain: core.Chain, context: Any, *, training: bool = False) -> core.Chain:
+        """Add the conditioning after the first linear layer."""
+        if self.conditioning is None:
+            return chain
+        if context is None:
+            raise InvalidArgumentError("this block is conditional: pass context=, of shape (batch, features).")
+        context = keras.ops.convert_to_tensor(context, dtype=self.compute_dtype)
+        if len(context.shape) != 2 or context.shape[1] != self.context_features:
+            raise ShapeError(
+                f"context must have shape (batch, {self.context_features}), got {tuple(context.shape)}."
+            )
+        place = next(i for i, layer in enumerate(chain.layers) if not isinstance(layer, Activation))
+        first: Any = chain.layers[place]
+        added = self.conditioning(context)
+        if context.shape[0] == 1 and not training:  # one condition for all samples is a bias, which files can hold
+            bias = added[0] if first.bias is None else first.bias + added[0]
+            conditioned = first.with_parameters(first.weight, bias, first.bound)
+            return core.Chain([*chain.layers[:place], conditioned, *chain.layers[place + 1 :]])
+        for _ in first.output_shape[1:]:  # channels last
+            added = keras.ops.expand_dims(added, 1)
+        return core.Chain([*chain.layers[: place + 1], Shift(added), *chain.layers[place + 1 :]])
+
+    def call(self, x: Any, context: Any = None, training: bool = False) -> Any:
         """Return x + g(x) for x (batch, ...)."""
         if self._event_shape is not None and tuple(x.shape[1:]) != self._event_shape:
             raise ShapeError(
                 f"{self.name!r} was built for samples of shape {self._event_shape}, got {tuple(x.shape[1:])}; the norm "
                 "of a convolution depends on the size. Make another block for another size."
             )
-        return super().call(x, training=training)
+        return super().call(x, context, training=training)
 
     def _opaque_branch(self, training: bool) -> Any:
         assert self.declared is not None
@@ -212,6 +257,7 @@ class InvertibleResidual(FlowLayer):
             "coeff": self.coeff,
             "per_layer": self.per_layer,
             "lipschitz": self.declared,
+            "context_features": self.context_features,
         }
 
     @classmethod
