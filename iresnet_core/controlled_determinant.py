@@ -95,7 +95,7 @@ def _inverse(engine: Backend, J0: Array, x: Array) -> tuple[Array, Array]:
 
 def _times(xp: Any, rows: Array, matrix: Array) -> Array:
     """Multiply the last axis of `rows` (probes, batch, d) by a matrix (d, d), as one product."""
-    joined = xp.reshape(rows, (rows.shape[0] * rows.shape[1], rows.shape[2]))
+    joined = xp.reshape(rows, (-1, rows.shape[2]))
     return xp.reshape(xp.matmul(joined, matrix), tuple(rows.shape))
 
 

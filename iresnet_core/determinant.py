@@ -30,11 +30,11 @@ from iresnet_core.method_choice import (
     time_both,
 )
 from iresnet_core.precision import working_dtype
-from iresnet_core.preconditioning import MeanJacobian, no_mean_jacobian
-from iresnet_core.probes import ExplicitProbes, explicit_probes, make_source
+from iresnet_core.preconditioning import MeanJacobian, no_mean_jacobian, require_reference
+from iresnet_core.probes import ExplicitProbes, make_source
 from iresnet_core.results import LogDet
 from iresnet_core.samples import flatten
-from iresnet_core.stochastic_determinant import FEWEST_PROBES, Request, stochastic_logdet
+from iresnet_core.stochastic_determinant import FEWEST_PROBES, Request, given_probes, stochastic_logdet
 
 __all__ = ["logdet", "value_and_logdet"]
 
@@ -233,6 +233,10 @@ def value_and_logdet(
         given, working = x.dtype, working_dtype(engine, x.dtype)
         if working != x.dtype:
             g, x, request = _raised(engine, g, x, request, working)
+        if reference is not None:
+            require_reference(reference, x)
+            if control_variate == "none":
+                raise InvalidArgumentError("a reference is a control variate itself; control_variate='none' is not.")
         linearization = linearize(engine, g, x)
         value = linearization.value if working == given else engine.xp.astype(linearization.value, given)
         reason = ""
@@ -317,7 +321,8 @@ def _stochastic_choice(linearization: Linearization, x: Array, request: Request)
     wanted = request.control_variate != "none"
     if not request.errors:
         # The answer to given probes should be that of the sample alone, whatever else is in the batch.
-        wanted = request.control_variate == "auto" and request.noise is None and linearization.jvp is not None
+        alone = request.noise is None or request.reference is not None
+        wanted = request.control_variate == "auto" and alone and linearization.jvp is not None
     return "mean-jacobian" if known and small and wanted else "arnoldi"
 
 
@@ -341,7 +346,7 @@ def _controlled(engine: Backend, linearization: Linearization, x: Array, constan
     if request.noise is None:
         source, probes = make_source(engine, request.probe_kind, flat, request.rng), request.probes
     else:
-        given = explicit_probes(engine, x, request.noise)
+        given = given_probes(engine, x, request.noise, request.probes, "mean-jacobian")
         source, probes = ExplicitProbes(given, request.probe_kind), given.shape[0]  # type: ignore[arg-type]
     products = request.terms or CONTROLLED_PRODUCTS
     return controlled_logdet(

@@ -93,13 +93,15 @@ def _log_determinants(engine: Backend, linearization: Linearization, x: Array) -
 def _small_log_determinants(xp: Any, M: Array) -> Array:
     """Return log det(I + M) of matrices (..., r, r), r at most 2; factorising thousands of them takes far longer."""
     if M.shape[-1] == 1:
-        excess = M[..., 0, 0]
+        excess, determinant = M[..., 0, 0], 1 + M[..., 0, 0]
     else:
-        a, d = M[..., 0, 0], M[..., 1, 1]
-        excess = a + d + (a * d - M[..., 0, 1] * M[..., 1, 0])
-    possible = excess > -1
-    value = xp.log1p(xp.where(possible, excess, xp.zeros_like(excess)))
-    return xp.where(possible, value, xp.full_like(value, math.nan))
+        a, d, crossed = M[..., 0, 0], M[..., 1, 1], M[..., 0, 1] * M[..., 1, 0]
+        excess, determinant = a + d + (a * d - crossed), (1 + a) * (1 + d) - crossed
+    # A small determinant is what is left of 1 by rounding in the one form, and accurate in the other.
+    small, one = excess < -0.5, xp.ones_like(excess)
+    large = xp.log1p(xp.where(small, 0 * one, excess))
+    value = xp.where(small, xp.log(xp.where(small & (determinant > 0), determinant, one)), large)
+    return xp.where(small & ~(determinant > 0), xp.full_like(value, math.nan), value)
 
 
 def _from_products(engine: Backend, linearization: Linearization, x: Array) -> Array:

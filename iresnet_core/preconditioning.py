@@ -175,6 +175,11 @@ def require_reference(reference: Any, x: Array) -> MeanJacobian:
     """Check a mean Jacobian that was made before for samples like x."""
     if not isinstance(reference, MeanJacobian):
         raise InvalidArgumentError(f"reference must be a MeanJacobian, got {type(reference).__name__}.")
+    if not isinstance(reference.constant, float):
+        raise InvalidArgumentError(
+            "a reference cannot be an argument of a compiled function, which would hide its constant; let the function "
+            "close over it."
+        )
     get_backend(x, reference.inverse)
     d = math.prod(x.shape[1:])
     if tuple(reference.inverse.shape) != (d, d):

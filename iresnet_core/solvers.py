@@ -46,8 +46,11 @@ def _begun(problem: FixedPoint, x: Array) -> tuple[Progress, Array | None]:
     start = problem.begin(x, image)
     if engine.is_tracing(mean) or not bool(xp.all(xp.isfinite(mean))):
         return start, None
-    identity = xp.eye(d, dtype=mean.dtype, device=device_of(mean))
-    return start, xp.linalg.inv(identity + xp.matrix_transpose(mean))
+    transposed = xp.eye(d, dtype=mean.dtype, device=device_of(mean)) + xp.matrix_transpose(mean)
+    sign, log_determinant = xp.linalg.slogdet(transposed)
+    if not (float(sign) > 0 and float(log_determinant) >= d * math.log1p(-problem.constant) - 1):
+        return start, None  # no mean of contractions by the constant: the iteration will tell
+    return start, xp.linalg.inv(transposed)
 
 
 SOLVERS: dict[str, Callable[[FixedPoint, Array, int], Progress]] = {

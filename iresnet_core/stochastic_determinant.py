@@ -35,7 +35,7 @@ from iresnet_core.results import LogDet
 from iresnet_core.roulette import Roulette, draw_lengths, roulette_form, roulette_on_remainder
 from iresnet_core.samples import flatten
 
-__all__ = ["DEFAULT_BIAS", "Request", "refuse_expansion", "stochastic_logdet", "with_derivative"]
+__all__ = ["DEFAULT_BIAS", "Request", "given_probes", "refuse_expansion", "stochastic_logdet", "with_derivative"]
 
 # Truncation error, in nats, that is allowed where no tolerance is given.
 DEFAULT_BIAS = 1e-3
@@ -415,6 +415,18 @@ def _whole_numbers(lengths: Any) -> list[int]:
         raise InvalidArgumentError(f"lengths must hold whole numbers, one a probe, got {lengths!r}.") from None
 
 
+def given_probes(engine: Backend, x: Array, noise: Any, count: int, method: str) -> Array:
+    """Check probes that were given as `noise`, of which there are `count`, or any number where that is 1."""
+    if isinstance(noise, tuple):
+        raise InvalidArgumentError(
+            f"for method {method!r} noise is one array, got a tuple; a pair is for unbiased=True."
+        )
+    probes = explicit_probes(engine, x, noise)
+    if count not in (1, probes.shape[0]):
+        raise InvalidArgumentError(f"probes={count}, but noise holds {probes.shape[0]}.")
+    return probes
+
+
 def _source(engine: Backend, x: Array, flat: Array, estimator: _Estimator, request: Request) -> tuple[ProbeSource, int]:
     """Where the probes come from, and how many to begin with."""
     if request.noise is None:
@@ -429,13 +441,7 @@ def _source(engine: Backend, x: Array, flat: Array, estimator: _Estimator, reque
             )
         noise, lengths = noise
         estimator.lengths = _whole_numbers(lengths)
-    elif isinstance(noise, tuple):
-        raise InvalidArgumentError(
-            f"for method {estimator.method!r} noise is one array, got a tuple; a pair is for unbiased=True."
-        )
-    probes = explicit_probes(engine, x, noise)
-    if request.probes not in (1, probes.shape[0]):
-        raise InvalidArgumentError(f"probes={request.probes}, but noise holds {probes.shape[0]}.")
+    probes = given_probes(engine, x, noise, request.probes, estimator.method)
     if estimator.lengths is not None:
         if len(estimator.lengths) != probes.shape[0] or min(estimator.lengths) < 0:
             raise InvalidArgumentError(

@@ -96,6 +96,8 @@ def _rotation(xp: Any, rows: Array) -> tuple[Array, Array]:
     Directions that are lost in rounding are said to be longer than they are: noise, from which they may grow again.
     """
     gram = xp.matmul(rows, xp.matrix_transpose(rows))
+    # What is not finite shows in the vectors; the eigenvalues of all would end in an error of the framework's.
+    gram = xp.where(xp.isfinite(gram), gram, xp.zeros_like(gram))
     scale = xp.linalg.trace(gram)[..., None, None]
     scale = xp.where(scale > 0, scale, xp.ones_like(scale))
     squares, vectors = xp.linalg.eigh(gram / scale)

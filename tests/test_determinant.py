@@ -593,3 +593,16 @@ def test_a_length_without_a_chance(backend):
     for lengths in (None, "a", [1.7], 3):
         with pytest.raises(InvalidArgumentError, match="lengths"):
             logdet(g, x, method="roulette", noise=(x[None, ...], lengths))
+
+
+@pytest.mark.parametrize("c", [0.99, 0.9999, 1 - 1e-8])
+@pytest.mark.parametrize("angle", [0.0, 0.3, 2.0])
+def test_exact_of_two_dimensions_close_to_singular(backend, c, angle):
+    """-c Q, whose determinant with I is 1 - 2 c cos(angle) + c^2: what is left of 1 must not be rounding."""
+    Q = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    g = Chain([Dense(array(backend, -c * Q))])
+    result = logdet(g, array(backend, np.ones((1, 2))), method="exact")
+    expected = math.log((1 - c) ** 2 + 4 * c * math.sin(angle / 2) ** 2)
+    # c * cos(angle) is rounded itself, which the condition of I + J inflates.
+    rounding = 4 * 2.0**-53 / math.exp(expected / 2)
+    assert abs(host(backend, result.value)[0] - expected) <= host(backend, result.bias_bound)[0] + rounding

@@ -427,3 +427,9 @@ class TestExtremes:
         y = array(backend, np.ones((1, 3)))
         with pytest.raises(InvalidArgumentError, match="begin from y"):
             invert(_scale(0.5), y, lipschitz=0.5, start=y * 1e200)
+
+
+def test_a_singular_mean_jacobian_is_no_error_of_the_framework(backend):
+    g = Chain([Dense(array(backend, -np.eye(4)))])
+    with pytest.raises(NotContractiveError):
+        invert(g, array(backend, np.ones((6, 4))), lipschitz=0.5)

@@ -400,3 +400,27 @@ class TestConvolutions:
         found = gradients(backend, lambda *k: loss(*k, probes=8, rng=1, terms=8, **METHOD), given)
         for a, b in zip(found, exact, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-7)
+
+
+def test_a_reference_is_checked_and_used_by_auto(backend):
+    g, rng = dense_chain(backend, 40, (40,), 0.8, 0), np.random.default_rng(0)
+    x, v = array(backend, rng.standard_normal((6, 40))), array(backend, np.sign(rng.standard_normal((2, 6, 40))))
+    mean = mean_jacobian(g, x)
+    for errors in (True, False):
+        assert logdet(g, x, noise=v, reference=mean, errors=errors).method == "mean-jacobian"
+    with pytest.raises(InvalidArgumentError, match="control variate itself"):
+        logdet(g, x, reference=mean, control_variate="none")
+    with pytest.raises(ShapeError, match="the reference is for samples of 40"):
+        logdet(linear_chain(backend, "gaussian", 3, 0.5, 0), array(backend, np.ones((1, 3))), reference=mean)
+    with pytest.raises(InvalidArgumentError, match="compiled function"):
+        logdet(g, x, reference=mean._replace(constant=array(backend, np.ones(()))))
+
+
+def test_noise_is_checked_without_errors_as_with_them(backend):
+    g, x = dense_chain(backend, 40, (40,), 0.8, 0), array(backend, np.ones((3, 40)))
+    v = array(backend, np.ones((2, 3, 40)))
+    for errors in (True, False):
+        with pytest.raises(InvalidArgumentError, match="noise holds 2"):
+            logdet(g, x, method="mean-jacobian", noise=v, probes=5, errors=errors)
+        with pytest.raises(InvalidArgumentError, match="got a tuple"):
+            logdet(g, x, method="mean-jacobian", noise=(v, [1, 1]), errors=errors)

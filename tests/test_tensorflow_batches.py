@@ -13,6 +13,7 @@ from iresnet_core import (
     ResidualBlock,
     invert,
     logdet,
+    mean_jacobian,
     normalize,
     spectral_norm,
 )
@@ -23,6 +24,7 @@ tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
 
 D = 36
 X = np.random.default_rng(2).standard_normal((3, D))
+X_REFERENCE = tf.constant(X)
 
 
 def any_batch():
@@ -44,6 +46,9 @@ ANY_BATCH = {
     "series": lambda g, x, v: logdet(g, x, method="series", terms=4, noise=v).value,
     "arnoldi": lambda g, x, v: logdet(g, x, method="arnoldi", terms=4, noise=v).bias_bound,
     "mean-jacobian": lambda g, x, v: logdet(g, x, method="mean-jacobian", terms=3, noise=v).value,
+    "without errors": lambda g, x, v: (
+        logdet(g, x, method="mean-jacobian", errors=False, noise=v, reference=mean_jacobian(g, X_REFERENCE)).value
+    ),
     "seed tensor": lambda g, x, v: logdet(g, x, method="arnoldi", terms=4, rng=tf.constant([1, 2])).value,
     "picard": lambda g, x, v: invert(g, x, solver="picard").error_bound,
     "anderson": lambda g, x, v: invert(g, x).value,

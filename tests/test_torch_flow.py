@@ -12,6 +12,7 @@ from iresnet_core.errors import (
     NonFiniteError,
     NotContractiveError,
     ShapeError,
+    UnknownArrayError,
     UnknownLipschitzError,
 )
 
@@ -288,3 +289,27 @@ def test_injective_pad_in_a_flow():
     z = flow.initialize(x).encode(x)
     assert z.shape == (9, 6)
     assert torch.allclose(flow.inverse(z), x, atol=1e-4)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_weights_that_are_not_finite_are_reported_in_training(blocks):
+    flow = vector_flow(40, blocks=blocks)
+    with torch.no_grad():
+        flow.layers[-1].net[0].parametrizations.weight.original[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError):
+        flow.train().log_prob(samples(5, 40))
+
+
+def test_arrays_of_another_framework_are_refused():
+    with pytest.raises(UnknownArrayError, match="numpy"):
+        vector_flow(4).log_prob(samples(5, 4).numpy())
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_compiled_with_batches_of_several_sizes(mode):
+    """As the last one of an epoch."""
+    flow = vector_flow(40).initialize(samples(20, 40)).train(mode)
+    flow.lipschitz  # noqa: B018  # certified once
+    score = torch.compile(flow.log_prob, fullgraph=True, backend="aot_eager")
+    for count in (8, 5, 3):
+        assert torch.isfinite(score(samples(count, 40))).all()

@@ -46,7 +46,10 @@ def known_shape(shape: Any) -> Any:
     ShapeError
         If that is not known.
     """
-    if tf.is_tensor(shape) or None not in (sizes := tuple(shape)):
+    if tf.is_tensor(shape):
+        return shape
+    sizes = tuple(shape)
+    if None not in sizes:
         return shape
     if _here.size is None:
         raise ShapeError(

@@ -153,7 +153,9 @@ def _seeded(seed: Array) -> torch.Generator:
 def _signs(shape: tuple[int, ...], dtype: Any, device: Any, source: torch.Generator | None) -> Array:
     """Entries +1 and -1 with equal chance, eight of each random byte: numbers are slower to draw than to take apart."""
     size = math.prod(shape)
-    words = torch.randint(0, 256, (-(-size // 8), 1), dtype=torch.uint8, device=device, generator=source)
+    # Given as None, the generator would rule out sizes that a compiled program is to find out.
+    chosen: dict[str, Any] = {} if source is None else {"generator": source}
+    words = torch.randint(0, 256, (-(-size // 8), 1), dtype=torch.uint8, device=device, **chosen)
     masks = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
     bits = (words & masks).to(torch.bool).reshape(-1)[:size].reshape(shape)
     return torch.where(bits, torch.ones((), dtype=dtype, device=device), -torch.ones((), dtype=dtype, device=device))

@@ -84,13 +84,20 @@ class FlowLayer(nn.Module):
         return result if errors else result.value
 
 
+def _require_tensor(x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise UnknownArrayError(f"a PyTorch module takes torch tensors, got {type(x).__module__}.{type(x).__name__}.")
+
+
 def no_autocast(x: Tensor) -> Any:
     """Context without autocast, in which the core's bounds would not hold."""
+    _require_tensor(x)
     return torch.autocast(x.device.type, enabled=False)
 
 
 def as_parameters(x: Tensor, layer: Layer) -> Tensor:
     """Return x in the dtype of the parameters where autocast has lowered it; else as it is."""
+    _require_tensor(x)
     arrays = layer.arrays
     if arrays and torch.is_autocast_enabled(x.device.type):
         return x.to(arrays[0].dtype)
