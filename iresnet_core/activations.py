@@ -59,7 +59,9 @@ def _partner(xp: Any, v: Array, axis: int) -> Array:
 class _Definition:
     """value(xp, x, parameters), slope(xp, x, parameters), the constant, the parameters with their defaults.
 
-    `both` gives value and slope, and what `bend` (xp, x, what `both` gave, parameters), the second derivative, can use.
+    `both` (xp, x, hard, parameters) gives value and slope, and what `bend` (xp, x, what `both` gave, parameters), the
+    second derivative, can use. `hard` (xp, x, parameters), where there is one, is the part of `both` that takes time,
+    and worth keeping for another call.
     """
 
     value: Callable[..., Array]
@@ -68,6 +70,7 @@ class _Definition:
     both: Callable[..., tuple[Array, ...]]
     bend: Callable[..., Array]
     defaults: tuple[tuple[str, float], ...] = ()
+    hard: Callable[..., Array] | None = None
 
 
 def _one(_: dict[str, float]) -> float:
@@ -82,23 +85,28 @@ def _lipswish(xp: Any, x: Array, beta: float) -> Array:
     return x * (_logistic(xp, x if beta == 1 else beta * x) * float(_FACTOR))
 
 
-def _lipswish_both(xp: Any, x: Array, beta: float) -> tuple[Array, ...]:
-    engine = get_backend(x)
-    s = engine.logistic(x if beta == 1 else beta * x)
+def _lipswish_hard(xp: Any, x: Array, beta: float) -> Array:
+    return _logistic(xp, x if beta == 1 else beta * x)
+
+
+def _lipswish_both(xp: Any, x: Array, s: Array, beta: float) -> tuple[Array, ...]:
     scaled = s * float(_FACTOR)
     value = x * scaled
     rest = 1 - s
-    return value, engine.multiply_add(scaled, value if beta == 1 else beta * value, rest), rest
+    return value, get_backend(x).multiply_add(scaled, value if beta == 1 else beta * value, rest), rest
 
 
 def _lipswish_bend(xp: Any, x: Array, value: Array, slope: Array, rest: Array, beta: float) -> Array:
-    left = float(_FACTOR) - (value if beta == 1 else beta * value)
-    bend = rest * get_backend(x).multiply_add(slope, 1 - rest, left)
+    # beta (1 - s) (F s + slope - beta value s), where F s = slope - beta value (1 - s).
+    bend = rest * (2 * slope - (value if beta == 1 else beta * value))
     return bend if beta == 1 else beta * bend
 
 
-def _tanh_both(xp: Any, x: Array) -> tuple[Array, ...]:
-    value = xp.tanh(x)
+def _tanh(xp: Any, x: Array) -> Array:
+    return xp.tanh(x)
+
+
+def _tanh_both(xp: Any, x: Array, value: Array) -> tuple[Array, ...]:
     return value, 1 - value * value
 
 
@@ -110,17 +118,20 @@ def _elu_like_slope(xp: Any, x: Array, scale: float, width: float) -> Array:
     return xp.where(x > 0, xp.ones_like(x), scale / width * xp.exp(xp.where(x > 0, xp.zeros_like(x), x) / width))
 
 
-def _elu_like_both(xp: Any, x: Array, scale: float, width: float) -> tuple[Array, ...]:
-    positive = x > 0
-    fallen = xp.where(positive, xp.zeros_like(x), x)
-    fallen = xp.expm1(fallen if width == 1 else fallen / width)
+def _elu_like_hard(xp: Any, x: Array, width: float) -> Array:
+    fallen = xp.minimum(x, xp.zeros_like(x))
+    return xp.expm1(fallen if width == 1 else fallen / width)
+
+
+def _elu_like_both(xp: Any, x: Array, fallen: Array, scale: float, width: float) -> tuple[Array, ...]:
     slope = fallen + 1 if scale == width else (scale / width) * (fallen + 1)  # where x > 0: its limit at zero
-    slope = slope if scale == width else xp.where(positive, xp.ones_like(x), slope)
-    return xp.where(positive, x, fallen if scale == 1 else scale * fallen), slope
+    slope = slope if scale == width else xp.where(x > 0, xp.ones_like(x), slope)
+    return xp.maximum(x, xp.zeros_like(x)) + (fallen if scale == 1 else scale * fallen), slope
 
 
 def _elu_like_bend(xp: Any, x: Array, slope: Array, width: float) -> Array:
-    return xp.where(x > 0, xp.zeros_like(x), slope if width == 1 else slope / width)
+    below = xp.astype(x <= 0, x.dtype) * slope
+    return below if width == 1 else below / width
 
 
 def _softplus(xp: Any, x: Array, beta: float) -> Array:
@@ -134,69 +145,73 @@ def _sigmoid_slope(xp: Any, x: Array) -> Array:
 ACTIVATIONS: dict[str, _Definition] = {
     "lipswish": _Definition(
         _lipswish,
-        lambda xp, x, beta: _lipswish_both(xp, x, beta)[1],
+        lambda xp, x, beta: _lipswish_both(xp, x, _lipswish_hard(xp, x, beta), beta)[1],
         _one,
         _lipswish_both,
         _lipswish_bend,
         (("beta", 1.0),),
+        _lipswish_hard,
     ),
     "elu": _Definition(
         lambda xp, x, alpha: _elu_like(xp, x, alpha, 1.0),
         lambda xp, x, alpha: _elu_like_slope(xp, x, alpha, 1.0),
         lambda parameters: max(1.0, parameters["alpha"]),
-        lambda xp, x, alpha: _elu_like_both(xp, x, alpha, 1.0),
+        lambda xp, x, fallen, alpha: _elu_like_both(xp, x, fallen, alpha, 1.0),
         lambda xp, x, _, slope, alpha: _elu_like_bend(xp, x, slope, 1.0),
         (("alpha", 1.0),),
+        lambda xp, x, alpha: _elu_like_hard(xp, x, 1.0),
     ),
     "celu": _Definition(
         lambda xp, x, alpha: _elu_like(xp, x, alpha, alpha),
         lambda xp, x, alpha: _elu_like_slope(xp, x, alpha, alpha),
         _one,
-        lambda xp, x, alpha: _elu_like_both(xp, x, alpha, alpha),
+        lambda xp, x, fallen, alpha: _elu_like_both(xp, x, fallen, alpha, alpha),
         lambda xp, x, _, slope, alpha: _elu_like_bend(xp, x, slope, alpha),
         (("alpha", 1.0),),
+        lambda xp, x, alpha: _elu_like_hard(xp, x, alpha),
     ),
     "relu": _Definition(
         lambda xp, x: xp.where(x > 0, x, xp.zeros_like(x)),
         lambda xp, x: xp.astype(x > 0, x.dtype),
         _one,
-        lambda xp, x: (xp.where(x > 0, x, xp.zeros_like(x)), xp.astype(x > 0, x.dtype)),
+        lambda xp, x, _: (xp.where(x > 0, x, xp.zeros_like(x)), xp.astype(x > 0, x.dtype)),
         lambda xp, x, *_: xp.zeros_like(x),
     ),
     "softplus": _Definition(
         _softplus,
         lambda xp, x, beta: _logistic(xp, beta * x),
         _one,
-        lambda xp, x, beta: (_softplus(xp, x, beta), _logistic(xp, beta * x)),
+        lambda xp, x, _, beta: (_softplus(xp, x, beta), _logistic(xp, beta * x)),
         lambda xp, _, value, slope, beta: beta * slope * (1 - slope),
         (("beta", 1.0),),
     ),
     "tanh": _Definition(
-        lambda xp, x: xp.tanh(x),
-        lambda xp, x: _tanh_both(xp, x)[1],
+        _tanh,
+        lambda xp, x: _tanh_both(xp, x, xp.tanh(x))[1],
         _one,
         _tanh_both,
         lambda xp, _, value, slope: -2 * value * slope,
+        hard=_tanh,
     ),
     "sigmoid": _Definition(
         _logistic,
         _sigmoid_slope,
         lambda _: 0.25,
-        lambda xp, x: (_logistic(xp, x), _sigmoid_slope(xp, x)),
+        lambda xp, x, _: (_logistic(xp, x), _sigmoid_slope(xp, x)),
         lambda xp, _, value, slope: slope * (1 - 2 * value),
     ),
     "sin": _Definition(
         lambda xp, x: xp.sin(x),
         lambda xp, x: xp.cos(x),
         _one,
-        lambda xp, x: (xp.sin(x), xp.cos(x)),
+        lambda xp, x, _: (xp.sin(x), xp.cos(x)),
         lambda xp, _, value, slope: -value,
     ),
     "identity": _Definition(
         lambda xp, x: x,
         lambda xp, x: xp.ones_like(x),
         _one,
-        lambda xp, x: (x, xp.ones_like(x)),
+        lambda xp, x, _: (x, xp.ones_like(x)),
         lambda xp, x, *_: xp.zeros_like(x),
     ),
 }
@@ -302,18 +317,30 @@ class Activation(Copyable):
         xp = get_backend(x).xp
         return ACTIVATIONS[self.name].slope(xp, x, **self._constants())
 
+    def hard_part(self, x: Array) -> Array | None:
+        """Return what takes the time of `with_slope`, such as the exponential function; None if nothing does."""
+        hard = ACTIVATIONS[self.name].hard
+        return None if hard is None else hard(get_backend(x).xp, x, **self._constants())
+
+    def with_slope(self, x: Array, known: Array | None = None) -> tuple[Array, ...]:
+        """Return value and slope at x of an activation that acts entry by entry, and what `bend` can use besides.
+
+        `known` is the `hard_part` at x, if it has been kept.
+        """
+        known = self.hard_part(x) if known is None else known
+        return ACTIVATIONS[self.name].both(get_backend(x).xp, x, known, **self._constants())
+
+    def bend(self, x: Array, *known: Array) -> Array:
+        """Return the second derivative at x, where ``with_slope(x)`` gave `known`; zero at kinks."""
+        return ACTIVATIONS[self.name].bend(get_backend(x).xp, x, *known, **self._constants())
+
     def linearize(self, x: Array) -> tuple[Array, Diagonal | PairSwap]:
         """Return the value at x (batch, ...) and the Jacobian there."""
         xp = get_backend(x).xp
         if self.entrywise and type(self) is not Activation:
             return self(x), Diagonal(self.slope(x))
         if self.entrywise:
-            definition, parameters = ACTIVATIONS[self.name], self._constants()
-            value, slope = get_backend(x).entrywise(
-                x,
-                lambda x: definition.both(xp, x, **parameters),
-                lambda x, *known: definition.bend(xp, x, *known, **parameters),
-            )
+            value, slope = get_backend(x).entrywise(x, self.with_slope, self.bend)
             return value, Diagonal(slope)
         axis = self._channel_axis(x)
         partner = _partner(xp, x, axis)

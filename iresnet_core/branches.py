@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from iresnet_core.activations import Activation, Diagonal, PairSwap
@@ -12,6 +12,7 @@ from iresnet_core.convolution import Convolution
 from iresnet_core.convolution_traces import convolution_kernels, convolution_plan, convolution_trace
 from iresnet_core.copying import Copyable
 from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.joint_derivative import JointPass, can_join
 from iresnet_core.kept_property import kept_property
 from iresnet_core.linearization import Branch, Linearization
 from iresnet_core.operators import Dense, LinearLayer
@@ -167,7 +168,21 @@ class Chain(Copyable):
             else:
                 x = layer(x)
                 jacobians.append(layer)
-        product = _Product(self, tuple(jacobians), x)
+        return self._linearization(tuple(jacobians), x)
+
+    def linearize_jointly(self, x: Array) -> Linearization:
+        """Return what `linearize` does, with the derivative written by hand where layers and engine allow it."""
+        engine = self.operators[0].engine
+        square = self.input_shape == self.output_shape
+        if not (square and can_join(self.layers) and engine.takes_derivatives_by_hand(x, *self.arrays)):
+            return self.linearize(x)
+        joint = JointPass(engine, self.layers, x)
+        slopes = iter(joint.slopes)
+        jacobians = tuple(Diagonal(next(slopes)) if isinstance(layer, Activation) else layer for layer in self.layers)
+        return replace(self._linearization(jacobians, joint.value), joint=joint)
+
+    def _linearization(self, jacobians: tuple[Jacobian, ...], x: Array) -> Linearization:
+        product = _Product(self, jacobians, x)
         square = self.input_shape == self.output_shape
         return Linearization(
             value=x,

@@ -16,13 +16,14 @@ product J v, which the derivative needs anyway. No error is estimated here: see 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from iresnet_core.backends import Array, Backend, device_of
+from iresnet_core.joint_derivative import Control
 from iresnet_core.linearization import Linearization
 from iresnet_core.precision import unit_roundoff, widest
 from iresnet_core.preconditioning import require_reference
-from iresnet_core.probes import ProbeSource
 from iresnet_core.results import LogDet
 from iresnet_core.stochastic_determinant import refuse_expansion, with_derivative
 
@@ -37,24 +38,28 @@ def controlled_logdet(
     linearization: Linearization,
     x: Array,
     constant: float,
-    source: ProbeSource,
+    flat: Array,
     *,
-    probes: int,
     products: int,
     reference: Any = None,
-) -> LogDet:
+) -> tuple[Array, LogDet]:
     """Estimate the log-determinant and its derivative, without errors; `products` transposed products a probe, one J v.
 
-    `linearization` offers `mean_matrix` and `jvp`. The mean Jacobian behind B is that of the batch, or the
-    `MeanJacobian` given as `reference`.
+    `flat` are the probes (probes, batch, d). The value g(x) comes with the estimate. `linearization` offers
+    `mean_matrix` and `jvp`. The mean Jacobian behind B is that of the batch, or the one given as `reference`.
     """
     xp = engine.xp
-    flat = source.draw(probes)
-    recorded = engine.differentiates and engine.may_differentiate(linearization.value, x)
+    probes = flat.shape[0]
     v = xp.reshape(flat, (probes, *x.shape))
-    image = xp.reshape(linearization.products(v), tuple(flat.shape))
-    assert linearization.mean_matrix is not None
-    mean = linearization.mean_matrix()
+    joint = linearization.joint
+    if joint is not None:
+        recorded = False
+        image, mean = xp.reshape(joint.products(v), tuple(flat.shape)), joint.mean_matrix()
+    else:
+        recorded = engine.differentiates and engine.may_differentiate(linearization.value, x)
+        image = xp.reshape(linearization.products(v), tuple(flat.shape))
+        assert linearization.mean_matrix is not None
+        mean = linearization.mean_matrix()
     with engine.unrecorded():
         fixed = engine.stop_gradient(image)
         _refuse_expansion(engine, flat, fixed, constant, linearization.depth)
@@ -76,21 +81,40 @@ def controlled_logdet(
         term = xp.linalg.vecdot(pulled, flat + fixed) - xp.linalg.vecdot(u, flat)
         series = series + (sign / (products + 1)) * term
         value = xp.mean(series, axis=0) + xp.astype(start, series.dtype)
+    g = linearization.value
     if recorded:
-        control = _times(xp, flat, xp.matrix_transpose(mean))
-        forms = xp.linalg.vecdot(w, image) - xp.linalg.vecdot(first, control)
-        trace = xp.sum(xp.matrix_transpose(inverse) * mean)
-        value = with_derivative(engine, value, xp.mean(forms, axis=0) + trace)
+        value = _with_derivative(engine, image, mean, (flat, w, value, inverse, first))
+    elif joint is not None:
+        if probes > 1:
+            w, first = w / probes, first / probes
+        g, value = joint.recorded(
+            value, w, lambda *known: _with_derivative(engine, *known, probes=1), Control(inverse, first)
+        )
     unknown = xp.full_like(value, math.nan)
     count = xp.full(value.shape, probes * products, dtype=xp.int32, device=device_of(value))
-    return LogDet(value, unknown, unknown, count, "mean-jacobian")
+    return g, LogDet(value, unknown, unknown, count, "mean-jacobian")
+
+
+def _with_derivative(
+    engine: Backend, image: Array, mean: Array | None, known: Sequence[Array], *, probes: int | None = None
+) -> Array:
+    """The log-determinant with the derivative of the forms, their mean over as many `probes` as there are."""
+    xp = engine.xp
+    flat, w, value, inverse, first = known
+    assert mean is not None
+    control = _times(xp, flat, xp.matrix_transpose(mean))
+    forms = xp.linalg.vecdot(w, image) - xp.linalg.vecdot(first, control)
+    trace = xp.sum(xp.matrix_transpose(inverse) * mean)
+    total = xp.mean(forms, axis=0) if probes is None else xp.sum(forms, axis=0)
+    return with_derivative(engine, value, total + trace)
 
 
 def _inverse(engine: Backend, J0: Array, x: Array) -> tuple[Array, Array]:
     """(I + J0)^-1 in the dtype of x, and log det(I + J0)."""
     xp, wide = engine.xp, widest(engine)
     A = xp.eye(J0.shape[-1], dtype=wide, device=device_of(x)) + xp.astype(J0, wide)
-    return xp.astype(xp.linalg.inv(A), x.dtype), xp.linalg.slogdet(A)[1]
+    inverse, log_determinant = engine.inverse_with_log_determinant(A)
+    return xp.astype(inverse, x.dtype), log_determinant
 
 
 def _times(xp: Any, rows: Array, matrix: Array) -> Array:
@@ -104,7 +128,12 @@ def _refuse_expansion(engine: Backend, v: Array, image: Array, constant: float, 
     if engine.is_tracing(image, v):
         return
     xp = engine.xp
-    lengths = xp.linalg.vecdot(v, v)
-    squares = xp.linalg.vecdot(image, image) / xp.where(lengths > 0, lengths, xp.ones_like(lengths))
+    # Zero where the probe is zero: then so is its image.
+    squares = xp.linalg.vecdot(image, image) / xp.maximum(xp.linalg.vecdot(v, v), _smallest(engine, v))
     rounding = 8 * (depth + 2) * unit_roundoff(engine, v.dtype)
     refuse_expansion(math.sqrt(float(xp.max(squares))), constant, rounding)
+
+
+def _smallest(engine: Backend, v: Array) -> Array:
+    xp = engine.xp
+    return xp.full((), float(xp.finfo(v.dtype).smallest_normal), dtype=v.dtype, device=device_of(v))

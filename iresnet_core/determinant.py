@@ -16,7 +16,7 @@ from iresnet_core.checks import (
 )
 from iresnet_core.controlled_determinant import CONTROLLED_PRODUCTS, controlled_logdet
 from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.exact_determinant import determinant_order, exact_logdet
+from iresnet_core.exact_determinant import determinant_order, exact_jointly, exact_logdet, samples_at_a_time
 from iresnet_core.linearization import Linearization, linearize, stated_lipschitz
 from iresnet_core.method_choice import (
     ENVIRONMENT,
@@ -31,7 +31,7 @@ from iresnet_core.method_choice import (
 )
 from iresnet_core.precision import working_dtype
 from iresnet_core.preconditioning import MeanJacobian, no_mean_jacobian, require_reference
-from iresnet_core.probes import ExplicitProbes, make_source
+from iresnet_core.probes import make_source
 from iresnet_core.results import LogDet
 from iresnet_core.samples import flatten
 from iresnet_core.stochastic_determinant import FEWEST_PROBES, Request, given_probes, stochastic_logdet
@@ -237,8 +237,7 @@ def value_and_logdet(
             require_reference(reference, x)
             if control_variate == "none":
                 raise InvalidArgumentError("a reference is a control variate itself; control_variate='none' is not.")
-        linearization = linearize(engine, g, x)
-        value = linearization.value if working == given else engine.xp.astype(linearization.value, given)
+        linearization = linearize(engine, g, x, jointly=_recorded_later(x, method, request))
         reason = ""
         if method == "auto":
             problem = _Problem(engine, g, x, linearization, constant, request)
@@ -246,12 +245,32 @@ def value_and_logdet(
             request = request._replace(give_up_at=give_up_at)
         result = None
         if method != "exact" and x.shape[0] != 0:
-            result = _estimate(engine, linearization, x, constant, method, request)
+            value, result = _estimate(engine, linearization, x, constant, method, request)
             if result is None:
                 reason = f"tol={tol:g} would cost as much as the exact answer"
         if result is None:
-            result = exact_logdet(engine, g, x, linearization, constant, errors=errors)
-        return value, result._replace(reason=reason)
+            value, result = _exact(engine, g, x, linearization, constant, errors)
+        return value if working == given else engine.xp.astype(value, given), result._replace(reason=reason)
+
+
+def _recorded_later(x: Array, method: str, request: Request) -> bool:
+    """Whether the answer will come from tangents that are known beforehand; see `Linearization.joint`."""
+    if request.errors or request.unbiased or x.shape[0] == 0 or math.prod(x.shape[1:]) > PRECONDITIONED_WIDTH:
+        return False
+    alone = request.noise is None or request.reference is not None
+    return method in ("exact", "mean-jacobian") or (method == "auto" and alone and request.control_variate == "auto")
+
+
+def _exact(
+    engine: Backend, g: Any, x: Array, linearization: Linearization, constant: float, errors: bool
+) -> tuple[Array, LogDet]:
+    """The value g(x) and the exact answer."""
+    if linearization.joint is not None:
+        d = math.prod(x.shape[1:])
+        if determinant_order(linearization, x) == d and samples_at_a_time(d, d) >= x.shape[0]:
+            return exact_jointly(engine, linearization.joint, x, constant)
+        linearization = linearize(engine, g, x)
+    return linearization.value, exact_logdet(engine, g, x, linearization, constant, errors=errors)
 
 
 class _Problem(NamedTuple):
@@ -303,7 +322,7 @@ def _timeable(problem: _Problem, method: str, order: int) -> tuple[bool, Kind | 
             return time_both(
                 engine,
                 lambda: exact_logdet(engine, g, part, at, constant, errors=request.errors),
-                lambda: _estimate(engine, linearization, x, constant, method, plain),
+                lambda: _estimate(engine, linearization, x, constant, method, plain)[1],
                 scale=x.shape[0] / count,
             )
 
@@ -328,15 +347,17 @@ def _stochastic_choice(linearization: Linearization, x: Array, request: Request)
 
 def _estimate(
     engine: Backend, linearization: Linearization, x: Array, constant: float, method: str, request: Request
-) -> LogDet | None:
-    """The estimate by a method; None if a tolerance costs more than the exact answer."""
+) -> tuple[Array, LogDet | None]:
+    """The value g(x), and the estimate by a method; None if a tolerance costs more than the exact answer."""
     short = not (request.errors or request.unbiased)
     if method == "mean-jacobian" and short and linearization.jvp is not None:
         return _controlled(engine, linearization, x, constant, request)
-    return stochastic_logdet(engine, linearization, x, constant, method, request)
+    return linearization.value, stochastic_logdet(engine, linearization, x, constant, method, request)
 
 
-def _controlled(engine: Backend, linearization: Linearization, x: Array, constant: float, request: Request) -> LogDet:
+def _controlled(
+    engine: Backend, linearization: Linearization, x: Array, constant: float, request: Request
+) -> tuple[Array, LogDet]:
     """The mean-Jacobian method without errors, see `controlled_determinant`."""
     if request.control_variate == "none":
         raise InvalidArgumentError("method 'mean-jacobian' is a control variate itself; control_variate='none' is not.")
@@ -344,14 +365,11 @@ def _controlled(engine: Backend, linearization: Linearization, x: Array, constan
         raise no_mean_jacobian()
     flat = flatten(engine.xp, x)
     if request.noise is None:
-        source, probes = make_source(engine, request.probe_kind, flat, request.rng), request.probes
+        drawn = make_source(engine, request.probe_kind, flat, request.rng).draw(request.probes)
     else:
-        given = given_probes(engine, x, request.noise, request.probes, "mean-jacobian")
-        source, probes = ExplicitProbes(given, request.probe_kind), given.shape[0]  # type: ignore[arg-type]
+        drawn = given_probes(engine, x, request.noise, request.probes, "mean-jacobian")
     products = request.terms or CONTROLLED_PRODUCTS
-    return controlled_logdet(
-        engine, linearization, x, constant, source, probes=probes, products=products, reference=request.reference
-    )
+    return controlled_logdet(engine, linearization, x, constant, drawn, products=products, reference=request.reference)
 
 
 def _request(

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.checks import require_finite, require_same_dtype
 from iresnet_core.errors import DerivativeError, InvalidArgumentError, ShapeError, UnknownLipschitzError
+from iresnet_core.joint_derivative import JointPass
 from iresnet_core.slope_traces import SlopeTrace
 
 __all__ = ["Branch", "Linearization", "evaluate", "linearize", "stated_lipschitz"]
@@ -41,6 +42,8 @@ class Linearization:
         () -> M (batch, r, r) with det(I + M) = det(I + J), r the narrowest width (Sylvester); r products a sample.
     width : int, optional
         r.
+    joint : JointPass, optional
+        Where it is there, nothing of the linearisation has a derivative: the joint pass records one.
     depth : int
         Number of linear layers; scales the allowance for rounding.
     leading_axes : bool
@@ -57,6 +60,7 @@ class Linearization:
     matrix: Callable[[], Array] | None = None
     narrow: Callable[[], Array] | None = None
     width: int | None = None
+    joint: JointPass | None = None
     depth: int = 1
     leading_axes: bool = False
 
@@ -113,8 +117,10 @@ def evaluate(engine: Backend, g: Any, x: Array) -> Array:
     return _check_output(engine, g, x, g(x))
 
 
-def linearize(engine: Backend, g: Any, x: Array) -> Linearization:
+def linearize(engine: Backend, g: Any, x: Array, *, jointly: bool = False) -> Linearization:
     """Linearise a branch, or a plain callable through the engine's automatic differentiation.
+
+    With `jointly` a branch that can do so gives a linearisation whose derivative is recorded later on, see `joint`.
 
     Raises
     ------
@@ -124,7 +130,8 @@ def linearize(engine: Backend, g: Any, x: Array) -> Linearization:
         If what g returns does not fit x, or is not finite.
     """
     if hasattr(g, "linearize"):
-        linearization = g.linearize(x)
+        joint = getattr(g, "linearize_jointly", None) if jointly else None
+        linearization = g.linearize(x) if joint is None else joint(x)
         if not isinstance(linearization, Linearization):
             raise DerivativeError(
                 f"{_name(g)}.linearize(x) must return a Linearization, got {type(linearization).__name__}."

@@ -135,8 +135,12 @@ class Backend(ABC):
         """Return left^T A right (...) for left (..., m), A (..., m, n) and right (..., n); differentiable in A alone."""
         return self.xp.sum(matrix * (left[..., :, None] * right[..., None, :]), axis=(-2, -1))
 
+    def inverse_with_log_determinant(self, A: Array) -> tuple[Array, Array]:
+        """Return A^-1 (n, n) and log|det A| (); an engine that has the factors needs them once only."""
+        return self.xp.linalg.inv(A), self.xp.linalg.slogdet(A)[1]
+
     def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
-        """Return a + x y, entry by entry, for arrays of one shape and dtype."""
+        """Return a + x y, entry by entry, for arrays of one dtype."""
         return a + x * y
 
     def all_finite(self, x: Array) -> bool:
@@ -212,6 +216,25 @@ class Backend(ABC):
         """
         value, slope, *_ = both(x)
         return value, slope
+
+    def takes_derivatives_by_hand(self, *arrays: Array) -> bool:
+        """Say whether `with_derivative_by_hand` is worth calling here: a derivative of `arrays` is being recorded."""
+        return False
+
+    def with_derivative_by_hand(
+        self,
+        forward: Callable[..., tuple[tuple[Array, ...], tuple[Array, ...]]],
+        backward: Callable[..., Sequence[Any]],
+        plainly: Callable[..., tuple[Array, ...]],
+        arrays: Sequence[Any],
+    ) -> tuple[Array, ...]:
+        """Return the first of what ``forward(*arrays)`` gives, a tuple of arrays, with the derivative by `arrays`.
+
+        The second is a tuple of arrays to keep: ``backward(arrays, kept, cotangents, needed)`` gives a cotangent for each
+        of `arrays`, of which those that are not `needed` may be None. ``plainly(arrays, kept)`` is the same program in
+        a form that the engine can differentiate by itself, for second derivatives.
+        """
+        return plainly(arrays, forward(*arrays)[1])
 
     def first_order_only(self, x: Array) -> Array:
         """Return `x`, of which a second derivative, which would be wrong, is refused with a `DerivativeError`."""

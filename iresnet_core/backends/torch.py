@@ -103,6 +103,32 @@ class _Entrywise(torch.autograd.Function):
         return total, None, None
 
 
+class _ByHand(torch.autograd.Function):
+    """A function whose first derivative was written by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, forward: Any, backward: Any, plainly: Any, *arrays: Any) -> tuple[Array, ...]:
+        outputs, kept = forward(*arrays)
+        ctx.save_for_backward(*arrays, *kept)
+        ctx.backward_by_hand, ctx.plainly, ctx.count = backward, plainly, len(arrays)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Array) -> Any:
+        saved = ctx.saved_tensors
+        arrays, needed = saved[: ctx.count], ctx.needs_input_grad[3:]
+        with full_precision():
+            if not torch.is_grad_enabled():
+                return None, None, None, *ctx.backward_by_hand(arrays, saved[ctx.count :], cotangents, needed)
+            wanted = [array for array, need in zip(arrays, needed, strict=True) if need]
+            found = iter(
+                torch.autograd.grad(
+                    ctx.plainly(arrays, saved[ctx.count :]), wanted, cotangents, create_graph=True, allow_unused=True, materialize_grads=True
+                )
+            )
+        return None, None, None, *(next(found) if need else None for need in needed)
+
+
 class _ScaledProduct(torch.autograd.Function):
     """(scale * v) W^T, whose first factor is made again on the way back: memory is dearer than a multiplication."""
 
@@ -131,7 +157,7 @@ class _BilinearForm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, left: Array, matrix: Array, right: Array) -> Array:
         ctx.save_for_backward(left, right)
-        return (matrix * (left[..., :, None] * right[..., None, :])).sum((-2, -1))
+        return (left[..., None, :] @ (matrix @ right[..., :, None]))[..., 0, 0]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Array) -> Any:
@@ -150,15 +176,25 @@ def _seeded(seed: Array) -> torch.Generator:
     return torch.Generator(device=seed.device).manual_seed(state % 2**63)
 
 
+@lru_cache(maxsize=32)
+def _signs_of_bytes(dtype: Any, device: Any) -> Array:
+    """The eight signs (256, 8) that the bits of every byte stand for."""
+    bits = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device) & 1
+    return (2 * bits - 1).to(dtype)
+
+
 def _signs(shape: tuple[int, ...], dtype: Any, device: Any, source: torch.Generator | None) -> Array:
-    """Entries +1 and -1 with equal chance, eight of each random byte: numbers are slower to draw than to take apart."""
+    """Entries +1 and -1 with equal chance, eight of each random byte: numbers are slower to draw than to look up."""
     size = math.prod(shape)
     # Given as None, the generator would rule out sizes that a compiled program is to find out.
     chosen: dict[str, Any] = {} if source is None else {"generator": source}
     words = torch.randint(0, 256, (-(-size // 8), 1), dtype=torch.uint8, device=device, **chosen)
-    masks = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
-    bits = (words & masks).to(torch.bool).reshape(-1)[:size].reshape(shape)
-    return torch.where(bits, torch.ones((), dtype=dtype, device=device), -torch.ones((), dtype=dtype, device=device))
+    if torch.compiler.is_compiling() or _inside_functorch():
+        masks = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
+        signs = 2 * (words & masks).to(torch.bool).to(dtype) - 1
+    else:
+        signs = torch.nn.functional.embedding(words[:, 0].to(torch.int64), _signs_of_bytes(dtype, device))
+    return signs.reshape(-1)[:size].reshape(shape)
 
 
 class Engine(Backend):
@@ -314,6 +350,12 @@ class Engine(Backend):
         form: Array = _BilinearForm.apply(left, matrix, right)  # type: ignore[no-untyped-call]
         return form
 
+    def inverse_with_log_determinant(self, A: Array) -> tuple[Array, Array]:
+        """From one LU factorisation."""
+        factors, pivots = torch.linalg.lu_factor(A)
+        unit = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+        return torch.linalg.lu_solve(factors, pivots, unit), factors.diagonal().abs().log().sum()
+
     def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
         """``torch.addcmul``."""
         return torch.addcmul(a, x, y)
@@ -397,6 +439,25 @@ class Engine(Backend):
             return super().entrywise(x, both, bend)
         value, slope = _Entrywise.apply(x, both, bend)  # type: ignore[no-untyped-call]
         return value, slope
+
+    def takes_derivatives_by_hand(self, *arrays: Array) -> bool:
+        """In eager training; compilers do as well by themselves."""
+        return _records_plainly(*arrays)
+
+    def with_derivative_by_hand(
+        self,
+        forward: Callable[..., tuple[tuple[Array, ...], tuple[Array, ...]]],
+        backward: Callable[..., Sequence[Any]],
+        plainly: Callable[..., tuple[Array, ...]],
+        arrays: Sequence[Any],
+    ) -> tuple[Array, ...]:
+        """In eager training through an autograd.Function."""
+        known = [a for a in arrays if a is not None]
+        if not _records_plainly(*known):
+            plain, kept = forward(*arrays)
+            return plainly(arrays, kept) if self.may_differentiate(*known) else plain
+        outputs: tuple[Array, ...] = _ByHand.apply(forward, backward, plainly, *arrays)  # type: ignore[no-untyped-call]
+        return outputs
 
     def first_order_only(self, x: Array) -> Array:
         """As it is while compiling, where PyTorch itself refuses second derivatives."""

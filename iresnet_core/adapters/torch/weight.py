@@ -182,9 +182,11 @@ def cap_weight(module: nn.Module, cap: float, options: dict[str, Any] | None) ->
 
 def cap_of(module: nn.Module) -> CappedWeight | None:
     """Return the parametrisation of a layer, if it has one."""
-    if not hasattr(module, "parametrizations") or not parametrize.is_parametrized(module, "weight"):
+    # By the dictionary of submodules: this is asked many times in every step.
+    parametrizations: Any = module._modules.get("parametrizations")
+    if parametrizations is None or "weight" not in parametrizations:
         return None
-    last = module.parametrizations["weight"][-1]  # type: ignore[index,union-attr]
+    last = parametrizations["weight"][-1]
     return last if isinstance(last, CappedWeight) else None
 
 

@@ -1,0 +1,306 @@
+"""Value and log-determinant of a dense chain with one pass back through both, written by hand.
+
+For a chain of layers a = W h + b and h = phi(a), a tangent t goes through as W t and phi'(a) t. A log-determinant whose
+derivative is sum_p w_p^T dJ v_p, for tangents v and known vectors w, is differentiated together with the value g(x):
+with h_ and t_ the cotangents of value and tangent, at the end those of g(x) and w,
+
+    dense:       W_ = h_ h^T + t_ t^T,  b_ = h_,  h_ <- W^T h_,  t_ <- W^T t_,
+    activation:  s = t_ t,  h_ <- phi'(a) h_ + phi''(a) s,  t_ <- phi'(a) t_,
+
+summed over samples and tangents. A term tr(C dJ0) with the Jacobian J0 at the mean slopes of the batch is a second
+stream of tangents, the d unit vectors. Only the arguments and tangents of the activations are kept on the way, and
+the exponentials: values, slopes and second derivatives are made again where they are needed.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from iresnet_core.activations import Activation
+from iresnet_core.backends import Array, Backend
+from iresnet_core.operators import Dense
+
+__all__ = ["Control", "JointPass", "can_join"]
+
+# The same log-determinant as a function of J v and J0 and of the arrays of the pass: a program that may be
+# differentiated by the engine as often as that makes sense.
+PlainLogDet = Callable[[Array, Array | None, Sequence[Array]], Array]
+
+
+class Control(NamedTuple):
+    """The mean-Jacobian's part: the derivative has the terms ``tr(inverse dJ0) - sum_p first_p^T dJ0 v_p``.
+
+    Attributes
+    ----------
+    inverse : array (d, d)
+        Constant.
+    first : array (tangents, batch, d)
+        Constant.
+    """
+
+    inverse: Array
+    first: Array
+
+
+class _Kept(NamedTuple):
+    """What is kept for the way back; one entry for every activation in each of the lists."""
+
+    v: Array
+    w: Array
+    logdet: Array
+    arguments: Sequence[Array]
+    hard_parts: Sequence[Any]
+    tangents: Sequence[Array]
+    control: Sequence[Array]  # inverse and first, or nothing
+    mean_slopes: Sequence[Array]
+    mean_tangents: Sequence[Any]
+
+    def flat(self) -> tuple[Array, ...]:
+        """All arrays; `of_flat` is the way back."""
+        return (
+            *(self.v, self.w, self.logdet, *self.arguments, *self.hard_parts, *self.tangents, *self.control),
+            *(*self.mean_slopes, *self.mean_tangents),
+        )
+
+    @staticmethod
+    def of_flat(arrays: Sequence[Array], count: int) -> "_Kept":
+        v, w, logdet, *rest = arrays
+        arguments, hard, tangents = (rest[k * count : (k + 1) * count] for k in range(3))
+        control, means = rest[3 * count : 3 * count + 2], rest[3 * count + 2 :]
+        return _Kept(v, w, logdet, arguments, hard, tangents, control, means[:count], means[count:])
+
+
+def can_join(layers: Sequence[Any]) -> bool:
+    """Whether a chain is made of dense layers, the first one of them, and activations that act entry by entry.
+
+    No activation may follow on another, nor a dense layer on another.
+    """
+    kinds = [type(layer) for layer in layers]
+    alternating = all(kind is (Activation if place % 2 else Dense) for place, kind in enumerate(kinds))
+    return alternating and all(layer.entrywise and layer.name != "identity" for layer in layers[1::2])
+
+
+class JointPass:
+    """A chain at a batch, evaluated without a derivative, which is recorded at the end.
+
+    Parameters
+    ----------
+    engine : Backend
+        An engine that takes derivatives written by hand, see `Backend.with_derivative_by_hand`.
+    layers : sequence
+        As `can_join` wants them.
+    x : array (batch, d)
+        Samples.
+
+    Attributes
+    ----------
+    value : array (batch, m)
+        g(x), without derivative.
+    slopes : list of array (batch, h)
+        Slopes of the activations.
+    """
+
+    def __init__(self, engine: Backend, layers: Sequence[Any], x: Array) -> None:
+        self.engine, self.layers, self.x = engine, tuple(layers), x
+        self.arguments: list[Array] = []
+        self.slopes: list[Array] = []
+        self._hard_parts: list[Any] = []
+        self._v: Any = None
+        self._tangents: list[Array] = []
+        self._means: tuple[list[Array], list[Any]] = ([], [])
+        with engine.unrecorded():
+            h = x
+            for layer in self.layers:
+                if isinstance(layer, Dense):
+                    h = layer(h)
+                else:
+                    self.arguments.append(h)
+                    self._hard_parts.append(layer.hard_part(h))
+                    h, slope, *_ = layer.with_slope(h, self._hard_parts[-1])
+                    self.slopes.append(slope)
+        self.value = h
+
+    def products(self, v: Array) -> Array:
+        """Return J v (tangents, batch, m) for the tangents v, (tangents, batch, d) or (tangents, 1, d)."""
+        with self.engine.unrecorded():
+            t, tangents, slopes = v, [], iter(self.slopes)
+            for layer in self.layers:
+                if isinstance(layer, Dense):
+                    t = layer.apply(t)
+                else:
+                    tangents.append(t)
+                    t = next(slopes) * t
+        self._v, self._tangents = v, tangents
+        return _for_all_samples(self.engine, t, self.x)
+
+    def mean_matrix(self) -> Array:
+        """Return the Jacobian J0 (m, d) at the mean slopes of the batch."""
+        xp = self.engine.xp
+        with self.engine.unrecorded():
+            means = [xp.mean(slope, axis=0) for slope in self.slopes]
+            t, tangents, left = None, [], iter(means)
+            for layer in self.layers:
+                if isinstance(layer, Dense):
+                    t = xp.matrix_transpose(layer.weight) if t is None else layer.apply(t)
+                else:
+                    tangents.append(t)
+                    t = next(left) * t
+            self._means = (means, tangents)
+            return xp.matrix_transpose(t)
+
+    def recorded(
+        self, logdet: Array, w: Array, plain: PlainLogDet, control: Control | None = None
+    ) -> tuple[Array, Array]:
+        """Return g(x) and `logdet` with their derivatives by x and by the parameters of the layers.
+
+        Parameters
+        ----------
+        logdet : array (batch,)
+            Without derivative.
+        w : array (tangents, batch, m)
+            Its derivative is ``sum_p w_p^T dJ v_p``, v the tangents of the last call of `products`,
+        plain : callable
+            J v, J0 (None without `control`) and the arrays (v, w, logdet, inverse, first) -> the log-determinant, for
+            second derivatives.
+        control : Control, optional
+            and these terms, J0 that of `mean_matrix`, which was called before.
+        """
+        engine, layers, count = self.engine, self.layers, len(self.slopes)
+        means = ([], []) if control is None else self._means
+        kept = _Kept(self._v, w, logdet, self.arguments, self._hard_parts, self._tangents, control or (), *means)
+        value = self.value
+
+        def forward(*_: Any) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+            return (value, logdet), kept.flat()
+
+        def backward(arrays: Any, saved: Any, cotangents: Any, needed: Any) -> list[Any]:
+            return _Backward(engine, layers, arrays, _Kept.of_flat(saved, count)).run(cotangents, needed)
+
+        def plainly(arrays: Any, saved: Any) -> tuple[Array, ...]:
+            return _plainly(engine, layers, arrays, _Kept.of_flat(saved, count), plain)
+
+        parameters = [array for layer in layers if isinstance(layer, Dense) for array in (layer.weight, layer.bias)]
+        out = engine.with_derivative_by_hand(forward, backward, plainly, (self.x, *parameters))
+        return out[0], out[1]
+
+
+def _for_all_samples(engine: Backend, t: Array, x: Array) -> Array:
+    return t if t.shape[1] == x.shape[0] else engine.xp.broadcast_to(t, (t.shape[0], x.shape[0], t.shape[2]))
+
+
+def _plainly(
+    engine: Backend, layers: Sequence[Any], arrays: Sequence[Any], kept: _Kept, plain: PlainLogDet
+) -> tuple[Array, Array]:
+    """The same as a program that the engine can differentiate."""
+    xp = engine.xp
+    (x, *parameters), mean_matrix = arrays, None
+    h, t, m = x, kept.v, None
+    for place, layer in enumerate(layers):
+        if isinstance(layer, Dense):
+            here = layer.with_parameters(parameters[place], parameters[place + 1])  # two for every other layer
+            h, t = here(h), here.apply(t)
+            m = xp.matrix_transpose(here.weight) if m is None else here.apply(m)
+        else:
+            h, slope, *_ = layer.with_slope(h)
+            t, m = slope * t, xp.mean(slope, axis=0) * m
+    if kept.control:
+        mean_matrix = xp.matrix_transpose(m)
+    images = _for_all_samples(engine, t, x)
+    return h, plain(images, mean_matrix, (kept.v, kept.w, kept.logdet, *kept.control))
+
+
+class _Backward:
+    """One pass back through the layers."""
+
+    def __init__(self, engine: Backend, layers: Sequence[Any], arrays: Sequence[Any], kept: _Kept) -> None:
+        self.engine, self.layers, self.kept = engine, layers, kept
+        self.x, *self.parameters = arrays
+
+    def run(self, cotangents: Sequence[Array], needed: Sequence[bool]) -> list[Any]:
+        """Return the cotangents of x and of the parameters; None for those that are not `needed`."""
+        xp, kept, layers = self.engine.xp, self.kept, self.layers
+        of_value, of_logdet = cotangents
+        grads: list[Any] = [None] * len(needed)
+        of_images = of_logdet[:, None] * kept.w
+        of_mean = self._of_mean(of_logdet) if kept.control else None
+        for place in reversed(range(len(layers))):
+            layer = layers[place]
+            if isinstance(layer, Dense):
+                before = self._before(place)
+                if needed[1 + place]:
+                    grads[1 + place] = self._of_weight(place, of_value, of_images, of_mean, before)
+                if needed[2 + place]:
+                    grads[2 + place] = xp.sum(of_value, axis=0)
+                if not any(needed[: 1 + place]):
+                    return grads
+                weight = self.parameters[place]
+                of_value = self._through(of_value, weight)
+                if place:  # what comes in are constants
+                    of_images = self._through(of_images, weight)
+                    of_mean = None if of_mean is None else self._through(of_mean, weight)
+            else:
+                if place == len(layers) - 1:
+                    before = self._before(place + 1)
+                of_value, of_images, of_mean = self._activation(place, before, of_value, of_images, of_mean)
+        grads[0] = of_value
+        return grads
+
+    def _of_mean(self, of_logdet: Array) -> Array:
+        """Cotangent of the images of the unit vectors under J0, (d, m)."""
+        xp, d = self.engine.xp, self.kept.v.shape[2]
+        inverse, first = self.kept.control
+        weighted = xp.reshape(of_logdet[:, None] * first, (-1, first.shape[2]))
+        return xp.sum(of_logdet) * inverse - xp.matmul(xp.matrix_transpose(xp.reshape(self.kept.v, (-1, d))), weighted)
+
+    def _before(self, place: int) -> tuple[Array, Array, Array | None, tuple[Array, ...]]:
+        """Value and tangents that come to layer `place`, and slope and all else known of the activation before it."""
+        if place == 0:
+            return self.x, self.kept.v, None, ()
+        number = place // 2 - 1
+        value, slope, *more = self.layers[place - 1].with_slope(
+            self.kept.arguments[number], self.kept.hard_parts[number]
+        )
+        return value, slope * self.kept.tangents[number], slope, (value, slope, *more)
+
+    def _of_weight(self, place: int, of_value: Array, of_images: Array, of_mean: Array | None, before: Any) -> Array:
+        xp = self.engine.xp
+        value, tangents, *_ = before
+        if of_images.shape[1] != tangents.shape[1]:  # tangents that are the same for all samples
+            of_images = xp.sum(of_images, axis=1, keepdims=True)
+        grad = self._outer(of_value, value) + self._outer(of_images, tangents)
+        if of_mean is None:
+            return grad
+        if not place:
+            return grad + xp.matrix_transpose(of_mean)  # the unit vectors themselves come in
+        number = place // 2 - 1
+        return grad + self._outer(of_mean, self.kept.mean_slopes[number] * self.kept.mean_tangents[number])
+
+    def _outer(self, cotangents: Array, rows: Array) -> Array:
+        """Sum over all rows of cotangent row^T."""
+        xp = self.engine.xp
+        left = xp.reshape(cotangents, (-1, cotangents.shape[-1]))
+        return xp.matmul(xp.matrix_transpose(left), xp.reshape(rows, (-1, rows.shape[-1])))
+
+    def _through(self, cotangents: Array, weight: Array) -> Array:
+        xp = self.engine.xp
+        rows = xp.matmul(xp.reshape(cotangents, (-1, weight.shape[0])), weight)
+        return xp.reshape(rows, (*cotangents.shape[:-1], weight.shape[1]))
+
+    def _activation(
+        self, place: int, known: Any, of_value: Array, of_images: Array, of_mean: Array | None
+    ) -> tuple[Array, Array, Array | None]:
+        engine, xp, kept, number = self.engine, self.engine.xp, self.kept, place // 2
+        layer: Activation = self.layers[place]
+        *_, slope, (value, _, *more) = known
+        tangents = kept.tangents[number]
+        of_slope = of_images[0, ...] * tangents[0, ...]
+        for p in range(1, tangents.shape[0]):
+            of_slope = engine.multiply_add(of_slope, of_images[p, ...], tangents[p, ...])
+        if of_mean is not None:
+            of_slope = of_slope + xp.sum(of_mean * kept.mean_tangents[number], axis=0) / slope.shape[0]
+            of_mean = kept.mean_slopes[number] * of_mean
+        bend = layer.bend(kept.arguments[number], value, slope, *more)
+        of_value = engine.multiply_add(of_value * slope, of_slope, bend)
+        of_images = slope * of_images
+        if tangents.shape[1] != slope.shape[0]:
+            of_images = xp.sum(of_images, axis=1, keepdims=True)
+        return of_value, of_images, of_mean
