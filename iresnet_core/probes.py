@@ -119,7 +119,22 @@ def explicit_probes(engine: Backend, x: Array, noise: Array) -> Array:
     elif noise.ndim != x.ndim + 1 or shape[1:] != tuple(x.shape) or shape[0] < 1:
         raise ShapeError(f"noise must have shape (probes, {', '.join(map(str, x.shape))}), got {shape}.")
     require_finite(engine, noise, "noise")
+    _require_moderate(engine, noise, math.prod(shape[-x.ndim + 1 :]))
     return engine.xp.reshape(noise, (noise.shape[0], x.shape[0], math.prod(x.shape[1:])))
+
+
+def _require_moderate(engine: Backend, noise: Array, d: int) -> None:
+    """Refuse probes whose fourth powers, which standard errors are made of, overflow; not looked at in a trace."""
+    if engine.is_tracing(noise):
+        return
+    xp = engine.xp
+    limit = float(xp.finfo(noise.dtype).max) ** 0.25 / (16 * d**0.5)
+    largest = xp.max(xp.abs(engine.stop_gradient(noise)))
+    if bool(largest > limit):
+        raise InvalidArgumentError(
+            f"noise has an entry of size {float(largest):.3g}, and squares of probes beyond {limit:.3g} overflow in "
+            f"{noise.dtype}. Probes have entries of variance 1: +1 and -1, or standard normal numbers."
+        )
 
 
 def make_source(engine: Backend, kind: str, like: Array, rng: Any) -> ProbeSource:

@@ -25,7 +25,8 @@ __all__ = ["power_of_two_near", "prepared", "spectral_norm"]
 SMALL = 128
 # Lanczos steps in a compiled program, which cannot end early and holds every step.
 TRACED_STEPS = 24
-# Up to this many steps of a fixed number are written out in a compiled program, rather than looped over.
+# Steps of a fixed number that a compiled program holds, written out; more are looped over, as many in every turn, since
+# in a graph of TensorFlow a turn costs a quarter of a step with a 512 x 512 matrix.
 UNROLLED_STEPS = 8
 
 
@@ -251,13 +252,18 @@ def _fixed_power(operator: LinearOperator, left: Array, steps: int) -> tuple[Arr
         right = pulled / xp.maximum(xp.linalg.vector_norm(pulled, axis=-1, keepdims=True), least)
         return operator.matvec(right), right
 
+    def several_steps(*state: Array) -> tuple[Array, ...]:
+        for _ in range(UNROLLED_STEPS):
+            state = step(*state)
+        return state
+
     right = xp.zeros((*operator.batch_shape, operator.shape[1]), dtype=left.dtype, device=device_of(left))
     state: tuple[Array, ...] = (unit(xp, left)[0], right)
-    if steps > UNROLLED_STEPS and engine.is_tracing(left):
-        state = engine.while_loop(unfinished, step, state, steps)
-    else:
-        for _ in range(steps):
-            state = step(*state)
+    turns = steps // UNROLLED_STEPS if steps > UNROLLED_STEPS and engine.is_tracing(left) else 0
+    if turns:
+        state = engine.while_loop(unfinished, several_steps, state, turns)
+    for _ in range(steps - turns * UNROLLED_STEPS):
+        state = step(*state)
     image, right = state
     left, sigma = unit(xp, image)
     iterations = xp.full(operator.batch_shape, steps, dtype=xp.int32, device=device_of(left))

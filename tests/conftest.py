@@ -2,9 +2,17 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # read when JAX is imported; the tests compare float64
+if "IRESNET_JAX_PROGRAMS" in os.environ:
+    # JAX compiles every operation for every shape; what it keeps in a folder serves the next run. A folder for each
+    # worker, because JAX would read what another process has half written.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(os.environ["IRESNET_JAX_PROGRAMS"], worker))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("IRESNET_EXACT_UP_TO", "32")  # no choice by a stopwatch but in tests/test_method_choice.py
 
 import capabilities
@@ -110,7 +118,10 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="module")
 def backend(request):
     """Each engine that is installed, or those named by --backend."""
-    return find_backend(request.param)
+    engine = find_backend(request.param)
+    yield engine
+    if engine.name == "jax":
+        sys.modules["jax"].clear_caches()  # the programs of thousands of shapes, several gigabytes of them
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,8 @@ def arrays(result):
 FUNCTIONS = {
     "spectral_norm power": (lambda e: lambda A: arrays(spectral_norm(A, method="power")), [A]),
     "spectral_norm fixed steps": (
-        lambda e: lambda A: arrays(spectral_norm(A, method="power", rtol=0, max_iter=7)),
+        # Two turns of the compiled loop, and three steps more.
+        lambda e: lambda A: arrays(spectral_norm(A, method="power", rtol=0, max_iter=19)),
         [A],
     ),
     "spectral_norm svd": (lambda e: lambda A: spectral_norm(A, method="svd").value, [A]),
@@ -179,6 +180,30 @@ def test_a_tolerance_is_refused(backend):
             array(backend, X)
         )
     assert isinstance(refusal.value, InvalidArgumentError) or "InvalidArgument" in repr(refusal.value)
+
+
+def test_a_traced_roulette_is_refused_with_advice_that_helps(backend):
+    g, x = chain(backend), array(backend, X)
+    generators = []
+    if backend.name == "jax":
+        import jax
+
+        generators.append(jax.random.key(0))
+
+    def drawn(x, *generators):
+        rng = generators[0] if generators else None
+        return logdet(g, x, method="roulette", terms=2, rng=rng).value
+
+    def given(x, probes):
+        return logdet(g, x, method="roulette", terms=2, noise=(probes, [3, 0])).value
+
+    expected = host(backend, given(x, array(backend, NOISE)))
+    for compiler in compilers(backend):
+        with pytest.raises(Exception, match=r"pass noise=\(probes, lengths\)") as refusal:
+            compiled(backend, compiler, drawn)(x, *generators)
+        assert "InvalidArgument" in repr(refusal.value)
+        found = compiled(backend, compiler, given)(x, array(backend, NOISE))
+        np.testing.assert_allclose(host(backend, found), expected, rtol=1e-9)
 
 
 def test_other_values_do_not_compile_again(backend):

@@ -463,6 +463,21 @@ class TestBadInput:
         with pytest.raises(NonFiniteError, match="noise"):
             logdet(g, x, method="arnoldi", noise=x * float("nan"))
 
+    @pytest.mark.parametrize("method", ["series", "arnoldi", "mean-jacobian", "roulette"])
+    def test_noise_whose_powers_overflow_is_refused(self, backend, g, x, method):
+        """At half of what is refused every error is finite."""
+        fits = 2.0**256 / 16 / math.sqrt(math.prod(x.shape[1:])) / 2
+        for size, refused in ((fits, False), (3 * fits, True), (1e160, True)):
+            noise = array(backend, np.full((2, *x.shape), size))
+            noise = (noise, [2, 1]) if method == "roulette" else noise
+            if refused:
+                with pytest.raises(InvalidArgumentError, match="noise has an entry of size"):
+                    logdet(g, x, method=method, noise=noise)
+            else:
+                result = logdet(g, x, method=method, noise=noise)
+                for part in (result.value, result.std_error, result.bias_bound):
+                    assert np.isfinite(host(backend, part)).all()
+
     @pytest.mark.needs("frozen")
     def test_plain_callable_without_derivative(self, backend, x):
         if backend.differentiates:

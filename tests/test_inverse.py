@@ -417,11 +417,10 @@ class TestExtremes:
         Q = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))[0]
         for coeff in (0.995, 0.9999):
             g = Chain([Dense(array(backend, coeff * Q, "float32"))])
-            for seed in range(10):
-                y = array(backend, np.random.default_rng(seed).standard_normal((1, 8)), "float32")
-                result = invert(g, y)
-                error = np.linalg.norm(host(backend, result.value) - reference.inverse(g, y))
-                assert error <= host(backend, result.error_bound)[0]
+            y = array(backend, np.random.default_rng(0).standard_normal((10, 8)), "float32")
+            result = invert(g, y)
+            errors = np.linalg.norm(host(backend, result.value) - reference.inverse(g, y), axis=1)
+            assert (errors <= host(backend, result.error_bound)).all()
 
     def test_start_of_another_magnitude(self, backend):
         y = array(backend, np.ones((1, 3)))

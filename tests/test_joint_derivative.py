@@ -205,9 +205,9 @@ def test_bends_are_second_derivatives(name):
 
 def test_signs_are_the_bits_of_the_bytes():
     """By table or, where a program is compiled, by masks: the same signs."""
-    from iresnet_core.backends.torch import _signs_of_bytes
+    from iresnet_core.backends.torch_noise import signs_of_bytes
 
-    table = _signs_of_bytes(torch.float32, torch.device("cpu"))
+    table = signs_of_bytes(torch.float32, torch.device("cpu"))
     masks = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
     bits = (torch.arange(256, dtype=torch.uint8)[:, None] & masks).to(torch.bool)
     assert torch.equal(table, torch.where(bits, 1.0, -1.0))

@@ -99,9 +99,9 @@ def test_matrices_of_a_stack_are_scaled_one_by_one(backend, A, coeff):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_large_matrix(dtype):
-    A = make_matrix("gaussian", 300, 200, dtype=dtype)
-    scaled = normalize(A, 0.9)
+def test_large_matrix(backend, dtype):
+    A = backend.from_numpy(make_matrix("gaussian", 300, 200, dtype=dtype))
+    scaled = backend.to_numpy(normalize(A, 0.9))
     assert below(scaled, 0.9)
     assert norm_from_below(scaled) > 0.9 * (1 - 5e-3)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from branches_for_tests import array, host
 from scipy.sparse.linalg import LinearOperator
 
 from iresnet_core import Activation, Chain, Convolution, Dense, reference
@@ -9,13 +10,18 @@ from iresnet_core.errors import NotConvergedError, ShapeError
 from iresnet_core.example_data import load_case
 
 
-def test_spectral_norm_by_hand():
-    assert reference.spectral_norm(np.diag([3.0, -5.0, 1.0])) == pytest.approx(5, rel=1e-15)
-    assert reference.spectral_norm(np.array([[0.0, 7.0], [0.0, 0.0]])) == pytest.approx(7, rel=1e-15)
+def diagonal_chain(engine, *entries):
+    return Chain([Dense(array(engine, np.diag(entries)))])
+
+
+def test_spectral_norm_by_hand(backend):
+    assert reference.spectral_norm(array(backend, np.diag([3.0, -5.0, 1.0]))) == pytest.approx(5, rel=1e-15)
+    assert reference.spectral_norm(array(backend, [[0.0, 7.0], [0.0, 0.0]])) == pytest.approx(7, rel=1e-15)
     angle = 0.3
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    np.testing.assert_allclose(reference.spectral_norm(np.stack([rotation, 2 * rotation])), [1, 2], rtol=1e-15)
-    assert reference.spectral_norm(np.array([[0.0, 0.0]])) == 0
+    stack = array(backend, np.stack([rotation, 2 * rotation]))
+    np.testing.assert_allclose(reference.spectral_norm(stack), [1, 2], rtol=1e-15)
+    assert reference.spectral_norm(array(backend, [[0.0, 0.0]])) == 0
 
 
 def test_matrix_of_a_foreign_operator():
@@ -23,10 +29,11 @@ def test_matrix_of_a_foreign_operator():
     np.testing.assert_array_equal(reference.matrix(shift), np.roll(np.eye(3), 1, axis=0))
 
 
-def test_matrix_of_a_convolution_by_hand():
-    layer = Convolution(np.array([[[1.0, 2.0, 3.0]]]), input_shape=(1, 4), padding="same")
+def test_matrix_of_a_convolution_by_hand(backend):
+    kernel = array(backend, [[[1.0, 2.0, 3.0]]])
+    layer = Convolution(kernel, input_shape=(1, 4), padding="same")
     np.testing.assert_array_equal(reference.matrix(layer), [[2, 3, 0, 0], [1, 2, 3, 0], [0, 1, 2, 3], [0, 0, 1, 2]])
-    layer = Convolution(np.array([[[1.0, 2.0, 3.0]]]), input_shape=(1, 4), padding="same", padding_mode="circular")
+    layer = Convolution(kernel, input_shape=(1, 4), padding="same", padding_mode="circular")
     np.testing.assert_array_equal(reference.matrix(layer), [[2, 3, 0, 1], [1, 2, 3, 0], [0, 1, 2, 3], [3, 0, 1, 2]])
 
 
@@ -72,12 +79,14 @@ ACTIVATIONS = [
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
-def test_jacobian_of_a_chain_agrees_with_differences(activation):
+def test_jacobian_of_a_chain_agrees_with_differences(backend, activation):
     rng = np.random.default_rng(1)
-    wide = Dense(rng.standard_normal((4, 3)), rng.standard_normal(4))
-    g = Chain([wide, activation, Dense(rng.standard_normal((3, 4)))])
+    wide = Dense(array(backend, rng.standard_normal((4, 3))), array(backend, rng.standard_normal(4)))
+    g = Chain([wide, activation, Dense(array(backend, rng.standard_normal((3, 4))))])
     x = rng.standard_normal((5, 3))
-    np.testing.assert_allclose(reference._Written(g)(x), g(x), atol=1e-14)
+    written = reference._Written(g)(x)
+    x = array(backend, x)
+    np.testing.assert_allclose(written, host(backend, g(x)), atol=1e-14)
     np.testing.assert_allclose(reference.jacobian(g, x), reference.jacobian(lambda x: g(x), x), atol=1e-9)
 
 
@@ -97,13 +106,12 @@ def test_large_inputs_do_not_overflow():
             assert np.isfinite(slope).all()
 
 
-def test_logdet_by_hand():
-    x = np.zeros((1, 2))
-    diagonal = Chain([Dense(np.diag([0.5, -0.25]))])
-    assert reference.logdet(diagonal, x)[0] == pytest.approx(np.log(1.5 * 0.75), abs=1e-15)
-    nilpotent = Chain([Dense(np.array([[0.0, 0.9], [0.0, 0.0]]))])
+def test_logdet_by_hand(backend):
+    x = array(backend, np.zeros((1, 2)))
+    assert reference.logdet(diagonal_chain(backend, 0.5, -0.25), x)[0] == pytest.approx(np.log(1.5 * 0.75), abs=1e-15)
+    nilpotent = Chain([Dense(array(backend, [[0.0, 0.9], [0.0, 0.0]]))])
     assert reference.logdet(nilpotent, x)[0] == pytest.approx(0, abs=1e-15)
-    quarter_turn = Chain([Dense(0.5 * np.array([[0.0, -1.0], [1.0, 0.0]]))])
+    quarter_turn = Chain([Dense(array(backend, [[0.0, -0.5], [0.5, 0.0]]))])
     assert reference.logdet(quarter_turn, x)[0] == pytest.approx(np.log(1.25), abs=1e-15)
 
 
@@ -122,10 +130,12 @@ def test_probe_values_over_unit_vectors_add_up_to_the_logdet():
     np.testing.assert_allclose(total, reference.logdet(g, x[:2]), atol=1e-11)
 
 
-def test_inverse_by_hand():
+def test_inverse_by_hand(backend):
     y = np.array([[1.0, 2.0], [-4.0, 0.0]])
-    np.testing.assert_allclose(reference.inverse(Chain([Dense(np.diag([0.5, -0.75]))]), y), y / [1.5, 0.25], rtol=1e-15)
-    np.testing.assert_allclose(reference.inverse(lambda x: 0.9 * np.sin(x), y + 0.9 * np.sin(y)), y, atol=1e-13)
+    found = reference.inverse(diagonal_chain(backend, 0.5, -0.75), array(backend, y))
+    np.testing.assert_allclose(found, y / [1.5, 0.25], rtol=1e-15)
+    image = array(backend, y + 0.9 * np.sin(y))
+    np.testing.assert_allclose(reference.inverse(lambda x: 0.9 * backend.xp.sin(x), image), y, atol=1e-13)
 
 
 @pytest.mark.parametrize("case", ["d2_c0.97", "d64_c0.97"])

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Any, Literal
 
-__all__ = ["NO_FORWARD_MODE", "Array", "Backend", "NoiseKind", "Pullback", "device_of"]
+__all__ = ["NO_FORWARD_MODE", "NO_HOST_DRAW", "Array", "Backend", "NoiseKind", "Pullback", "device_of"]
 
 Array = Any
 Pullback = Callable[[Array], Array]
@@ -22,6 +22,13 @@ NO_FORWARD_MODE = (
     "forward-mode differentiation reached an inverse or a stochastic log-determinant, whose derivative is a backward pass "
     "(a solve, a product with fixed vectors). Use reverse mode (grad, vjp, jacrev); for a log-determinant method='exact' "
     "knows both."
+)
+# What an engine says where `uniform` would need numbers that a traced program does not have.
+NO_HOST_DRAW = (
+    "the roulette draws how many products are computed, which a program has to know when it is compiled. Draw the lengths "
+    "before, with the chances that the docstring of logdet gives, and pass noise=(probes, lengths): the probes may be an "
+    "argument of the program, the lengths are whole numbers and constants of it. Or do without the roulette: "
+    "method='arnoldi' and unbiased=False, whose bias_bound tells what that leaves out."
 )
 
 

@@ -1,10 +1,7 @@
 """JAX engine: every array is a constant, every function may be traced by grad, jit or vmap."""
 
-import importlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import SimpleNamespace
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -12,175 +9,32 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from iresnet_core.backends.base import NO_FORWARD_MODE, Array, Backend, NoiseKind, Pullback, device_of
+from iresnet_core.backends.base import NO_FORWARD_MODE, NO_HOST_DRAW, Array, Backend, NoiseKind, Pullback, device_of
+from iresnet_core.backends.jax_keys import KeyStream, draw_native
+from iresnet_core.backends.jax_namespace import EXACT, namespace
+from iresnet_core.backends.jax_precision import borrowed, has_float64, x64
+from iresnet_core.backends.jax_tracing import (
+    concrete_value,
+    constants,
+    converted_closure,
+    no_cotangent,
+    once_derivable,
+)
 from iresnet_core.backends.numpy import draw, generator
 from iresnet_core.errors import DerivativeError, DtypeError, InvalidArgumentError
 
-__all__ = ["Engine", "KeyStream"]
-
-# On an accelerator JAX multiplies float32 matrices in fewer bits unless it is told not to; the error bounds count on
-# the rounding of the dtype.
-_EXACT = lax.Precision.HIGHEST
-
-
-def _matmul(a: Array, b: Array, /) -> Array:
-    return jnp.matmul(a, b, precision=_EXACT)
-
-
-def _vecdot(a: Array, b: Array, /, *, axis: int = -1) -> Array:
-    return jnp.vecdot(a, b, axis=axis, precision=_EXACT)
-
-
-def _tensordot(a: Array, b: Array, /, *, axes: Any = 2) -> Array:
-    return jnp.tensordot(a, b, axes=axes, precision=_EXACT)
-
-
-_PRODUCTS = {"matmul": _matmul, "vecdot": _vecdot, "tensordot": _tensordot}
-
-
-class _Namespace(SimpleNamespace):
-    """The functions of `module`, with products in full precision."""
-
-    def __init__(self, module: Any, **own: Any) -> None:
-        super().__init__(_module=module, **_PRODUCTS, **own)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-
-def _has_float64() -> bool:
-    """Say whether float64 arrays can be made here and now."""
-    return bool(jax.dtypes.canonicalize_dtype(np.float64) == np.float64)
-
-
-def _x64(enable: bool) -> AbstractContextManager[Any]:
-    """Context with or without 64-bit arrays; JAX's own context manager moved with 0.8."""
-    if enable == _has_float64():
-        return nullcontext()
-    owner: Any = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
-    context: AbstractContextManager[Any] = owner.enable_x64(enable)
-    return context
-
-
-class _Borrowed(threading.local):
-    """Whether this thread has 64-bit types only because the package asked for them."""
-
-    here = False
-
-
-_borrowed = _Borrowed()
-
-
-def _concrete(x: Array) -> Any:
-    """Return the value of an array that may be a tracer of grad, or None where no value is known yet."""
-    tracer: Any = x
-    return tracer.to_concrete_value() if isinstance(x, jax.core.Tracer) else x
-
-
-def _constants(values: Any) -> Any:
-    return jax.tree.map(lax.stop_gradient, values)
-
-
-def _converted(fn: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], list[Any]]:
-    """Return ``fn(*args)`` as a function ``(closed_over, *args)``, and all that `fn` closes over.
-
-    Unlike `jax.closure_convert` it hands out whole numbers too, which a derivative rule could not close over.
-    """
-    program, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-    structure = jax.tree.structure(shapes)
-
-    def converted(closed_over: Sequence[Any], *args: Any) -> Any:
-        return jax.tree.unflatten(structure, jax.core.eval_jaxpr(program.jaxpr, closed_over, *jax.tree.leaves(args)))
-
-    return converted, list(program.consts)
-
-
-# --- keys ---
-
-
-class KeyStream:
-    """A JAX key that goes on from draw to draw: each one splits a subkey off.
-
-    Parameters
-    ----------
-    key : jax.Array
-        A typed key (`jax.random.key`) or a raw one (`jax.random.PRNGKey`); it may be a tracer.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If it is no single key.
-    """
-
-    def __init__(self, key: Array) -> None:
-        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            if key.dtype != jnp.uint32 or key.ndim != 1:
-                raise InvalidArgumentError(
-                    f"rng must be a key here, such as jax.random.key(0), got an array of dtype {key.dtype} and shape "
-                    f"{tuple(key.shape)}."
-                )
-            key = jax.random.wrap_key_data(key)
-        if key.ndim:
-            raise InvalidArgumentError(f"rng must be a single key, got keys of shape {tuple(key.shape)}.")
-        self.key = key
-
-    def next(self) -> Array:
-        """Return a fresh subkey."""
-        known = _concrete(self.key)
-        with nullcontext() if known is None else jax.ensure_compile_time_eval():
-            self.key, subkey = jax.random.split(self.key if known is None else known)
-        return subkey
+__all__ = ["Engine"]
 
 
 def _owns(kind: type) -> bool:
     return issubclass(kind, jax.Array | jax.core.Tracer)
 
 
-def _draw_native(kind: NoiseKind, shape: tuple[int, ...], dtype: Any, key: Array) -> Array:
-    # With 64-bit types for float64 only: JAX takes 64 random bits elsewhere too where it can have them, and a scan that
-    # is differentiated looks at the types again when the context of `Engine.float64` has been left.
-    with _x64(dtype == np.float64):
-        if kind == "gaussian":
-            return jax.random.normal(key, shape, dtype)
-        if kind == "rademacher":
-            return jax.random.rademacher(key, shape, dtype)
-    raise InvalidArgumentError(f"noise must be 'rademacher' or 'gaussian', got {kind!r}.")
-
-
-# --- cotangents ---
-
-
-@jax.custom_jvp
-def _underivable(x: Array) -> Array:
-    """Return `x`; its derivative is refused."""
-    return x
-
-
-@_underivable.defjvp
-def _refuse_second_derivative(primals: Any, tangents: Any) -> Any:
-    raise DerivativeError(
-        "a second derivative through an implicit gradient (a gradient of the inverse or of the log-determinant) would "
-        "be wrong and is refused. Use first derivatives, or differentiate the residual equation yourself."
-    )
-
-
-def _once(x: Array) -> Array:
-    """Return what a backward pass reads; whoever differentiates that pass with respect to it is refused."""
-    return _underivable(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x
-
-
-def _no_cotangent(x: Array) -> Any:
-    """The zero cotangent of a constant; that of whole numbers has JAX's empty dtype."""
-    if jnp.issubdtype(x.dtype, jnp.inexact):
-        return jnp.zeros_like(x)
-    return np.zeros(x.shape, jax.dtypes.float0)
-
-
 class Engine(Backend):
     """JAX: derivatives and loops are transformations of the traced program."""
 
     name = "jax"
-    xp = _Namespace(jnp, linalg=_Namespace(jnp.linalg))
+    xp = namespace
     differentiates = True
 
     def owns(self, kind: type) -> bool:
@@ -189,7 +43,7 @@ class Engine(Backend):
 
     def to_numpy(self, x: Array) -> Any:
         """Copy; within grad the value, without its derivative."""
-        value = _concrete(x)
+        value = concrete_value(x)
         return np.array(x if value is None else value)  # JAX's own error says that there is no value yet
 
     def from_numpy(self, x: Any, like: Array | None = None) -> Array:
@@ -235,7 +89,7 @@ class Engine(Backend):
         """Draw with JAX from a key, else with NumPy in float64 and round, so that float32 runs see the same noise."""
         source = self.generator(rng)
         if isinstance(source, KeyStream):
-            return _draw_native(kind, shape, like.dtype, source.next())
+            return draw_native(kind, shape, like.dtype, source.next())
         return self.from_numpy(draw(kind, shape, source).astype(like.dtype), like)
 
     def uniform(self, shape: tuple[int, ...], rng: Any) -> Any:
@@ -251,8 +105,8 @@ class Engine(Backend):
             return np.asarray(source.random(shape))
         if not self.is_constant(source.key):
             raise InvalidArgumentError(
-                "a decision on the host needs the value of its key, which a traced function does not know. Pass an int "
-                "seed or a key that is no argument of the traced function, noise=, or probe_kind='gaussian'."
+                f"{NO_HOST_DRAW} An int seed, or a key that is no argument of the program, is a constant too; probes and "
+                "lengths are then the same on every call."
             )
         with jax.ensure_compile_time_eval(), self.float64():
             return np.asarray(jax.random.uniform(source.next(), shape, np.float64))
@@ -280,8 +134,8 @@ class Engine(Backend):
         """Return `x` with a derivative rule of its own, to which what `fn` closes over is passed as constants."""
         if not isinstance(x, jax.core.Tracer):
             return x
-        converted, closed_over = _converted(fn, x)
-        wide = _has_float64()
+        converted, closed_over = converted_closure(fn, x)
+        wide = has_float64()
 
         @jax.custom_vjp
         def same(x: Array, *consts: Array) -> Array:
@@ -292,12 +146,12 @@ class Engine(Backend):
 
         def backward(kept: Any, cotangent: Array) -> Any:
             x, consts = kept
-            with _x64(wide):  # the backward pass runs after the context of the forward pass has been left
+            with x64(wide):  # the backward pass runs after the context of the forward pass has been left
                 # On what `fn` reads rather than on its result, which depends on it through loops without derivative;
                 # on `x` for those that are solutions themselves, and so constants.
-                _once(x)
-                mapped = converted([_once(c) for c in consts], _once(cotangent))
-                return (mapped, *map(_no_cotangent, consts))
+                once_derivable(x)
+                mapped = converted([once_derivable(c) for c in consts], once_derivable(cotangent))
+                return (mapped, *map(no_cotangent, consts))
 
         same.defvjp(forward, backward)
         return self._reverse_only(same, x, *closed_over)
@@ -310,7 +164,7 @@ class Engine(Backend):
 
     def is_constant(self, *arrays: Array) -> bool:
         """Say whether the values of all `arrays` are known."""
-        return all(_concrete(x) is not None for x in arrays)
+        return all(concrete_value(x) is not None for x in arrays)
 
     def while_loop(
         self,
@@ -320,22 +174,22 @@ class Engine(Backend):
         max_iter: int,
     ) -> tuple[Any, ...]:
         """Loop in Python as long as the condition is known, else with `lax.while_loop`."""
-        state = _constants(state)
+        state = constants(state)
         for done in range(max_iter):
-            unfinished = None if self.is_tracing(*state) else _concrete(cond(*state))
+            unfinished = None if self.is_tracing(*state) else concrete_value(cond(*state))
             if unfinished is None:
                 return self._native_loop(cond, body, state, max_iter - done)
             if not bool(unfinished):
                 break
-            state = _constants(tuple(body(*state)))
+            state = constants(tuple(body(*state)))
         return state
 
     def _native_loop(self, cond: Any, body: Any, state: tuple[Any, ...], max_iter: int) -> tuple[Any, ...]:
         """The whole loop as one operation, without tangents of what `cond` and `body` close over."""
         state = tuple(map(jnp.asarray, state))
-        cond, of_cond = _converted(cond, *state)
-        body, of_body = _converted(body, *state)
-        of_cond, of_body = _constants((of_cond, of_body))
+        cond, of_cond = converted_closure(cond, *state)
+        body, of_body = converted_closure(body, *state)
+        of_cond, of_body = constants((of_cond, of_body))
         _, *result = lax.while_loop(
             lambda carry: (carry[0] < max_iter) & cond(of_cond, *carry[1:]),
             lambda carry: (carry[0] + 1, *body(of_body, *carry[1:])),
@@ -351,13 +205,13 @@ class Engine(Backend):
     @contextmanager
     def float64(self) -> Iterator[None]:
         """Context with 64-bit arrays, for this thread only; the switch of the process stays as it is."""
-        before = _borrowed.here
-        _borrowed.here = before or not _has_float64()
+        before = borrowed.here
+        borrowed.here = before or not has_float64()
         try:
-            with _x64(True):
+            with x64(True):
                 yield
         finally:
-            _borrowed.here = before
+            borrowed.here = before
 
     def differentiated_in_float64(self, fn: Callable[[Array], Array], x: Array) -> Array:
         """Return ``fn(x)``; where the process has no 64-bit types, with a derivative rule of its own.
@@ -365,9 +219,9 @@ class Engine(Backend):
         JAX would transpose the float64 operations of `fn` after their context has been left. Forward mode and second
         derivatives, which the rule lacks, are for processes with 64-bit types.
         """
-        if not _borrowed.here:
+        if not borrowed.here:
             return fn(x)
-        converted, closed_over = _converted(fn, x)
+        converted, closed_over = converted_closure(fn, x)
 
         @jax.custom_vjp
         def value(x: Array, *consts: Array) -> Array:
@@ -386,11 +240,11 @@ class Engine(Backend):
                     moved = iter(moving)
                     return converted([next(moved) if m else c for m, c in zip(inexact, consts, strict=True)], x)
 
-                moving = [_once(c) for m, c in zip(inexact, consts, strict=True) if m]
-                value, pullback = jax.vjp(of_inexact, _once(x), moving)
+                moving = [once_derivable(c) for m, c in zip(inexact, consts, strict=True) if m]
+                value, pullback = jax.vjp(of_inexact, once_derivable(x), moving)
                 of_x, found = pullback(jnp.astype(cotangent, value.dtype))
                 others = iter(found)
-                return (of_x, *(next(others) if m else _no_cotangent(c) for m, c in zip(inexact, consts, strict=True)))
+                return (of_x, *(next(others) if m else no_cotangent(c) for m, c in zip(inexact, consts, strict=True)))
 
         value.defvjp(forward, backward)
         return self._reverse_only(value, x, *closed_over)
@@ -428,7 +282,7 @@ class Engine(Backend):
             padding=[(int(lo), int(hi)) for lo, hi in padding],
             rhs_dilation=tuple(dilation),
             feature_group_count=groups,
-            precision=_EXACT,
+            precision=EXACT,
         )
 
     def conv_transpose(
@@ -458,7 +312,7 @@ class Engine(Backend):
             lhs_dilation=tuple(stride),
             rhs_dilation=tuple(dilation),
             feature_group_count=groups,
-            precision=_EXACT,
+            precision=EXACT,
         )
 
     def logistic(self, x: Array) -> Array:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from iresnet_core.backends import functional_convolution
 from iresnet_core.backends import numpy as host
 from iresnet_core.backends import tensorflow_namespace as namespace
-from iresnet_core.backends.base import Array, Backend, NoiseKind, Pullback
+from iresnet_core.backends.base import NO_HOST_DRAW, Array, Backend, NoiseKind, Pullback
 from iresnet_core.backends.tensorflow_batch import known_shape, sized_by
 from iresnet_core.backends.tensorflow_seed import SeedStream
 from iresnet_core.backends.tensorflow_tape import not_recording, recording, some_tape_records
@@ -89,8 +89,7 @@ class Engine(Backend):
             return np.asarray(source.random(shape))
         if self.is_tracing():
             raise InvalidArgumentError(
-                "inside tf.function decisions on the host need noise from an int seed or a numpy.random.Generator, got "
-                f"rng={'None' if rng is None else 'one of TensorFlow'}. Pass rng=<int>, or noise=."
+                f"{NO_HOST_DRAW} An int seed as rng is a constant too; probes and lengths are then the same on every call."
             )
         if isinstance(source, SeedStream):
             return source.fractions(shape).numpy()

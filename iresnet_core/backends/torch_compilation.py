@@ -1,0 +1,103 @@
+"""What torch.compile and the transforms of torch.func need: constants, loops, and who is at work on a program."""
+
+import math
+import operator
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from iresnet_core.backends.base import Array
+
+__all__ = [
+    "compiled_loop",
+    "constant_tensor",
+    "evaluated_once",
+    "fixed_number",
+    "inside_functorch",
+    "is_batched",
+    "records_plainly",
+]
+
+
+def inside_functorch() -> bool:
+    """Whether a transform of torch.func is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def records_plainly(*arrays: Array) -> bool:
+    """Whether a graph is recorded for a backward pass, with nothing else at work: no compiler, transform, forward mode."""
+    if torch.compiler.is_compiling() or inside_functorch() or forward_ad._current_level >= 0:
+        return False
+    return torch.is_grad_enabled() and any(a.requires_grad for a in arrays)
+
+
+def is_batched(x: Array) -> bool:
+    """Whether vmap hides the values of `x`."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_batchedtensor(x):
+            return True
+        x = torch._C._functorch.get_unwrapped(x)
+    return False
+
+
+def fixed_number(number: Any) -> Any:
+    """A number as one that the compiled program depends on, should the compiler take it for a variable."""
+    if isinstance(number, float):
+        return math.ldexp(*math.frexp(number))
+    return operator.index(number) if isinstance(number, int) else number
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def evaluated_once(fn: Callable[..., Any], *numbers: Any) -> Any:
+    """What `fn` returns, evaluated when the program is compiled."""
+    return fn(*numbers)
+
+
+@lru_cache(maxsize=1024)
+def _kept_tensor(fn: Callable[..., Any], numbers: tuple[Any, ...]) -> Array:
+    return torch.tensor(fn(*numbers))
+
+
+def _numbered(number: int) -> Callable[..., Any]:
+    """A function of its own name that evaluates a constant: the compiler tells constants apart by that name."""
+
+    def evaluated(fn: Callable[..., Any], *numbers: Any) -> Array:
+        return _kept_tensor(fn, numbers)
+
+    evaluated.__code__ = evaluated.__code__.replace(co_name=f"constant_{number}")
+    function: Callable[..., Any] = torch.compiler.assume_constant_result(evaluated)
+    return function
+
+
+_NUMBERED = tuple(map(_numbered, range(512)))
+_numbers: dict[Any, int] = {}
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _number_of(fn: Callable[..., Any], *numbers: Any) -> int:
+    return _numbers.setdefault((fn, numbers), len(_numbers)) % len(_NUMBERED)
+
+
+def constant_tensor(fn: Callable[..., Any], *numbers: Any) -> Array:
+    """The tensor of what `fn` returns, evaluated once, when the program is compiled."""
+    tensor: Array = _NUMBERED[_number_of(fn, *numbers)](fn, *numbers)
+    return tensor
+
+
+def compiled_loop(
+    cond: Callable[..., Any], body: Callable[..., tuple[Any, ...]], state: tuple[Any, ...], max_iter: int
+) -> tuple[Any, ...]:
+    """`torch.while_loop`, whose carried values may share no memory."""
+    counter = torch.zeros((), dtype=torch.int64)
+
+    def unfinished(k: Array, *values: Array) -> Array:
+        return (k < max_iter) & cond(*values).to(k.device)
+
+    def step(k: Array, *values: Array) -> tuple[Array, ...]:
+        return (k + 1, *(v.clone() for v in body(*values)))
+
+    with torch.no_grad():
+        return tuple(torch.while_loop(unfinished, step, (counter, *(s.clone() for s in state)))[1:])

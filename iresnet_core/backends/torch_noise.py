@@ -1,0 +1,62 @@
+"""Seeds and random signs of PyTorch."""
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from iresnet_core.backends.base import Array
+from iresnet_core.backends.numpy import draw, generator
+from iresnet_core.backends.torch_compilation import inside_functorch
+from iresnet_core.errors import InvalidArgumentError
+
+__all__ = ["TracedSeed", "last_draw", "random_signs", "seeded_generator", "signs_of_bytes"]
+
+
+def seeded_generator(seed: Array) -> torch.Generator:
+    """Return a generator with the seed that a tensor of whole numbers holds, all of which count."""
+    if seed.is_floating_point() or seed.is_complex() or seed.ndim > 1:
+        raise InvalidArgumentError(
+            f"a seed tensor holds whole numbers, got dtype {seed.dtype} and shape {tuple(seed.shape)}."
+        )
+    words = np.atleast_1d(seed.cpu().numpy()).astype(np.int64).astype(np.uint32)
+    state = int(np.random.SeedSequence(words.tolist()).generate_state(1, np.uint64)[0])
+    return torch.Generator(device=seed.device).manual_seed(state % 2**63)
+
+
+@lru_cache(maxsize=32)
+def signs_of_bytes(dtype: Any, device: Any) -> Array:
+    """The eight signs (256, 8) that the bits of every byte stand for."""
+    with torch.inference_mode(mode=False):  # what is kept serves everywhere
+        bits = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device) & 1
+        return (2 * bits - 1).to(dtype)
+
+
+def random_signs(shape: tuple[int, ...], dtype: Any, device: Any, source: torch.Generator | None) -> Array:
+    """Entries +1 and -1 with equal chance, eight of each random byte: numbers are slower to draw than to look up."""
+    size = math.prod(shape)
+    # Given as None, the generator would rule out sizes that a compiled program is to find out.
+    chosen: dict[str, Any] = {} if source is None else {"generator": source}
+    words = torch.randint(0, 256, (-(-size // 8), 1), dtype=torch.uint8, device=device, **chosen)
+    if torch.compiler.is_compiling() or inside_functorch():
+        masks = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
+        signs = 2 * (words & masks).to(torch.bool).to(dtype) - 1
+    else:
+        signs = torch.nn.functional.embedding(words[:, 0].to(torch.int64), signs_of_bytes(dtype, device))
+    return signs.reshape(-1)[:size].reshape(shape)
+
+
+class TracedSeed:
+    """An int seed in a program that is being compiled: what has been drawn from it is known, and so is the next draw."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.draws: tuple[tuple[Any, tuple[int, ...]], ...] = ()
+
+
+def last_draw(seed: int, draws: tuple[tuple[Any, tuple[int, ...]], ...]) -> np.ndarray:
+    """Draw everything again, and return the last."""
+    source = generator(seed)
+    return [draw(kind, shape, source) for kind, shape in draws][-1]
