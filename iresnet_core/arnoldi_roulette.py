@@ -2,9 +2,10 @@
 
 from typing import Any, NamedTuple
 
-from iresnet_core.arnoldi import ArnoldiProcess, resolvent_coefficients
+from iresnet_core.arnoldi import ArnoldiProcess
 from iresnet_core.backends import Array
 from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.hessenberg_solve import resolvent_coefficients
 from iresnet_core.precision import round_up
 from iresnet_core.quadratic_forms import FormEstimate
 from iresnet_core.roulette import Roulette

@@ -225,7 +225,8 @@ class _Estimator:
         extra = xp.zeros_like(variance) if form.extra_variance is None else form.extra_variance
         bias = form.bias + self.product_error * form.sensitivity
         value, square, bias, variance, extra = (
-            xp.sum(a, axis=0) for a in (form.value, form.value**2, bias, variance, extra)
+            a[0, ...] if v.shape[0] == 1 else xp.sum(a, axis=0)
+            for a in (form.value, form.value * form.value, bias, variance, extra)
         )
         new = _Sums(value, square, bias, variance, extra, surrogate, v.shape[0], form.products)
         return new if sums is None else _Sums(*(a + b for a, b in zip(sums, new, strict=True)))

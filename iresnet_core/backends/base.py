@@ -118,6 +118,11 @@ class Backend(ABC):
     def is_positive_definite(self, matrix: Array) -> bool:
         """Say whether the Cholesky factorisation of all matrices (..., n, n), symmetric or Hermitian, succeeds."""
 
+    def inverse_and_log_determinant(self, matrix: Array) -> tuple[Array, Array]:
+        """Return A^-1 and log|det A| () of a regular matrix A (n, n)."""
+        linalg = self.xp.linalg
+        return linalg.inv(matrix), linalg.slogdet(matrix)[1]
+
     def affine(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         """Return x W^T + b for x (rows, in), weight (out, in) and bias (out,)."""
         y = self.xp.matmul(x, self.xp.matrix_transpose(weight))

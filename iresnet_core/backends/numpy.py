@@ -30,6 +30,17 @@ class Engine(NumPyFamily):
         """Return `x` itself."""
         return np.asarray(x)
 
+    def inverse_and_log_determinant(self, matrix: Array) -> tuple[Array, Array]:
+        """Take both from the same LU factors."""
+        from scipy.linalg import lapack
+
+        getrf, getri = (lapack.sgetrf, lapack.sgetri) if matrix.dtype == np.float32 else (lapack.dgetrf, lapack.dgetri)
+        factors, pivots, refused = getrf(matrix.T)  # LAPACK's order of storage
+        if refused:
+            return super().inverse_and_log_determinant(matrix)
+        log_determinant = np.sum(np.log(np.abs(np.diagonal(factors))))
+        return getri(factors, pivots, overwrite_lu=True)[0].T, log_determinant
+
     def frozen(self, x: Array) -> Array:
         """Return a private read-only copy, so that a cached certificate cannot be outdated by a write in place."""
         copy = np.array(x)
