@@ -113,17 +113,30 @@ def _finished(process: ArnoldiProcess, tail: _Tail, begin: int) -> tuple[Array, 
 def _remaining(process: ArnoldiProcess, subtract_linear: bool, bound: Array) -> Array:
     """Estimate of what is left after the certain steps, relative to ||v||^2; at most its certificate.
 
-    The steps are taken to go on like a r^j, a the last of them and r half-way from the last ratio of certificates to c.
+    After several steps they are taken to go on like a r^j, a the last of them and r half-way from the last ratio of
+    certificates to c. One step says nothing of that, but the vector v_2 behind it is orthogonal to v_1 = v / ||v||, so
+    that v_1^T (I + t J^T)^-1 v_2 = -t v_1^T J^T (I + t J^T)^-1 v_2, and what is left is
+
+        h integral of y(t) t v_1^T J^T (I + t J^T)^-1 v_2,    y(t) = 1 / (1 + t a),
+
+    at most h max(1, 1 / (1 + a)) times the integral of t r / (1 - t r) = -log(1 - r) / r - 1 if products on the way
+    there grow by r. That is between s = ||J^T v|| / ||v||, the root mean square of the singular values as the probe
+    sees it (and all there is where they are equal, as in an orthogonal matrix), and c: their geometric mean is taken,
+    but no more than c.
+
     With |R_j| <= |R_0| keep^j the variance of the roulette is below (2 / first - 1) R_0^2.
     """
     xp, integral, c = process.xp, process.integral, process.multiply.constant
     limit: Any = xp.full_like(bound, c)
     if process.steps == 1:
-        last, ratio = process.form(subtract_linear), limit
+        a, h = process.columns[0]
+        r = xp.sqrt(xp.minimum(xp.sqrt(a * a + h * h) * c, limit * c) + 1e-12)
+        size = h * xp.maximum(0 * a + 1, 1 / (1 + a)) * (-xp.log1p(-r) / r - 1)
     else:
         last, before = integral.last_gain(), integral.last_certificate()
         ratio = xp.where(before > 0, integral.certificate() / xp.where(before > 0, before, limit + 1), limit)
         ratio = xp.where((ratio >= 0) & (ratio < c), ratio, limit)
-    r = 0.5 * (ratio + c)
-    size = xp.minimum(bound, xp.abs(last) * r / (1 - r))
+        r = 0.5 * (ratio + c)
+        size = xp.abs(last) * r / (1 - r)
+    size = xp.minimum(bound, size)
     return xp.where(xp.isfinite(size), size, bound)

@@ -19,12 +19,12 @@ import math
 from typing import Any
 
 from iresnet_core.backends import Array, Backend, device_of
+from iresnet_core.determinant_estimator import refuse_expansion, with_derivative
 from iresnet_core.linearization import Linearization
 from iresnet_core.precision import unit_roundoff, widest
 from iresnet_core.preconditioning import require_reference
 from iresnet_core.probes import ProbeSource
 from iresnet_core.results import LogDet
-from iresnet_core.stochastic_determinant import refuse_expansion, with_derivative
 
 __all__ = ["CONTROLLED_PRODUCTS", "controlled_logdet"]
 

@@ -51,8 +51,9 @@ __all__ = [
 
 # J0 is scaled below the constant by this share, to leave room for the rounding of B.
 ROOM = 1e-4
-# Products behind the bound on the norm of J0.
-SQUARINGS = 5
+# Products behind the bound on the norm of J0, which are within some hundredths of it; more are taken where the bound
+# is above the constant, and where a compiler does not let see that.
+SQUARINGS, MORE_SQUARINGS = 3, 5
 # Defect up to which log det B is that of its origin, corrected to the first order.
 CORRECTED = 1e-4
 
@@ -151,13 +152,14 @@ def preconditioner(engine: Backend, linearization: Linearization, x: Array, cons
     xp, wide = engine.xp, widest(engine)
     J0 = xp.astype(engine.stop_gradient(linearization.mean_matrix()), wide)
     d = J0.shape[-1]
-    # As many squarings in a compiled program as in an eager one, so that both have the same certificate.
-    norm = gram_bound(engine, J0, rtol=0.0, max_steps=SQUARINGS) + 1e-100
-    # A stated constant may be below that of the mean; any J0 will do, so that it is scaled.
-    scale = xp.minimum(xp.ones_like(norm), (1 - ROOM) * constant / norm)
+    norm = None if engine.is_tracing(J0) else gram_bound(engine, J0, rtol=0.0, max_steps=SQUARINGS) + 1e-100
+    if norm is None or float(norm) > (1 - ROOM) * constant:
+        norm = gram_bound(engine, J0, rtol=0.0, max_steps=MORE_SQUARINGS) + 1e-100
+        # A stated constant may be below that of the mean; any J0 will do, so that it is scaled.
+        scale = xp.minimum(xp.ones_like(norm), (1 - ROOM) * constant / norm)
+        J0, norm = scale * J0, scale * norm * (1 + 1e-14)
     identity = xp.eye(d, dtype=wide, device=device_of(x))
-    A = identity + scale * J0
-    norm = scale * norm * (1 + 1e-14)
+    A = identity + J0
     inverse, log_determinant = engine.inverse_and_log_determinant(A)
     B = xp.astype(inverse, x.dtype)
     stored = xp.astype(B, wide)

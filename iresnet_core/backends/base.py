@@ -136,6 +136,13 @@ class Backend(ABC):
         rows = self.xp.reshape(u, (-1, u.shape[-1]))
         return self.xp.reshape(self.affine(rows, weight), (*u.shape[:-1], weight.shape[0]))
 
+    def product_scaled(self, u: Array, weight: Array, scale: Array) -> Array:
+        """Return scale * (u W) for u (..., rows, out), weight (out, in) and scale (rows, in)."""
+        if len(u.shape) == 2:
+            return scale * self.xp.matmul(u, weight)
+        rows = self.xp.reshape(u, (-1, u.shape[-1]))
+        return scale * self.xp.reshape(self.xp.matmul(rows, weight), (*u.shape[:-1], weight.shape[1]))
+
     def bilinear_form(self, left: Array, matrix: Array, right: Array) -> Array:
         """Return left^T A right (...) for left (..., m), A (..., m, n) and right (..., n); differentiable in A alone."""
         return self.xp.sum(matrix * (left[..., :, None] * right[..., None, :]), axis=(-2, -1))

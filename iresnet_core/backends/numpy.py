@@ -41,6 +41,16 @@ class Engine(NumPyFamily):
         log_determinant = np.sum(np.log(np.abs(np.diagonal(factors))))
         return getri(factors, pivots, overwrite_lu=True)[0].T, log_determinant
 
+    def affine(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        """Add the bias in place: the product is nobody else's."""
+        y = np.matmul(x, weight.T)
+        return y if bias is None else np.add(y, bias, out=y)
+
+    def product_scaled(self, u: Array, weight: Array, scale: Array) -> Array:
+        """Scale the product in place."""
+        y = np.matmul(u.reshape(-1, u.shape[-1]), weight).reshape(*u.shape[:-1], weight.shape[1])
+        return np.multiply(y, scale, out=y)
+
     def frozen(self, x: Array) -> Array:
         """Return a private read-only copy, so that a cached certificate cannot be outdated by a write in place."""
         copy = np.array(x)
