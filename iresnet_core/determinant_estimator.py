@@ -247,9 +247,13 @@ class Estimator:
         # A probe may miss a dominating direction and see neither the value nor its variance; others do not.
         variance = xp.maximum(variance, 0.1 * xp.mean(variance))
         if p > 1:
-            seen = (sums.square - estimate * sums.value) / (p - 1) - extra
+            # What is seen is the sum of both: the noise of the probes and that of a roulette.
+            seen = (sums.square - estimate * sums.value) / (p - 1)
+            seen = xp.maximum(seen, xp.zeros_like(seen))
             trust = (p - 1) / (p - 1 + PRIOR_WEIGHT)
-            variance = trust * xp.maximum(seen, xp.zeros_like(seen)) + (1 - trust) * variance
+            of_roulette = xp.minimum(extra, seen)
+            variance = trust * (seen - of_roulette) + (1 - trust) * variance
+            extra = trust * of_roulette + (1 - trust) * extra
         variance = variance * source.remaining_variance(p) + extra
         return LogDet(value, xp.sqrt(variance / p), sums.bias / p + self.known_error, products, self.method)
 
