@@ -17,19 +17,22 @@ The same holds for a preconditioned E in place of J, I + E = B (I + J), with ano
 bounded for the integrand of E itself, not that of H: whatever the LU factors give, the certificate is true of it.
 """
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
-from iresnet_core.backends import Array, Backend, device_of
+from iresnet_core.backends import Array, Backend
+from iresnet_core.hessenberg_solve import resolvent_coefficients
 from iresnet_core.precision import round_up
 from iresnet_core.quadratic_forms import FormEstimate, Products
 from iresnet_core.quadrature import Rule
 from iresnet_core.small_hessenberg import SMALL, SmallResolvent
 
-__all__ = ["ArnoldiProcess", "arnoldi_estimate", "arnoldi_form", "resolvent_coefficients", "run_arnoldi"]
+__all__ = ["ArnoldiProcess", "ShortProcess", "arnoldi_estimate", "arnoldi_form", "run_arnoldi"]
 
-# Up to this many steps the least-squares problem of the resolvent is eliminated entry by entry.
-ELIMINATED = 4
+# Rounding of the squared length of the last product of a short process, in units of eps.
+SQUARE_ROUNDING = 32
 
 
 class _ResolventIntegral:
@@ -114,11 +117,12 @@ class _ResolventIntegral:
 class ArnoldiProcess:
     """Arnoldi's method from every probe v (probes, batch, d), step by step; J^T V = V H + h v e_m^T.
 
-    What it returns about the form is relative to ||v||^2, in float64, (probes, batch). With `last` given there are no
-    more steps than that.
+    What it returns about the form is relative to ||v||^2, in float64, (probes, batch).
     """
 
-    def __init__(self, multiply: Products, v: Array, last: int | None = None) -> None:
+    resolvent: Any = _ResolventIntegral
+
+    def __init__(self, multiply: Products, v: Array) -> None:
         xp = multiply.engine.xp
         self.multiply, self.v, self.xp, self.d = multiply, v, xp, v.shape[-1]
         info = xp.finfo(v.dtype)
@@ -126,12 +130,9 @@ class ArnoldiProcess:
         # Below, squares underflow and a vector cannot be normalised.
         self.nothing = float(info.smallest_normal) ** 0.5 / self.eps
         self.v_length = xp.sqrt(xp.linalg.vecdot(v, v))
-        self.last = last
-        unit = xp.ones_like(self.v_length)
-        self.basis = [v / xp.where(self.v_length > 0, self.v_length, unit)[..., None]]
-        few = last is not None and last <= SMALL
-        # `_ResolventIntegral` wherever steps may follow: it can drop probes, and knows what the last step gained.
-        self.integral: Any = (SmallResolvent if few else _ResolventIntegral)(multiply.engine, multiply.rule(v))
+        zero = xp.astype(self.v_length == 0, v.dtype)
+        self.basis = [v / (self.v_length + zero)[..., None]]
+        self.integral = self.resolvent(multiply.engine, multiply.rule(v))
         self.columns: list[list[Array]] = []
 
     @property
@@ -148,16 +149,23 @@ class ArnoldiProcess:
             h = xp.linalg.vecdot(b, w)
             w = w - h[..., None] * b
             column.append(h)
+        length, inverse = self.length_of(w, column)
+        self.basis.append(inverse[..., None] * w)
+        self.add(*column, length)
+
+    def length_of(self, w: Array, column: list[Array]) -> tuple[Array, Array]:
+        """Length of what a product has beside the entries of `column`, and its inverse; zeros if it is rounding."""
+        xp = self.xp
         left = xp.linalg.vecdot(w, w)
-        length = xp.sqrt(left)
         image = sum((h * h for h in column), left)  # squared length of the product
-        ended = (length <= 8 * self.eps * xp.sqrt(image)) | (length <= self.nothing)
-        zero = xp.zeros_like(length)
-        if self.steps + 1 != self.last:
-            inverse = 1 / xp.where(ended, xp.ones_like(length), length)
-            self.basis.append(xp.where(ended, zero, inverse)[..., None] * w)
-        length = xp.where(ended, zero, length)
-        self.columns.append([xp.astype(h, xp.float64) for h in (*column, length)])
+        ended = (left <= (8 * self.eps) ** 2 * image) | (left <= self.nothing**2)
+        going = xp.astype(~ended, left.dtype)
+        length = going * xp.sqrt(left)
+        return length, going / (length + (1 - going))
+
+    def add(self, *column: Array) -> None:
+        """Take in a column of H."""
+        self.columns.append([self.xp.astype(h, self.xp.float64, copy=False) for h in column])
         self.integral.append(self.columns[-1])
 
     def keep(self, count: int) -> None:
@@ -182,12 +190,55 @@ class ArnoldiProcess:
     def combination(self, y: list[Array], subtract_v: bool = False) -> Array:
         """Return ||v|| V y (probes, batch, d), less v if that is to be subtracted."""
         xp, dtype = self.xp, self.v.dtype
-        scaled = [xp.astype(entry, dtype) * self.v_length for entry in y]
+        scaled = [xp.astype(entry, dtype, copy=False) * self.v_length for entry in y]
         first = scaled[0] - self.v_length if subtract_v else scaled[0]  # the first vector of the basis is v / ||v||
         w = first[..., None] * self.basis[0]
         for entry, b in zip(scaled[1:], self.basis[1:], strict=False):
             w = w + entry[..., None] * b
         return w
+
+
+class ShortProcess(ArnoldiProcess):
+    """Arnoldi's method of one step or two, whose number is known beforehand: fewer passes over the vectors.
+
+    The second vector is not normalised, and of the last product w only the inner products with the vectors before it
+    are taken. The square of the entry below the diagonal is what they leave of ||w||^2, and some rounding of that.
+    """
+
+    resolvent = SmallResolvent
+
+    def __init__(self, multiply: Products, v: Array, last: int) -> None:
+        super().__init__(multiply, v)
+        self.last = last
+        self.inverse: Array | None = None  # of the length of the second vector
+
+    def step(self) -> None:
+        """Take one product, and its inner products with the vectors so far."""
+        xp, inverse = self.xp, self.inverse
+        if inverse is None:
+            w = self.multiply.of_unit(self.basis[0])
+            column = [xp.linalg.vecdot(self.basis[0], w)]
+            if self.last > 1:
+                w = w - column[0][..., None] * self.basis[0]
+                length, self.inverse = self.length_of(w, column)
+                self.basis.append(w)
+                self.add(*column, length)
+                return
+        else:
+            w = self.multiply.of_unit(self.basis[1], inverse)
+            column = [xp.linalg.vecdot(b, w) * inverse for b in self.basis]
+            column[1] = column[1] * inverse
+        image = xp.linalg.vecdot(w, w)
+        image = image if inverse is None else image * inverse * inverse
+        left = functools.reduce(operator.sub, (h * h for h in column), image)
+        left = xp.maximum(left, 0 * image) + SQUARE_ROUNDING * self.eps * image
+        self.add(*column, 0 * image if self.last >= self.d else xp.sqrt(left))
+
+    def combination(self, y: list[Array], subtract_v: bool = False) -> Array:
+        """Return ||v|| V y (probes, batch, d), less v if that is to be subtracted."""
+        if self.inverse is not None:
+            y = [y[0], self.inverse * self.xp.astype(y[1], self.v.dtype, copy=False)]
+        return super().combination(y, subtract_v)
 
 
 def run_arnoldi(
@@ -197,7 +248,11 @@ def run_arnoldi(
 
     `goes_on` says that the caller will take further steps.
     """
-    process = ArnoldiProcess(multiply, v, None if goes_on else terms)
+    process: ArnoldiProcess
+    if terms is not None and terms <= SMALL and not goes_on:
+        process = ShortProcess(multiply, v, terms)
+    else:
+        process = ArnoldiProcess(multiply, v)
     xp = process.xp
     square = xp.astype(process.v_length, xp.float64) ** 2
     for _ in range(process.d if terms is None else terms):
@@ -222,11 +277,11 @@ def arnoldi_estimate(process: ArnoldiProcess, subtract_linear: bool) -> FormEsti
     """What the steps so far tell."""
     multiply, xp, columns, m = process.multiply, process.xp, process.columns, process.steps
     v = process.v
-    square = xp.astype(process.v_length, xp.float64) ** 2
+    square = xp.astype(process.v_length, xp.float64, copy=False) ** 2
     value = process.form(subtract_linear)
 
     def scaled(a: Any) -> Array:
-        return xp.astype(square * a, v.dtype)
+        return xp.astype(square * a, v.dtype, copy=False)
 
     resolvent = resolvent_error = None
     if multiply.resolvent:
@@ -236,17 +291,21 @@ def arnoldi_estimate(process: ArnoldiProcess, subtract_linear: bool) -> FormEsti
     if not multiply.errors:
         return FormEstimate.without_errors(xp, scaled(value), m * v.shape[0], resolvent)
     column, row, sensitivity = process.integral.mean_resolvent()
-    image = [sum(columns[j][i] * column[j] for j in range(max(0, i - 1), m)) for i in range(m + 1)]
-    pulled = [sum(columns[j][i] * row[i] for i in range(min(j + 2, m))) for j in range(m)]
+    image = [_dot([columns[j][i] for j in range(max(0, i - 1), m)], column[max(0, i - 1) :]) for i in range(m + 1)]
     if subtract_linear:
-        image = [entry - columns[0][i] if i < 2 else entry for i, entry in enumerate(image)]
-        pulled = [entry - columns[j][0] for j, entry in enumerate(pulled)]
-
+        image[:2] = [entry - linear for entry, linear in zip(image, columns[0], strict=False)]
+    squared_image = scaled(_dot(image, image))
+    squared_form = squared_image
+    if multiply.tells_forms:
+        pulled = [_dot([columns[j][i] for i in range(min(j + 2, m))], row) for j in range(m)]
+        if subtract_linear:
+            pulled = [entry - columns[j][0] for j, entry in enumerate(pulled)]
+        squared_form = scaled(_dot(pulled, image))
     return FormEstimate(
         value=scaled(value),
         bias=round_up(multiply.engine, square * process.bound(), v.dtype),
-        squared_image=scaled(sum(entry * entry for entry in image)),
-        squared_form=scaled(sum(a * b for a, b in zip(pulled, image, strict=False))),
+        squared_image=squared_image,
+        squared_form=squared_form,
         sensitivity=scaled(sensitivity),
         extra_variance=None,
         products=m * v.shape[0],
@@ -255,46 +314,6 @@ def arnoldi_estimate(process: ArnoldiProcess, subtract_linear: bool) -> FormEsti
     )
 
 
-def resolvent_coefficients(xp: Any, columns: list[list[Array]]) -> tuple[list[Array], Array]:
-    """The y with the least ||e_1 - (I + H) y|| (GMRES), and that residual, for H (m + 1, m) given by its columns.
-
-    The least-squares problem is solved by its normal equations: the condition of I + H is at most (1 + c) / (1 - c),
-    and float64 bears its square.
-    """
-    m = len(columns)
-    if m <= ELIMINATED:
-        return _eliminated(xp, columns)
-    zero = xp.zeros_like(columns[0][0])
-    entries = [
-        [(columns[j][i] if i < len(columns[j]) else zero) + (1.0 if i == j else 0.0) for j in range(m)]
-        for i in range(m + 1)
-    ]
-    A = xp.stack([xp.stack(row, axis=-1) for row in entries], axis=-2)  # (probes, batch, m + 1, m)
-    At = xp.matrix_transpose(A)
-    y = xp.linalg.solve(xp.matmul(At, A), At[..., :, :1])
-    first = xp.reshape(xp.astype(xp.arange(m + 1, device=device_of(A)) == 0, A.dtype), (m + 1, 1))
-    residual = xp.linalg.vector_norm((first - xp.matmul(A, y))[..., 0], axis=-1)
-    return [y[..., j, 0] for j in range(m)], residual
-
-
-def _eliminated(xp: Any, columns: list[list[Array]]) -> tuple[list[Array], Array]:
-    """As `resolvent_coefficients`, for a few columns, entry by entry: stacks of tiny systems are slow to solve."""
-    m = len(columns)
-    A = [[*column, *[None] * (m - 1 - j)] for j, column in enumerate(columns)]
-    A = [[entry + 1 if i == j else entry for i, entry in enumerate(column)] for j, column in enumerate(A)]
-
-    def dot(a: list[Any], b: list[Any]) -> Array:
-        return sum(p * q for p, q in zip(a, b, strict=True) if p is not None and q is not None)
-
-    M = [[dot(A[i], A[j]) for j in range(i + 1)] for i in range(m)]  # lower part of the normal equations
-    y = [A[j][0] for j in range(m)]
-    for k in range(m):  # LDL^T and forward substitution
-        for i in range(k + 1, m):
-            ratio = M[i][k] / M[k][k]
-            for j in range(k + 1, i + 1):
-                M[i][j] = M[i][j] - ratio * M[j][k]
-            y[i] = y[i] - ratio * y[k]
-    for k in reversed(range(m)):
-        y[k] = (y[k] - sum(M[i][k] * y[i] for i in range(k + 1, m))) / M[k][k]
-    rest = [(1.0 if i == 0 else 0.0) - sum(A[j][i] * y[j] for j in range(max(0, i - 1), m)) for i in range(m + 1)]
-    return y, xp.sqrt(sum(entry * entry for entry in rest))
+def _dot(a: list[Array], b: list[Array]) -> Array:
+    """Sum of the products of entries, as far as both lists go."""
+    return functools.reduce(operator.add, map(operator.mul, a, b))

@@ -2,9 +2,10 @@
 
 from typing import Any, NamedTuple
 
-from iresnet_core.arnoldi import ArnoldiProcess, resolvent_coefficients
+from iresnet_core.arnoldi import ArnoldiProcess
 from iresnet_core.backends import Array
 from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.hessenberg_solve import resolvent_coefficients
 from iresnet_core.precision import round_up
 from iresnet_core.quadratic_forms import FormEstimate
 from iresnet_core.roulette import Roulette
@@ -50,8 +51,8 @@ def with_roulette(
         best, bound = xp.where(usable, best, xp.zeros_like(best)), xp.where(usable, bound, ceiling)
     start = best
     square = xp.astype(process.v_length, xp.float64) ** 2
-    size = _remaining(process, subtract_linear, bound)
-    variance = (2 / roulette.first - 1) * (square * size) ** 2 if roulette.first else xp.zeros_like(square)
+    size, r = _remaining(process, bound)
+    variance = _variance(xp, size, r, roulette) * square**2 if roulette.first else xp.zeros_like(square)
     y, residual = resolvent_coefficients(xp, process.columns) if multiply.resolvent else ([], None)
     tail = _Tail(xp.zeros_like(best), [xp.zeros_like(entry) for entry in y])
     products, certain, done = form.products, process.steps, []
@@ -109,20 +110,43 @@ def _finished(process: ArnoldiProcess, tail: _Tail, begin: int) -> tuple[Array, 
     return tail.value[begin:, ...], process.combination(tail.y)[begin:, ...]
 
 
-def _remaining(process: ArnoldiProcess, subtract_linear: bool, bound: Array) -> Array:
-    """Estimate of what is left after the certain steps, relative to ||v||^2; at most its certificate.
+def _remaining(process: ArnoldiProcess, bound: Array) -> tuple[Array, Array]:
+    """Estimates of what is left after the certain steps, relative to ||v||^2, and of the ratio by which it falls.
 
-    The steps are taken to go on like a r^j, a the last of them and r half-way from the last ratio of certificates to c.
-    With |R_j| <= |R_0| keep^j the variance of the roulette is below (2 / first - 1) R_0^2.
+    After several steps they are taken to go on like a r^j, a the last of them and r half-way from the last ratio of
+    certificates to c. One step says nothing of that, but the vector v_2 behind it is orthogonal to v_1 = v / ||v||, so
+    that v_1^T (I + t J^T)^-1 v_2 = -t v_1^T J^T (I + t J^T)^-1 v_2. With y(t) = 1 / (1 + t a) what is left is
+
+        h integral of y(t) t v_1^T J^T (I + t J^T)^-1 v_2,
+
+    whose size is at most h max(1, 1 / (1 + a)) times the integral of t r / (1 - t r), which is -log(1 - r) / r - 1, if
+    no product on the way grows by more than r. The probe sees s = ||J^T v|| / ||v||, the root mean square of the
+    singular values, and no singular value is above c: r is their geometric mean (for a preconditioned E, of which c
+    says nothing, s itself). That is more than what is left of a symmetric J, for which v_1^T J^T v_2 = h; without
+    symmetry it is much less. The certificate bounds the estimate.
     """
     xp, integral, c = process.xp, process.integral, process.multiply.constant
     limit: Any = xp.full_like(bound, c)
     if process.steps == 1:
-        last, ratio = process.form(subtract_linear), limit
+        a, h = process.columns[0]
+        r = xp.minimum(xp.sqrt(a * a + h * h + 1e-12), limit)
+        r = xp.sqrt(r * c) if process.multiply.tells_forms else r
+        size = h * xp.maximum(0 * a + 1, 1 / (1 + a)) * (-xp.log1p(-r) / r - 1)
     else:
         last, before = integral.last_gain(), integral.last_certificate()
         ratio = xp.where(before > 0, integral.certificate() / xp.where(before > 0, before, limit + 1), limit)
         ratio = xp.where((ratio >= 0) & (ratio < c), ratio, limit)
-    r = 0.5 * (ratio + c)
-    size = xp.minimum(bound, xp.abs(last) * r / (1 - r))
-    return xp.where(xp.isfinite(size), size, bound)
+        r = 0.5 * (ratio + c)
+        size = xp.abs(last) * r / (1 - r)
+    size = xp.minimum(bound, size)
+    return xp.where(xp.isfinite(size), size, bound), r
+
+
+def _variance(xp: Any, size: Array, r: Array, roulette: Roulette) -> Array:
+    """Variance of the roulette for remainders R_j = `size` r^j, see `roulette`; r counts for at most its rate.
+
+    With q = r^2 / keep the sum over j >= 1 of (1 / P_(j+1) - 1 / P_j) r^(2 j) is (1 - keep) / first q / (1 - q).
+    """
+    first, keep = roulette
+    q = xp.minimum(r * r / keep, xp.full_like(r, keep))
+    return size * size * (1 / first - 1 + (1 - keep) / first * q / (1 - q))

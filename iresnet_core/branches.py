@@ -340,8 +340,15 @@ class _Product:
 
     def vjp(self, u: Array) -> Array:
         """Return J^T u for u (..., batch, *event)."""
-        for jacobian in reversed(self.jacobians):
-            u = jacobian.adjoint(u)
+        place = len(self.jacobians) - 1
+        while place >= 0:
+            jacobian, before = self.jacobians[place], self.jacobians[place - 1] if place else None
+            if isinstance(jacobian, Dense) and isinstance(before, Diagonal):
+                u = jacobian.engine.product_scaled(u, jacobian.weight, before.slope)
+                place -= 1
+            else:
+                u = jacobian.adjoint(u)
+            place -= 1
         return u
 
     def trace(self) -> Array:

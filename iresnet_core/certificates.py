@@ -31,6 +31,8 @@ __all__ = [
 U = 2.0**-53
 # How far the Lanczos estimate is raised before it is certified.
 SLACK = 4e-3
+# Added to a square before its root is divided by; entries of order one have none so small.
+NOTHING = 1e-200
 
 
 def _terms(xp: Any, A: Array, n: int) -> int:
@@ -46,7 +48,15 @@ def _squares(xp: Any, A: Array) -> Array:
 def _squared_frobenius(xp: Any, A: Array) -> Array:
     """Upper bound on the squared Frobenius norm."""
     m, n = A.shape[-2:]
-    return xp.sum(_squares(xp, A), axis=(-2, -1)) * (1 + gamma(m * n + 4, U))
+    return _sum_of_squares(xp, A) * (1 + gamma(m * n + 4, U))
+
+
+def _sum_of_squares(xp: Any, A: Array) -> Array:
+    """Squared Frobenius norms (...,) of matrices (..., m, n), real numbers."""
+    if xp.isdtype(A.dtype, "complex floating"):
+        return xp.sum(_squares(xp, A), axis=(-2, -1))
+    flat = xp.reshape(A, (*A.shape[:-2], math.prod(A.shape[-2:])))
+    return xp.linalg.vecdot(flat, flat)
 
 
 def _trace(xp: Any, gram: Array) -> Array:
@@ -218,20 +228,25 @@ def gram_bound(engine: Backend, A: Array, *, rtol: float = 1e-3, max_steps: int 
     xp = engine.xp
     gram, first_error = smaller_gram(xp, A)
     n = gram.shape[-1]
+    is_complex = xp.isdtype(A.dtype, "complex floating")
+    looks = rtol > 0 and not engine.is_tracing(A)
     g = gamma(_terms(xp, A, n), U) + 8 * U
+    flat_shape = (*gram.shape[:-2], n * n)
     norms = []
     for step in range(1, max_steps + 1):
-        norm = xp.sqrt(xp.sum(xp.abs(gram) ** 2, axis=(-2, -1)))
-        norm = xp.where(norm > 0, norm, xp.ones_like(norm))
+        flat = xp.reshape(gram, flat_shape)
+        squared = xp.sum(xp.abs(flat) ** 2, axis=-1) if is_complex else xp.linalg.vecdot(flat, flat)
+        norm = xp.sqrt(squared + NOTHING)
         norms.append(norm)
-        gram = gram / xp.astype(norm, gram.dtype)[..., None, None]
-        if rtol > 0 and not engine.is_tracing(A) and bool(xp.all(_trace(xp, gram) ** (1 / 2**step) <= 1 + rtol)):
+        gram = gram / (xp.astype(norm, gram.dtype) if is_complex else norm)[..., None, None]
+        if looks and bool(xp.all(_trace(xp, gram) ** (1 / 2**step) <= 1 + rtol)):
             break
         if step < max_steps:
-            gram = xp.matmul(_adjoint(xp, gram), gram)
-    # Norm of the last, normalised matrix, then sigma(G_t)^2 <= norm_(t+1) sigma(G_(t+1)) + error, back to the first.
-    bound = xp.sqrt(_squared_frobenius(xp, gram)) * (1 + g)
+            gram = xp.matmul(_adjoint(xp, gram) if is_complex else xp.matrix_transpose(gram), gram)
+    # The norm of the last matrix is that of a normalised one; sigma(G_t)^2 <= norm_(t+1) sigma(G_(t+1)) + error, back
+    # to the first.
+    bound: Any = 1 + 8 * n * n * U
     for norm in reversed(norms[1:]):
-        bound = xp.sqrt(norm * bound * (1 + g) + g * (1 + norm))
-    bound = xp.sqrt(norms[0] * bound * (1 + g) + first_error + g * norms[0]) * (1 + g)
+        bound = (norm * (bound * (1 + g) + g) + g) ** 0.5
+    bound = xp.sqrt(norms[0] * (bound * (1 + g) + g) + first_error) * (1 + g)
     return xp.where(xp.any(A != 0, axis=(-2, -1)), bound, xp.zeros_like(bound))

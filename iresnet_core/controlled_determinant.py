@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from iresnet_core.backends import Array, Backend, device_of
+from iresnet_core.determinant_estimator import refuse_expansion, with_derivative
 from iresnet_core.joint_derivative import Control
 from iresnet_core.linearization import Linearization
 from iresnet_core.precision import unit_roundoff, widest
 from iresnet_core.preconditioning import require_reference
 from iresnet_core.results import LogDet
-from iresnet_core.stochastic_determinant import refuse_expansion, with_derivative
 
 __all__ = ["CONTROLLED_PRODUCTS", "controlled_logdet"]
 
@@ -113,7 +113,7 @@ def _inverse(engine: Backend, J0: Array, x: Array) -> tuple[Array, Array]:
     """(I + J0)^-1 in the dtype of x, and log det(I + J0)."""
     xp, wide = engine.xp, widest(engine)
     A = xp.eye(J0.shape[-1], dtype=wide, device=device_of(x)) + xp.astype(J0, wide)
-    inverse, log_determinant = engine.inverse_with_log_determinant(A)
+    inverse, log_determinant = engine.inverse_and_log_determinant(A)
     return xp.astype(inverse, x.dtype), log_determinant
 
 

@@ -15,6 +15,7 @@ from iresnet_core.checks import (
     require_positive_int,
 )
 from iresnet_core.controlled_determinant import CONTROLLED_PRODUCTS, controlled_logdet
+from iresnet_core.determinant_request import Request, given_probes
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.exact_determinant import determinant_order, exact_jointly, exact_logdet, samples_at_a_time
 from iresnet_core.linearization import Linearization, linearize, stated_lipschitz
@@ -34,7 +35,7 @@ from iresnet_core.preconditioning import MeanJacobian, no_mean_jacobian, require
 from iresnet_core.probes import make_source
 from iresnet_core.results import LogDet
 from iresnet_core.samples import flatten
-from iresnet_core.stochastic_determinant import FEWEST_PROBES, Request, given_probes, stochastic_logdet
+from iresnet_core.stochastic_determinant import FEWEST_PROBES, stochastic_logdet
 
 __all__ = ["logdet", "value_and_logdet"]
 

@@ -51,8 +51,11 @@ __all__ = [
 
 # J0 is scaled below the constant by this share, to leave room for the rounding of B.
 ROOM = 1e-4
-# Squarings behind the bound on the norm of J0.
-SQUARINGS = 5
+# Products behind the bound on the norm of J0, which are within some hundredths of it; more are taken where the bound
+# is above the constant, and where a compiler does not let see that.
+SQUARINGS, MORE_SQUARINGS = 3, 5
+# Defect up to which log det B is that of its origin, corrected to the first order.
+CORRECTED = 1e-4
 
 
 class MeanJacobian(NamedTuple):
@@ -148,27 +151,40 @@ def preconditioner(engine: Backend, linearization: Linearization, x: Array, cons
         raise no_mean_jacobian()
     xp, wide = engine.xp, widest(engine)
     J0 = xp.astype(engine.stop_gradient(linearization.mean_matrix()), wide)
-    require_finite(engine, J0, "the mean Jacobian of g")
     d = J0.shape[-1]
-    # As many squarings in a compiled program as in an eager one, so that both have the same certificate.
-    norm = gram_bound(engine, J0, rtol=0.0, max_steps=SQUARINGS) + 1e-100
-    # A stated constant may be below that of the mean; any J0 will do, so that it is scaled.
-    scale = xp.minimum(xp.ones_like(norm), (1 - ROOM) * constant / norm)
+    norm = None if engine.is_tracing(J0) else gram_bound(engine, J0, rtol=0.0, max_steps=SQUARINGS) + 1e-100
+    if norm is None or float(norm) > (1 - ROOM) * constant:
+        norm = gram_bound(engine, J0, rtol=0.0, max_steps=MORE_SQUARINGS) + 1e-100
+        # A stated constant may be below that of the mean; any J0 will do, so that it is scaled.
+        scale = xp.minimum(xp.ones_like(norm), (1 - ROOM) * constant / norm)
+        J0, norm = scale * J0, scale * norm * (1 + 1e-14)
     identity = xp.eye(d, dtype=wide, device=device_of(x))
-    A = identity + scale * J0
-    norm = scale * norm * (1 + 1e-14)
-    B = xp.astype(xp.linalg.inv(A), x.dtype)
+    A = identity + J0
+    inverse, log_determinant = engine.inverse_and_log_determinant(A)
+    B = xp.astype(inverse, x.dtype)
     stored = xp.astype(B, wide)
     # B A = I + R, hence B^-1 - A = -A R (I + R)^-1.
     R = xp.matmul(stored, A) - identity
-    rounding = gamma(2 * d + 4, 2.0**-53) * xp.linalg.matrix_norm(stored) * xp.linalg.matrix_norm(A)
-    defect = xp.linalg.matrix_norm(R) * (1 + 1e-12) + rounding
+    rounding = gamma(2 * d + 4, 2.0**-53) * xp.sqrt(_squared(xp, stored) * _squared(xp, A))
+    defect = xp.sqrt(_squared(xp, R)) * (1 + 1e-12) + rounding
     norm = norm + (1 + norm) * defect / (1 - defect)
-    if not engine.is_tracing(norm) and not (float(defect) < 0.5 and float(norm) < 1):
+    certain = not engine.is_tracing(norm)
+    if certain and not (float(defect) < 0.5 and float(norm) < 1):
+        require_finite(engine, J0, "the mean Jacobian of g")
         raise NotContractiveError(
             f"the mean Jacobian cannot be inverted in {x.dtype} (c = {constant:.6g}). Use float64, or method 'arnoldi'."
         )
-    return MeanJacobian(B, -xp.linalg.slogdet(stored)[1], norm, 1 + norm, constant)
+    if certain and float(defect) < CORRECTED:  # log det(I + R) = tr R, but for less than the square of the defect
+        log_determinant = log_determinant - xp.linalg.trace(R)
+    else:
+        log_determinant = -xp.linalg.slogdet(stored)[1]
+    return MeanJacobian(B, log_determinant, norm, 1 + norm, constant)
+
+
+def _squared(xp: Any, matrix: Array) -> Array:
+    """Squared Frobenius norm () of a matrix."""
+    flat = xp.reshape(matrix, (-1,))
+    return xp.linalg.vecdot(flat, flat)
 
 
 def require_reference(reference: Any, x: Array) -> MeanJacobian:
@@ -192,6 +208,9 @@ def require_reference(reference: Any, x: Array) -> MeanJacobian:
 class PreconditionedProducts(Products):
     """Products with E^T = (I + J^T) B^T - I."""
 
+    # What is left has few large directions, so that its variance is judged by `squared_image` alone.
+    tells_forms = False
+
     def __init__(
         self,
         engine: Backend,
@@ -207,13 +226,12 @@ class PreconditionedProducts(Products):
         self.first_square: Array | None = None
         self._rule: Rule | None = None
 
-    def of_unit(self, u: Array) -> Array:
-        """Return E^T u for unit vectors, or zeros, u (probes, batch, d)."""
+    def of_unit(self, u: Array, inverse: Array | None = None) -> Array:
+        """Return E^T u for u (probes, batch, d), see `Products.of_unit`."""
         xp = self.engine.xp
         w = self.pulled_back(u)
         product = self._transposed(w)
-        # B^T u of a unit u is no shorter than 1 / 2, so that this only keeps zeros from being divided by zero.
-        square = xp.linalg.vecdot(w, w) + 1e-30
+        square = xp.linalg.vecdot(w, w) + 1e-30  # in place of zero; B^T u is no shorter than half of u
         self._watch(xp.sqrt(xp.max(xp.linalg.vecdot(product, product) / square)))
         image = w - u + product
         if self.first_square is None:
@@ -265,14 +283,16 @@ def preconditioned_form(
     ceiling = 1.01 * xp.sqrt(multiply.first_square) * xp.astype(share, v.dtype)  # for a unit v
     unless = square * ceiling
     good = form.bias <= unless  # False for NaN
-    size = unless * ceiling
-    form = form._replace(
-        value=xp.where(good, form.value, xp.zeros_like(unless)),
-        bias=xp.where(good, form.bias, unless),
-        squared_image=xp.where(good, form.squared_image, size),
-        squared_form=xp.where(good, form.squared_form, size),
-        sensitivity=xp.where(good, form.sensitivity, square),
-    )
+    if engine.is_tracing(good) or not bool(xp.all(good)):
+        size = unless * ceiling
+        squared_image = xp.where(good, form.squared_image, size)
+        form = form._replace(
+            value=xp.where(good, form.value, xp.zeros_like(unless)),
+            bias=xp.where(good, form.bias, unless),
+            squared_image=squared_image,
+            squared_form=squared_image,
+            sensitivity=xp.where(good, form.sensitivity, square),
+        )
     if lengths is None or roulette is None:
         return form
     ceiling = xp.astype(ceiling, xp.float64)

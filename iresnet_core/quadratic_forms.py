@@ -58,8 +58,10 @@ class Products:
     """Products with J^T at one batch, on flat vectors, watching that none expands by more than the constant.
 
     They are constants for differentiation. `resolvent` says whether the derivative of a form will be needed, `errors`
-    whether its errors will.
+    whether its errors will; `tells_forms` whether `FormEstimate.squared_form` is, for which `squared_image` may stand.
     """
+
+    tells_forms = True
 
     def __init__(
         self,
@@ -74,11 +76,12 @@ class Products:
         self.resolvent, self.errors = resolvent, errors
         self.largest_factor: Array | None = None
 
-    def of_unit(self, u: Array) -> Array:
-        """Return J^T u for unit vectors, or zeros, u (probes, batch, d)."""
+    def of_unit(self, u: Array, inverse: Array | None = None) -> Array:
+        """Return J^T u for u (probes, batch, d): zeros, unit vectors, or those of given `inverse` lengths."""
         xp = self.engine.xp
         w = self._transposed(u)
-        self._watch(xp.sqrt(xp.max(xp.linalg.vecdot(w, w))))
+        square = xp.linalg.vecdot(w, w)
+        self._watch(xp.sqrt(xp.max(square if inverse is None else square * inverse * inverse)))
         return w
 
     def _transposed(self, u: Array) -> Array:

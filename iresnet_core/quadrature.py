@@ -49,6 +49,7 @@ def _panels(edges: list[float], count: int, error: float) -> tuple[np.ndarray, n
     )
 
 
+@cache
 def _rule(c: float, exponent: float) -> np.ndarray:
     """Nodes t, weights, and weights over 1 - t c, as (3, nodes, 1, 1)."""
     nodes, weights, _ = gauss_legendre(c, exponent)
@@ -83,6 +84,7 @@ def segment_limit(c: float) -> float:
     return c * (1 + (1 - c) / 20)
 
 
+@cache
 def _segment_nodes(c: float) -> np.ndarray:
     return np.stack(segment_rule(c)[:2])[:, :, None, None]
 

@@ -19,12 +19,15 @@ __all__ = ["SMALL", "SmallResolvent"]
 SMALL = 2
 # Allowance for the rounding of the closed forms, relative to ||v||^2, and for that of the integrals of the bound.
 ROUNDING, INTEGRAL = 1e-12, 1e-6
+# D(t) at which there is nothing to certify, and what makes the certificate enormous there.
+LEAST, VOID = 1e-30, 1e-15
 
 
 class SmallResolvent:
     """What `arnoldi` asks of the integrals over t, for one column or two; float64 arrays (probes, batch).
 
-    The certificate takes the least D(t) for all t. Where that is not positive nothing is certified: it is NaN.
+    The certificate takes the least D(t) for all t, but not below `LEAST`: where it is not positive the certificate is
+    beyond any that could be used.
     """
 
     def __init__(self, engine: Backend, rule: Rule) -> None:
@@ -39,18 +42,19 @@ class SmallResolvent:
         """Take in the next column of H: its entries (probes, batch) from the first to the one below the diagonal."""
         xp = self.xp
         self.columns.append(column)
-        one = xp.ones_like(column[0])
         if len(self.columns) == 1:
-            self.trace, self.determinant = column[0], xp.zeros_like(one)
-            self.least = xp.minimum(one, 1 + column[0])
+            self.one = xp.ones_like(column[0])
+            self.trace = self.excess = column[0]  # excess: D(1) - 1
+            least = xp.minimum(self.one, self.one + self.trace)
         else:
             (a, c, *_), (b, d, *_) = self.columns
             self.trace, self.determinant = a + d, a * d - b * c
+            self.excess = self.trace + self.determinant
+            least = xp.minimum(self.one, self.one + self.excess)
             inside = (self.trace < 0) & (self.trace > -2 * self.determinant)
-            vertex = 1 - self.trace**2 / xp.where(inside, 4 * self.determinant, one)
-            ends = xp.minimum(one, 1 + self.trace + self.determinant)
-            self.least = xp.where(inside, xp.minimum(vertex, ends), ends)
-        self.least = xp.where(self.least > 0, self.least, xp.full_like(one, float("nan")))
+            vertex = self.one - self.trace**2 / xp.where(inside, 4 * self.determinant, self.one)
+            least = xp.where(inside, xp.minimum(vertex, least), least)
+        self.least = xp.maximum(least, LEAST * self.one)
 
     def logarithm(self) -> Array:
         """e_1^T log(I + H) e_1."""
@@ -58,20 +62,20 @@ class SmallResolvent:
         if len(self.columns) == 1:
             return xp.log1p(self.trace)
         (a, c, *_), (b, d, *_) = self.columns
-        half, middle = 0.5 * (a - d), 1 + 0.5 * self.trace
+        half, middle = 0.5 * (a - d), self.one + 0.5 * self.trace
         square = half * half + b * c
-        s = xp.sqrt(xp.maximum(xp.abs(square), xp.full_like(square, 1e-280)))
+        s = xp.sqrt(xp.abs(square) + 1e-280)
         real = square >= 0
-        below = xp.where(real, middle - s, xp.ones_like(s))
+        below = xp.where(real, middle - s, self.one)
         slope = xp.where(real, 0.5 * xp.log1p(2 * s / below), xp.atan2(s, middle)) / s
-        return 0.5 * xp.log1p(self.trace + self.determinant) + half * slope
+        return 0.5 * xp.log1p(self.excess) + half * slope
 
     def certificate(self) -> Array:
         """Bound on the error of `logarithm`."""
         last = self.columns[-1]
         if len(self.columns) == 1:
-            return last[1] / self.least * self.damping
-        return last[2] * self.columns[0][1] / self.least * self.moment
+            return (last[1] * self.damping + VOID) / self.least
+        return (last[2] * self.columns[0][1] * self.moment + VOID) / self.least
 
     def mean_resolvent(self) -> tuple[list[Array], list[Array], Array]:
         """Integrals of (I + t H)^-1 e_1 and e_1^T (I + t H)^-1, and a bound on the norm of the first over t.
@@ -79,12 +83,12 @@ class SmallResolvent:
         The first two, by Simpson's rule, only tell the variance.
         """
         xp = self.xp
-        half, whole = (1 + t * self.trace + t * t * self.determinant for t in (0.5, 1.0))
         if len(self.columns) == 1:
-            mean = (1 + 4 / half + 1 / whole) / 6
+            mean = (1 + 4 / (1 + 0.5 * self.trace) + 1 / (1 + self.trace)) / 6
             return [mean], [mean], self.damping / self.least
         (_, c, *_), (b, d, *_) = self.columns
-        mean = (1 + 4 * (1 + 0.5 * d) / half + (1 + d) / whole) / 6
-        moment = (2 / half + 1 / whole) / 6
-        length = xp.sqrt(xp.maximum(xp.ones_like(d), xp.abs(1 + d)) ** 2 + c * c)
+        half, whole = (2 / 3) / (1 + 0.5 * self.trace + 0.25 * self.determinant), (1 / 6) / (1 + self.excess)
+        moment = 0.5 * half + whole
+        mean = 1 / 6 + half + whole + d * moment
+        length = xp.sqrt(xp.maximum(self.one, (1 + d) ** 2) + c * c)
         return [mean, -c * moment], [mean, -b * moment], self.damping * length / self.least

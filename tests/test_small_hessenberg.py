@@ -49,4 +49,4 @@ def test_closed_forms(backend, a, b, c, d, last, two):
 def test_nothing_is_certified_without_a_principal_logarithm(backend):
     for columns in ([[-1.5, 0.1]], [[-1.5, 0.1], [0.0, 0.0, 0.1]], [[-1.0, 1.0], [-0.001, -1.5, 0.1]]):
         with backend.float64():
-            assert np.isnan(host(backend, resolvent(backend, columns).certificate())[0, 0])
+            assert host(backend, resolvent(backend, columns).certificate())[0, 0] > 1e10

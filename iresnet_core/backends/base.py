@@ -125,6 +125,11 @@ class Backend(ABC):
     def is_positive_definite(self, matrix: Array) -> bool:
         """Say whether the Cholesky factorisation of all matrices (..., n, n), symmetric or Hermitian, succeeds."""
 
+    def inverse_and_log_determinant(self, matrix: Array) -> tuple[Array, Array]:
+        """Return A^-1 and log|det A| () of a regular matrix A (n, n)."""
+        linalg = self.xp.linalg
+        return linalg.inv(matrix), linalg.slogdet(matrix)[1]
+
     def affine(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         """Return x W^T + b for x (rows, in), weight (out, in) and bias (out,)."""
         y = self.xp.matmul(x, self.xp.matrix_transpose(weight))
@@ -138,13 +143,16 @@ class Backend(ABC):
         rows = self.xp.reshape(u, (-1, u.shape[-1]))
         return self.xp.reshape(self.affine(rows, weight), (*u.shape[:-1], weight.shape[0]))
 
+    def product_scaled(self, u: Array, weight: Array, scale: Array) -> Array:
+        """Return scale * (u W) for u (..., rows, out), weight (out, in) and scale (rows, in)."""
+        if len(u.shape) == 2:
+            return scale * self.xp.matmul(u, weight)
+        rows = self.xp.reshape(u, (-1, u.shape[-1]))
+        return scale * self.xp.reshape(self.xp.matmul(rows, weight), (*u.shape[:-1], weight.shape[1]))
+
     def bilinear_form(self, left: Array, matrix: Array, right: Array) -> Array:
         """Return left^T A right (...) for left (..., m), A (..., m, n) and right (..., n); differentiable in A alone."""
         return self.xp.sum(matrix * (left[..., :, None] * right[..., None, :]), axis=(-2, -1))
-
-    def inverse_with_log_determinant(self, A: Array) -> tuple[Array, Array]:
-        """Return A^-1 (n, n) and log|det A| (); an engine that has the factors needs them once only."""
-        return self.xp.linalg.inv(A), self.xp.linalg.slogdet(A)[1]
 
     def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
         """Return a + x y, entry by entry, for arrays of one dtype."""

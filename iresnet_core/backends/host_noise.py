@@ -31,5 +31,5 @@ def draw(kind: NoiseKind, shape: tuple[int, ...], rng: Any) -> Any:
     if kind == "gaussian":
         return source.standard_normal(shape)
     if kind == "rademacher":
-        return np.where(source.random(shape) < 0.5, -1.0, 1.0)
+        return np.copysign(1.0, source.random(shape) - 0.5)  # the difference is exact
     raise InvalidArgumentError(f"noise must be 'rademacher' or 'gaussian', got {kind!r}.")

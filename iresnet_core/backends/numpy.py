@@ -30,6 +30,27 @@ class Engine(NumPyFamily):
         """Return `x` itself."""
         return np.asarray(x)
 
+    def inverse_and_log_determinant(self, matrix: Array) -> tuple[Array, Array]:
+        """Take both from the same LU factors."""
+        from scipy.linalg import lapack
+
+        getrf, getri = (lapack.sgetrf, lapack.sgetri) if matrix.dtype == np.float32 else (lapack.dgetrf, lapack.dgetri)
+        factors, pivots, refused = getrf(matrix.T)  # LAPACK's order of storage
+        if refused:
+            return super().inverse_and_log_determinant(matrix)
+        log_determinant = np.sum(np.log(np.abs(np.diagonal(factors))))
+        return getri(factors, pivots, overwrite_lu=True)[0].T, log_determinant
+
+    def affine(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        """Add the bias in place: the product is nobody else's."""
+        y = np.matmul(x, weight.T)
+        return y if bias is None else np.add(y, bias, out=y)
+
+    def product_scaled(self, u: Array, weight: Array, scale: Array) -> Array:
+        """Scale the product in place."""
+        y = np.matmul(u.reshape(-1, u.shape[-1]), weight).reshape(*u.shape[:-1], weight.shape[1])
+        return np.multiply(y, scale, out=y)
+
     def frozen(self, x: Array) -> Array:
         """Return a private read-only copy, so that a cached certificate cannot be outdated by a write in place."""
         copy = np.array(x)

@@ -193,10 +193,10 @@ class Engine(Backend):
         form: Array = BilinearForm.apply(left, matrix, right)  # type: ignore[no-untyped-call]
         return form
 
-    def inverse_with_log_determinant(self, A: Array) -> tuple[Array, Array]:
+    def inverse_and_log_determinant(self, matrix: Array) -> tuple[Array, Array]:
         """From one LU factorisation."""
-        factors, pivots = torch.linalg.lu_factor(A)
-        unit = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+        factors, pivots = torch.linalg.lu_factor(matrix)
+        unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         return torch.linalg.lu_solve(factors, pivots, unit), factors.diagonal().abs().log().sum()
 
     def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
