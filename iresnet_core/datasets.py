@@ -5,7 +5,8 @@ into numbers in [0, 1) by adding uniform noise, so that a density of real number
 (Theis et al. 2016, Sec. 3.1).
 
 The digits that ship with the package are the test set of "Optical Recognition of Handwritten Digits" (E. Alpaydin and
-C. Kaynak, UCI Machine Learning Repository, 1998; CC BY 4.0): 1797 images of 8 x 8 pixels with 17 levels.
+C. Kaynak, UCI Machine Learning Repository, 1998, doi:10.24432/C50P49; CC BY 4.0, see examples/LICENSE-digits.txt):
+1797 images of 8 x 8 pixels with 17 levels.
 """
 
 import difflib

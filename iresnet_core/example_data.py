@@ -4,7 +4,8 @@ One block of each of eight trained flows: d = 2 (two moons) and d = 64 (8 x 8 di
 the block constants .5, .7, .9 and .97. Of each flow it is the block with the largest mean ||J_g(x)||_2 at its own
 inputs, since small Jacobians are too easy a test. Each has three dense layers and one activation, and comes with 64
 inputs: data sent through the blocks before it. Everything is rounded to float32, so that the same numbers are exact in
-float32 and float64. Built by ``benchmarks/make_example_data.py``.
+float32 and float64. Built by ``benchmarks/make_example_data.py``. The digits are those of E. Alpaydin and C.
+Kaynak; see examples/LICENSE-digits.txt.
 """
 
 from importlib.resources import files

@@ -10,6 +10,7 @@ __all__ = [
     "ConvolutionBlockPlan",
     "DenseBlockPlan",
     "FactorOutPlan",
+    "InjectivePadPlan",
     "LayerPlan",
     "LogitPlan",
     "ModelSettings",
@@ -80,6 +81,13 @@ class ActNormPlan:
 
 
 @dataclass(frozen=True)
+class InjectivePadPlan:
+    """Zero channels that are appended."""
+
+    padding: int
+
+
+@dataclass(frozen=True)
 class SqueezePlan:
     """2 x 2 pixels to four channels."""
 
@@ -95,12 +103,17 @@ class DenseBlockPlan:
 
 @dataclass(frozen=True)
 class ConvolutionBlockPlan:
-    """Residual block of convolutions ("same" padding) between these channels, an activation between any two."""
+    """Residual block of convolutions ("same" padding) between these channels, an activation between any two.
+
+    `axes` is the number of spatial axes; with `activation_first` one more activation stands in front.
+    """
 
     channels: tuple[int, ...]
     kernels: tuple[int, ...]
     activation: str
     coeff: float
+    axes: int = 2
+    activation_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,9 @@ class FactorOutPlan:
     layers: tuple["LayerPlan", ...]
 
 
-LayerPlan = LogitPlan | ActNormPlan | SqueezePlan | DenseBlockPlan | ConvolutionBlockPlan | FactorOutPlan
+LayerPlan = (
+    LogitPlan | ActNormPlan | InjectivePadPlan | SqueezePlan | DenseBlockPlan | ConvolutionBlockPlan | FactorOutPlan
+)
 
 
 def planned_shape(settings: ModelSettings, data_shape: tuple[int, ...]) -> tuple[int, ...]:

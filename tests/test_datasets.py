@@ -1,6 +1,7 @@
 """Data sets: what they are, how they are split, and what files must not hold."""
 
 import math
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -137,6 +138,14 @@ def test_digits_ship_with_the_package():
     assert data.levels == 17
     assert data.train.min() == 0
     assert data.train.max() == 16
+
+
+def test_the_attribution_of_the_digits_ships_with_them():
+    """What CC BY 4.0 asks for: the creators, the source, the licence, and what was changed."""
+    with files("iresnet_core").joinpath("examples", "LICENSE-digits.txt").open(encoding="utf-8") as file:
+        words = file.read()
+    for part in ("E. Alpaydin and C. Kaynak", "10.24432/C50P49", "creativecommons.org/licenses/by/4.0/", "Changes:"):
+        assert part in words
 
 
 def test_mnist_is_read_in_the_layout_of_keras(tmp_path):

@@ -83,42 +83,24 @@ def trained(request):
     return flow, x
 
 
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    """The processes that need an interpreter of their own, started together."""
-    folder = tmp_path_factory.mktemp("keras")
-    running = {}
-
-    def start(name, **environment):
-        running[name] = subprocess.Popen(
-            [sys.executable, "-W", "error::UserWarning", str(SCRIPT), name],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    start("replicas")
-    for name in ("jax", "torch"):
-        if importlib.util.find_spec(name):
-            start(name, KERAS_BACKEND=name, JAX_ENABLE_X64="0")
-    yield running
-    for process in running.values():
-        process.kill()
-        process.communicate()
-
-
-def finished(process):
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    return out.split()
+def in_a_process(name, folder, **environment):
+    """What a script of tests/keras_processes.py prints in an interpreter of its own."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", str(SCRIPT), name],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
 
 
 # --- caps ---
 
 
-def test_caps_hold_in_evaluation_and_export(processes, trained):
+def test_caps_hold_in_evaluation_and_export(trained):
     flow, _ = trained
     for capped in capped_weights(flow):
         assert largest(capped.certified_layer().weight) <= capped.cap * (1 + 1e-6)
@@ -306,7 +288,7 @@ def test_jit_compile_gives_the_same_with_a_smaller_last_batch():
     for jit_compile in (False, True):
         keras.utils.set_random_seed(0)
         flow = FlowModel([InvertibleResidual([Dense(2, activation="tanh")])], event_shape=(2,))
-        flow.compile(optimizer="adam", jit_compile=jit_compile)
+        flow.compile(optimizer="adam", jit_compile=jit_compile, run_eagerly=not jit_compile)
         assert flow.jit_compile == jit_compile
         losses.append(flow.fit(data(2, 30), batch_size=20, epochs=2, verbose=0).history["loss"])
     np.testing.assert_allclose(*losses, rtol=1e-4)
@@ -321,12 +303,8 @@ def test_loads_in_a_fresh_process(trained, tmp_path):
         pytest.skip("one size is enough")
     flow.save(tmp_path / "flow.keras")
     np.save(tmp_path / "x.npy", x[:5])
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "load"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    expected = [flow.lipschitz, *numbers(flow.log_prob(x[:5]))]
-    np.testing.assert_allclose([float(word) for word in done.stdout.split()], expected, rtol=1e-6)
+    found = [float(word) for word in in_a_process("load", tmp_path)]
+    np.testing.assert_allclose(found, [flow.lipschitz, *numbers(flow.log_prob(x[:5]))], rtol=1e-6)
 
 
 def test_image_models_load(tmp_path):
@@ -398,15 +376,18 @@ def test_mixed_precision_computes_in_float32():
     assert flow.flow_layers[1](data(2)).dtype == tf.float32
 
 
-def test_replicas_agree(processes):
-    assert finished(processes["replicas"])[-1] == "agreed"
+def test_replicas_agree(tmp_path):
+    assert in_a_process("replicas", tmp_path)[-1] == "agreed"
 
 
 @pytest.mark.parametrize("name", ["jax", "torch"])
-def test_other_backends_of_keras(processes, name):
-    if name not in processes:
+def test_other_backends_of_keras(tmp_path, name):
+    if not importlib.util.find_spec(name):
         pytest.skip(f"{name} is not installed")
-    assert finished(processes[name])[-1] == "trained"
+    environment = {"KERAS_BACKEND": name, "JAX_ENABLE_X64": "0"}
+    assert in_a_process("other_backend", tmp_path, **environment)[-1] == "trained"
+    expected = [float(word) for word in in_a_process("load", tmp_path, **environment)]
+    np.testing.assert_allclose(expected, np.load(tmp_path / "expected.npy"), rtol=1e-5)
 
 
 # --- errors ---

@@ -6,15 +6,14 @@ from typing import Any, Self
 import keras
 
 from iresnet_core.adapters.keras.branch import Activation
-from iresnet_core.adapters.keras.flow import FlowModel
-from iresnet_core.adapters.keras.layer import ActNorm, FlowLayer, InjectivePad, Squeeze
-from iresnet_core.adapters.keras.residual import InvertibleResidual
+from iresnet_core.adapters.keras.building import Builder
 from iresnet_core.adapters.keras.fitting import PreparedModel
-from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.adapters.keras.flow import FlowModel
+from iresnet_core.adapters.keras.layer import ActNorm
+from iresnet_core.classifier_plan import planned_features
+from iresnet_core.layer_building import build_layers
 
 __all__ = ["Classifier"]
-
-_CONVOLUTIONS = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers.Conv3D}
 
 
 @keras.saving.register_keras_serializable(package="iresnet_core")
@@ -77,13 +76,16 @@ class Classifier(PreparedModel):
     ) -> None:
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         super().__init__(dtype=policy.variable_dtype, **kwargs)
-        axes = len(input_shape) - 1
-        if axes not in _CONVOLUTIONS:
-            raise InvalidArgumentError(f"input_shape is (*spatial, channels), got {tuple(input_shape)}.")
-        if len(widths) != len(blocks) or not blocks or classes < 1:
-            raise InvalidArgumentError(
-                f"widths and blocks have one number a stage, got {tuple(widths)} and {tuple(blocks)}; classes={classes}."
-            )
+        plan, channels = planned_features(
+            input_shape[-1],
+            len(input_shape) - 1,
+            classes=classes,
+            padding=padding,
+            widths=widths,
+            blocks=blocks,
+            coeff=coeff,
+            activation=activation,
+        )
         self._arguments = {
             "input_shape": list(input_shape),
             "classes": classes,
@@ -93,17 +95,8 @@ class Classifier(PreparedModel):
             "coeff": coeff,
             "activation": activation,
         }
-        channels = input_shape[-1] + padding
         options = {"dtype": self.dtype}
-        layers: list[FlowLayer] = [InjectivePad(padding, **options)] if padding else []
-        for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
-            if stage:
-                layers.append(Squeeze(**options))
-                channels *= 2**axes
-            for _ in range(count):
-                branch = _branch(_CONVOLUTIONS[axes], channels, width, activation, self.dtype)
-                layers += [ActNorm(**options), InvertibleResidual(branch, coeff, **options)]
-        self.features = FlowModel(layers, input_shape, dtype=self.dtype)
+        self.features = FlowModel(build_layers(plan, Builder(self.dtype, orthogonal=False)), input_shape, **options)
         self.normalization = ActNorm(**options)
         self.normalization.build((None, *self.features.latent_shape))
         self.activation = Activation(activation, **options)
@@ -149,12 +142,3 @@ class Classifier(PreparedModel):
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Make the model."""
         return cls(**config)
-
-
-def _branch(convolution: Any, channels: int, width: int, activation: str, dtype: Any) -> list[Any]:
-    """Convolutions 3 - 1 - 3, each after an activation, as in the paper."""
-    layers: list[Any] = []
-    for out, window in ((width, 3), (width, 1), (channels, 3)):
-        layers.append(Activation(activation, dtype=dtype))
-        layers.append(convolution(out, window, padding="same", data_format="channels_last", dtype=dtype))
-    return layers

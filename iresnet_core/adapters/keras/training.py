@@ -7,60 +7,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from iresnet_core.adapters.keras.branch import Activation
+from iresnet_core.adapters.keras.building import Builder
 from iresnet_core.adapters.keras.flow import FlowModel
-from iresnet_core.adapters.keras.layer import ActNorm, FactorOut, FlowLayer, Logit, Squeeze
-from iresnet_core.adapters.keras.residual import InvertibleResidual
 from iresnet_core.adapters.keras.tensors import constant
 from iresnet_core.backends import get_backend
 from iresnet_core.errors import RunError
-from iresnet_core.flow_plan import (
-    ActNormPlan,
-    ConvolutionBlockPlan,
-    DenseBlockPlan,
-    FactorOutPlan,
-    LayerPlan,
-    LogitPlan,
-    SqueezePlan,
-)
+from iresnet_core.flow_plan import LayerPlan
+from iresnet_core.layer_building import build_layers
 from iresnet_core.method_choice import DOCUMENTED_LIMIT
 from iresnet_core.training import StepResult
 from iresnet_core.training_settings import TrainingSettings
 
-__all__ = ["Trainer", "build_layer"]
-
-
-def build_layer(plan: LayerPlan, dtype: str) -> FlowLayer:
-    """Return the layer that is planned, with parameters from Keras' global seed."""
-    match plan:
-        case LogitPlan(alpha):
-            return Logit(alpha, dtype=dtype)
-        case ActNormPlan():
-            return ActNorm(dtype=dtype)
-        case SqueezePlan():
-            return Squeeze(dtype=dtype)
-        case FactorOutPlan(keep, layers):
-            return FactorOut(keep, [build_layer(layer, dtype) for layer in layers], dtype=dtype)
-        case DenseBlockPlan(widths, activation, coeff):
-            dense = [keras.layers.Dense(n, kernel_initializer="orthogonal", dtype=dtype) for n in widths[1:]]
-            return _residual(dense, activation, coeff, dtype)
-        case ConvolutionBlockPlan(channels, kernels, activation, coeff):
-            convolutions = [
-                keras.layers.Conv2D(n, k, padding="same", kernel_initializer="orthogonal", dtype=dtype)
-                for n, k in zip(channels[1:], kernels, strict=True)
-            ]
-            return _residual(convolutions, activation, coeff, dtype)
-
-
-def _residual(linear: list[Any], activation: str, coeff: float, dtype: str) -> InvertibleResidual:
-    """Block of linear layers with an activation between any two.
-
-    The weights start orthogonal, so that all their singular values are at the cap and none has to grow first.
-    """
-    layers: list[Any] = []
-    for layer in linear:
-        layers += [layer, Activation(activation, dtype=dtype)]
-    return InvertibleResidual(layers[:-1], coeff=coeff, dtype=dtype)
+__all__ = ["Trainer"]
 
 
 class Trainer:
@@ -88,7 +46,7 @@ class Trainer:
         first: np.ndarray,
     ) -> None:
         keras.utils.set_random_seed(settings.seed)
-        layers = [build_layer(layer, settings.dtype) for layer in plan]
+        layers = build_layers(plan, Builder(settings.dtype, orthogonal=True))
         self.model = FlowModel(layers, event_shape=model_shape, seed=settings.seed, dtype=settings.dtype)
         self.model.initialize(first)
         self.optimizer = keras.optimizers.Adam(settings.lr, epsilon=1e-8, global_clipnorm=settings.clip)

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from iresnet_core.adapters.torch.branch import Activation
+from iresnet_core.adapters.torch.building import Builder
 from iresnet_core.adapters.torch.flow import Flow
-from iresnet_core.adapters.torch.layer import ActNorm, InjectivePad, Squeeze
-from iresnet_core.adapters.torch.residual import InvertibleResidual
-from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.adapters.torch.layer import ActNorm
+from iresnet_core.classifier_plan import planned_features
+from iresnet_core.layer_building import build_layers
 
 __all__ = ["Classifier"]
-
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class Classifier(nn.Module):
@@ -67,25 +66,17 @@ class Classifier(nn.Module):
         activation: str = "elu",
     ) -> None:
         super().__init__()
-        axes = len(input_shape) - 1
-        if axes not in _CONVOLUTIONS:
-            raise InvalidArgumentError(f"input_shape is (channels, *spatial), got {tuple(input_shape)}.")
-        if len(widths) != len(blocks) or not blocks or classes < 1:
-            raise InvalidArgumentError(
-                f"widths and blocks have one number a stage, got {tuple(widths)} and {tuple(blocks)}; classes={classes}."
-            )
-        channels = input_shape[0] + padding
-        layers: list[nn.Module] = [InjectivePad(padding)] if padding else []
-        for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
-            if stage:
-                layers.append(Squeeze())
-                channels *= 2**axes
-            for _ in range(count):
-                layers += [
-                    ActNorm(channels),
-                    InvertibleResidual(_branch(_CONVOLUTIONS[axes], channels, width, activation), coeff),
-                ]
-        self.features = Flow(layers, input_shape)
+        plan, channels = planned_features(
+            input_shape[0],
+            len(input_shape) - 1,
+            classes=classes,
+            padding=padding,
+            widths=widths,
+            blocks=blocks,
+            coeff=coeff,
+            activation=activation,
+        )
+        self.features = Flow(build_layers(plan, Builder(orthogonal=False)), input_shape)
         self.normalization = ActNorm(channels)
         self.activation = Activation(activation)
         self.linear = nn.Linear(channels, classes)
@@ -103,15 +94,3 @@ class Classifier(nn.Module):
     def extra_repr(self) -> str:
         """Show the number of features."""
         return f"{math.prod(self.features.latent_shape)} features"
-
-
-def _branch(convolution: type[nn.Module], channels: int, width: int, activation: str) -> nn.Sequential:
-    """Convolutions 3 - 1 - 3, each after an activation, as in the paper."""
-    return nn.Sequential(
-        Activation(activation),
-        convolution(channels, width, 3, padding=1),
-        Activation(activation),
-        convolution(width, width, 1),
-        Activation(activation),
-        convolution(width, channels, 3, padding=1),
-    )

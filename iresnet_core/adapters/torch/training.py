@@ -5,58 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from iresnet_core.adapters.torch.branch import Activation
+from iresnet_core.adapters.torch.building import Builder
 from iresnet_core.adapters.torch.flow import Flow
-from iresnet_core.adapters.torch.layer import ActNorm, FactorOut, Logit, Squeeze
-from iresnet_core.adapters.torch.residual import InvertibleResidual
 from iresnet_core.errors import RunError
-from iresnet_core.flow_plan import (
-    ActNormPlan,
-    ConvolutionBlockPlan,
-    DenseBlockPlan,
-    FactorOutPlan,
-    LayerPlan,
-    LogitPlan,
-    SqueezePlan,
-)
+from iresnet_core.flow_plan import LayerPlan
+from iresnet_core.layer_building import build_layers
 from iresnet_core.method_choice import DOCUMENTED_LIMIT
 from iresnet_core.training import StepResult
 from iresnet_core.training_settings import TrainingSettings
 
-__all__ = ["Trainer", "build_layer"]
-
-
-def build_layer(plan: LayerPlan) -> nn.Module:
-    """Return the module of a planned layer, with parameters from the global generator."""
-    match plan:
-        case LogitPlan(alpha):
-            return Logit(alpha)
-        case ActNormPlan(channels):
-            return ActNorm(channels)
-        case SqueezePlan():
-            return Squeeze()
-        case FactorOutPlan(keep, layers):
-            return FactorOut(keep, [build_layer(layer) for layer in layers])
-        case DenseBlockPlan(widths, activation, coeff):
-            pairs = zip(widths, widths[1:], strict=False)
-            return _residual([nn.Linear(a, b) for a, b in pairs], activation, coeff)
-        case ConvolutionBlockPlan(channels, kernels, activation, coeff):
-            shapes = zip(channels, channels[1:], kernels, strict=False)
-            return _residual([nn.Conv2d(a, b, k, padding="same") for a, b, k in shapes], activation, coeff)
-
-
-def _residual(linear: list[nn.Module], activation: str, coeff: float) -> InvertibleResidual:
-    """Block of linear layers with an activation between any two.
-
-    The weights start orthogonal, so that all their singular values are at the cap and none has to grow first.
-    """
-    layers: list[nn.Module] = []
-    for layer in linear:
-        nn.init.orthogonal_(layer.weight)  # type: ignore[arg-type]
-        layers += [layer, Activation(activation)]
-    return InvertibleResidual(nn.Sequential(*layers[:-1]), coeff=coeff)
+__all__ = ["Trainer"]
 
 
 class Trainer:
@@ -86,7 +46,7 @@ class Trainer:
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(settings.seed)
-        flow = Flow([build_layer(layer) for layer in plan], event_shape=model_shape)
+        flow = Flow(build_layers(plan, Builder(orthogonal=True)), event_shape=model_shape)
         self.flow = flow.to(device=self.device, dtype=getattr(torch, settings.dtype))
         self.flow.initialize(self._tensor(first))
         self.optimizer = torch.optim.Adam(self.flow.parameters(), lr=settings.lr)
