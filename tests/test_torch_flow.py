@@ -178,6 +178,23 @@ def test_distribution():
     assert all(p.grad is not None for p in flow.parameters())
 
 
+def test_a_transform_does_not_cut_other_shapes_into_samples():
+    """Twelve numbers are three samples of four, but not if they came as two rows of six."""
+    flow = vector_flow(4).initialize(samples(50, 4)).eval()
+    with torch.no_grad():
+        for wrong in (torch.zeros(2, 6), torch.zeros(3)):
+            for call in (flow.transform(), flow.transform().inv, flow.distribution().log_prob):
+                with pytest.raises(ShapeError, match=r"\(\.\.\., 4\)"):
+                    call(wrong)
+        assert flow.distribution().log_prob(torch.zeros(2, 3, 4)).shape == (2, 3)
+
+
+def test_a_context_that_nothing_takes_is_refused():
+    flow = vector_flow(4).initialize(samples(50, 4)).eval()
+    with torch.no_grad(), pytest.raises(InvalidArgumentError, match="context_features"):
+        flow.log_prob(samples(3, 4), torch.zeros(3, 2))
+
+
 def test_context_moves_the_density():
     torch.manual_seed(0)
     flow = Flow([ActNorm(3), InvertibleResidual(mlp(3), context_features=2)], event_shape=(3,))

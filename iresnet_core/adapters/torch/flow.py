@@ -82,6 +82,9 @@ class Flow(nn.Module):
         """Return the core's flow with the present parameters."""
         training = self.training and not exported
         steered = steered_layers([pair for layer in self._layers() for pair in layer.capped()]) if training else None
+        conditional = (m.context is not None for m in self.modules() if isinstance(m, InvertibleResidual))
+        if context is not None and not any(conditional):
+            raise InvalidArgumentError("no block of the flow takes a context; make one with context_features=.")
         layers = [layer.core_layer(context, exported=exported, steered=steered) for layer in self._layers()]
         return core.Flow(layers, self.event_shape)
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
+from iresnet_core.errors import ShapeError
+
 if TYPE_CHECKING:
     from iresnet_core.adapters.torch.flow import Flow
 
@@ -46,9 +48,10 @@ class FlowTransform(Transform):
         return self
 
     def _call(self, z: Tensor) -> Tensor:
-        batch, event = z.shape[: -len(self.flow.latent_shape)], self.flow.event_shape
-        out: Tensor = self.flow.inverse(z.reshape(-1, *self.flow.latent_shape), self.context)
-        return out.reshape(*batch, *event)
+        latent = self.flow.latent_shape
+        batch = _batch_shape(z, latent, "latents")
+        out: Tensor = self.flow.inverse(z.reshape(-1, *latent), self.context)
+        return out.reshape(*batch, *self.flow.event_shape)
 
     def _inverse(self, x: Tensor) -> Tensor:
         return self._forward(x)[0]
@@ -67,6 +70,14 @@ class FlowTransform(Transform):
 
     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         event = self.flow.event_shape
-        batch = x.shape[: x.ndim - len(event)]
+        batch = _batch_shape(x, event, "samples")
         z, logdet = self.flow(x.reshape(-1, *event), self.context)
         return z.reshape(*batch, *self.flow.latent_shape), logdet.reshape(batch)
+
+
+def _batch_shape(x: Tensor, event: tuple[int, ...], what: str) -> tuple[int, ...]:
+    """Return the axes before those of one sample; a reshape alone would cut other shapes into wrong samples."""
+    batch = tuple(x.shape[: max(0, x.ndim - len(event))])
+    if tuple(x.shape) != (*batch, *event):
+        raise ShapeError(f"{what} must have shape (..., {', '.join(map(str, event))}), got {tuple(x.shape)}.")
+    return batch
