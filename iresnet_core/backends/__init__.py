@@ -51,7 +51,9 @@ def backend(name: str) -> Backend:
     if name in _engine_of_name:
         return _engine_of_name[name]
     if name not in _ENGINES:
-        raise InvalidArgumentError(f"there is no backend {name!r} in this release; the backends are {', '.join(_ENGINES)}.")
+        raise InvalidArgumentError(
+            f"there is no backend {name!r} in this release; the backends are {', '.join(_ENGINES)}."
+        )
     framework, hint = _ENGINES[name]
     try:
         importlib.import_module(framework)
@@ -120,7 +122,8 @@ def get_backend(*arrays: Array) -> Backend:
             name = _load(kind)
             if name is None:
                 raise UnknownArrayError(
-                    f"expected an array of {', '.join(one for one in _ENGINES if _ENGINES[one][0] in sys.modules)}, got {kind.__module__}.{kind.__qualname__}. "
+                    f"expected an array of {', '.join(one for one in _ENGINES if _ENGINES[one][0] in sys.modules)}, "
+                    f"got {kind.__module__}.{kind.__qualname__}. "
                     "Convert it first, for example with numpy.asarray(..., dtype=numpy.float64)."
                 )
             engine = _engine_of_type[kind] = getattr(_loaded, name)

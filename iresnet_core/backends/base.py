@@ -19,14 +19,18 @@ NoiseKind = Literal["rademacher", "gaussian"]
 
 # What an engine says where `map_cotangent` meets forward mode.
 NO_FORWARD_MODE = (
-    "forward-mode differentiation reached an inverse or a stochastic log-determinant, whose derivative is a backward pass "
-    "(a solve, a product with fixed vectors). Use reverse mode (grad, vjp, jacrev); for a log-determinant method='exact' "
+    "forward-mode differentiation reached an inverse or a stochastic log-determinant, whose derivative is a backward "
+    "pass "
+    "(a solve, a product with fixed vectors). Use reverse mode (grad, vjp, jacrev); for a log-determinant "
+    "method='exact' "
     "knows both."
 )
 # What an engine says where `uniform` would need numbers that a traced program does not have.
 NO_HOST_DRAW = (
-    "the roulette draws how many products are computed, which a program has to know when it is compiled. Draw the lengths "
-    "before, with the chances that the docstring of logdet gives, and pass noise=(probes, lengths): the probes may be an "
+    "the roulette draws how many products are computed, which a program has to know when it is compiled. Draw the "
+    "lengths "
+    "before, with the chances that the docstring of logdet gives, and pass noise=(probes, lengths): the probes may be "
+    "an "
     "argument of the program, the lengths are whole numbers and constants of it. Or do without the roulette: "
     "method='arnoldi' and unbiased=False, whose bias_bound tells what that leaves out."
 )
@@ -151,7 +155,7 @@ class Backend(ABC):
         return scale * self.xp.reshape(self.xp.matmul(rows, weight), (*u.shape[:-1], weight.shape[1]))
 
     def bilinear_form(self, left: Array, matrix: Array, right: Array) -> Array:
-        """Return left^T A right (...) for left (..., m), A (..., m, n) and right (..., n); differentiable in A alone."""
+        """Return left^T A right (...) for (..., m), (..., m, n) and (..., n); differentiable in A alone."""
         return self.xp.sum(matrix * (left[..., :, None] * right[..., None, :]), axis=(-2, -1))
 
     def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
@@ -245,9 +249,9 @@ class Backend(ABC):
     ) -> tuple[Array, ...]:
         """Return the first of what ``forward(*arrays)`` gives, a tuple of arrays, with the derivative by `arrays`.
 
-        The second is a tuple of arrays to keep: ``backward(arrays, kept, cotangents, needed)`` gives a cotangent for each
-        of `arrays`, of which those that are not `needed` may be None. ``plainly(arrays, kept)`` is the same program in
-        a form that the engine can differentiate by itself, for second derivatives.
+        The second is a tuple of arrays to keep: ``backward(arrays, kept, cotangents, needed)`` gives a cotangent for
+        each of `arrays`, of which those that are not `needed` may be None. ``plainly(arrays, kept)`` is the same
+        program in a form that the engine can differentiate by itself, for second derivatives.
         """
         return plainly(arrays, forward(*arrays)[1])
 

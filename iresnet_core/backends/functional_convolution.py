@@ -25,7 +25,7 @@ def conv(
     groups: int,
 ) -> Array:
     """Cross-correlation with zero padding; see `Backend.conv`."""
-    batch, channels, *spatial = x.shape
+    batch, _, *spatial = x.shape
     out_channels, group_channels, *window = kernel.shape
     extent = [n + lo + hi for n, (lo, hi) in zip(spatial, padding, strict=True)]
     out = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(extent, window, stride, dilation, strict=True)]
@@ -36,8 +36,7 @@ def conv(
     total = None
     for offset in product(*map(range, window)):
         where = tuple(
-            slice(o * d, o * d + (n - 1) * s + 1, s)
-            for o, d, s, n in zip(offset, dilation, stride, out, strict=True)
+            slice(o * d, o * d + (n - 1) * s + 1, s) for o, d, s, n in zip(offset, dilation, stride, out, strict=True)
         )
         patch = xp.reshape(padded[(slice(None), slice(None), *where)], (batch, groups, group_channels, math.prod(out)))
         term = xp.matmul(grouped[(slice(None), slice(None), slice(None), *offset)], patch)

@@ -105,7 +105,8 @@ class Engine(Backend):
             return np.asarray(source.random(shape))
         if not self.is_constant(source.key):
             raise InvalidArgumentError(
-                f"{NO_HOST_DRAW} An int seed, or a key that is no argument of the program, is a constant too; probes and "
+                f"{NO_HOST_DRAW} An int seed, or a key that is no argument of the program, is a constant too; probes "
+                "and "
                 "lengths are then the same on every call."
             )
         with jax.ensure_compile_time_eval(), self.float64():

@@ -41,10 +41,7 @@ def conv(
     batch, channels, *spatial = x.shape
     out_channels, _, *window = kernel.shape
     padded_extent = [n + sum(p) for n, p in zip(spatial, padding, strict=True)]
-    out = [
-        (n - d * (k - 1) - 1) // s + 1
-        for n, k, s, d in zip(padded_extent, window, stride, dilation, strict=True)
-    ]
+    out = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(padded_extent, window, stride, dilation, strict=True)]
     padded = xp.zeros((batch, channels, *padded_extent), dtype=x.dtype, device=x.device)
     inner = tuple(slice(lo, lo + n) for (lo, _), n in zip(padding, spatial, strict=True))
     padded[(slice(None), slice(None), *inner)] = x
@@ -82,9 +79,7 @@ def conv_transpose(
         tap = xp.matrix_transpose(grouped[(slice(None), slice(None), slice(None), *offset)])
         where = (*everything, *window_slice)
         padded[where] = padded[where] + xp.reshape(xp.matmul(tap, flat), (batch, channels, *out))
-    return padded[
-        (*everything, *(slice(lo, lo + n) for (lo, _), n in zip(padding, spatial, strict=True)))
-    ]
+    return padded[(*everything, *(slice(lo, lo + n) for (lo, _), n in zip(padding, spatial, strict=True)))]
 
 
 class OffsetConvolution(Backend):

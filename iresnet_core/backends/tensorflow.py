@@ -1,7 +1,7 @@
 """TensorFlow engine: eager, in ``tf.function``, and compiled by XLA (``jit_compile=True``).
 
-A function that calls the package is compiled with ``tf.function(..., autograph=False)``, as `Engine.jit` does: AutoGraph
-would rewrite the package's own Python, which needs no rewriting, and fails on parts of it.
+A function that calls the package is compiled with ``tf.function(..., autograph=False)``, as `Engine.jit` does:
+AutoGraph would rewrite the package's own Python, which needs no rewriting, and fails on parts of it.
 """
 
 import math
@@ -77,19 +77,22 @@ class Engine(Backend):
             return _native_draw(kind, known_shape(shape), like.dtype, tf.random if source is None else source)
         if None in shape:
             raise InvalidArgumentError(
-                "an int seed or a generator of NumPy's draws on the host, which does not know the size of this batch while "
-                "the program is traced. Pass a tf.random.Generator, a seed tensor or noise=, or give the batch a known size."
+                "an int seed or a generator of NumPy's draws on the host, which does not know the size of this batch "
+                "while "
+                "the program is traced. Pass a tf.random.Generator, a seed tensor or noise=, or give the batch a "
+                "known size."
             )
         return tf.cast(self.from_numpy(host.draw(kind, shape, source), like), like.dtype)
 
     def uniform(self, shape: tuple[int, ...], rng: Any) -> Any:
-        """Draw from the same generator as `sample`; numbers for the host, which a traced program has for a seed only."""
+        """Draw from the same generator as `sample`; for the host, which a traced program has for a seed only."""
         source = self.generator(rng)
         if source is not None and not isinstance(source, tf.random.Generator | SeedStream):
             return np.asarray(source.random(shape))
         if self.is_tracing():
             raise InvalidArgumentError(
-                f"{NO_HOST_DRAW} An int seed as rng is a constant too; probes and lengths are then the same on every call."
+                f"{NO_HOST_DRAW} An int seed as rng is a constant too; probes and lengths are then the same on every "
+                "call."
             )
         if isinstance(source, SeedStream):
             return source.fractions(shape).numpy()
@@ -149,9 +152,7 @@ class Engine(Backend):
         shape = (batch, *extent, kernel.shape[1])
         images = [
             tf.nn.conv_transpose(part, taps, shape, list(stride), "VALID", data_format=_LAYOUT[axes])
-            for part, taps in zip(
-                tf.split(_channels_last(y), groups, axis=-1), _filters(kernel, groups), strict=True
-            )
+            for part, taps in zip(tf.split(_channels_last(y), groups, axis=-1), _filters(kernel, groups), strict=True)
         ]
         whole = images[0] if groups == 1 else tf.concat(images, axis=-1)
         inner = tuple(slice(lo, lo + n) for n, (lo, _) in zip(spatial, padding, strict=True))
@@ -270,7 +271,8 @@ def _host_generator(rng: Any) -> Any:
         if isinstance(rng, int):
             raise
         raise InvalidArgumentError(
-            "rng must be None, an int seed, a seed tensor (2,), a tf.random.Generator or a numpy.random.Generator here, got "
+            "rng must be None, an int seed, a seed tensor (2,), a tf.random.Generator or a numpy.random.Generator "
+            "here, got "
             f"{type(rng).__name__}."
         ) from error
 

@@ -12,8 +12,8 @@ __all__ = [
     "IntegerInfo",
     "bfloat16",
     "bool",
-    "complex128",
     "complex64",
+    "complex128",
     "e",
     "finfo",
     "float16",
@@ -21,18 +21,18 @@ __all__ = [
     "float64",
     "iinfo",
     "inf",
+    "int8",
     "int16",
     "int32",
     "int64",
-    "int8",
     "isdtype",
     "nan",
     "newaxis",
     "pi",
+    "uint8",
     "uint16",
     "uint32",
     "uint64",
-    "uint8",
 ]
 
 bool = tf.bool
@@ -90,9 +90,7 @@ def finfo(type: Any, /) -> FloatInfo:
         largest = (2 - 2.0**-7) * 2.0**127
         return FloatInfo(16, 2.0**-7, largest, -largest, 2.0**-126, dtype)
     info = np.finfo(dtype.as_numpy_dtype)
-    return FloatInfo(
-        info.bits, float(info.eps), float(info.max), float(info.min), float(info.smallest_normal), dtype
-    )
+    return FloatInfo(info.bits, float(info.eps), float(info.max), float(info.min), float(info.smallest_normal), dtype)
 
 
 def iinfo(type: Any, /) -> IntegerInfo:

@@ -58,6 +58,4 @@ def rfft(x: Array, /, *, n: int | None = None, axis: int = -1, norm: Norm = "bac
 def irfft(x: Array, /, *, n: int | None = None, axis: int = -1, norm: Norm = "backward") -> Array:
     """Inverse of `rfft`, of n real entries; default 2 (frequencies - 1)."""
     n = n or 2 * (x.shape[axis] - 1)
-    return _transform(
-        lambda spectrum: tf.signal.irfft(spectrum, (n,)), x, n, n // 2 + 1, axis, norm, inverse=True
-    )
+    return _transform(lambda spectrum: tf.signal.irfft(spectrum, (n,)), x, n, n // 2 + 1, axis, norm, inverse=True)

@@ -147,7 +147,9 @@ def _eliminated(x: Array) -> tuple[tuple[Array, Array], Any]:
 
     def step(k: Array, matrix: Array, sign: Array, value: Array) -> tuple[Array, ...]:
         column = tf.abs(tf.gather(matrix, k, axis=-1))
-        pivot_row = tf.argmax(tf.where(rows >= k, column, -tf.ones_like(column)), axis=-1, output_type=tf.int32)[..., None]
+        pivot_row = tf.argmax(tf.where(rows >= k, column, -tf.ones_like(column)), axis=-1, output_type=tf.int32)[
+            ..., None
+        ]
         order = tf.where(rows == k, pivot_row, tf.where(rows == pivot_row, k, rows))
         matrix = tf.gather(matrix, order, axis=-2, batch_dims=len(stack))
         column, row = tf.gather(matrix, k, axis=-1), tf.gather(matrix, k, axis=-2)

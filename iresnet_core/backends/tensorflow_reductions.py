@@ -110,9 +110,7 @@ def _position(function: Any, x: Array, axis: int | None, keepdims: builtins.bool
     return tf.expand_dims(found, axis) if keepdims else found
 
 
-def argsort(
-    x: Array, /, *, axis: int = -1, descending: builtins.bool = False, stable: builtins.bool = True
-) -> Array:
+def argsort(x: Array, /, *, axis: int = -1, descending: builtins.bool = False, stable: builtins.bool = True) -> Array:
     """Positions of the entries in order."""
     direction = "DESCENDING" if descending else "ASCENDING"
     return tf.cast(tf.argsort(x, axis=axis, direction=direction, stable=stable), int64)

@@ -10,7 +10,6 @@ import tensorflow as tf
 from iresnet_core.backends.tensorflow_batch import known_shape, reshaping
 
 __all__ = [
-    "shape_of",
     "broadcast_arrays",
     "broadcast_to",
     "concat",
@@ -21,6 +20,7 @@ __all__ = [
     "repeat",
     "reshape",
     "roll",
+    "shape_of",
     "squeeze",
     "stack",
     "tile",

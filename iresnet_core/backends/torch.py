@@ -352,7 +352,7 @@ class Engine(Backend):
         return x.clone() if self.may_differentiate(x) else x.detach().clone()
 
     def copied(self, x: Array, memo: dict[int, Any]) -> Array:
-        """PyTorch's copy; of a result of a recorded computation, which it refuses to copy, a clone with that history."""
+        """PyTorch's copy; of the result of a recording, which it refuses to copy, a clone with its history."""
         if x.is_leaf:
             return deepcopy(x, memo)
         with torch.enable_grad():

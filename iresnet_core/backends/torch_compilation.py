@@ -28,7 +28,7 @@ def inside_functorch() -> bool:
 
 
 def records_plainly(*arrays: Array) -> bool:
-    """Whether a graph is recorded for a backward pass, with nothing else at work: no compiler, transform, forward mode."""
+    """Whether a graph is recorded for a way back, and nothing else is at work: compiler, transform, forward mode."""
     if torch.compiler.is_compiling() or inside_functorch() or forward_ad._current_level >= 0:
         return False
     return torch.is_grad_enabled() and any(a.requires_grad for a in arrays)

@@ -1,5 +1,7 @@
-"""PyTorch's linear algebra under the names of the standard, without the promotion of dtypes, which costs more than a
-small product; the core refuses mixed dtypes itself."""
+"""PyTorch's linear algebra under the names of the standard, without the promotion of dtypes.
+
+That costs more than a small product, and the core refuses mixed dtypes itself.
+"""
 
 from typing import Any
 
@@ -25,7 +27,7 @@ def matrix_transpose(x: Array, /) -> Array:  # type: ignore[no-redef]
 
 
 def solve(x1: Array, x2: Array, /) -> Array:  # type: ignore[no-redef]
-    """Solve systems with right-hand sides x2 (..., n, k); to look whether they are singular would wait for the device."""
+    """Solve systems with right-hand sides x2 (..., n, k); looking for singular ones would wait for the device."""
     return torch.linalg.solve_ex(x1, x2)[0]
 
 

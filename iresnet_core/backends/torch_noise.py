@@ -49,7 +49,7 @@ def random_signs(shape: tuple[int, ...], dtype: Any, device: Any, source: torch.
 
 
 class TracedSeed:
-    """An int seed in a program that is being compiled: what has been drawn from it is known, and so is the next draw."""
+    """An int seed in a program being compiled: what has been drawn from it is known, and so is the next draw."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -29,8 +29,8 @@ def own_dtype(x: Array) -> AbstractContextManager[Any]:
 def full_precision() -> AbstractContextManager[Any]:
     """Context without autocast on any device, in which float32 products are taken in float32.
 
-    The latter is a setting of the process. It is changed where it is lowered, and put back afterwards; not in a compiled
-    program, which runs with the settings of its caller.
+    The latter is a setting of the process. It is changed where it is lowered, and put back afterwards; not in a
+    compiled program, which runs with the settings of its caller.
     """
     if torch.compiler.is_compiling():
         return _without_autocast() if any(map(torch.is_autocast_enabled, _KINDS)) else nullcontext()

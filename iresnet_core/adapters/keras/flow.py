@@ -7,10 +7,10 @@ from typing import Any, Self
 import keras
 
 import iresnet_core as core
-from iresnet_core.adapters.keras.layer import FlowLayer, require_layers
-from iresnet_core.adapters.keras.residual import InvertibleResidual
-from iresnet_core.adapters.keras.replicas import own_seed
 from iresnet_core.adapters.keras.fitting import PreparedModel
+from iresnet_core.adapters.keras.layer import FlowLayer, require_layers
+from iresnet_core.adapters.keras.replicas import own_seed
+from iresnet_core.adapters.keras.residual import InvertibleResidual
 from iresnet_core.backends import get_backend
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.storage import save
@@ -63,10 +63,10 @@ class FlowModel(PreparedModel):
 
     Notes
     -----
-    A flow with conditional blocks takes pairs: ``model((x, context))``, ``fit((x, context))``; its methods take ``context``.
-    ``model(x)`` and `predict` return the log-density (batch,) in nats. The loss of `fit` and `evaluate` is its negative
-    mean, weighted by `sample_weight`, plus what regularizers of the layers add; there are no targets. In training the
-    value is a true estimate (not a surrogate), and the gradient that of its expectation.
+    A flow with conditional blocks takes pairs: ``model((x, context))``, ``fit((x, context))``; its methods take
+    ``context``. ``model(x)`` and `predict` return the log-density (batch,) in nats. The loss of `fit` and `evaluate` is
+    its negative mean, weighted by `sample_weight`, plus what regularizers of the layers add; there are no targets. In
+    training the value is a true estimate (not a surrogate), and the gradient that of its expectation.
 
     Examples
     --------
@@ -250,7 +250,9 @@ class FlowModel(PreparedModel):
         like = keras.ops.zeros((), dtype=self.compute_dtype)
         engine = get_backend(like)
         with engine.unrecorded():
-            result = self._core(context).sample(n, rng=engine.generator(self.seed_generator.next()), like=like, **options)
+            result = self._core(context).sample(
+                n, rng=engine.generator(self.seed_generator.next()), like=like, **options
+            )
         return result if errors else result.value
 
     @property

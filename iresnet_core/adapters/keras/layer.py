@@ -83,7 +83,9 @@ class FlowLayer(keras.layers.Layer):
         **options
             As in `iresnet_core.invert`.
         """
-        result = self.core_layer(context=context).inverse(keras.ops.convert_to_tensor(z, dtype=self.compute_dtype), **options)
+        result = self.core_layer(context=context).inverse(
+            keras.ops.convert_to_tensor(z, dtype=self.compute_dtype), **options
+        )
         return result if errors else result.value
 
 

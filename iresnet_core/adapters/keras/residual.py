@@ -28,8 +28,9 @@ class InvertibleResidual(FlowLayer):
     Parameters
     ----------
     net : list of layers, keras.Sequential or a layer
-        The branch g: Dense and Conv1D-3D (strides 1, channels last) with activations, as layers or as their `activation`.
-        Their kernels stay the free parameters; the block scales them where it uses them. With `lipschitz`, any layer.
+        The branch g: Dense and Conv1D-3D (strides 1, channels last) with activations, as layers or as their
+        `activation`. Their kernels stay the free parameters; the block scales them where it uses them. With
+        `lipschitz`, any layer.
     coeff : float
         Bound on the Lipschitz constant of the block, in (0, 1).
     per_layer : bool
@@ -124,7 +125,8 @@ class InvertibleResidual(FlowLayer):
             shape = step.compute_output_shape(shape)
         if tuple(shape[1:]) != event_shape:
             raise ShapeError(
-                f"a residual branch keeps the shape, but that of {self.name!r} makes {tuple(shape[1:])} of {event_shape}."
+                f"a residual branch keeps the shape, but that of {self.name!r} makes {tuple(shape[1:])} of "
+                f"{event_shape}."
             )
         for layer in self._flatten_layers(include_self=False):
             if not layer.built:  # activations, which are never called
@@ -186,9 +188,7 @@ class InvertibleResidual(FlowLayer):
             raise InvalidArgumentError("this block is conditional: pass context=, of shape (batch, features).")
         context = keras.ops.convert_to_tensor(context, dtype=self.compute_dtype)
         if len(context.shape) != 2 or context.shape[1] != self.context_features:
-            raise ShapeError(
-                f"context must have shape (batch, {self.context_features}), got {tuple(context.shape)}."
-            )
+            raise ShapeError(f"context must have shape (batch, {self.context_features}), got {tuple(context.shape)}.")
         place = next(i for i, layer in enumerate(chain.layers) if not isinstance(layer, Activation))
         first: Any = chain.layers[place]
         added = self.conditioning(context)

@@ -17,9 +17,10 @@ __all__ = ["CappedWeight"]
 class CappedWeight(keras.layers.Layer):
     """Weight in use of one linear layer, ``W min(1, cap / norm)``, from its kernel W, which stays the free parameter.
 
-    In training the norm is estimated by a warm-started block power iteration; in evaluation it is certified, once for given
-    weights, and whatever changed the weights (an optimizer, loading, `set_weights`) has them certified anew. A compiled
-    program looks at no value, and carries the last certificate over to the present weights by Weyl's inequality.
+    In training the norm is estimated by a warm-started block power iteration; in evaluation it is certified, once for
+    given weights, and whatever changed the weights (an optimizer, loading, `set_weights`) has them certified anew. A
+    compiled program looks at no value, and carries the last certificate over to the present weights by Weyl's
+    inequality.
 
     Parameters
     ----------

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from iresnet_core import activations
 from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownLipschitzError
 
-__all__ = ["Activation", "activation_of", "convolution_options",
- "described", "flattened", "is_linear", "output_shape"]
+__all__ = ["Activation", "activation_of", "convolution_options", "described", "flattened", "is_linear", "output_shape"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -116,7 +115,8 @@ def convolution_options(module: nn.Module) -> dict[str, Any] | None:
         return None
     if any(s != 1 for s in module.stride):
         raise ShapeError(
-            f"{described(module)}: a convolution in a residual block has stride 1, since the block keeps the shape. Change the "
+            f"{described(module)}: a convolution in a residual block has stride 1, since the block keeps the shape. "
+            "Change the "
             "resolution with Squeeze() between the blocks."
         )
     if module.padding_mode not in ("zeros", "circular"):
@@ -165,4 +165,3 @@ def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
     if min(out[1:]) < 1:  # type: ignore[type-var,operator]
         raise ShapeError(f"the window of {described(module)} is larger than its padded input of shape {shape}.")
     return out  # type: ignore[return-value]
-

@@ -19,8 +19,8 @@ class Classifier(nn.Module):
     """Invertible features and a linear head (Behrmann et al. 2019, Sec. 5.1).
 
     The features are injective padding, then stages of residual blocks (ActNorm, convolutions 3 - 1 - 3) with a Squeeze
-    between two stages; the head is ActNorm, the activation, the mean over the pixels and a linear layer. ``features`` is
-    a `Flow`, so that the network that classifies can also be trained as a density.
+    between two stages; the head is ActNorm, the activation, the mean over the pixels and a linear layer. ``features``
+    is a `Flow`, so that the network that classifies can also be trained as a density.
 
     Parameters
     ----------

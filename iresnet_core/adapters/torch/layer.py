@@ -25,7 +25,9 @@ class FlowLayer(nn.Module):
     A subclass says in `core_layer` which layer of the core its parameters make now.
     """
 
-    def core_layer(self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None) -> Layer:
+    def core_layer(
+        self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None
+    ) -> Layer:
         """Return the core's layer with the present parameters.
 
         Parameters
@@ -151,22 +153,24 @@ class ActNorm(FlowLayer):
         return super().forward(x)
 
     def _initialize_from(self, x: Tensor) -> None:
-            with torch.no_grad(), no_autocast(x):
-                found = core.ActNorm.initialize(gathered(x.detach().to(self.bias.dtype)), axis=self.axis)
-                assert found.log_scale is not None
-                assert found.bias is not None
-                if found.log_scale.shape != self.log_scale.shape:
-                    core.ActNorm(self.log_scale, self.bias, axis=self.axis).output_shape(tuple(x.shape[1:]))
-                self.log_scale.copy_(found.log_scale)
-                self.bias.copy_(found.bias)
-            self.mark_initialized()
+        with torch.no_grad(), no_autocast(x):
+            found = core.ActNorm.initialize(gathered(x.detach().to(self.bias.dtype)), axis=self.axis)
+            assert found.log_scale is not None
+            assert found.bias is not None
+            if found.log_scale.shape != self.log_scale.shape:
+                core.ActNorm(self.log_scale, self.bias, axis=self.axis).output_shape(tuple(x.shape[1:]))
+            self.log_scale.copy_(found.log_scale)
+            self.bias.copy_(found.bias)
+        self.mark_initialized()
 
     def mark_initialized(self) -> None:
         """Keep the parameters as they are from now on but for training."""
         self.is_initialized.fill_(True)
         self._initialized = True
 
-    def core_layer(self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None) -> Layer:
+    def core_layer(
+        self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None
+    ) -> Layer:
         """Return the core's layer."""
         if exported:
             return core.ActNorm(self.log_scale.detach(), self.bias.detach(), axis=self.axis)
@@ -203,7 +207,9 @@ class Squeeze(FlowLayer):
         """Show the factor."""
         return str(self._core.factor)
 
-    def core_layer(self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None) -> Layer:
+    def core_layer(
+        self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None
+    ) -> Layer:
         """Return the core's layer."""
         return self._core
 
@@ -219,7 +225,9 @@ class InjectivePad(FlowLayer):
         """Show the number of channels."""
         return str(self._core.padding)
 
-    def core_layer(self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None) -> Layer:
+    def core_layer(
+        self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None
+    ) -> Layer:
         """Return the core's layer."""
         return self._core
 
@@ -235,7 +243,9 @@ class Logit(FlowLayer):
         """Show alpha."""
         return str(self._core.alpha)
 
-    def core_layer(self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None) -> Layer:
+    def core_layer(
+        self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None
+    ) -> Layer:
         """Return the core's layer."""
         return self._core
 
@@ -284,7 +294,9 @@ class FactorOut(FlowLayer):
         """Return those of the inner layers."""
         return [pair for layer in self.layers for pair in layer.capped()]  # type: ignore[operator]
 
-    def core_layer(self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None) -> Layer:
+    def core_layer(
+        self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None
+    ) -> Layer:
         """Return the core's layer."""
         layers = [layer.core_layer(context, exported=exported, steered=steered) for layer in self.layers]  # type: ignore[operator]
         shape = getattr(self, "_event_shape", None)

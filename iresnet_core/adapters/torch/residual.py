@@ -8,9 +8,23 @@ import torch
 from torch import Tensor, nn
 
 import iresnet_core as core
-from iresnet_core.adapters.torch.branch import activation_of, convolution_options, described, flattened, is_linear, output_shape
+from iresnet_core.adapters.torch.branch import (
+    activation_of,
+    convolution_options,
+    described,
+    flattened,
+    is_linear,
+    output_shape,
+)
 from iresnet_core.adapters.torch.layer import FlowLayer, Steered
-from iresnet_core.adapters.torch.weight import Capped, CappedWeight, cap_of, cap_weight, steered_layers, weight_before_cap
+from iresnet_core.adapters.torch.weight import (
+    Capped,
+    CappedWeight,
+    cap_of,
+    cap_weight,
+    steered_layers,
+    weight_before_cap,
+)
 from iresnet_core.backends import get_backend
 from iresnet_core.capped_weight import layer_cap, training_constant
 from iresnet_core.checks import require_nonnegative
@@ -27,16 +41,16 @@ class InvertibleResidual(FlowLayer):
     Parameters
     ----------
     net : nn.Module
-        The branch g: a Linear, a Conv1d-3d (stride 1) or a (nested) Sequential of them and of activations, whose weights
-        are capped from now on by a parametrisation (``layer.weight`` is the weight in use,
+        The branch g: a Linear, a Conv1d-3d (stride 1) or a (nested) Sequential of them and of activations, whose
+        weights are capped from now on by a parametrisation (``layer.weight`` is the weight in use,
         ``layer.parametrizations.weight.original`` the free parameter); or, with `lipschitz`, any module.
     coeff : float
         Bound on the Lipschitz constant of the block, in (0, 1).
     per_layer : bool
         Cap every linear layer at `coeff` (Behrmann et al. 2019) instead of at its share coeff^(1/L).
     lipschitz : float, optional
-        Constant of a module that the core cannot certify, as the caller's declaration, on which all bounds then rest; where it is
-        above `coeff`, the output is scaled down.
+        Constant of a module that the core cannot certify, as the caller's declaration, on which all bounds then rest;
+        where it is above `coeff`, the output is scaled down.
     context_features : int, optional
         Size of a conditioning vector; an unconstrained linear map of it is added after the first linear layer, so that
         the Lipschitz constant in x stays.
@@ -145,7 +159,9 @@ class InvertibleResidual(FlowLayer):
             if cap is not None:
                 cap.set_input_shape(before)
         if shape != tuple(event_shape):
-            raise ShapeError(f"a residual branch keeps the shape, but {described(self.net)} makes {shape} of {event_shape}.")
+            raise ShapeError(
+                f"a residual branch keeps the shape, but {described(self.net)} makes {shape} of {event_shape}."
+            )
         return shape
 
     def fill_caps(self) -> "InvertibleResidual":
@@ -186,7 +202,9 @@ class InvertibleResidual(FlowLayer):
         if self.declared is None and any(is_linear(m) and convolution_options(m) for m in flattened(self.net)):
             self.bind(tuple(x.shape[1:]))
 
-    def core_layer(self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None) -> Layer:
+    def core_layer(
+        self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None
+    ) -> Layer:
         """Return the core's residual block with the weights in use."""
         if self.declared is not None:
             return core.ResidualBlock(self._opaque_branch(), lipschitz=self._constant)

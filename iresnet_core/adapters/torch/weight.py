@@ -9,7 +9,16 @@ from torch.nn.utils import parametrize
 
 from iresnet_core.adapters.torch.branch import described
 from iresnet_core.backends import get_backend
-from iresnet_core.capped_weight import Certificate, any_size_bound, basis_shape, certificate, certified, moved_bound, steered, steered_together
+from iresnet_core.capped_weight import (
+    Certificate,
+    any_size_bound,
+    basis_shape,
+    certificate,
+    certified,
+    moved_bound,
+    steered,
+    steered_together,
+)
 from iresnet_core.convolution import Convolution
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.normalization import normalize
@@ -21,9 +30,9 @@ __all__ = ["Capped", "CappedWeight", "cap_of", "cap_weight", "steered_layers", "
 class CappedWeight(nn.Module):
     """Weight in use from the free parameter: ``W min(1, cap / norm)``.
 
-    In training the norm is estimated by a warm-started block power iteration; in evaluation it is certified, once for given
-    weights, and whatever changed the weights (an optimizer, `load_state_dict`, another dtype) has them certified anew.
-    Inside compiled programs the certificate is carried over to the present weights by Weyl's inequality.
+    In training the norm is estimated by a warm-started block power iteration; in evaluation it is certified, once for
+    given weights, and whatever changed the weights (an optimizer, `load_state_dict`, another dtype) has them certified
+    anew. Inside compiled programs the certificate is carried over to the present weights by Weyl's inequality.
 
     Parameters
     ----------
@@ -120,7 +129,7 @@ class CappedWeight(nn.Module):
                 weight.mul_(self.cap / bound)
 
     def certify(self, weight: Tensor) -> bool:
-        """Certify the norm of a free weight, unless it is the one that was certified last; say whether that was done."""
+        """Certify the norm of a free weight, unless it was certified last; say whether that was done."""
         kind = (weight.dtype, self.input_shape)
         known = self.certified_weight
         if (
