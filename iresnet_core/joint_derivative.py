@@ -166,7 +166,8 @@ class JointPass:
         """
         engine, layers, count = self.engine, self.layers, len(self.slopes)
         means = ([], []) if control is None else self._means
-        kept = _Kept(self._v, w, logdet, self.arguments, self._hard_parts, self._tangents, control or (), *means)
+        known = engine.xp.asarray(logdet, copy=True)  # the caller may add to the other one in place
+        kept = _Kept(self._v, w, known, self.arguments, self._hard_parts, self._tangents, control or (), *means)
         value = self.value
 
         def forward(*_: Any) -> tuple[tuple[Array, ...], tuple[Array, ...]]:

@@ -166,6 +166,85 @@ def test_second_derivatives_of_an_estimate_are_refused():
         torch.autograd.grad((slope**2).sum(), x)
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_what_is_shared_is_counted_once(monkeypatch, blocks):
+    """A weight that stands twice in a chain, and in the blocks before; with a graph of the derivative as without."""
+    weight, bias = parts(3, ())
+    x, _ = problem(3)
+
+    def gradient(create_graph):
+        h, total = x, 0
+        for _ in range(blocks):
+            chain = chain_of([weight, bias, weight, bias], core.Activation("lipswish"))
+            g, result = value_and_logdet(chain, h, errors=False, method="exact")
+            h, total = h + g, total + result.value
+        return torch.autograd.grad((total + (h**2).sum(1)).sum(), [x, weight, bias], create_graph=create_graph)
+
+    ours = gradient(True)
+    for a, b in zip(ours, gradient(False), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    by_the_engine(monkeypatch)
+    for a, b in zip(ours, gradient(True), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_second_derivatives_of_the_value_beside_an_estimate(monkeypatch):
+    """A penalty on the slope of g alone, as without a log-determinant."""
+    arrays, (x, _) = parts(2, (5, 4)), problem(2)
+    noise = torch.ones(1, *x.shape, dtype=x.dtype)
+
+    def penalty():
+        chain = chain_of(arrays, core.Activation("lipswish"))
+        g, result = value_and_logdet(chain, x, errors=False, method="mean-jacobian", noise=noise)
+        (slope,) = torch.autograd.grad((g**2).sum(), x, create_graph=True)
+        return torch.autograd.grad((slope**2).sum() + result.value.sum(), [x, *arrays])
+
+    ours = penalty()
+    by_the_engine(monkeypatch)
+    for a, b in zip(ours, penalty(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_a_graph_of_a_derivative_that_only_the_value_has():
+    """The log-determinant of an affine map knows nothing of the bias."""
+    weight, bias = parts(2, ())
+    chain, (x, _) = chain_of([weight.detach(), bias], core.Activation("elu")), problem(2)
+    g, result = value_and_logdet(chain, x.detach(), errors=False, method="exact")
+    (slope,) = torch.autograd.grad((g**2).sum() + result.value.sum(), bias, create_graph=True)
+    torch.testing.assert_close(slope, 2 * g.sum(0))
+    assert slope.requires_grad
+
+
+@pytest.mark.parametrize("method", ["exact", "mean-jacobian"])
+def test_answers_may_be_added_to_in_place(method):
+    """As a sum over blocks does; the derivative does not need what was given away."""
+    arrays, (x, _) = parts(2, (5,)), problem(2)
+    options = {"method": method, "noise": torch.ones(1, *x.shape, dtype=x.dtype)}
+
+    def gradient(in_place):
+        g, result = value_and_logdet(chain_of(arrays, core.Activation("tanh")), x, errors=False, **options)
+        value = result.value
+        if in_place:
+            g += x
+            value *= 2
+        else:
+            g, value = g + x, 2 * value
+        return torch.autograd.grad((g**2).sum() + value.sum(), [x, *arrays])
+
+    for a, b in zip(gradient(True), gradient(False), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_weights_changed_before_the_way_back_are_noticed():
+    """What was kept belongs to the weights of the way there."""
+    arrays, (x, _) = parts(2, (5,)), problem(2)
+    result = core.logdet(chain_of(arrays, core.Activation("tanh")), x, errors=False, method="exact")
+    with torch.no_grad():
+        arrays[0].mul_(0.9)
+    with pytest.raises(RuntimeError, match="inplace"):
+        result.value.sum().backward()
+
+
 def test_nothing_is_kept_after_the_way_back():
     """What was kept goes with the graph, though the loss is still there; a second pass needs ``retain_graph``."""
     arrays, (x, _) = parts(2, (5, 4)), problem(2)

@@ -96,22 +96,46 @@ class ByHand(torch.autograd.Function):
         outputs, kept = forward(*arrays)
         ctx.save_for_backward(*arrays, *kept)
         ctx.backward_by_hand, ctx.plainly, ctx.count = backward, plainly, len(arrays)
+        ctx.kinds = [(tuple(a.shape), a.dtype, a.device) for a in outputs]
+        ctx.set_materialize_grads(False)  # a second derivative of one output has nothing to do with the other
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Array) -> Any:
+    def backward(ctx: Any, *cotangents: Any) -> Any:
         saved = ctx.saved_tensors
         arrays, kept, needed = saved[: ctx.count], saved[ctx.count :], ctx.needs_input_grad[3:]
         with full_precision():
-            if not torch.is_grad_enabled():
-                return None, None, None, *ctx.backward_by_hand(arrays, kept, cotangents, needed)
-            outputs = ctx.plainly(arrays, kept)
-            wanted = [array for array, need in zip(arrays, needed, strict=True) if need]
-            found = torch.autograd.grad(
-                outputs, wanted, cotangents, create_graph=True, allow_unused=True, materialize_grads=True
-            )
-        left = iter(found)
-        return None, None, None, *(next(left) if need else None for need in needed)
+            if torch.is_grad_enabled():
+                return None, None, None, *_differentiated(ctx.plainly, arrays, kept, cotangents, needed)
+            full = [
+                torch.zeros(shape, dtype=dtype, device=device) if cotangent is None else cotangent
+                for cotangent, (shape, dtype, device) in zip(cotangents, ctx.kinds, strict=True)
+            ]
+            return None, None, None, *ctx.backward_by_hand(arrays, kept, full, needed)
+
+
+def _differentiated(plainly: Any, arrays: Any, kept: Any, cotangents: Any, needed: Any) -> list[Any]:
+    """Cotangents of the arrays with a graph of their own; None for those that are not needed.
+
+    The arrays may hang together, as samples and a weight that the layers before share, or be the same tensor twice:
+    the derivative is taken by an alias of each, beyond which it does not go.
+    """
+    aliases = [None if array is None else array.view_as(array) for array in arrays]
+    pairs = zip(plainly(aliases, kept), cotangents, strict=True)
+    reached = [(out, cotangent) for out, cotangent in pairs if cotangent is not None and out.requires_grad]
+    wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]
+    found: Any = [torch.zeros_like(alias) for alias in wanted]
+    if reached:
+        found = torch.autograd.grad(
+            [out for out, _ in reached],
+            wanted,
+            [cotangent for _, cotangent in reached],
+            create_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    left = iter(found)
+    return [next(left) if need else None for need in needed]
 
 
 class ScaledProduct(torch.autograd.Function):
