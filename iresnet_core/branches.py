@@ -172,7 +172,7 @@ class Chain(Copyable):
 
     def linearize_jointly(self, x: Array) -> Linearization:
         """Return what `linearize` does, with the derivative written by hand where layers and engine allow it."""
-        engine = self.operators[0].engine
+        engine = get_backend(x, self.operators[0].weight)
         square = self.input_shape == self.output_shape
         if not (square and can_join(self.layers) and engine.takes_derivatives_by_hand(x, *self.arrays)):
             return self.linearize(x)

@@ -9,7 +9,7 @@ import iresnet_core as core
 from iresnet_core.activations import ACTIVATIONS
 from iresnet_core.backends import get_backend
 from iresnet_core.determinant import value_and_logdet
-from iresnet_core.errors import DerivativeError
+from iresnet_core.errors import DerivativeError, MixedBackendsError
 from iresnet_core.joint_derivative import JointPass, can_join
 
 torch = pytest.importorskip("torch", reason="the derivative by hand is for PyTorch")
@@ -233,6 +233,14 @@ def test_answers_may_be_added_to_in_place(method):
 
     for a, b in zip(gradient(True), gradient(False), strict=True):
         assert torch.equal(a, b)
+
+
+def test_samples_of_another_framework_are_refused():
+    """In the words that an answer with errors has for them."""
+    chain, x = chain_of(parts(2, (5,)), core.Activation("tanh")), problem(2)[0]
+    for errors in (True, False):
+        with pytest.raises(MixedBackendsError, match="two frameworks"):
+            core.logdet(chain, x.detach().numpy(), errors=errors)
 
 
 def test_weights_changed_before_the_way_back_are_noticed():

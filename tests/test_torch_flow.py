@@ -6,7 +6,8 @@ import pytest
 from torch import nn
 from torch_models import convolutions, image_flow, images, mlp, samples, torch, train, vector_flow
 
-from iresnet_core.adapters.torch import Activation, ActNorm, Flow, InjectivePad, InvertibleResidual
+import iresnet_core as core
+from iresnet_core.adapters.torch import Activation, ActNorm, Flow, FlowLayer, InjectivePad, InvertibleResidual
 from iresnet_core.errors import (
     InvalidArgumentError,
     NonFiniteError,
@@ -193,6 +194,19 @@ def test_a_context_that_nothing_takes_is_refused():
     flow = vector_flow(4).initialize(samples(50, 4)).eval()
     with torch.no_grad(), pytest.raises(InvalidArgumentError, match="context_features"):
         flow.log_prob(samples(3, 4), torch.zeros(3, 2))
+
+
+def test_a_layer_of_ones_own_may_take_the_context():
+    class Moved(FlowLayer):
+        """Adds the context."""
+
+        def core_layer(self, context=None, *, exported=False, steered=None):
+            return core.ActNorm(torch.zeros(4), torch.zeros(4) if context is None else context[0])
+
+    flow = Flow([Moved()], event_shape=(4,)).eval()
+    with torch.no_grad():
+        moved = flow.encode(torch.zeros(3, 4), torch.ones(1, 4))
+    assert torch.equal(moved, torch.ones(3, 4))
 
 
 def test_context_moves_the_density():

@@ -120,7 +120,7 @@ def _differentiated(plainly: Any, arrays: Any, kept: Any, cotangents: Any, neede
     The arrays may hang together, as samples and a weight that the layers before share, or be the same tensor twice:
     the derivative is taken by an alias of each, beyond which it does not go.
     """
-    aliases = [None if array is None else array.view_as(array) for array in arrays]
+    aliases: list[Any] = [None if array is None else array.view_as(array) for array in arrays]
     pairs = zip(plainly(aliases, kept), cotangents, strict=True)
     reached = [(out, cotangent) for out, cotangent in pairs if cotangent is not None and out.requires_grad]
     wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 
 import iresnet_core as core
-from iresnet_core.adapters.torch.layer import FlowLayer, as_parameters, no_autocast, require_layers
+from iresnet_core.adapters.torch.layer import (
+    ActNorm,
+    FactorOut,
+    FlowLayer,
+    InjectivePad,
+    Logit,
+    Squeeze,
+    as_parameters,
+    no_autocast,
+    require_layers,
+)
 from iresnet_core.adapters.torch.processes import probe_generator
 from iresnet_core.adapters.torch.residual import InvertibleResidual
 from iresnet_core.adapters.torch.transform import FlowTransform
@@ -17,6 +27,8 @@ from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.storage import save
 
 __all__ = ["Flow"]
+
+_WITHOUT_CONTEXT = (ActNorm, FactorOut, InjectivePad, Logit, Squeeze)
 
 
 class Flow(nn.Module):
@@ -82,8 +94,7 @@ class Flow(nn.Module):
         """Return the core's flow with the present parameters."""
         training = self.training and not exported
         steered = steered_layers([pair for layer in self._layers() for pair in layer.capped()]) if training else None
-        conditional = (m.context is not None for m in self.modules() if isinstance(m, InvertibleResidual))
-        if context is not None and not any(conditional):
+        if context is not None and not any(_takes_context(m) for m in self.modules() if isinstance(m, FlowLayer)):
             raise InvalidArgumentError("no block of the flow takes a context; make one with context_features=.")
         layers = [layer.core_layer(context, exported=exported, steered=steered) for layer in self._layers()]
         return core.Flow(layers, self.event_shape)
@@ -247,3 +258,10 @@ class Flow(nn.Module):
         if self.training and not all(layer.initialized for layer in self._layers()):
             self.initialize(x, context)
         return self._core(context)
+
+
+def _takes_context(layer: FlowLayer) -> bool:
+    """Whether a context would change the layer; taken to be so of kinds that are not ours."""
+    if type(layer) is InvertibleResidual:
+        return layer.context is not None
+    return type(layer) not in _WITHOUT_CONTEXT
