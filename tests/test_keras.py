@@ -16,6 +16,7 @@ if keras.backend.backend() != "tensorflow":
     pytest.skip(f"Keras runs on {keras.backend.backend()} in this process", allow_module_level=True)
 
 import keras_processes  # noqa: E402
+from without_frameworks import answers_without_frameworks  # noqa: E402
 
 import iresnet_core as core  # noqa: E402
 from iresnet_core.adapters.keras import (  # noqa: E402
@@ -181,6 +182,9 @@ def test_numpy_gives_the_same(trained, tmp_path):
     host = core.load(tmp_path / "flow")
     np.testing.assert_allclose(host.log_prob(x, rng=3).value, flow.log_prob(x, rng=3), rtol=1e-5, atol=2e-5)
     np.testing.assert_allclose(host(x), flow.encode(x), rtol=1e-4, atol=1e-5)
+    alone = answers_without_frameworks(tmp_path / "flow", x[:10], tmp_path)
+    np.testing.assert_allclose(alone["log_prob"], flow.log_prob(x[:10], method="exact"), rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(alone["inverse"], x[:10], atol=1e-4)
 
 
 def test_flow_of_images(tmp_path):
@@ -240,6 +244,26 @@ def test_conditional_densities(tmp_path):
         flow.log_prob(x)
     with pytest.raises(ShapeError, match="context"):
         flow.log_prob(x, context[:, :2])
+
+
+def test_a_context_that_nothing_takes_is_refused():
+    flow = FlowModel([ActNorm(), mlp(2)], event_shape=(2,))
+    x, context = data(2, 6), data(3, 6)
+    with pytest.raises(InvalidArgumentError, match="context_features"):
+        flow.initialize(x, context)
+    assert not flow.initialized
+    flow.initialize(x).compile(optimizer="adam", run_eagerly=True)
+    for call in (
+        lambda: flow.log_prob(x, context),
+        lambda: flow.encode(x, context),
+        lambda: flow.inverse(x, context),
+        lambda: flow.sample(6, context),
+        lambda: flow.to_core(context[:1]),
+        lambda: flow((x, context)),
+        lambda: flow.fit((x, context), verbose=0),
+    ):
+        with pytest.raises(InvalidArgumentError, match="context_features"):
+            call()
 
 
 def test_declared_constant():

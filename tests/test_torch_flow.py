@@ -33,8 +33,13 @@ def test_log_prob_in_training_is_a_true_estimate(d):
     assert (errors.max() > 0.01) == (d == 64)
 
 
-def test_sample_weights_give_the_gradient_of_the_weighted_sum():
-    flow = train(vector_flow(40, blocks=1), samples(200, 40), steps=10).eval()
+@pytest.mark.parametrize("training", [True, False])
+def test_sample_weights_give_the_gradient_of_the_weighted_sum(training):
+    flow = train(vector_flow(40, blocks=1), samples(200, 40), steps=10).train(training)
+    if training:
+        with torch.no_grad():
+            for _ in range(30):  # until the estimated norms, which are the same for all gradients below, stand still
+                flow.log_prob(samples(2, 40))
     x, weights = samples(12, 40, seed=3), torch.linspace(0, 2, 12)
     parameters = list(flow.parameters())
 
@@ -194,6 +199,10 @@ def test_a_context_that_nothing_takes_is_refused():
     flow = vector_flow(4).initialize(samples(50, 4)).eval()
     with torch.no_grad(), pytest.raises(InvalidArgumentError, match="context_features"):
         flow.log_prob(samples(3, 4), torch.zeros(3, 2))
+    fresh = vector_flow(4)
+    with pytest.raises(InvalidArgumentError, match="context_features"):
+        fresh.initialize(samples(50, 4), torch.zeros(50, 2))
+    assert not any(layer.initialized for layer in fresh.layers if isinstance(layer, ActNorm))
 
 
 def test_a_layer_of_ones_own_may_take_the_context():

@@ -165,6 +165,7 @@ class FlowModel(PreparedModel):
         Returns the model; a hundred samples or more say what mean and variance are.
         """
         x, context = _pair(x) if context is None else (x, context)
+        self._require_taken(context)
         x = self._tensor(x)
         with get_backend(x).unrecorded():
             for layer in self.flow_layers:
@@ -284,8 +285,16 @@ class FlowModel(PreparedModel):
 
     def _core(self, context: Any = None, *, training: bool = False) -> core.Flow:
         """Return the core's flow with the present variables."""
+        self._require_taken(context)
         layers = [layer.core_layer(training=training, context=context) for layer in self.flow_layers]
         return core.Flow(layers, self.event_shape)
+
+    def _require_taken(self, context: Any) -> None:
+        """Refuse a condition that would have no effect."""
+        if context is not None and all(block.context_features is None for block in self._blocks()):
+            raise InvalidArgumentError(
+                "no block of the flow takes a context; make one with context_features=. A pair (x, context) is one too."
+            )
 
     def _tensor(self, x: Any) -> Any:
         return keras.ops.convert_to_tensor(x, dtype=self.compute_dtype)

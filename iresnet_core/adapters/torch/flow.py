@@ -94,10 +94,14 @@ class Flow(nn.Module):
         """Return the core's flow with the present parameters."""
         training = self.training and not exported
         steered = steered_layers([pair for layer in self._layers() for pair in layer.capped()]) if training else None
-        if context is not None and not any(_takes_context(m) for m in self.modules() if isinstance(m, FlowLayer)):
-            raise InvalidArgumentError("no block of the flow takes a context; make one with context_features=.")
+        self._require_taken(context)
         layers = [layer.core_layer(context, exported=exported, steered=steered) for layer in self._layers()]
         return core.Flow(layers, self.event_shape)
+
+    def _require_taken(self, context: Tensor | None) -> None:
+        """Refuse a condition that would have no effect."""
+        if context is not None and not any(_takes_context(m) for m in self.modules() if isinstance(m, FlowLayer)):
+            raise InvalidArgumentError("no block of the flow takes a context; make one with context_features=.")
 
     def _options(self, x: Tensor, errors: bool, options: dict[str, Any]) -> dict[str, Any]:
         """Fill in the options of `logdet`; errors that nobody asks for are not computed where nothing needs them."""
@@ -114,6 +118,7 @@ class Flow(nn.Module):
 
         The first batch in training mode does so as well.
         """
+        self._require_taken(context)
         with torch.no_grad():
             for layer in self._layers():
                 x = layer.initialize(x, context)
