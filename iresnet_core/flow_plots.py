@@ -45,7 +45,7 @@ PLANE_STYLE = {
     "figure.constrained_layout.w_pad": 0.08,
 }
 _SHOWN = 4000  # points of a scatter plot
-_BINS = 90
+_MOST_BINS = 90
 _MOST_MARGINALS = 5
 Lines = Sequence[np.ndarray]
 
@@ -100,10 +100,12 @@ def density_figure(density: np.ndarray, data: np.ndarray, window: Window, title:
         Over the density of the flow.
     """
     extent = tuple(window)
+    # As many cells as there are samples at most: the counts of finer ones would set the colours.
+    bins = int(np.clip(len(data) ** 0.5, 10, _MOST_BINS))
     histogram, _, _ = np.histogram2d(
-        data[:, 0], data[:, 1], bins=_BINS, range=[[window.left, window.right], [window.bottom, window.top]]
+        data[:, 0], data[:, 1], bins=bins, range=[[window.left, window.right], [window.bottom, window.top]]
     )
-    cell = (window.right - window.left) * (window.top - window.bottom) / _BINS**2
+    cell = (window.right - window.left) * (window.top - window.bottom) / bins**2
     counted = histogram.T / (len(data) * cell)
     # Colours for the bulk of both: single cells of a histogram stick out.
     top = max(float(np.quantile(density, 0.998)), float(np.quantile(counted[counted > 0], 0.9)))

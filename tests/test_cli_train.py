@@ -20,7 +20,7 @@ from iresnet_core.branches import Chain
 from iresnet_core.datasets import DatasetSource, dequantized, fingerprint, load_dataset
 from iresnet_core.flow import Flow
 from iresnet_core.flow_plan import planned_shape
-from iresnet_core.flow_plots import Window
+from iresnet_core.flow_plots import Window, density_figure
 from iresnet_core.logit import Logit
 from iresnet_core.normalization import normalize
 from iresnet_core.operators import Dense
@@ -234,6 +234,17 @@ def test_the_density_on_a_grid_has_its_mass(moons):
     grid = -20 + 40 * (np.arange(150) + 0.5) / 150
     at = np.array([[grid[80], grid[70]]])
     assert density[70, 80] == pytest.approx(np.exp(moons[2].astype(np.float64).log_prob(at).value[0]))
+
+
+@pytest.mark.parametrize("n", [200, 20000])
+def test_the_colours_of_a_density_do_not_depend_on_how_many_samples_there_are(n):
+    """Single counts in fine cells would make the density of the flow black."""
+    data = np.random.default_rng(0).standard_normal((n, 2))
+    axis = np.linspace(-4, 4, 60)
+    density = np.exp(-0.5 * (axis[:, None] ** 2 + axis**2)) / (2 * np.pi)
+    figure = density_figure(density, data, Window(-4, 4, -4, 4), "flow")
+    for axes in figure.axes[:2]:
+        assert 0.9 * density.max() < axes.images[0].get_clim()[1] < 1.5 * density.max()
 
 
 def test_info_lists_layers_with_their_constants(moons):

@@ -420,7 +420,10 @@ def test_other_backends_of_keras(tmp_path, name):
 def test_unknown_layers_are_named():
     for layer, name in (
         (keras.layers.LayerNormalization(), "LayerNormalization"),
+        (keras.layers.BatchNormalization(), "BatchNormalization"),
+        (keras.layers.MultiHeadAttention(2, 2), "MultiHeadAttention"),
         (Dense(2, activation="gelu"), "gelu"),
+        (keras.layers.Activation("gelu"), "gelu"),
     ):
         with pytest.raises(UnknownLipschitzError, match=name):
             InvertibleResidual([Dense(2), layer])
@@ -437,6 +440,8 @@ def test_branches_that_make_no_block():
         InvertibleResidual([Conv2D(2, 3, data_format="channels_first")])
     with pytest.raises(ShapeError, match="keeps the shape"):
         FlowModel([InvertibleResidual([Dense(3)])], event_shape=(2,))
+    with pytest.raises(ShapeError, match="3 axes"):
+        FlowModel([InvertibleResidual([Conv2D(2, 3, padding="same")])], event_shape=(2,))
     with pytest.raises(NotContractiveError):
         InvertibleResidual([Dense(2)], coeff=1.0)
     with pytest.raises(InvalidArgumentError, match="at least one"):
@@ -463,6 +468,12 @@ def test_data_that_make_no_sense():
     with pytest.raises(NonFiniteError):
         flow.fit(np.full((4, 2), np.nan, "float32"), verbose=0)
     flow.initialize(data(2))
+    weights = flow.get_weights()
+    one = np.where(np.arange(200).reshape(100, 2) == 107, np.nan, data(2))  # in one sample, and the step is compiled
+    for x in (one, tf.constant(one)):
+        with pytest.raises(NonFiniteError, match="1 non-finite"):
+            flow.fit(x, verbose=0)
+    assert all(np.array_equal(a, b) for a, b in zip(weights, flow.get_weights(), strict=True))
     with pytest.raises(NonFiniteError):
         flow.log_prob([[np.nan, 1.0]])
     with pytest.raises(ShapeError):

@@ -158,6 +158,21 @@ def test_functional_call_and_ensembles():
     assert torch.allclose(torch.func.vmap(log_prob)(parameters, buffers), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_nothing_of_a_transform_is_kept(frozen):
+    """A model that is used in torch.func.grad first can be copied, and scores, afterwards."""
+    flow = vector_flow(3).initialize(samples(20, 3)).eval().requires_grad_(not frozen)
+    x, parameters = samples(5, 3), dict(flow.named_parameters())
+
+    def loss(parameters, x):
+        return torch.func.functional_call(flow, parameters, (x,), {"method": "exact"})[1].sum()
+
+    torch.func.grad(loss, argnums=1 if frozen else 0)(parameters, x)
+    twin = copy.deepcopy(flow)
+    with torch.no_grad():
+        assert torch.equal(twin.log_prob(x), flow.log_prob(x))
+
+
 def test_copies_are_independent():
     flow = vector_flow(4).eval()
     x = samples(6, 4)

@@ -174,6 +174,10 @@ def test_both_engines_have_the_same_architecture(tmp_path):
         kinds[name] = [type(layer).__name__ for layer in flow.layers], sum(a.size for a in flow.arrays)
         assert trainer.parameter_count() == kinds[name][1]
         assert trainer.lipschitz() <= 0.9
+        # No branch begins as an odd function, as one of sines without biases would.
+        operators = [o for layer in flow.layers if hasattr(layer, "branch") for o in layer.branch.operators]
+        assert operators
+        assert all(np.all(o.bias != 0) for o in operators)
     assert kinds["torch"] == kinds["keras"]
 
 

@@ -4,10 +4,24 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
+from iresnet_core.backends import get_backend
+from iresnet_core.checks import require_finite
 from iresnet_core.errors import InvalidArgumentError
 
-__all__ = ["representative_batch"]
+__all__ = ["representative_batch", "require_finite_arrays"]
+
+
+def require_finite_arrays(data: Any) -> None:
+    """Refuse arrays with NaN or infinity, which a compiled step would write into the weights; datasets are not read."""
+    if isinstance(data, list | tuple):
+        for part in data:
+            require_finite_arrays(part)
+    elif hasattr(data, "shape"):
+        host = data if isinstance(data, np.ndarray) else keras.ops.convert_to_numpy(data)
+        if host.dtype.kind == "f":
+            require_finite(get_backend(host), host, "the data")
 
 
 def representative_batch(data: Any, size: int) -> Any:

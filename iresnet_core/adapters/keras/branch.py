@@ -134,6 +134,8 @@ def _unknown(layer: Any, linear: bool) -> str:
     if linear:
         function = getattr(layer.activation, "__name__", None) or type(layer.activation).__name__
         kind = f"the activation {function} of {kind} {layer.name!r}"
+    elif isinstance(layer, keras.layers.Activation):
+        kind = f"the activation {getattr(layer.activation, '__name__', layer.activation)} of {layer.name!r}"
     known = ", ".join(sorted(set(_FUNCTIONS.values()) - {"identity"}))
     return (
         f"the Lipschitz constant of {kind} is not known, so that no block with it can be certified. Known are "

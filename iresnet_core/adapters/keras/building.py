@@ -21,13 +21,13 @@ class Builder:
     dtype : str
         Of every layer.
     orthogonal : bool
-        Start weights orthogonal, so that all their singular values are at the cap and none has to grow first; else as
-        Keras starts them.
+        Start weights orthogonal, so that all their singular values are at the cap and none has to grow first, and
+        biases at random; else as Keras starts them.
     """
 
     def __init__(self, dtype: str, *, orthogonal: bool) -> None:
         self._options: dict[str, Any] = {"dtype": dtype}
-        self._linear = {"kernel_initializer": "orthogonal"} if orthogonal else {}
+        self._orthogonal = orthogonal
 
     def logit(self, alpha: float) -> FlowLayer:
         """Logit."""
@@ -51,12 +51,19 @@ class Builder:
 
     def dense(self, inputs: int, outputs: int) -> keras.layers.Layer:
         """Dense; its inputs are those that it is built for."""
-        return keras.layers.Dense(outputs, **self._linear, **self._options)
+        return keras.layers.Dense(outputs, **self._start(inputs), **self._options)
 
     def convolution(self, inputs: int, outputs: int, kernel: int, axes: int) -> keras.layers.Layer:
         """Conv1D to Conv3D, channels last."""
         same = {"padding": "same", "data_format": "channels_last"}
-        return _CONVOLUTIONS[axes](outputs, kernel, **same, **self._linear, **self._options)
+        return _CONVOLUTIONS[axes](outputs, kernel, **same, **self._start(inputs * kernel**axes), **self._options)
+
+    def _start(self, fan_in: int) -> dict[str, Any]:
+        """Start of a linear layer: the biases are those of PyTorch, since without them a branch of sines is odd."""
+        if not self._orthogonal:
+            return {}
+        bias = keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
+        return {"kernel_initializer": "orthogonal", "bias_initializer": bias}
 
     def activation(self, name: str) -> keras.layers.Layer:
         """Activation."""

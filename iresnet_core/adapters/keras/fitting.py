@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from iresnet_core.adapters.keras.batches import representative_batch
+from iresnet_core.adapters.keras.batches import representative_batch, require_finite_arrays
 from iresnet_core.adapters.keras.one_at_a_time import waiting
 from iresnet_core.adapters.keras.static_shapes import steps_for_shapes
 
@@ -55,8 +55,10 @@ class PreparedModel(keras.Model):
     def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
         """Train; arguments as those of `keras.Model.fit`.
 
-        Layers that depend on data and are not initialised yet are initialised first, from a batch of `x`.
+        Layers that depend on data and are not initialised yet are initialised first, from a batch of `x`. Arrays that
+        hold NaN or infinity are refused with NonFiniteError.
         """
+        require_finite_arrays(x)
         if not self.initialized:
             self.initialize(representative_batch(x, batch_size or 32))
         return super().fit(x, y, batch_size=batch_size, **kwargs)

@@ -7,7 +7,7 @@ import keras
 
 import iresnet_core as core
 from iresnet_core.activations import Activation
-from iresnet_core.adapters.keras.branch import linear_layers, steps_of
+from iresnet_core.adapters.keras.branch import convolution_options, linear_layers, steps_of
 from iresnet_core.adapters.keras.layer import FlowLayer
 from iresnet_core.adapters.keras.tensors import constant, same
 from iresnet_core.adapters.keras.weight import CappedWeight
@@ -119,6 +119,11 @@ class InvertibleResidual(FlowLayer):
         for step in steps_of(self.net):
             if isinstance(step, Activation):
                 continue
+            if convolution_options(step) is not None and len(shape) != step.rank + 2:
+                raise ShapeError(
+                    f"{type(step).__name__} {step.name!r} takes samples of {step.rank + 1} axes, the channels last; "
+                    f"those of {self.name!r} have shape {event_shape}."
+                )
             if not step.built:
                 step.build(shape)
             capped.append(CappedWeight(step, self.cap, tuple(shape[1:]), dtype=self.dtype, name=f"cap_{len(capped)}"))

@@ -247,9 +247,10 @@ class InvertibleResidual(FlowLayer):
             return cap.certified_layer(weight_before_cap(module), module.bias)
 
         parameters = [p for module in flattened(self.net) for p in module.parameters()]
-        differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        hidden = get_backend(*parameters).is_tracing(*parameters)  # a compiler or vmap is at work
-        if hidden or differentiable or torch.is_inference_mode_enabled():
+        engine = get_backend(*parameters)
+        # A compiler or vmap hides the values; a transform of torch.func makes tensors that die with it.
+        passing = engine.is_tracing(*parameters) or engine.may_differentiate(*parameters)
+        if passing or torch.is_inference_mode_enabled():
             return self._chain(layer)
         if self._kept is not None:
             chain, copies = self._kept

@@ -142,8 +142,9 @@ class CappedWeight(nn.Module):
         with torch.no_grad(), torch.inference_mode(mode=False):
             constant = weight.detach().clone()
             found = certificate(self.free_layer(constant, None))
-            self.certified_weight, self.certified_bound = constant, found.bound
-            self.certified_left, self.certified_right = found.left, found.right
+            # Kept beyond a transform of torch.func that may be at work, outside of which its tensors are dead.
+            self.certified_weight, self.certified_bound = _plain(constant), _plain(found.bound)
+            self.certified_left, self.certified_right = _plain(found.left), _plain(found.right)
         self._certified_as = kind
         return True
 
@@ -166,6 +167,13 @@ class CappedWeight(nn.Module):
         if basis is not None and basis.shape != self.basis.shape:
             self.basis = self.basis.new_zeros(basis.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _plain(x: Tensor) -> Tensor:
+    """Take a tensor with values out of the transforms of torch.func."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
 
 
 # A layer with the parametrisation of its weight.
