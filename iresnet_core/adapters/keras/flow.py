@@ -8,7 +8,15 @@ import keras
 
 import iresnet_core as core
 from iresnet_core.adapters.keras.fitting import PreparedModel
-from iresnet_core.adapters.keras.layer import FlowLayer, require_layers
+from iresnet_core.adapters.keras.layer import (
+    ActNorm,
+    FactorOut,
+    FlowLayer,
+    InjectivePad,
+    Logit,
+    Squeeze,
+    require_layers,
+)
 from iresnet_core.adapters.keras.replicas import own_seed
 from iresnet_core.adapters.keras.residual import InvertibleResidual
 from iresnet_core.backends import get_backend
@@ -27,6 +35,13 @@ class _NegativeMean(keras.losses.Loss):
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Return the negative predictions."""
         return -y_pred
+
+
+def _takes_context(layer: FlowLayer) -> bool:
+    """Whether a context would change the layer; taken to be so of kinds that are not ours."""
+    if type(layer) is InvertibleResidual:
+        return layer.context_features is not None
+    return type(layer) not in (ActNorm, FactorOut, InjectivePad, Logit, Squeeze)
 
 
 def _pair(x: Any) -> tuple[Any, Any]:
@@ -291,7 +306,8 @@ class FlowModel(PreparedModel):
 
     def _require_taken(self, context: Any) -> None:
         """Refuse a condition that would have no effect."""
-        if context is not None and all(block.context_features is None for block in self._blocks()):
+        layers = (layer for layer in self._flatten_layers() if isinstance(layer, FlowLayer))
+        if context is not None and not any(map(_takes_context, layers)):
             raise InvalidArgumentError(
                 "no block of the flow takes a context; make one with context_features=. A pair (x, context) is one too."
             )

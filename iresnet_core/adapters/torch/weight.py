@@ -98,7 +98,8 @@ class CappedWeight(nn.Module):
     def trained_layer(self, weight: Tensor, bias: Tensor | None) -> LinearLayer:
         """Scale by an estimate of the norm."""
         free = self.free_layer(weight, bias)
-        layer, basis = steered(free, self.cap, self.start(free))
+        with torch.autocast(weight.device.type, enabled=False):
+            layer, basis = steered(free, self.cap, self.start(free))
         advance([(self, basis)])
         return layer
 
@@ -235,6 +236,9 @@ def steered_layers(capped: Sequence[Capped]) -> dict[nn.Module, LinearLayer]:
     # What is not finite shows in the output, which is looked at.
     free = [cap.free_layer(weight_before_cap(module), module.bias, checked=True) for module, cap in capped]  # type: ignore[arg-type]
     starts = [cap.start(layer) for (_, cap), layer in zip(capped, free, strict=True)]
-    found = steered_together(free, [cap.cap for _, cap in capped], starts)
+    if not capped:
+        return {}
+    with torch.autocast(free[0].weight.device.type, enabled=False):  # half precision would miss the norms
+        found = steered_together(free, [cap.cap for _, cap in capped], starts)
     advance([(cap, basis) for (_, cap), (_, basis) in zip(capped, found, strict=True)])
     return {module: layer for (module, _), (layer, _) in zip(capped, found, strict=True)}
