@@ -75,9 +75,12 @@ def exact_jointly(engine: Backend, joint: JointPass, x: Array, constant: float) 
         _refuse_impossible(engine, value, constant, d, unit_roundoff(engine, x.dtype))
         rows = xp.permute_dims(_inverses(engine, xp.astype(matrix, widest(engine))), (1, 0, 2))
         value, rows = xp.astype(value, x.dtype), xp.astype(rows, x.dtype)
-    g, result = joint.recorded(
-        value, rows, lambda images, *_: xp.astype(_of_matrices(engine, xp.permute_dims(images, (1, 2, 0))), x.dtype)
-    )
+    dtype = x.dtype  # the graph keeps the function, which is not to keep the samples
+
+    def plain(images: Array, *_: Any) -> Array:
+        return xp.astype(_of_matrices(engine, xp.permute_dims(images, (1, 2, 0))), dtype)
+
+    g, result = joint.recorded(value, rows, plain)
     unknown = xp.full_like(value, math.nan)
     products = xp.full((batch,), d, dtype=xp.int32, device=device_of(x))
     return g, LogDet(result, unknown, unknown, products, "exact")

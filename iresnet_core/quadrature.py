@@ -49,9 +49,13 @@ def _panels(edges: list[float], count: int, error: float) -> tuple[np.ndarray, n
     )
 
 
-@cache
 def _rule(c: float, exponent: float) -> np.ndarray:
     """Nodes t, weights, and weights over 1 - t c, as (3, nodes, 1, 1)."""
+    return _kept_rule(c, exponent)  # torch.compile takes a function for a constant, but none that is cached
+
+
+@cache
+def _kept_rule(c: float, exponent: float) -> np.ndarray:
     nodes, weights, _ = gauss_legendre(c, exponent)
     return np.stack([nodes, weights, weights / (1 - nodes * c)])[:, :, None, None]
 
@@ -84,8 +88,12 @@ def segment_limit(c: float) -> float:
     return c * (1 + (1 - c) / 20)
 
 
-@cache
 def _segment_nodes(c: float) -> np.ndarray:
+    return _kept_segment_nodes(c)
+
+
+@cache
+def _kept_segment_nodes(c: float) -> np.ndarray:
     return np.stack(segment_rule(c)[:2])[:, :, None, None]
 
 

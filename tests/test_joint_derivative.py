@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import weakref
 
 import pytest
 
@@ -253,12 +254,18 @@ def test_weights_changed_before_the_way_back_are_noticed():
         result.value.sum().backward()
 
 
-def test_nothing_is_kept_after_the_way_back():
+@pytest.mark.parametrize("method", ["exact", "mean-jacobian"])
+def test_nothing_is_kept_after_the_way_back(method):
     """What was kept goes with the graph, though the loss is still there; a second pass needs ``retain_graph``."""
     arrays, (x, _) = parts(2, (5, 4)), problem(2)
-    g, result = value_and_logdet(chain_of(arrays, core.Activation("lipswish")), x, errors=False, method="exact")
+    h = x + 1
+    kept = weakref.ref(h)
+    g, result = value_and_logdet(chain_of(arrays, core.Activation("lipswish")), h, errors=False, method=method)
     loss = result.value.sum() + g.sum()
+    del h, g, result
+    assert kept() is not None
     loss.backward()
+    assert kept() is None
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
 
