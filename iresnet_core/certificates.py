@@ -169,12 +169,10 @@ def _lanczos_estimates(engine: Backend, gram: Array) -> Iterator[float]:
     """Lower bounds on the norm from one Lanczos process, which goes on where the last was not good enough.
 
     The Gram matrix is at hand, so that a step takes one product with it and not two with the matrix; squaring costs
-    the largest singular value no digits. Real matrices are taken in float32, which is enough for what is raised later.
+    the largest singular value no digits.
     """
     xp, n = engine.xp, gram.shape[0]
     start = engine.from_numpy(np.random.default_rng(0).standard_normal(n), gram)
-    if xp.isdtype(gram.dtype, "real floating"):
-        gram, start = xp.astype(gram, xp.float32), xp.astype(start, xp.float32)
     looks = (16, 28, 50, 100, 200)
     last = min(looks[-1], n)
     eps = float(xp.finfo(gram.dtype).eps)

@@ -51,8 +51,8 @@ __all__ = [
 
 # J0 is scaled below the constant by this share, to leave room for the rounding of B.
 ROOM = 1e-4
-# Products behind the bound on the norm of J0, which are within some hundredths of it; more are taken where the bound
-# is above the constant, and where a compiler does not let see that.
+# Products behind the bound on the norm of J0, which is within some hundredths of it; more count where it is above the
+# constant.
 SQUARINGS, MORE_SQUARINGS = 3, 5
 # Defect up to which log det B is that of its origin, corrected to the first order.
 CORRECTED = 1e-4
@@ -152,12 +152,7 @@ def preconditioner(engine: Backend, linearization: Linearization, x: Array, cons
     xp, wide = engine.xp, widest(engine)
     J0 = xp.astype(engine.stop_gradient(linearization.mean_matrix()), wide)
     d = J0.shape[-1]
-    norm = None if engine.is_tracing(J0) else gram_bound(engine, J0, rtol=0.0, max_steps=SQUARINGS) + 1e-100
-    if norm is None or float(norm) > (1 - ROOM) * constant:
-        norm = gram_bound(engine, J0, rtol=0.0, max_steps=MORE_SQUARINGS) + 1e-100
-        # A stated constant may be below that of the mean; any J0 will do, so that it is scaled.
-        scale = xp.minimum(xp.ones_like(norm), (1 - ROOM) * constant / norm)
-        J0, norm = scale * J0, scale * norm * (1 + 1e-14)
+    J0, norm = _shrunk(engine, J0, constant)
     identity = xp.eye(d, dtype=wide, device=device_of(x))
     A = identity + J0
     inverse, log_determinant = engine.inverse_and_log_determinant(A)
@@ -179,6 +174,21 @@ def preconditioner(engine: Backend, linearization: Linearization, x: Array, cons
     else:
         log_determinant = -xp.linalg.slogdet(stored)[1]
     return MeanJacobian(B, log_determinant, norm, 1 + norm, constant)
+
+
+def _shrunk(engine: Backend, J0: Array, constant: float) -> tuple[Array, Array]:
+    """Return J0, and a bound on its norm; a stated constant may be below that, and then J0 is scaled: any will do."""
+    xp, limit = engine.xp, (1 - ROOM) * constant
+    norm = gram_bound(engine, J0, rtol=0.0, max_steps=SQUARINGS) + 1e-100
+    tracing = engine.is_tracing(J0)
+    if not tracing and float(norm) <= limit:
+        return J0, norm
+    more = gram_bound(engine, J0, rtol=0.0, max_steps=MORE_SQUARINGS) + 1e-100
+    scale = xp.minimum(xp.ones_like(more), limit / more)
+    if tracing:  # the same choice, so that a compiled program has the certificate of an eager one
+        more = xp.where(norm <= limit, norm, more)
+        scale = xp.where(norm <= limit, xp.ones_like(scale), scale)
+    return scale * J0, scale * more * (1 + 1e-14)
 
 
 def _squared(xp: Any, matrix: Array) -> Array:
