@@ -82,31 +82,26 @@ def controlled_logdet(
         series = series + (sign / (products + 1)) * term
         value = xp.mean(series, axis=0) + xp.astype(start, series.dtype)
     g = linearization.value
+    if probes > 1:
+        w, first = w / probes, first / probes
     if recorded:
         value = _with_derivative(engine, image, mean, (flat, w, value, inverse, first))
     elif joint is not None:
-        if probes > 1:
-            w, first = w / probes, first / probes
-        g, value = joint.recorded(
-            value, w, lambda *known: _with_derivative(engine, *known, probes=1), Control(inverse, first)
-        )
+        g, value = joint.recorded(value, w, lambda *known: _with_derivative(engine, *known), Control(inverse, first))
     unknown = xp.full_like(value, math.nan)
     count = xp.full(value.shape, probes * products, dtype=xp.int32, device=device_of(value))
     return g, LogDet(value, unknown, unknown, count, "mean-jacobian")
 
 
-def _with_derivative(
-    engine: Backend, image: Array, mean: Array | None, known: Sequence[Array], *, probes: int | None = None
-) -> Array:
-    """The log-determinant with the derivative of the forms, their mean over as many `probes` as there are."""
+def _with_derivative(engine: Backend, image: Array, mean: Array | None, known: Sequence[Array]) -> Array:
+    """The log-determinant with the derivative of the forms, summed over probes that carry their share."""
     xp = engine.xp
     flat, w, value, inverse, first = known
     assert mean is not None
     control = _times(xp, flat, xp.matrix_transpose(mean))
     forms = xp.linalg.vecdot(w, image) - xp.linalg.vecdot(first, control)
     trace = xp.sum(xp.matrix_transpose(inverse) * mean)
-    total = xp.mean(forms, axis=0) if probes is None else xp.sum(forms, axis=0)
-    return with_derivative(engine, value, total + trace)
+    return with_derivative(engine, value, xp.sum(forms, axis=0) + trace)
 
 
 def _inverse(engine: Backend, J0: Array, x: Array) -> tuple[Array, Array]:

@@ -157,12 +157,12 @@ class JointPass:
         logdet : array (batch,)
             Without derivative.
         w : array (tangents, batch, m)
-            Its derivative is ``sum_p w_p^T dJ v_p``, v the tangents of the last call of `products`,
+            The derivative of `logdet` is ``sum_p w_p^T dJ v_p``, v the tangents of the last call of `products`.
         plain : callable
             J v, J0 (None without `control`) and the arrays (v, w, logdet, inverse, first) -> the log-determinant, for
             second derivatives.
         control : Control, optional
-            and these terms, J0 that of `mean_matrix`, which was called before.
+            Further terms of that derivative, with the J0 of `mean_matrix`, which was called before.
         """
         engine, layers, count = self.engine, self.layers, len(self.slopes)
         means = ([], []) if control is None else self._means
@@ -252,15 +252,15 @@ class _Backward:
         weighted = xp.reshape(of_logdet[:, None] * first, (-1, first.shape[2]))
         return xp.sum(of_logdet) * inverse - xp.matmul(xp.matrix_transpose(xp.reshape(self.kept.v, (-1, d))), weighted)
 
-    def _before(self, place: int) -> tuple[Array, Array, Array | None, tuple[Array, ...]]:
-        """Value and tangents that come to layer `place`, and slope and all else known of the activation before it."""
+    def _before(self, place: int) -> tuple[Array, Array, tuple[Array, ...]]:
+        """Value and tangents that come to layer `place`, and what `with_slope` gives of the activation before it."""
         if place == 0:
-            return self.x, self.kept.v, None, ()
+            return self.x, self.kept.v, ()
         number = place // 2 - 1
         value, slope, *more = self.layers[place - 1].with_slope(
             self.kept.arguments[number], self.kept.hard_parts[number]
         )
-        return value, slope * self.kept.tangents[number], slope, (value, slope, *more)
+        return value, slope * self.kept.tangents[number], (value, slope, *more)
 
     def _of_weight(self, place: int, of_value: Array, of_images: Array, of_mean: Array | None, before: Any) -> Array:
         xp = self.engine.xp
@@ -291,7 +291,7 @@ class _Backward:
     ) -> tuple[Array, Array, Array | None]:
         engine, xp, kept, number = self.engine, self.engine.xp, self.kept, place // 2
         layer: Activation = self.layers[place]
-        *_, slope, (value, _, *more) = known
+        value, slope, *more = known[-1]
         tangents = kept.tangents[number]
         of_slope = of_images[0, ...] * tangents[0, ...]
         for p in range(1, tangents.shape[0]):

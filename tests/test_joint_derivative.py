@@ -14,7 +14,6 @@ from iresnet_core.errors import DerivativeError, MixedBackendsError
 from iresnet_core.joint_derivative import JointPass, can_join
 
 torch = pytest.importorskip("torch", reason="the derivative by hand is for PyTorch")
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute")
 
 NAMES = sorted(name for name in ACTIVATIONS if name != "identity")
 
