@@ -17,6 +17,8 @@ __all__ = ["determinant_order", "exact_jointly", "exact_logdet", "samples_at_a_t
 CHUNK = 2**25
 # Up to this order the determinant is written out.
 WRITTEN_OUT = 2
+# A determinant minus 1 below this has lost digits.
+SMALL = -0.5
 
 
 def determinant_order(linearization: Linearization, x: Array) -> int:
@@ -71,10 +73,10 @@ def exact_jointly(engine: Backend, joint: JointPass, x: Array, constant: float) 
     units = xp.reshape(xp.eye(d, dtype=x.dtype, device=device_of(x)), (d, 1, d))
     with engine.unrecorded():
         matrix = xp.permute_dims(joint.products(units), (1, 2, 0))
-        value = _of_matrices(engine, matrix)
+        require_finite(engine, matrix, "the Jacobian of g")
+        value, inverses = _with_inverses(engine, xp.astype(matrix, widest(engine)))
         _refuse_impossible(engine, value, constant, d, unit_roundoff(engine, x.dtype))
-        rows = xp.permute_dims(_inverses(engine, xp.astype(matrix, widest(engine))), (1, 0, 2))
-        value, rows = xp.astype(value, x.dtype), xp.astype(rows, x.dtype)
+        value, rows = xp.astype(value, x.dtype), xp.astype(xp.permute_dims(inverses, (1, 0, 2)), x.dtype)
     dtype = x.dtype  # the graph keeps the function, which is not to keep the samples
 
     def plain(images: Array, *_: Any) -> Array:
@@ -86,16 +88,18 @@ def exact_jointly(engine: Backend, joint: JointPass, x: Array, constant: float) 
     return g, LogDet(result, unknown, unknown, products, "exact")
 
 
-def _inverses(engine: Backend, M: Array) -> Array:
-    """(I + M)^-1 for matrices M (batch, r, r)."""
+def _with_inverses(engine: Backend, M: Array) -> tuple[Array, Array]:
+    """Return log det(I + M) (batch,), NaN where there is none, and (I + M)^-1, of known matrices M (batch, r, r)."""
     xp, order = engine.xp, M.shape[-1]
+    if order > WRITTEN_OUT:
+        A = xp.eye(order, dtype=M.dtype, device=device_of(M)) + M
+        return _signed(xp, *xp.linalg.slogdet(A)), xp.linalg.inv(A)
+    excess, determinant = _excess_and_determinant(M)
+    value = _logarithms(xp, excess, determinant) if bool(xp.any(excess < SMALL)) else xp.log1p(excess)
     if order == 1:
-        return 1 / (1 + M)
-    if order == 2:
-        a, b, c, d = 1 + M[:, 0, 0], M[:, 0, 1], M[:, 1, 0], 1 + M[:, 1, 1]
-        adjugate = xp.stack([xp.stack([d, -b], axis=-1), xp.stack([-c, a], axis=-1)], axis=-2)
-        return adjugate / (a * d - b * c)[:, None, None]
-    return xp.linalg.inv(xp.eye(order, dtype=M.dtype, device=device_of(M)) + M)
+        return value, 1 / determinant[:, None, None]
+    a, b, c, d = 1 + M[:, 0, 0], -M[:, 0, 1], -M[:, 1, 0], 1 + M[:, 1, 1]
+    return value, xp.reshape(xp.stack([d, b, c, a], axis=-1) / determinant[:, None], M.shape)
 
 
 def _in_parts(engine: Backend, g: Any, x: Array, linearization: Linearization, order: int) -> Array:
@@ -132,20 +136,30 @@ def _of_matrices(engine: Backend, matrix: Array) -> Array:
     matrix = xp.astype(matrix, widest(engine))
     order = matrix.shape[-1]
     if order <= WRITTEN_OUT:
-        return _small_log_determinants(xp, matrix)
-    sign, value = xp.linalg.slogdet(xp.eye(order, dtype=matrix.dtype, device=device_of(matrix)) + matrix)
+        return _logarithms(xp, *_excess_and_determinant(matrix))
+    return _signed(xp, *xp.linalg.slogdet(xp.eye(order, dtype=matrix.dtype, device=device_of(matrix)) + matrix))
+
+
+def _signed(xp: Any, sign: Array, value: Array) -> Array:
+    """Logarithms of determinants, NaN where one is not positive."""
     return xp.where(sign > 0, value, xp.full_like(value, math.nan))
 
 
-def _small_log_determinants(xp: Any, M: Array) -> Array:
-    """Return log det(I + M) of matrices (..., r, r), r at most 2; factorising thousands of them takes far longer."""
+def _excess_and_determinant(M: Array) -> tuple[Array, Array]:
+    """det(I + M) - 1, without cancellation, and det(I + M) of matrices (..., r, r), r at most 2.
+
+    Factorising thousands of them would take far longer.
+    """
     if M.shape[-1] == 1:
-        excess, determinant = M[..., 0, 0], 1 + M[..., 0, 0]
-    else:
-        a, d, crossed = M[..., 0, 0], M[..., 1, 1], M[..., 0, 1] * M[..., 1, 0]
-        excess, determinant = a + d + (a * d - crossed), (1 + a) * (1 + d) - crossed
+        return M[..., 0, 0], 1 + M[..., 0, 0]
+    a, d, crossed = M[..., 0, 0], M[..., 1, 1], M[..., 0, 1] * M[..., 1, 0]
+    return a + d + (a * d - crossed), (1 + a) * (1 + d) - crossed
+
+
+def _logarithms(xp: Any, excess: Array, determinant: Array) -> Array:
+    """Logarithms of determinants that are known in both forms, NaN where one is not positive."""
     # A small determinant is what is left of 1 by rounding in the one form, and accurate in the other.
-    small, one = excess < -0.5, xp.ones_like(excess)
+    small, one = excess < SMALL, xp.ones_like(excess)
     large = xp.log1p(xp.where(small, 0 * one, excess))
     value = xp.where(small, xp.log(xp.where(small & (determinant > 0), determinant, one)), large)
     return xp.where(small & ~(determinant > 0), xp.full_like(value, math.nan), value)

@@ -96,6 +96,7 @@ class Flow(Layer):
     event_shape: Shape
     latent_shape: Shape
     base: Literal["normal"]
+    arrays: tuple[Array, ...] = ()
 
     def __init__(
         self, layers: Sequence[Layer], event_shape: Sequence[int], *, base: Literal["normal"] = "normal"
@@ -120,6 +121,7 @@ class Flow(Layer):
             latent_shape=shape,
             base=base,
             residual_blocks=sum(layer.residual_blocks for layer in placed),
+            arrays=tuple(array for layer in placed for array in layer.arrays),  # asked for many times in every call
         )
         if self.arrays:
             get_backend(*self.arrays)
@@ -129,11 +131,6 @@ class Flow(Layer):
 
     def __repr__(self) -> str:
         return f"Flow([{', '.join(map(repr, self.layers))}], event_shape={self.event_shape})"
-
-    @property
-    def arrays(self) -> tuple[Array, ...]:
-        """The parameters of all layers."""
-        return tuple(array for layer in self.layers for array in layer.arrays)
 
     @property
     def inverse_lipschitz(self) -> Any:
@@ -375,9 +372,7 @@ def _sum(engine: Backend, logdets: Sequence[LogDet], dtype: Any) -> LogDet:
     """Log-determinant of a composition from those of its independent parts."""
     xp, wide = engine.xp, widest(engine)
     target = working_dtype(engine, dtype)
-    values = xp.stack([xp.astype(part.value, wide) for part in logdets])
-    deviations = xp.stack([xp.astype(part.std_error, wide) for part in logdets])
-    biases = xp.stack([xp.astype(part.bias_bound, wide) for part in logdets])
+    values, deviations, biases = (xp.astype(xp.stack([part[field] for part in logdets]), wide) for field in range(3))
     value = xp.sum(values, axis=0)
     rounding = len(logdets) * unit_roundoff(engine, wide) * xp.sum(xp.abs(values), axis=0)
     rounding = rounding + unit_roundoff(engine, target) * xp.abs(value)

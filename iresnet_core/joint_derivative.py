@@ -21,6 +21,9 @@ from iresnet_core.operators import Dense
 
 __all__ = ["Control", "JointPass", "can_join"]
 
+# So many tangents are summed one by one.
+FEW = 8
+
 # The same log-determinant as a function of J v and J0 and of the arrays of the pass: a program that may be
 # differentiated by the engine as often as that makes sense.
 PlainLogDet = Callable[[Array, Array | None, Sequence[Array]], Array]
@@ -293,9 +296,12 @@ class _Backward:
         layer: Activation = self.layers[place]
         value, slope, *more = known[-1]
         tangents = kept.tangents[number]
-        of_slope = of_images[0, ...] * tangents[0, ...]
-        for p in range(1, tangents.shape[0]):
-            of_slope = engine.multiply_add(of_slope, of_images[p, ...], tangents[p, ...])
+        if tangents.shape[0] > FEW:
+            of_slope = xp.sum(of_images * tangents, axis=0)
+        else:  # without the product as a whole
+            of_slope = of_images[0, ...] * tangents[0, ...]
+            for p in range(1, tangents.shape[0]):
+                of_slope = engine.multiply_add(of_slope, of_images[p, ...], tangents[p, ...])
         if of_mean is not None:
             of_slope = of_slope + xp.sum(of_mean * kept.mean_tangents[number], axis=0) / slope.shape[0]
             of_mean = kept.mean_slopes[number] * of_mean

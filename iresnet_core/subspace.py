@@ -66,7 +66,7 @@ def refine_basis(operator: LinearOperator, basis: Array, steps: int) -> tuple[Ar
     top = xp.matmul(rotation[..., -1:, :], right)[..., 0, :]
     length = xp.linalg.vector_norm(top, axis=-1, keepdims=True)
     top = top / xp.where(length > 0, length, xp.ones_like(length))
-    alive = xp.any(basis != 0, axis=(-2, -1), keepdims=True)
+    alive = xp.any(basis[..., -1:, :] != 0, axis=-1, keepdims=True)  # that of the longest
     return basis[..., -1, :], top, xp.where(alive, basis, given)
 
 

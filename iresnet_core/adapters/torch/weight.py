@@ -221,14 +221,19 @@ def advance(found: Sequence[tuple[CappedWeight, Tensor]]) -> None:
     """Keep the bases that a pass which records gradients has found."""
     if not torch.is_grad_enabled():
         return
-    kept = [(cap, basis) for cap, basis in found if cap.previous.shape == cap.basis.shape == basis.shape]
+    older, old, new = [], [], []
     with torch.no_grad():
         for cap, basis in found:
-            if not cap.previous.shape == cap.basis.shape == basis.shape:
-                cap.previous, cap.basis = cap.basis.clone(), basis.clone()
-        if kept:
-            torch._foreach_copy_([cap.previous for cap, _ in kept], [cap.basis for cap, _ in kept])
-            torch._foreach_copy_([cap.basis for cap, _ in kept], [basis for _, basis in kept])
+            previous, last = cap.previous, cap.basis
+            if previous.shape == last.shape == basis.shape:
+                older.append(previous)
+                old.append(last)
+                new.append(basis)
+            else:
+                cap.previous, cap.basis = last.clone(), basis.clone()
+        if new:
+            torch._foreach_copy_(older, old)
+            torch._foreach_copy_(old, new)
 
 
 def steered_layers(capped: Sequence[Capped]) -> dict[nn.Module, LinearLayer]:
