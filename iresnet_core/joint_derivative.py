@@ -281,11 +281,13 @@ class _Backward:
     def _outer(self, cotangents: Array, rows: Array) -> Array:
         """Sum over all rows of cotangent row^T."""
         xp = self.engine.xp
-        left = xp.reshape(cotangents, (-1, cotangents.shape[-1]))
-        return xp.matmul(xp.matrix_transpose(left), xp.reshape(rows, (-1, rows.shape[-1])))
+        left, right = (a if a.ndim == 2 else xp.reshape(a, (-1, a.shape[-1])) for a in (cotangents, rows))
+        return xp.matmul(xp.matrix_transpose(left), right)
 
     def _through(self, cotangents: Array, weight: Array) -> Array:
         xp = self.engine.xp
+        if cotangents.ndim == 2:
+            return xp.matmul(cotangents, weight)
         rows = xp.matmul(xp.reshape(cotangents, (-1, weight.shape[0])), weight)
         return xp.reshape(rows, (*cotangents.shape[:-1], weight.shape[1]))
 
@@ -296,15 +298,17 @@ class _Backward:
         layer: Activation = self.layers[place]
         value, slope, *more = known[-1]
         tangents = kept.tangents[number]
-        if tangents.shape[0] > FEW:
-            of_slope = xp.sum(of_images * tangents, axis=0)
-        else:  # without the product as a whole
-            of_slope = of_images[0, ...] * tangents[0, ...]
-            for p in range(1, tangents.shape[0]):
-                of_slope = engine.multiply_add(of_slope, of_images[p, ...], tangents[p, ...])
+        of_slope = None
         if of_mean is not None:
-            of_slope = of_slope + xp.sum(of_mean * kept.mean_tangents[number], axis=0) / slope.shape[0]
+            of_slope = xp.sum(of_mean * kept.mean_tangents[number], axis=0) / slope.shape[0]
             of_mean = kept.mean_slopes[number] * of_mean
+        if tangents.shape[0] > FEW:
+            forms = xp.sum(of_images * tangents, axis=0)
+            of_slope = forms if of_slope is None else of_slope + forms
+        else:  # without the product as a whole
+            for p in range(tangents.shape[0]):
+                image, tangent = of_images[p, ...], tangents[p, ...]
+                of_slope = image * tangent if of_slope is None else engine.multiply_add(of_slope, image, tangent)
         bend = layer.bend(kept.arguments[number], value, slope, *more)
         of_value = engine.multiply_add(of_value * slope, of_slope, bend)
         of_images = slope * of_images
