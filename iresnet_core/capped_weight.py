@@ -15,7 +15,7 @@ from iresnet_core.bounds import lipschitz_bound
 from iresnet_core.checks import require_nonnegative
 from iresnet_core.errors import NotContractiveError
 from iresnet_core.normalization import normalize
-from iresnet_core.operators import Dense, LinearLayer, Matrices, constant_operator
+from iresnet_core.operators import Dense, LinearLayer, Matrices, Transposed, constant_operator
 from iresnet_core.precision import gamma, round_up, unit_roundoff, widest, working_dtype
 from iresnet_core.results import LipschitzBound
 from iresnet_core.spectral import spectral_norm
@@ -120,9 +120,13 @@ def steered(layer: LinearLayer, cap: float, basis: Array | None, *, steps: int =
     raised = layer.astype(working_dtype(engine, layer.weight.dtype))
     with engine.unrecorded(), engine.float64():
         constant = constant_operator(raised)
+        if _is_tall(layer):
+            constant = Transposed(constant)
         if basis is None:
             basis, steps = first_basis(constant, BASIS_SIZE), FIRST_STEPS
         left, right, basis = (engine.stop_gradient(a) for a in refine_basis(constant, basis, steps))
+        if _is_tall(layer):
+            left, right = right, left
     sigma = xp.sum(left * raised.matvec(right), axis=-1)
     limit = xp.full_like(sigma, cap)
     weight = layer.weight * xp.astype(limit / xp.maximum(sigma, limit), layer.weight.dtype)
@@ -132,7 +136,7 @@ def steered(layer: LinearLayer, cap: float, basis: Array | None, *, steps: int =
 def steered_together(
     layers: Sequence[LinearLayer], caps: Sequence[float], bases: Sequence[Array | None], *, steps: int = 2
 ) -> list[tuple[LinearLayer, Array]]:
-    """Scale many layers as `steered` does, those of one shape and dtype side by side.
+    """Scale many layers as `steered` does, those of one shape, transposed or not, and dtype side by side.
 
     One stack of thirty small matrices costs little more than a single one; convolutions, and layers without a basis,
     are treated one by one.
@@ -141,7 +145,7 @@ def steered_together(
     groups: dict[Any, list[int]] = {}
     for index, (layer, basis) in enumerate(zip(layers, bases, strict=True)):
         plain = isinstance(layer, Dense) and basis is not None
-        kind = (layer.shape, layer.weight.dtype) if plain else index
+        kind = (tuple(sorted(layer.shape)), layer.weight.dtype) if plain else index
         groups.setdefault(kind, []).append(index)
     for members in groups.values():
         if len(members) == 1:
@@ -161,7 +165,12 @@ def _steered_stack(
 ) -> list[tuple[LinearLayer, Array]]:
     engine, xp = layers[0].engine, layers[0].engine.xp
     dtype = layers[0].weight.dtype
-    weights = xp.stack([layer.weight for layer in layers])
+    tall = [_is_tall(layer) for layer in layers]
+
+    def turned(matrices: Sequence[Array]) -> list[Array]:
+        return [xp.matrix_transpose(m) if turn else m for m, turn in zip(matrices, tall, strict=True)]
+
+    weights = xp.stack(turned([layer.weight for layer in layers]))
     raised = Matrices(xp.astype(weights, working_dtype(engine, dtype), copy=False), checked=True)
     with engine.unrecorded(), engine.float64():
         constant = Matrices(engine.stop_gradient(raised.array), checked=True)
@@ -169,16 +178,21 @@ def _steered_stack(
     sigma = engine.bilinear_form(left, raised.array, right)
     limit = xp.asarray(caps, dtype=sigma.dtype, device=device_of(sigma))
     factors = xp.astype(limit / xp.maximum(sigma, limit), dtype, copy=False)
-    scaled = xp.unstack(weights * factors[:, None, None])
+    scaled = turned(xp.unstack(weights * factors[:, None, None]))
     return [
         (layer.with_parameters(weight, layer.bias).capped(cap), own)
         for layer, weight, cap, own in zip(layers, scaled, caps, xp.unstack(basis), strict=True)
     ]
 
 
+def _is_tall(layer: LinearLayer) -> bool:
+    """Whether the basis of a layer is one of its right singular vectors, which are the shorter ones."""
+    return isinstance(layer, Dense) and layer.shape[0] > layer.shape[1]
+
+
 def basis_shape(layer: LinearLayer) -> tuple[int, int]:
     """Return the shape (k, m) of the basis that `steered` keeps."""
-    return min(BASIS_SIZE, *layer.shape), layer.shape[0]
+    return min(BASIS_SIZE, *layer.shape), layer.shape[1 if _is_tall(layer) else 0]
 
 
 def certificate(layer: LinearLayer) -> Certificate:

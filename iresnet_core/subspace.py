@@ -34,7 +34,8 @@ def refine_basis(operator: LinearOperator, basis: Array, steps: int) -> tuple[Ar
     operator : LinearOperator (m, n)
         In at least float32; or a stack of matrices, treated side by side.
     basis : array (..., k, m)
-        Rows that span an approximation of the leading left singular space; any that are independent.
+        Rows that span an approximation of the leading left singular space; any that are independent. One of the whole
+        space, k = m, is not looked at.
     steps : int
         At least 1.
 
@@ -49,6 +50,8 @@ def refine_basis(operator: LinearOperator, basis: Array, steps: int) -> tuple[Ar
         no later step would get away from zero.
     """
     xp, given = operator.engine.xp, basis
+    if basis.shape[-2] == basis.shape[-1]:  # of the whole space: any other one will do, for the exact answer
+        basis, steps = xp.eye(basis.shape[-1], dtype=basis.dtype, device=device_of(basis)), 1
     rights: list[Array] = []
     images: list[Array] = []
     for step in range(steps):
