@@ -23,7 +23,13 @@ _FACTOR = repr(1 / SWISH_SLOPE)  # as text, see `Activation._constants`
 class Diagonal:
     """Jacobian of an entrywise activation at one batch: multiplication by its slopes (batch, ...)."""
 
-    slope: Array
+    entries: Array
+    factor: float = 1.0
+
+    @property
+    def slope(self) -> Array:
+        """The slopes, `factor` times `entries`."""
+        return self.entries if self.factor == 1 else self.factor * self.entries
 
     def apply(self, v: Array) -> Array:
         """Multiply v (..., batch, *event)."""
@@ -62,6 +68,10 @@ class _Definition:
     `both` (xp, x, hard, parameters) gives value and slope, and what `bend` (xp, x, what `both` gave, parameters), the
     second derivative, can use. `hard` (xp, x, parameters), where there is one, is the part of `both` that takes time,
     and worth keeping for another call.
+
+    Where there is `plain` (xp, x, hard, parameters), it gives the same but for the factor `factor` of value and slope,
+    and `again` (xp, value, hard, parameters) what `plain` gave, from its value. `bend` does not look at x then, and its
+    result has the factor that value and slope have.
     """
 
     value: Callable[..., Array]
@@ -71,6 +81,9 @@ class _Definition:
     bend: Callable[..., Array]
     defaults: tuple[tuple[str, float], ...] = ()
     hard: Callable[..., Array] | None = None
+    factor: float = 1.0
+    plain: Callable[..., tuple[Array, ...]] | None = None
+    again: Callable[..., tuple[Array, ...]] | None = None
 
 
 def _one(_: dict[str, float]) -> float:
@@ -94,6 +107,15 @@ def _lipswish_both(xp: Any, x: Array, s: Array, beta: float) -> tuple[Array, ...
     value = x * scaled
     rest = 1 - s
     return value, get_backend(x).multiply_add(scaled, value if beta == 1 else beta * value, rest), rest
+
+
+def _swish_both(xp: Any, x: Array, s: Array, beta: float) -> tuple[Array, ...]:
+    return _swish_again(xp, x * s, s, beta)
+
+
+def _swish_again(xp: Any, value: Array, s: Array, beta: float) -> tuple[Array, ...]:
+    rest = 1 - s
+    return value, get_backend(value).multiply_add(s, value if beta == 1 else beta * value, rest), rest
 
 
 def _lipswish_bend(xp: Any, x: Array, value: Array, slope: Array, rest: Array, beta: float) -> Array:
@@ -151,6 +173,9 @@ ACTIVATIONS: dict[str, _Definition] = {
         _lipswish_bend,
         (("beta", 1.0),),
         _lipswish_hard,
+        float(_FACTOR),
+        _swish_both,
+        _swish_again,
     ),
     "elu": _Definition(
         lambda xp, x, alpha: _elu_like(xp, x, alpha, 1.0),
@@ -329,6 +354,27 @@ class Activation(Copyable):
         """
         known = self.hard_part(x) if known is None else known
         return ACTIVATIONS[self.name].both(get_backend(x).xp, x, known, **self._constants())
+
+    @property
+    def factor(self) -> float:
+        """What `without_factor` leaves out of value and slope; 1 for most."""
+        return ACTIVATIONS[self.name].factor
+
+    @property
+    def can_repeat(self) -> bool:
+        """Whether there is `repeated`."""
+        return ACTIVATIONS[self.name].again is not None
+
+    def without_factor(self, x: Array, known: Array | None) -> tuple[Array, ...]:
+        """Return value and slope at x, divided by `factor`, and what `bend`, divided likewise, can use besides."""
+        plain = ACTIVATIONS[self.name].plain
+        return self.with_slope(x, known) if plain is None else plain(get_backend(x).xp, x, known, **self._constants())
+
+    def repeated(self, value: Array, known: Array | None) -> tuple[Array, ...]:
+        """Return what `without_factor` gave, from its value and the `hard_part`: x need not be kept."""
+        again = ACTIVATIONS[self.name].again
+        assert again is not None
+        return again(get_backend(value).xp, value, known, **self._constants())
 
     def bend(self, x: Array, *known: Array) -> Array:
         """Return the second derivative at x, where ``with_slope(x)`` gave `known`; zero at kinks."""

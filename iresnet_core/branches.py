@@ -177,9 +177,8 @@ class Chain(Copyable):
         if not (square and can_join(self.layers) and engine.takes_derivatives_by_hand(x, *self.arrays)):
             return self.linearize(x)
         joint = JointPass(engine, self.layers, x)
-        slopes = iter(joint.slopes)
-        jacobians = tuple(Diagonal(next(slopes)) if isinstance(layer, Activation) else layer for layer in self.layers)
-        return replace(self._linearization(jacobians, joint.value), joint=joint)
+        found = self._linearization(tuple(joint.jacobians), joint.value)
+        return replace(found, vjp=joint.transposed_products, joint=joint)
 
     def _linearization(self, jacobians: tuple[Jacobian, ...], x: Array) -> Linearization:
         product = _Product(self, jacobians, x)

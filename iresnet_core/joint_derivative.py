@@ -8,14 +8,17 @@ with h_ and t_ the cotangents of value and tangent, at the end those of g(x) and
     activation:  s = t_ t,  h_ <- phi'(a) h_ + phi''(a) s,  t_ <- phi'(a) t_,
 
 summed over samples and tangents. A term tr(C dJ0) with the Jacobian J0 at the mean slopes of the batch is a second
-stream of tangents, the d unit vectors. Only the arguments and tangents of the activations are kept on the way, and
-the exponentials: values, slopes and second derivatives are made again where they are needed.
+stream of tangents, the d unit vectors. Only the arguments (or values) and tangents of the activations are kept on the
+way, and the exponentials: the rest is made again where it is needed. A factor that an activation has in all its
+values, such as that which makes swish 1-Lipschitz, is taken into the weight of the next layer: once a matrix and not
+once a sample.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
-from iresnet_core.activations import Activation
+from iresnet_core.activations import Activation, Diagonal
 from iresnet_core.backends import Array, Backend
 from iresnet_core.operators import Dense
 
@@ -50,7 +53,7 @@ class _Kept(NamedTuple):
     v: Array
     w: Array
     logdet: Array
-    arguments: Sequence[Array]
+    arguments: Sequence[Array]  # or values, of an activation that can be `repeated`
     hard_parts: Sequence[Any]
     tangents: Sequence[Array]
     control: Sequence[Array]  # inverse and first, or nothing
@@ -98,55 +101,71 @@ class JointPass:
     ----------
     value : array (batch, m)
         g(x), without derivative.
-    slopes : list of array (batch, h)
-        Slopes of the activations.
+    jacobians : list
+        Those of the layers: the dense ones themselves, and a `Diagonal` for every activation.
     """
 
     def __init__(self, engine: Backend, layers: Sequence[Any], x: Array) -> None:
         self.engine, self.layers, self.x = engine, tuple(layers), x
-        self.arguments: list[Array] = []
-        self.slopes: list[Array] = []
+        self.jacobians: list[Any] = []
+        self._arguments: list[Array] = []
         self._hard_parts: list[Any] = []
+        self._slopes: list[Array] = []
         self._v: Any = None
         self._tangents: list[Array] = []
         self._means: tuple[list[Array], list[Any]] = ([], [])
         with engine.unrecorded():
+            self._dense = [
+                layer.with_parameters(_scaled(self.layers, 2 * k, layer.weight), layer.bias)
+                for k, layer in enumerate(self.layers[::2])
+            ]
             h = x
-            for layer in self.layers:
+            for place, layer in enumerate(self.layers):
                 if isinstance(layer, Dense):
-                    h = layer(h)
-                else:
-                    self.arguments.append(h)
-                    self._hard_parts.append(layer.hard_part(h))
-                    h, slope, *_ = layer.with_slope(h, self._hard_parts[-1])
-                    self.slopes.append(slope)
+                    h = self._dense[place // 2](h)
+                    self.jacobians.append(layer)
+                    continue
+                hard = layer.hard_part(h)
+                whole = _keeps_factor(self.layers, place)
+                value, slope, *_ = layer.with_slope(h, hard) if whole else layer.without_factor(h, hard)
+                self._arguments.append(h if whole or not layer.can_repeat else value)
+                self._hard_parts.append(hard)
+                self._slopes.append(slope)
+                self.jacobians.append(Diagonal(slope, 1.0 if whole else layer.factor))
+                h = value
         self.value = h
 
     def products(self, v: Array) -> Array:
         """Return J v (tangents, batch, m) for the tangents v, (tangents, batch, d) or (tangents, 1, d)."""
         with self.engine.unrecorded():
-            t, tangents, slopes = v, [], iter(self.slopes)
-            for layer in self.layers:
-                if isinstance(layer, Dense):
-                    t = layer.apply(t)
-                else:
-                    tangents.append(t)
-                    t = next(slopes) * t
+            t, tangents = self._dense[0].apply(v), []
+            for slope, layer in zip_longest(self._slopes, self._dense[1:]):
+                tangents.append(t)
+                t = slope * t
+                t = t if layer is None else layer.apply(t)
         self._v, self._tangents = v, tangents
         return _for_all_samples(self.engine, t, self.x)
+
+    def transposed_products(self, u: Array) -> Array:
+        """Return J^T u for u (..., batch, m), without derivative."""
+        engine = self.engine
+        with engine.unrecorded():
+            if len(self._slopes) == len(self._dense):
+                u = self._slopes[-1] * u
+            for layer, slope in zip(self._dense[:0:-1], self._slopes[len(self._dense) - 2 :: -1], strict=True):
+                u = engine.product_scaled(u, layer.weight, slope)
+            return self._dense[0].adjoint(u)
 
     def mean_matrix(self) -> Array:
         """Return the Jacobian J0 (m, d) at the mean slopes of the batch."""
         xp = self.engine.xp
         with self.engine.unrecorded():
-            means = [xp.mean(slope, axis=0) for slope in self.slopes]
-            t, tangents, left = None, [], iter(means)
-            for layer in self.layers:
-                if isinstance(layer, Dense):
-                    t = xp.matrix_transpose(layer.weight) if t is None else layer.apply(t)
-                else:
-                    tangents.append(t)
-                    t = next(left) * t
+            means = [xp.mean(slope, axis=0) for slope in self._slopes]
+            t, tangents = xp.matrix_transpose(self._dense[0].weight), []
+            for mean, layer in zip_longest(means, self._dense[1:]):
+                tangents.append(t)
+                t = mean * t
+                t = t if layer is None else layer.apply(t)
             self._means = (means, tangents)
             return xp.matrix_transpose(t)
 
@@ -167,10 +186,10 @@ class JointPass:
         control : Control, optional
             Further terms of that derivative, with the J0 of `mean_matrix`, which was called before.
         """
-        engine, layers, count = self.engine, self.layers, len(self.slopes)
+        engine, layers, count = self.engine, self.layers, len(self._slopes)
         means = ([], []) if control is None else self._means
         known = engine.xp.asarray(logdet, copy=True)  # the caller may add to the other one in place
-        kept = _Kept(self._v, w, known, self.arguments, self._hard_parts, self._tangents, control or (), *means)
+        kept = _Kept(self._v, w, known, self._arguments, self._hard_parts, self._tangents, control or (), *means)
         value = self.value
 
         def forward(*_: Any) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
@@ -185,6 +204,17 @@ class JointPass:
         parameters = [array for layer in layers if isinstance(layer, Dense) for array in (layer.weight, layer.bias)]
         out = engine.with_derivative_by_hand(forward, backward, plainly, (self.x, *parameters))
         return out[0], out[1]
+
+
+def _keeps_factor(layers: Sequence[Any], place: int) -> bool:
+    """Whether the activation at `place` has no layer after it that could take its factor."""
+    return place + 1 == len(layers)
+
+
+def _scaled(layers: Sequence[Any], place: int, weight: Array) -> Array:
+    """The weight of the dense layer at `place` times the factor that the activation before it leaves out."""
+    factor = layers[place - 1].factor if place else 1.0
+    return weight if factor == 1 else factor * weight
 
 
 def _for_all_samples(engine: Backend, t: Array, x: Array) -> Array:
@@ -231,18 +261,19 @@ class _Backward:
             if isinstance(layer, Dense):
                 before = self._before(place)
                 if needed[1 + place]:
-                    grads[1 + place] = self._of_weight(place, of_value, of_images, of_mean, before)
+                    grad = self._of_weight(place, of_value, of_images, of_mean, before)
+                    grads[1 + place] = _scaled(layers, place, grad)
                 if needed[2 + place]:
                     grads[2 + place] = xp.sum(of_value, axis=0)
                 if not any(needed[: 1 + place]):
                     return grads
-                weight = self.parameters[place]
+                weight = _scaled(layers, place, self.parameters[place])
                 of_value = self._through(of_value, weight)
                 if place:  # what comes in are constants
                     of_images = self._through(of_images, weight)
                     of_mean = None if of_mean is None else self._through(of_mean, weight)
             else:
-                if place == len(layers) - 1:
+                if _keeps_factor(layers, place):
                     before = self._before(place + 1)
                 of_value, of_images, of_mean = self._activation(place, before, of_value, of_images, of_mean)
         grads[0] = of_value
@@ -256,14 +287,16 @@ class _Backward:
         return xp.sum(of_logdet) * inverse - xp.matmul(xp.matrix_transpose(xp.reshape(self.kept.v, (-1, d))), weighted)
 
     def _before(self, place: int) -> tuple[Array, Array, tuple[Array, ...]]:
-        """Value and tangents that come to layer `place`, and what `with_slope` gives of the activation before it."""
+        """Value and tangents that come to layer `place`, and what the activation before it gave."""
         if place == 0:
             return self.x, self.kept.v, ()
-        number = place // 2 - 1
-        value, slope, *more = self.layers[place - 1].with_slope(
-            self.kept.arguments[number], self.kept.hard_parts[number]
-        )
-        return value, slope * self.kept.tangents[number], (value, slope, *more)
+        number, layer = place // 2 - 1, self.layers[place - 1]
+        kept, hard = self.kept.arguments[number], self.kept.hard_parts[number]
+        if _keeps_factor(self.layers, place - 1):
+            known = layer.with_slope(kept, hard)
+        else:
+            known = layer.repeated(kept, hard) if layer.can_repeat else layer.without_factor(kept, hard)
+        return known[0], known[1] * self.kept.tangents[number], known
 
     def _of_weight(self, place: int, of_value: Array, of_images: Array, of_mean: Array | None, before: Any) -> Array:
         xp = self.engine.xp
