@@ -9,12 +9,14 @@ and the residual of y(t) in the full space, -t h y_m(t) v_(m+1), bounds the erro
 
     ||v||^2 integral of h |y_m(t)| / (1 - t c),
 
-because ||(I + t J)^-1|| <= 1 / (1 - t c). Both integrals are taken by one Gauss-Legendre rule. I + t H has a positive
-definite symmetric part, so that its LU factors exist without pivoting; they grow by one column a product.
+because ||(I + t J)^-1|| <= 1 / (1 - t c). The worst case over all J with these products and ||J|| <= c is some times
+less, see `completions`. All integrals are taken by one Gauss-Legendre rule: what is bounded is the error of the rule
+for the integrand of J, and the difference of both integrands at its nodes. I + t H has a positive definite symmetric
+part, so that its LU factors exist without pivoting; they grow by one column a product.
 
-The same holds for a preconditioned E in place of J, I + E = B (I + J), with another bound K(t) on ||(I + t E)^-1||: see
-`preconditioning`. There the norm of E need not be below 1, and both the error of the rule and that at its nodes are
-bounded for the integrand of E itself, not that of H: whatever the LU factors give, the certificate is true of it.
+The bound by the residual holds for a preconditioned E in place of J as well, I + E = B (I + J), with another bound K(t)
+on ||(I + t E)^-1||: see `preconditioning`. There the norm of E need not be below 1, and whatever the LU factors give,
+the certificate is true of it.
 """
 
 import functools
@@ -23,6 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 from iresnet_core.backends import Array, Backend
+from iresnet_core.completions import Completions
 from iresnet_core.hessenberg_solve import resolvent_coefficients
 from iresnet_core.precision import round_up
 from iresnet_core.quadratic_forms import FormEstimate, Products
@@ -31,6 +34,9 @@ from iresnet_core.small_hessenberg import SMALL, SmallResolvent
 
 __all__ = ["ArnoldiProcess", "ShortProcess", "arnoldi_estimate", "arnoldi_form", "run_arnoldi"]
 
+# By what the bound of all completions may be expected to be below that of the residual; no step depends on more of it
+# than whether the former is looked at.
+FAR = 64
 # Rounding of the squared length of the last product of a short process, in units of eps.
 SQUARE_ROUNDING = 32
 
@@ -38,9 +44,10 @@ SQUARE_ROUNDING = 32
 class _ResolventIntegral:
     """The integrals over t, for the growing Hessenberg matrices of all probes; float64, (nodes, probes, batch)."""
 
-    def __init__(self, engine: Backend, rule: Rule) -> None:
+    def __init__(self, engine: Backend, rule: Rule, eps: float) -> None:
         self.xp = engine.xp
-        self.t, self.weight, self.damping, self.error = rule
+        self.t, self.weight, self.damping, self.error, norm = rule
+        self.completions = None if norm is None else Completions(self.xp, self.t, norm, eps)
         self.upper: list[list[Array]] = []  # columns of U
         self.z: list[Array] = []  # L^-1 e_1
         self.w: list[Array] = []  # U^-T e_1
@@ -67,6 +74,8 @@ class _ResolventIntegral:
             self.w.append(1 / above[0])
         self.upper.append(above)
         self.previous_subdiagonal, self.subdiagonal = self.subdiagonal, column[j + 1]
+        if self.completions is not None:
+            self.completions.append(column[j], self.w[j], self.ratios[-1] if j else None)
         gain = self.w[j] * self.z[j]
         self.first = gain if self.first is None else self.first + gain
 
@@ -76,6 +85,16 @@ class _ResolventIntegral:
 
     def certificate(self) -> Array:
         """Bound on the error of `logarithm`."""
+        by_residual = self.residual_certificate()
+        if self.completions is None:
+            return by_residual
+        xp = self.xp
+        middle, half = self.completions.interval(self.z[-1], self.upper[-1][-1], self.subdiagonal)
+        farthest = xp.abs(xp.sum(self.weight * middle, axis=0)) + xp.sum(self.weight * half, axis=0)
+        return xp.minimum(farthest, by_residual)
+
+    def residual_certificate(self) -> Array:
+        """Bound on the error of `logarithm` from the residual alone."""
         return self._certificate(-1, self.subdiagonal)
 
     def _certificate(self, at: int, subdiagonal: Array) -> Array:
@@ -83,7 +102,7 @@ class _ResolventIntegral:
         return subdiagonal * self.xp.sum(self.damping * last, axis=0)
 
     def last_certificate(self) -> Array:
-        """The certificate before the last step, of which there was more than one."""
+        """The `residual_certificate` before the last step, of which there was more than one."""
         return self._certificate(-2, self.previous_subdiagonal)
 
     def last_gain(self) -> Array:
@@ -96,6 +115,8 @@ class _ResolventIntegral:
         self.z, self.w, self.ratios = ([a[:, :count, ...] for a in part] for part in (self.z, self.w, self.ratios))
         self.subdiagonal = self.subdiagonal[:count, ...]
         self.first = self.first[:, :count, ...]
+        if self.completions is not None:
+            self.completions.keep(count)
 
     def mean_resolvent(self) -> tuple[list[Array], list[Array], Array]:
         """Integrals of (I + t H)^-1 e_1, of e_1^T (I + t H)^-1, and of the norm of the first over 1 - t c."""
@@ -132,8 +153,9 @@ class ArnoldiProcess:
         self.v_length = xp.sqrt(xp.linalg.vecdot(v, v))
         zero = xp.astype(self.v_length == 0, v.dtype)
         self.basis = [v / (self.v_length + zero)[..., None]]
-        self.integral = self.resolvent(multiply.engine, multiply.rule(v))
+        self.integral = self.resolvent(multiply.engine, multiply.rule(v), self.eps)
         self.columns: list[list[Array]] = []
+        self._bound: Array | None = None
 
     @property
     def steps(self) -> int:
@@ -167,6 +189,7 @@ class ArnoldiProcess:
         """Take in a column of H."""
         self.columns.append([self.xp.astype(h, self.xp.float64, copy=False) for h in column])
         self.integral.append(self.columns[-1])
+        self._bound = None
 
     def keep(self, count: int) -> None:
         """Drop the probes beyond the first `count`."""
@@ -174,6 +197,14 @@ class ArnoldiProcess:
         self.basis = [b[:count, ...] for b in self.basis]
         self.columns = [[h[:count, ...] for h in column] for column in self.columns]
         self.integral.keep(count)
+        self._bound = None
+
+    def is_enough(self, square: Array, enough: Callable[[Array], bool]) -> bool:
+        """Whether ``enough(square * bound())``, which is looked into only where it is not far from that."""
+        integral = self.integral
+        if integral.completions is not None and not enough(square * integral.residual_certificate() / FAR):
+            return False
+        return enough(square * self.bound())
 
     def form(self, subtract_linear: bool) -> Array:
         """e_1^T log(I + H) e_1, less the first entry of H where the linear term is subtracted."""
@@ -182,10 +213,12 @@ class ArnoldiProcess:
 
     def bound(self) -> Array:
         """Certified bound on the error of `form`."""
-        certificate, a_priori = self.integral.certificate(), self.multiply.a_priori(self.steps)
-        if a_priori is not None:
-            certificate = self.xp.minimum(certificate, self.xp.full_like(certificate, a_priori))
-        return certificate + self.integral.error
+        if self._bound is None:
+            certificate, a_priori = self.integral.certificate(), self.multiply.a_priori(self.steps)
+            if a_priori is not None:
+                certificate = self.xp.minimum(certificate, self.xp.full_like(certificate, a_priori))
+            self._bound = certificate + self.integral.error
+        return self._bound
 
     def combination(self, y: list[Array], subtract_v: bool = False) -> Array:
         """Return ||v|| V y (probes, batch, d), less v if that is to be subtracted."""
@@ -257,7 +290,7 @@ def run_arnoldi(
     square = xp.astype(process.v_length, xp.float64) ** 2
     for _ in range(process.d if terms is None else terms):
         process.step()
-        if terms is None and enough(square * process.bound()):
+        if terms is None and process.is_enough(square, enough):
             break
     return process
 

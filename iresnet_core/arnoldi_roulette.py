@@ -134,7 +134,7 @@ def _remaining(process: ArnoldiProcess, bound: Array) -> tuple[Array, Array]:
         size = h * xp.maximum(0 * a + 1, 1 / (1 + a)) * (-xp.log1p(-r) / r - 1)
     else:
         last, before = integral.last_gain(), integral.last_certificate()
-        ratio = xp.where(before > 0, integral.certificate() / xp.where(before > 0, before, limit + 1), limit)
+        ratio = xp.where(before > 0, integral.residual_certificate() / xp.where(before > 0, before, limit + 1), limit)
         ratio = xp.where((ratio >= 0) & (ratio < c), ratio, limit)
         r = 0.5 * (ratio + c)
         size = xp.abs(last) * r / (1 - r)

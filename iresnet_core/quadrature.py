@@ -102,19 +102,23 @@ def _segment_error(c: float) -> float:
 
 
 class Rule(NamedTuple):
-    """A quadrature on [0, 1]: nodes t, weights, weights times a bound on ||(I + t J)^-1|| (nodes, 1, 1), its error."""
+    """A quadrature on [0, 1]: nodes t, weights, weights times a bound on ||(I + t J)^-1|| (nodes, 1, 1), its error.
+
+    `norm` bounds the norm of the operator itself, where it is below 1.
+    """
 
     t: Array
     weight: Array
     damping: Array
     error: float
+    norm: float | None = None
 
 
 def contraction_rule(engine: Backend, like: Array, c: float) -> Rule:
     """The rule for ||J|| <= c, to the rounding of the dtype of `like`, which its error includes."""
     exponent = 36.0 if engine.xp.finfo(like.dtype).bits == 64 else 20.0
     table = engine.constant_array(_rule, c, exponent, like=like)
-    return Rule(table[0, ...], table[1, ...], table[2, ...], engine.host_constant(_rule_error, c, exponent))
+    return Rule(table[0, ...], table[1, ...], table[2, ...], engine.host_constant(_rule_error, c, exponent), c)
 
 
 def preconditioned_rule(engine: Backend, like: Array, largest: float, c: float, norm: Array, growth: Array) -> Rule:

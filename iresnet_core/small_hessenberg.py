@@ -30,7 +30,7 @@ class SmallResolvent:
     beyond any that could be used.
     """
 
-    def __init__(self, engine: Backend, rule: Rule) -> None:
+    def __init__(self, engine: Backend, rule: Rule, eps: float) -> None:
         self.xp: Any = engine.xp
         self.error = ROUNDING
         # Of the bound K(t) on the norm of the resolvent, and of t K(t).

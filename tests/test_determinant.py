@@ -250,12 +250,12 @@ class TestStatistics:
             assert math.sqrt(np.mean(errors**2)) <= 1.2 * math.sqrt(np.mean(bars**2)) + 1e-3
 
 
-def test_arnoldi_certifies_in_ten_products(backend):
-    for case in ("d64_c0.5", "d64_c0.7", "d64_c0.9", "d64_c0.97"):
+def test_arnoldi_certifies_in_seven_products(backend):
+    for case, products in {"d64_c0.5": 5, "d64_c0.7": 6, "d64_c0.9": 7, "d64_c0.97": 7}.items():
         g, x = example_data.load_case(case, backend=backend.name)
         result = logdet(g, x, method="arnoldi", rng=0)
         assert np.all(host(backend, result.bias_bound) <= 1e-3)
-        assert np.all(host(backend, result.products) <= 10)
+        assert np.all(host(backend, result.products) <= products)
 
 
 class TestExact:

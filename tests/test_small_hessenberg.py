@@ -15,7 +15,7 @@ ENTRY = st.one_of(st.floats(-3.0, 3.0), st.sampled_from((0.0, 1e-9, -1e-9, 1e-16
 def resolvent(backend, columns, c=0.9):
     """The integrals for one matrix, entries as (1, 1) arrays."""
     like = array(backend, np.ones(1))
-    integral = SmallResolvent(backend, contraction_rule(backend, like, c))
+    integral = SmallResolvent(backend, contraction_rule(backend, like, c), 2.0**-52)
     for column in columns:
         integral.append([array(backend, [[entry]]) for entry in column])
     return integral
