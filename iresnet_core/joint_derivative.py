@@ -211,9 +211,13 @@ def _keeps_factor(layers: Sequence[Any], place: int) -> bool:
     return place + 1 == len(layers)
 
 
+def _factor_before(layers: Sequence[Any], place: int) -> float:
+    """The factor that the activation before the dense layer at `place` leaves to it."""
+    return float(layers[place - 1].factor) if place else 1.0
+
+
 def _scaled(layers: Sequence[Any], place: int, weight: Array) -> Array:
-    """The weight of the dense layer at `place` times the factor that the activation before it leaves out."""
-    factor = layers[place - 1].factor if place else 1.0
+    factor = _factor_before(layers, place)
     return weight if factor == 1 else factor * weight
 
 
@@ -261,17 +265,16 @@ class _Backward:
             if isinstance(layer, Dense):
                 before = self._before(place)
                 if needed[1 + place]:
-                    grad = self._of_weight(place, of_value, of_images, of_mean, before)
-                    grads[1 + place] = _scaled(layers, place, grad)
+                    grads[1 + place] = self._of_weight(place, of_value, of_images, of_mean, before)
                 if needed[2 + place]:
                     grads[2 + place] = xp.sum(of_value, axis=0)
                 if not any(needed[: 1 + place]):
                     return grads
-                weight = _scaled(layers, place, self.parameters[place])
-                of_value = self._through(of_value, weight)
+                weight, factor = self.parameters[place], _factor_before(layers, place)
+                of_value = self._through(of_value, weight, factor)
                 if place:  # what comes in are constants
-                    of_images = self._through(of_images, weight)
-                    of_mean = None if of_mean is None else self._through(of_mean, weight)
+                    of_images = self._through(of_images, weight, factor)
+                    of_mean = None if of_mean is None else self._through(of_mean, weight, factor)
             else:
                 if _keeps_factor(layers, place):
                     before = self._before(place + 1)
@@ -303,25 +306,28 @@ class _Backward:
         value, tangents, *_ = before
         if of_images.shape[1] != tangents.shape[1]:  # tangents that are the same for all samples
             of_images = xp.sum(of_images, axis=1, keepdims=True)
-        grad = self._outer(of_value, value) + self._outer(of_images, tangents)
+        factor = _factor_before(self.layers, place)
+        grad = self._add_outer(None, of_value, value, factor)
+        grad = self._add_outer(grad, of_images, tangents, factor)
         if of_mean is None:
             return grad
         if not place:
             return grad + xp.matrix_transpose(of_mean)  # the unit vectors themselves come in
         number = place // 2 - 1
-        return grad + self._outer(of_mean, self.kept.mean_slopes[number] * self.kept.mean_tangents[number])
+        mean = self.kept.mean_slopes[number] * self.kept.mean_tangents[number]
+        return self._add_outer(grad, of_mean, mean, factor)
 
-    def _outer(self, cotangents: Array, rows: Array) -> Array:
-        """Sum over all rows of cotangent row^T."""
+    def _add_outer(self, total: Array | None, cotangents: Array, rows: Array, factor: float) -> Array:
+        """Add the sum over all rows of factor * cotangent row^T to `total`."""
         xp = self.engine.xp
         left, right = (a if a.ndim == 2 else xp.reshape(a, (-1, a.shape[-1])) for a in (cotangents, rows))
-        return xp.matmul(xp.matrix_transpose(left), right)
+        return self.engine.gemm(factor, xp.matrix_transpose(left), right, total)
 
-    def _through(self, cotangents: Array, weight: Array) -> Array:
-        xp = self.engine.xp
+    def _through(self, cotangents: Array, weight: Array, factor: float) -> Array:
         if cotangents.ndim == 2:
-            return xp.matmul(cotangents, weight)
-        rows = xp.matmul(xp.reshape(cotangents, (-1, weight.shape[0])), weight)
+            return self.engine.gemm(factor, cotangents, weight)
+        xp = self.engine.xp
+        rows = self.engine.gemm(factor, xp.reshape(cotangents, (-1, weight.shape[0])), weight)
         return xp.reshape(rows, (*cotangents.shape[:-1], weight.shape[1]))
 
     def _activation(

@@ -154,6 +154,12 @@ class Backend(ABC):
         rows = self.xp.reshape(u, (-1, u.shape[-1]))
         return scale * self.xp.reshape(self.xp.matmul(rows, weight), (*u.shape[:-1], weight.shape[1]))
 
+    def gemm(self, alpha: float, a: Array, b: Array, c: Array | None = None) -> Array:
+        """Return alpha A B + C for matrices A (m, k), B (k, n) and C (m, n), zero if it is None."""
+        product = self.xp.matmul(a, b)
+        product = product if alpha == 1 else alpha * product
+        return product if c is None else product + c
+
     def bilinear_form(self, left: Array, matrix: Array, right: Array) -> Array:
         """Return left^T A right (...) for (..., m), (..., m, n) and (..., n); differentiable in A alone."""
         return self.xp.sum(matrix * (left[..., :, None] * right[..., None, :]), axis=(-2, -1))

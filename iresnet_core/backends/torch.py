@@ -179,6 +179,14 @@ class Engine(Backend):
         with own_dtype(x):
             return torch.nn.functional.linear(x, weight, bias)
 
+    def gemm(self, alpha: float, a: Array, b: Array, c: Array | None = None) -> Array:
+        """``torch.addmm``, whose BLAS scales and adds on the way."""
+        with own_dtype(a):
+            if c is None and alpha == 1:
+                return torch.mm(a, b)
+            start, beta = (a.new_empty(()), 0) if c is None else (c, 1)
+            return torch.addmm(start, a, b, beta=beta, alpha=alpha)
+
     def scaled_product(self, v: Array, scale: Array, weight: Array) -> Array:
         """In eager training through an autograd.Function."""
         if not records_plainly(v, scale, weight):

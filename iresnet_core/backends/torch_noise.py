@@ -35,16 +35,20 @@ def signs_of_bytes(dtype: Any, device: Any) -> Array:
 
 
 def random_signs(shape: tuple[int, ...], dtype: Any, device: Any, source: torch.Generator | None) -> Array:
-    """Entries +1 and -1 with equal chance, eight of each random byte: numbers are slower to draw than to look up."""
+    """Entries +1 and -1 with equal chance, many of each random number: those are slower to draw than to take apart."""
     size = math.prod(shape)
     # Given as None, the generator would rule out sizes that a compiled program is to find out.
     chosen: dict[str, Any] = {} if source is None else {"generator": source}
-    words = torch.randint(0, 256, (-(-size // 8), 1), dtype=torch.uint8, device=device, **chosen)
     if torch.compiler.is_compiling() or inside_functorch():
-        masks = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
-        signs = 2 * (words & masks).to(torch.bool).to(dtype) - 1
+        words = torch.randint(0, 2**32, (-(-size // 32), 1), dtype=torch.int64, device=device, **chosen)
+        if not inside_functorch():
+            # A view by strides has its tensor written to memory, or every sign would draw its word once more.
+            words = words.as_strided(words.shape, words.stride())
+        bits = (words >> torch.arange(32, device=device)) & 1
+        signs = 2 * bits.to(dtype) - 1
     else:
-        signs = torch.nn.functional.embedding(words[:, 0].to(torch.int64), signs_of_bytes(dtype, device))
+        words = torch.randint(0, 256, (-(-size // 8),), dtype=torch.uint8, device=device, **chosen)
+        signs = torch.nn.functional.embedding(words.to(torch.int64), signs_of_bytes(dtype, device))
     return signs.reshape(-1)[:size].reshape(shape)
 
 
