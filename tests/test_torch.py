@@ -40,7 +40,7 @@ def compiled(fn, **options):
 
 def gradients(fn, *arguments):
     leaves = [a.detach().clone().requires_grad_() for a in arguments]
-    return torch.autograd.grad(fn(*leaves).sum(), leaves)
+    return torch.autograd.grad(fn(*leaves).sum(), leaves, allow_unused=True, materialize_grads=True)
 
 
 def arnoldi(g, x):
@@ -256,6 +256,101 @@ def test_autocast_changes_nothing_in_a_compiled_function(name):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = compiled(CALLS[name])()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def images_of(kernel, bias):
+    layer = Convolution(kernel, bias, input_shape=(2, 4, 4), padding="same")
+    return normalize(Chain([layer, Activation("lipswish"), layer]), 0.7)
+
+
+def sine_of(a, b):
+    return {"g": lambda x: 0.5 * torch.sin(torch.nn.functional.linear(x, a) @ a / 32) + b, "lipschitz": 0.9}
+
+
+# Functions whose gradients with respect to all arguments have to be the same, and the arguments.
+DERIVABLE = {
+    "chain": (lambda x, *w: chain(w)(x) ** 2, (X32, *W32)),
+    "convolution": (lambda x, *w: images_of(*w)(x) ** 2, (IMAGES, KERNEL, KERNEL[:, 0, 0, 0])),
+    "products": (lambda x, *w: chain(w).linearize(x).vjp(x) ** 2, (X32, *W32)),
+    "jvp": (lambda x, *w: chain(w).linearize(x).jvp(x) ** 2, (X32, *W32)),
+    "products of a convolution": (
+        lambda x, *w: images_of(*w).linearize(x).vjp(x) ** 2,
+        (IMAGES, KERNEL, KERNEL[:, 0, 0, 0]),
+    ),
+    "spectral_norm": (lambda A: spectral_norm(A).value, (W32[0],)),
+    "normalize": (lambda A: normalize(A, 0.5), (W32[0],)),
+    "exact logdet": (lambda x, *w: logdet(chain(w), x, method="exact").value, (X32, *W32)),
+    "series": (lambda x, *w: logdet(chain(w), x, method="series", rng=0).value, (X32, *W32)),
+    "arnoldi": (lambda x, *w: arnoldi(chain(w), x), (X32, *W32)),
+    "mean-jacobian": (lambda x, *w: logdet(chain(w), x, method="mean-jacobian", rng=0).value, (X32, *W32)),
+    "logdet of a convolution": (
+        lambda x, *w: logdet(images_of(*w), x, method="arnoldi", terms=3, rng=0).value,
+        (IMAGES, KERNEL, KERNEL[:, 0, 0, 0]),
+    ),
+    "invert": (lambda x, *w: invert(chain(w), x).value, (X32, *W32)),
+    "invert a convolution": (lambda x, *w: invert(images_of(*w), x).value, (IMAGES, KERNEL, KERNEL[:, 0, 0, 0])),
+    "invert a callable": (lambda y, *w: invert(y=y, **sine_of(*w)).value, (X32, W32[0], X32[0])),
+    "logdet of a callable": (lambda x, *w: logdet(x=x, method="exact", **sine_of(*w)).value, (X32, W32[0], X32[0])),
+    "arnoldi of a callable": (
+        lambda x, *w: logdet(x=x, method="arnoldi", rng=0, **sine_of(*w)).value,
+        (X32, W32[0], X32[0]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DERIVABLE)
+def test_autocast_changes_nothing_on_the_way_back(name):
+    """The backward pass inside of autocast too, which lowers the products of operations recorded outside."""
+    fn, arguments = DERIVABLE[name]
+    expected = gradients(fn, *arguments)
+    assert any(bool((g != 0).any()) for g in expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradients(fn, *arguments)
+        assert torch.is_autocast_enabled("cpu")
+    # What a callable's derivative is the sum of may be added in another order.
+    tolerance = {"rtol": 1e-6, "atol": 1e-7} if "callable" in name else {"rtol": 0, "atol": 0}
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
+
+
+def test_autocast_changes_nothing_in_second_derivatives_and_transforms():
+    def loss(x):
+        return (chain(W32)(x) ** 2).sum()
+
+    def second(x):
+        x = x.detach().requires_grad_()
+        (first,) = torch.autograd.grad(loss(x), x, create_graph=True)
+        return torch.autograd.grad((first**3).sum(), x)[0]
+
+    per_sample = torch.func.vmap(torch.func.grad(lambda x: loss(x[None])))
+    for fn in (second, torch.func.grad(loss), per_sample, lambda x: torch.func.jvp(chain(W32), (x,), (x,))[1]):
+        expected = fn(X32)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = fn(X32)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("way", ["checkpointed", "compiled"])
+def test_a_module_of_ones_own_under_autocast(way):
+    """What is computed again, or was compiled, has a backward pass of its own; that may be lowered, but has to work."""
+    linear = torch.nn.Linear(D, D)
+    linear.weight.data *= 0.5 / torch.linalg.matrix_norm(linear.weight.data, 2)
+
+    def g(x):
+        return torch.tanh(linear(x))
+
+    g_of = {
+        "checkpointed": lambda x: torch.utils.checkpoint.checkpoint(g, x, use_reentrant=False),
+        "compiled": compiled(g),
+    }[way]
+
+    def loss(x):
+        return invert(g_of, x, lipschitz=0.5).value
+
+    (expected,) = gradients(loss, X32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = gradients(loss, X32)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
 
 
 def test_the_solve_of_a_backward_pass_is_not_lowered():

@@ -156,6 +156,30 @@ def test_autocast_changes_nothing_in_training(make):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("make", [lambda: vector_flow(8), image_flow])
+def test_autocast_changes_nothing_in_a_backward_pass(make):
+    """Inside of autocast, which lowers the products on the way back too."""
+    x = images(6) if make is image_flow else samples(6, 8)
+    flow = make()
+    with torch.no_grad():
+        flow.initialize(x)
+    twin = copy.deepcopy(flow)
+    (-full_loss(flow, x)).backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (-full_loss(twin, x)).backward()
+    moved = [p for p in flow.parameters() if p.grad is not None and bool((p.grad != 0).any())]
+    assert len(moved) > 3
+    for ours, theirs in zip(flow.parameters(), twin.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None)
+        assert ours.grad is None or torch.equal(ours.grad, theirs.grad)
+
+
+def full_loss(flow, x):
+    """The exact density, and that with random probes, of which the same ones are drawn."""
+    torch.manual_seed(0)
+    return flow.log_prob(x, method="exact").mean() + flow.log_prob(x, rng=0).mean()
+
+
 def test_functional_call_and_ensembles():
     flows = [vector_flow(3, seed=s).eval() for s in range(3)]
     x = samples(5, 3)

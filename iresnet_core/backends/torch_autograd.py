@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from iresnet_core.backends.base import NO_FORWARD_MODE, Array
-from iresnet_core.backends.torch_precision import full_precision
+from iresnet_core.backends.torch_precision import full_precision, own_dtype
 from iresnet_core.errors import DerivativeError
 
 __all__ = ["BilinearForm", "ByHand", "Entrywise", "MapCotangent", "MapCotangentInReverse", "ScaledProduct"]
@@ -79,12 +79,13 @@ class Entrywise(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Any) -> Any:
         x, *known = ctx.saved_tensors
         of_value, of_slope = cotangents
-        if torch.is_grad_enabled():  # a second derivative will be asked for, and what was saved does not carry it
-            known = list(ctx.both(x))
-        total = None if of_value is None else of_value * known[1]
-        if of_slope is not None:
-            bend = ctx.bend(x, *known)
-            total = of_slope * bend if total is None else torch.addcmul(total, of_slope, bend)
+        with own_dtype(x):
+            if torch.is_grad_enabled():  # a second derivative will be asked for, and what was saved does not carry it
+                known = list(ctx.both(x))
+            total = None if of_value is None else of_value * known[1]
+            if of_slope is not None:
+                bend = ctx.bend(x, *known)
+                total = of_slope * bend if total is None else torch.addcmul(total, of_slope, bend)
         return total, None, None
 
 
@@ -144,20 +145,22 @@ class ScaledProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Array, scale: Array, weight: Array) -> Array:
         ctx.save_for_backward(v, scale, weight)
-        return torch.nn.functional.linear(scale * v, weight)
+        with own_dtype(v):
+            return torch.nn.functional.linear(scale * v, weight)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Array) -> Any:
         v, scale, weight = ctx.saved_tensors
         (of_product,) = cotangents
         of_v, of_scale, of_weight = ctx.needs_input_grad
-        inner = of_product @ weight
         width_in, width_out = weight.shape[1], weight.shape[0]
-        return (
-            (scale * inner).sum_to_size(v.shape) if of_v else None,
-            (inner * v).sum_to_size(scale.shape) if of_scale else None,
-            of_product.reshape(-1, width_out).T @ (scale * v).reshape(-1, width_in) if of_weight else None,
-        )
+        with own_dtype(v):
+            inner = of_product @ weight
+            return (
+                (scale * inner).sum_to_size(v.shape) if of_v else None,
+                (inner * v).sum_to_size(scale.shape) if of_scale else None,
+                of_product.reshape(-1, width_out).T @ (scale * v).reshape(-1, width_in) if of_weight else None,
+            )
 
 
 class BilinearForm(torch.autograd.Function):
@@ -166,7 +169,8 @@ class BilinearForm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, left: Array, matrix: Array, right: Array) -> Array:
         ctx.save_for_backward(left, right)
-        return (left[..., None, :] @ (matrix @ right[..., :, None]))[..., 0, 0]
+        with own_dtype(left):
+            return (left[..., None, :] @ (matrix @ right[..., :, None]))[..., 0, 0]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Array) -> Any:

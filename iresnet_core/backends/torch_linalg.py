@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from array_api_compat.torch.linalg import *  # noqa: F403
 
+from iresnet_core.backends.torch_precision import own_dtype
+
 __all__ = ["matmul", "matrix_transpose", "solve", "vecdot", "vector_norm"]
 
 Array = Any
@@ -17,7 +19,7 @@ def matmul(x1: Array, x2: Array, /) -> Array:  # type: ignore[no-redef]
     """Multiply in the dtype of the factors, also where autocast would lower it."""
     if not torch.is_autocast_enabled(x1.device.type):
         return torch.matmul(x1, x2)
-    with torch.autocast(x1.device.type, enabled=False):
+    with own_dtype(x1):
         return torch.matmul(x1, x2)
 
 
@@ -35,7 +37,7 @@ def vecdot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:  # type: ignore
     """Inner products along one axis, in the dtype of the factors."""
     if not torch.is_autocast_enabled(x1.device.type):
         return torch.linalg.vecdot(x1, x2, dim=axis)
-    with torch.autocast(x1.device.type, enabled=False):
+    with own_dtype(x1):
         return torch.linalg.vecdot(x1, x2, dim=axis)
 
 

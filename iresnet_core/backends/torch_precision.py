@@ -2,28 +2,49 @@
 
 Autocast lowers float32 products to half precision, and PyTorch's settings let float32 products be taken in TF32 or
 bfloat16 (cuDNN's convolutions are by default). The error bounds of the core count on the precision of the dtype.
+
+Autocast also lowers the products of a backward pass that runs inside of it, even those of operations that were recorded
+where it was off. Those are recorded with a backward pass that switches it off again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 __all__ = ["full_precision", "own_dtype"]
 
 Array = Any
 
 _KINDS = ("cpu", "cuda")
+# What autocast lowers, and what has such products in its derivative, by name.
+# fmt: off
+_LOWERED = frozenset((
+    "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "addbmm", "baddbmm", "chain_matmul",
+    "einsum", "tensordot", "inner", "dot", "vdot", "outer", "ger", "linear", "bilinear", "conv1d", "conv2d",
+    "conv3d", "conv_tbc", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution.default",
+    "scaled_dot_product_attention", "cdist", "vecdot", "multi_dot", "cholesky", "cholesky_ex", "cholesky_solve",
+    "cholesky_inverse", "det", "logdet", "slogdet", "eig", "eigh", "eigvals", "eigvalsh", "inv", "inv_ex", "inverse",
+    "lstsq", "lu", "lu_factor", "lu_factor_ex", "lu_solve", "matrix_exp", "matrix_norm", "matrix_power", "pinv",
+    "pinverse", "qr", "solve", "solve_ex", "solve_triangular", "svd", "svdvals", "tensorinv", "tensorsolve",
+    "triangular_solve",
+))
+# fmt: on
 # The name and the value of the setting; the second pair before PyTorch 2.9, which had none for the CPU.
 _BY_NAME = hasattr(torch.backends, "fp32_precision")
 _SETTING, _FULL = ("fp32_precision", "ieee") if _BY_NAME else ("allow_tf32", False)
 
 
 def own_dtype(x: Array) -> AbstractContextManager[Any]:
-    """Context without autocast on the device of `x`."""
+    """Context without autocast on the device of `x`, on the way back too."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    if not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False) if torch.compiler.is_compiling() else _without_autocast()
 
 
 def full_precision() -> AbstractContextManager[Any]:
@@ -33,14 +54,104 @@ def full_precision() -> AbstractContextManager[Any]:
     compiled program, which runs with the settings of its caller.
     """
     if torch.compiler.is_compiling():
-        return _without_autocast() if any(map(torch.is_autocast_enabled, _KINDS)) else nullcontext()
+        return _autocast_off() if any(map(torch.is_autocast_enabled, _KINDS)) else nullcontext()
     return _full_precision()
 
 
 @contextmanager
 def _without_autocast() -> Iterator[None]:
+    with _autocast_off(), _OwnDtypeOnTheWayBack():
+        yield
+
+
+@contextmanager
+def _autocast_off() -> Iterator[None]:
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
+
+
+class _OwnDtypeOnTheWayBack(TorchFunctionMode):
+    """Context in which products are recorded such that autocast does not lower their derivatives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hooks = _saving_hooks()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.compiler.is_compiling() or func.__name__.removeprefix("linalg_") not in _LOWERED:
+            return func(*args, **kwargs)
+        # Forward mode computes its derivatives here and now. A checkpoint inside of this context is computed again
+        # outside of it, and has to save as many tensors as before.
+        if forward_ad._current_level >= 0 or _saving_hooks() != self.hooks:
+            return func(*args, **kwargs)
+        leaves, structure = pytree.tree_flatten((args, kwargs))
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        arrays = [leaves[i] for i in places]
+        if not torch.is_grad_enabled() or not any(a.requires_grad for a in arrays):
+            return func(*args, **kwargs)
+        rest = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        kind: type = tuple
+
+        def product(*arrays: Array) -> Any:
+            nonlocal kind
+            given = list(rest)
+            for i, array in zip(places, arrays, strict=True):
+                given[i] = array
+            again, options = pytree.tree_unflatten(given, structure)
+            out = func(*again, **options)
+            kind = type(out)
+            return out
+
+        out = _OwnDtype.apply(product, *arrays)  # type: ignore[no-untyped-call]
+        return kind(out) if isinstance(out, tuple) else out  # the named tuples of PyTorch
+
+
+def _saving_hooks() -> Any:
+    """What is at work on the tensors that operations save."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
+class _OwnDtype(torch.autograd.Function):
+    """A function of tensors, which is evaluated once more on the way back, and differentiated without autocast."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(fn: Callable[..., Any], *arrays: Array) -> Any:
+        return fn(*arrays)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.fn, *arrays = inputs
+        ctx.save_for_backward(*arrays)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        arrays, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        reached = [i for i, cotangent in enumerate(cotangents) if cotangent is not None]
+
+        def pulled_back(*given: Array) -> tuple[Array, ...]:
+            arrays, cotangents = given[: len(needed)], given[len(needed) :]
+
+            def outputs(*wanted: Array) -> tuple[Array, ...]:
+                left = iter(wanted)
+                out = ctx.fn(*(next(left) if need else a for a, need in zip(arrays, needed, strict=True)))
+                return tuple(out[i] for i in reached) if isinstance(out, tuple) else (out,)
+
+            with _autocast_off():
+                _, pullback, *_ = torch.func.vjp(outputs, *(a for a, need in zip(arrays, needed, strict=True) if need))
+                found: tuple[Array, ...] = pullback(cotangents)
+            return found
+
+        given = (*arrays, *(cotangents[i] for i in reached))
+        # A second derivative is not lowered either.
+        recorded = torch.is_grad_enabled()
+        found = iter(_OwnDtype.apply(pulled_back, *given) if recorded else pulled_back(*given))  # type: ignore[no-untyped-call]
+        return None, *(next(found) if need else None for need in needed)
 
 
 @contextmanager

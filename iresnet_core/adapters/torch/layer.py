@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import iresnet_core as core
 from iresnet_core.adapters.torch.processes import gathered
 from iresnet_core.adapters.torch.weight import Capped
+from iresnet_core.backends.torch_precision import own_dtype
 from iresnet_core.errors import InvalidArgumentError, UnknownArrayError
 from iresnet_core.layer import Layer, Shape
 from iresnet_core.operators import LinearLayer
@@ -92,9 +93,9 @@ def _require_tensor(x: Any) -> None:
 
 
 def no_autocast(x: Tensor) -> Any:
-    """Context without autocast, in which the core's bounds would not hold."""
+    """Context without autocast, in which the core's bounds would not hold; its derivatives go without it as well."""
     _require_tensor(x)
-    return torch.autocast(x.device.type, enabled=False)
+    return own_dtype(x)
 
 
 def as_parameters(x: Tensor, layer: Layer) -> Tensor:

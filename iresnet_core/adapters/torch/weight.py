@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 
 from iresnet_core.adapters.torch.branch import described
 from iresnet_core.backends import get_backend
+from iresnet_core.backends.torch_precision import own_dtype
 from iresnet_core.capped_weight import (
     Certificate,
     any_size_bound,
@@ -98,7 +99,7 @@ class CappedWeight(nn.Module):
     def trained_layer(self, weight: Tensor, bias: Tensor | None) -> LinearLayer:
         """Scale by an estimate of the norm."""
         free = self.free_layer(weight, bias)
-        with torch.autocast(weight.device.type, enabled=False):
+        with own_dtype(weight):
             layer, basis = steered(free, self.cap, self.start(free))
         advance([(self, basis)])
         return layer
@@ -243,7 +244,7 @@ def steered_layers(capped: Sequence[Capped]) -> dict[nn.Module, LinearLayer]:
     starts = [cap.start(layer) for (_, cap), layer in zip(capped, free, strict=True)]
     if not capped:
         return {}
-    with torch.autocast(free[0].weight.device.type, enabled=False):  # half precision would miss the norms
+    with own_dtype(free[0].weight):  # half precision would miss the norms
         found = steered_together(free, [cap.cap for _, cap in capped], starts)
     advance([(cap, basis) for (_, cap), (_, basis) in zip(capped, found, strict=True)])
     return {module: layer for (module, _), (layer, _) in zip(capped, found, strict=True)}
