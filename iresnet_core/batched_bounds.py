@@ -8,7 +8,7 @@ import numpy as np
 from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.bounds import lipschitz_bound
 from iresnet_core.certificates import cholesky_bound, cholesky_certificates, gram_bound, smaller_gram
-from iresnet_core.golub_kahan import cleaned, tridiagonal, unit
+from iresnet_core.golub_kahan import cleaned, filled_stack, tridiagonal, unit
 from iresnet_core.operators import Dense, LinearOperator, Matrices, as_operator, constant_operator
 from iresnet_core.precision import round_up, widest
 from iresnet_core.results import LipschitzBound
@@ -171,7 +171,7 @@ def _lanczos(engine: Backend, gram: Array) -> Iterator[Array]:
             T = xp.astype(tridiagonal(xp, diagonal, beside), xp.float64)
             yield xp.sqrt(xp.maximum(xp.linalg.eigvalsh(T)[..., -1], xp.zeros((k,), dtype=xp.float64)))
         image_length = xp.linalg.vector_norm(w, axis=-1)
-        V = xp.stack(basis, axis=1)
+        V = filled_stack(xp, basis, axis=1)
         coefficients = xp.matmul(w[:, None, :], xp.matrix_transpose(V))
         w = w - xp.matmul(coefficients, V)[:, 0, :]
         v, length = cleaned(xp, w, image_length, eps)

@@ -13,7 +13,7 @@ import numpy as np
 
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.errors import NotConvergedError
-from iresnet_core.golub_kahan import cleaned, tridiagonal, unit
+from iresnet_core.golub_kahan import cleaned, filled_stack, tridiagonal, unit
 from iresnet_core.precision import gamma
 
 __all__ = [
@@ -188,7 +188,7 @@ def _lanczos_estimates(engine: Backend, gram: Array) -> Iterator[float]:
             eigenvalues = xp.linalg.eigvalsh(tridiagonal(xp, diagonal, beside))
             yield math.sqrt(max(0.0, float(eigenvalues[-1])))
         image_length = xp.linalg.vector_norm(w)
-        V = xp.stack(basis)
+        V = filled_stack(xp, basis, axis=0)
         for _ in range(2):  # against the whole basis, and once more for what rounding leaves behind
             w = w - xp.matmul(xp.matmul(V, w), V)
         v, length = cleaned(xp, w, image_length, eps)

@@ -7,7 +7,11 @@ from typing import Any
 from iresnet_core.backends import Array, device_of
 from iresnet_core.operators import LinearOperator
 
-__all__ = ["Bidiagonalization", "bidiagonalize", "cleaned", "tridiagonal", "unit"]
+__all__ = ["Bidiagonalization", "bidiagonalize", "cleaned", "filled_stack", "tridiagonal", "unit"]
+
+# A basis grows by one vector a step. Filled up with zeros to a multiple of this number its products have few shapes,
+# for each of which some engines compile.
+FILL = 8
 
 
 def unit(xp: Any, v: Array) -> tuple[Array, Array]:
@@ -17,11 +21,17 @@ def unit(xp: Any, v: Array) -> tuple[Array, Array]:
     return v / divisor[..., None], length
 
 
+def filled_stack(xp: Any, vectors: list[Array], axis: int) -> Array:
+    """Stack vectors along `axis`, and zeros after them up to a multiple of `FILL`."""
+    lacking = -len(vectors) % FILL
+    return xp.stack([*vectors, *[xp.zeros_like(vectors[0])] * lacking] if lacking else vectors, axis=axis)
+
+
 def _orthogonalize(xp: Any, v: Array, basis: list[Array]) -> Array:
     """Remove the components along the basis, twice, since once leaves rounding behind (Giraud et al. 2005)."""
     if not basis:
         return v
-    B = xp.stack(basis, axis=-1)  # (..., n, k)
+    B = filled_stack(xp, basis, axis=-1)  # (..., n, k), and zeros
     for _ in range(2):
         coefficients = xp.matmul(xp.matrix_transpose(B), v[..., None])
         v = v - xp.matmul(B, coefficients)[..., 0]
@@ -41,13 +51,13 @@ class Bidiagonalization:
     right: list[Array] = field(default_factory=list)
 
     def matrix(self, xp: Any) -> Array:
-        """Return B (..., k, k)."""
-        k = len(self.alpha)
+        """Return B (..., k, k), and rows and columns of zeros up to a multiple of `FILL`."""
         like = self.alpha[0]
-        on = xp.eye(k, dtype=like.dtype, device=device_of(like))
-        above = xp.eye(k, k=1, dtype=like.dtype, device=device_of(like))
-        alpha = xp.stack(self.alpha, axis=-1)[..., :, None]
-        beta = xp.stack(self.beta, axis=-1)[..., :, None]
+        alpha = filled_stack(xp, self.alpha, axis=-1)[..., :, None]
+        beta = filled_stack(xp, [*self.beta[:-1], xp.zeros_like(like)], axis=-1)[..., :, None]
+        order = alpha.shape[-2]
+        on = xp.eye(order, dtype=like.dtype, device=device_of(like))
+        above = xp.eye(order, k=1, dtype=like.dtype, device=device_of(like))
         return on * alpha + above * beta
 
 

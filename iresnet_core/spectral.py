@@ -14,7 +14,7 @@ from iresnet_core.checks import (
     require_same_device,
 )
 from iresnet_core.errors import InvalidArgumentError, ShapeError
-from iresnet_core.golub_kahan import bidiagonalize, unit
+from iresnet_core.golub_kahan import bidiagonalize, filled_stack, unit
 from iresnet_core.operators import LinearLayer, LinearOperator, Matrices, Scaled, as_operator, constant_operator
 from iresnet_core.precision import working_dtype
 from iresnet_core.results import SpectralNorm
@@ -281,14 +281,13 @@ def _lanczos(operator: LinearOperator, left: Array, rtol: float, max_iter: int) 
     for state in bidiagonalize(operator, right, min(limit, *operator.shape)):
         U, S, Vh = xp.linalg.svd(state.matrix(xp), full_matrices=False)
         sigma = S[..., 0]
-        residual = state.beta[-1] * xp.abs(U[..., -1, 0]) / 2**0.5
+        residual = state.beta[-1] * xp.abs(U[..., len(state.alpha) - 1, 0]) / 2**0.5
         iterations = iterations + xp.astype(~done, iterations.dtype)
         done = residual <= rtol * sigma
         if not operator.engine.is_tracing(done) and bool(xp.all(done)):
             break
-    k = len(state.alpha)
-    new_left = xp.matmul(xp.stack(state.left, axis=-1), U[..., :, :1])[..., 0]
-    new_right = xp.matmul(xp.stack(state.right[:k], axis=-1), xp.matrix_transpose(Vh[..., :1, :]))[..., 0]
+    new_left = xp.matmul(filled_stack(xp, state.left, axis=-1), U[..., :, :1])[..., 0]
+    new_right = xp.matmul(filled_stack(xp, state.right[:-1], axis=-1), xp.matrix_transpose(Vh[..., :1, :]))[..., 0]
     return sigma, new_left, new_right, iterations, done
 
 

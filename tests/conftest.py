@@ -17,6 +17,7 @@ os.environ.setdefault("IRESNET_EXACT_UP_TO", "32")  # no choice by a stopwatch b
 
 import capabilities
 import pytest
+import strategies
 from hypothesis import HealthCheck, settings
 
 import iresnet_core
@@ -34,7 +35,7 @@ settings.register_profile(
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-# For the engines that compile every operation for every shape; the same properties on fewer examples.
+# For the engines that compile every operation for every shape; the same properties on fewer examples and shapes.
 settings.register_profile("few", parent=settings.get_profile("ci"), max_examples=4)
 settings.register_profile(
     "strict",
@@ -66,6 +67,8 @@ def pytest_configure(config):
         settings.load_profile("strict")
     elif not config.getoption("--hypothesis-profile"):
         settings.load_profile("ci")
+    elif config.getoption("--hypothesis-profile") == "few":
+        strategies.few_sides = True
     known = [entry.backend for entry in capabilities.TABLE]
     for name in config.getoption("--backend") or ():
         if name not in known:

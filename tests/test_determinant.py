@@ -7,6 +7,7 @@ import pytest
 from branches_for_tests import KINDS, array, dense_chain, host, linear_chain
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import sides
 
 from iresnet_core import Activation, Chain, Dense, Linearization, exact_determinant, example_data, logdet, reference
 from iresnet_core.backends import get_backend
@@ -43,7 +44,7 @@ def _probe_answer(g, x, v, subtract):
 @pytest.mark.parametrize("method", ["series", "arnoldi"])
 @given(
     kind=st.sampled_from(KINDS),
-    n=st.integers(1, 10),
+    n=sides(10),
     coeff=st.sampled_from(COEFFS[:4]),
     seed=st.integers(0, 2**16),
     terms=st.one_of(st.none(), st.integers(1, 14)),
@@ -74,8 +75,8 @@ def test_bias_bound_of_linear_branches(backend, method, kind, n, coeff, seed, te
 
 
 @given(
-    d=st.integers(1, 9),
-    widths=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    d=sides(9),
+    widths=st.lists(sides(12), min_size=1, max_size=3),
     coeff=st.sampled_from(COEFFS),
     seed=st.integers(0, 2**16),
     activation=st.sampled_from(("lipswish", "elu", "celu", "tanh", "relu", "sin", "softplus", "sigmoid")),

@@ -5,6 +5,7 @@ import pytest
 from branches_for_tests import KINDS, array, dense_chain, host, linear_chain
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import sides
 
 from iresnet_core import Activation, Chain, Dense, example_data, invert, reference
 from iresnet_core.errors import (
@@ -33,7 +34,7 @@ def _forward_error(x, y, c, eps):
 @pytest.mark.parametrize("solver", SOLVERS)
 @given(
     kind=st.sampled_from(KINDS),
-    n=st.integers(1, 12),
+    n=sides(12),
     coeff=st.sampled_from(COEFFS),
     seed=st.integers(0, 2**16),
     scale=st.sampled_from((1e-200, 1e-8, 1.0, 1e8, 1e200)),
@@ -56,8 +57,8 @@ def test_bound_holds_for_linear_branches(backend, solver, kind, n, coeff, seed, 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @given(
-    d=st.integers(1, 9),
-    widths=st.lists(st.integers(1, 17), min_size=1, max_size=3),
+    d=sides(9),
+    widths=st.lists(sides(17), min_size=1, max_size=3),
     coeff=st.sampled_from(COEFFS),
     seed=st.integers(0, 2**16),
     activation=st.sampled_from(("lipswish", "elu", "tanh", "relu", "sin", "softplus")),

@@ -9,6 +9,7 @@ from frameworks_for_tests import gradients
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import logm
+from strategies import sides
 
 from iresnet_core import (
     Activation,
@@ -48,8 +49,8 @@ def untruncated(g, x, v, B, remainder=0.0):
 
 
 @given(
-    d=st.integers(1, 9),
-    widths=st.lists(st.integers(1, 12), min_size=0, max_size=2),
+    d=sides(9),
+    widths=st.lists(sides(12), min_size=0, max_size=2),
     coeff=st.sampled_from(COEFFS),
     seed=st.integers(0, 2**16),
     activation=st.sampled_from(("lipswish", "elu", "tanh", "relu", "sin")),
@@ -77,7 +78,7 @@ def test_bias_bound(backend, d, widths, coeff, seed, activation, terms, dtype, o
 @given(
     kind=st.sampled_from(KINDS),
     other=st.sampled_from(KINDS),
-    n=st.integers(1, 8),
+    n=sides(8),
     coeff=st.sampled_from(COEFFS),
     seed=st.integers(0, 2**16),
     terms=st.integers(1, 8),
@@ -96,7 +97,7 @@ def test_any_preconditioner_is_certified(backend, kind, other, n, coeff, seed, t
     assert np.all(error <= bound + 1e-9 * size / (1 - coeff) ** 2)
 
 
-@given(kind=st.sampled_from(KINDS), n=st.integers(1, 8), coeff=st.sampled_from(COEFFS), seed=st.integers(0, 2**16))
+@given(kind=st.sampled_from(KINDS), n=sides(8), coeff=st.sampled_from(COEFFS), seed=st.integers(0, 2**16))
 def test_bounds_on_the_preconditioner(backend, kind, n, coeff, seed):
     for dtype in ("float64", "float32"):
         g = linear_chain(backend, kind, n, coeff, seed, dtype)
@@ -287,7 +288,7 @@ def test_half_precision(backend):
 @pytest.mark.needs("autodiff")
 @given(
     kind=st.sampled_from(KINDS),
-    n=st.integers(1, 8),
+    n=sides(8),
     coeff=st.sampled_from(COEFFS),
     seed=st.integers(0, 2**16),
     terms=st.integers(1, 8),

@@ -16,6 +16,7 @@ from strategies import (
     make_matrix,
     matrices,
     norm_from_below,
+    sides,
     stacks,
 )
 
@@ -201,7 +202,7 @@ def test_convolution(backend, case, coeff):
 
 
 @given(
-    widths=st.lists(st.integers(1, 8), min_size=1, max_size=4),
+    widths=st.lists(sides(8), min_size=1, max_size=4),
     activation=st.sampled_from([("lipswish", {}), ("sigmoid", {}), ("elu", {"alpha": 3.0}), ("maxmin", {"axis": -1})]),
     coeff=COEFFS,
     seed=SEEDS,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.linalg import LinearOperator as ScipyOperator
 from scipy.sparse.linalg import aslinearoperator
-from strategies import DTYPES, SEEDS, matrices
+from strategies import DTYPES, SEEDS, matrices, sides
 
 from iresnet_core import Convolution, Dense, as_operator, lipschitz_bound
 from iresnet_core.errors import DtypeError, MixedBackendsError, NonFiniteError, ShapeError, UnknownArrayError
@@ -36,9 +36,7 @@ class HomeMade:
 # --- Dense ---
 
 
-@given(
-    seed=SEEDS, m=st.integers(1, 6), n=st.integers(1, 6), leading=st.lists(st.integers(0, 3), max_size=3), dtype=DTYPES
-)
+@given(seed=SEEDS, m=sides(6), n=sides(6), leading=st.lists(st.integers(0, 3), max_size=3), dtype=DTYPES)
 def test_products_of_a_dense_layer_are_exact(backend, seed, m, n, leading, dtype):
     rng = np.random.default_rng(seed)
     W, b = integers(rng, m, n), integers(rng, m)
@@ -240,7 +238,7 @@ def test_operators_pass_unchanged(backend):
     assert isinstance(as_operator(backend.from_numpy(np.eye(2))), Matrices)
 
 
-@given(seed=SEEDS, m=st.integers(1, 5), n=st.integers(1, 5))
+@given(seed=SEEDS, m=sides(5), n=sides(5))
 def test_home_made_operator(backend, seed, m, n):
     rng = np.random.default_rng(seed)
     A, v, u = integers(rng, m, n), integers(rng, 2, 3, n), integers(rng, m)

@@ -1,8 +1,10 @@
 """jax.numpy, with products in full precision."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -19,8 +21,36 @@ def _matmul(a: Array, b: Array, /) -> Array:
     return jnp.matmul(a, b, precision=EXACT)
 
 
-def _vecdot(a: Array, b: Array, /, *, axis: int = -1) -> Array:
+# Outside a compiled function JAX compiles every primitive of an operation for every shape. What the core's loops are
+# made of is one program each; `inline` leaves no trace of that in a program of the caller's.
+
+
+@partial(jax.jit, static_argnames=("axis",), inline=True)
+def _inner_products(a: Array, b: Array, *, axis: int) -> Array:
     return jnp.vecdot(a, b, axis=axis, precision=EXACT)
+
+
+def _vecdot(a: Array, b: Array, /, *, axis: int = -1) -> Array:
+    return _inner_products(a, b, axis=axis)
+
+
+@partial(jax.jit, static_argnames=("axis", "keepdims", "ord"), inline=True)
+def _norms(x: Array, *, axis: Any, keepdims: bool, ord: Any) -> Array:
+    return jnp.linalg.vector_norm(x, axis=axis, keepdims=keepdims, ord=ord)
+
+
+def _vector_norm(x: Array, /, *, axis: Any = None, keepdims: bool = False, ord: Any = 2) -> Array:
+    return _norms(x, axis=axis, keepdims=keepdims, ord=ord)
+
+
+@partial(jax.jit, static_argnames=("rows", "columns", "k", "dtype"), inline=True)
+def _diagonal_of_ones(*, rows: int, columns: int | None, k: int, dtype: Any) -> Array:
+    return jnp.eye(rows, columns, k, dtype)
+
+
+def _eye(n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: Any = None, device: Any = None) -> Array:
+    ones = _diagonal_of_ones(rows=n_rows, columns=n_cols, k=k, dtype=dtype)
+    return ones if device is None else jax.device_put(ones, device)
 
 
 def _tensordot(a: Array, b: Array, /, *, axes: Any = 2) -> Array:
@@ -40,4 +70,4 @@ class _Namespace(SimpleNamespace):
         return getattr(self._module, name)
 
 
-namespace = _Namespace(jnp, linalg=_Namespace(jnp.linalg))
+namespace = _Namespace(jnp, linalg=_Namespace(jnp.linalg, vector_norm=_vector_norm), eye=_eye)
