@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 
 from iresnet_core import Activation, Chain, Dense, normalize
+from iresnet_core.backends import backend as find_backend
 
-__all__ = ["KINDS", "array", "dense_chain", "host", "linear_chain", "matrix_of_kind"]
+__all__ = ["KINDS", "HomeMadeOperator", "array", "dense_chain", "host", "linear_chain", "matrix_of_kind", "of_another"]
 
 KINDS = ("gaussian", "orthogonal", "symmetric", "nilpotent", "defective", "rank_one", "rotation", "diagonal", "zero")
 
@@ -19,6 +20,24 @@ def array(engine, x, dtype="float64"):
 def host(engine, x):
     """A float64 NumPy copy."""
     return np.asarray(engine.to_numpy(x), dtype=np.float64)
+
+
+def of_another(engine, x):
+    """An array of another framework than the engine's."""
+    return array(find_backend("array_api_strict" if engine.name == "numpy" else "numpy"), x)
+
+
+class HomeMadeOperator:
+    """The least an operator needs: a shape and two products of single vectors, here of an engine's arrays."""
+
+    def __init__(self, engine, A):
+        self.engine, self.A, self.shape = engine, engine.from_numpy(A), A.shape
+
+    def matvec(self, v):
+        return self.engine.xp.matmul(self.A, v)
+
+    def rmatvec(self, u):
+        return self.engine.xp.matmul(self.engine.xp.matrix_transpose(self.A), u)
 
 
 def matrix_of_kind(kind, n, rng):

@@ -17,7 +17,6 @@ os.environ.setdefault("IRESNET_EXACT_UP_TO", "32")  # no choice by a stopwatch b
 
 import capabilities
 import pytest
-import strategies
 from hypothesis import HealthCheck, settings
 
 import iresnet_core
@@ -67,8 +66,6 @@ def pytest_configure(config):
         settings.load_profile("strict")
     elif not config.getoption("--hypothesis-profile"):
         settings.load_profile("ci")
-    elif config.getoption("--hypothesis-profile") == "few":
-        strategies.few_sides = True
     known = [entry.backend for entry in capabilities.TABLE]
     for name in config.getoption("--backend") or ():
         if name not in known:

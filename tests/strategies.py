@@ -9,7 +9,7 @@ import math
 import numpy as np
 import scipy.signal
 from capabilities import missing
-from hypothesis import assume
+from hypothesis import assume, settings
 from hypothesis import strategies as st
 
 # --- kinds of matrices: (rng, m, n) -> float64 (m, n), entries of order one ---
@@ -103,15 +103,16 @@ def as_seen_by(backend, A):
     return np.where(abs(A) < np.finfo(A.dtype).smallest_normal, A.dtype.type(0), A)
 
 
-# The sides of matrices in the profile "few", for engines that compile for every shape; conftest.py chooses them.
+# The sides of matrices in the profile "few", for engines that compile for every shape. conftest.py has loaded the
+# profile by now.
 FEW_SIDES = (1, 4, 9, 24)
-few_sides = False
+FEW = settings.default.max_examples <= settings.get_profile("few").max_examples
 
 
 @st.composite
 def sides(draw, max_side):
     """Number of rows or columns, from 1; of a few only in the profile "few"."""
-    if few_sides:
+    if FEW:
         return draw(st.sampled_from([n for n in FEW_SIDES if n <= max_side]))
     return draw(st.integers(1, max_side))
 

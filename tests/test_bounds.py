@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from branches_for_tests import HomeMadeOperator
 from capabilities import missing
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ from strategies import (
     torus_norm,
 )
 
-from iresnet_core import Convolution, Dense, certificates, lipschitz_bound, spectral_norm, torus
+from iresnet_core import Convolution, Dense, as_operator, certificates, lipschitz_bound, spectral_norm, torus
 from iresnet_core.bounds import EXPLICIT_LIMIT
 from iresnet_core.errors import DtypeError, InvalidArgumentError, NonFiniteError, ShapeError, UnknownArrayError
 from iresnet_core.precision import gamma, round_up
@@ -389,6 +390,17 @@ def test_operator_without_entries_is_bounded_in_probability():
         assert bound.value >= 3
 
 
+def test_home_made_operator_is_bounded(backend):
+    like = backend.from_numpy(np.ones(1))
+    operator = as_operator(HomeMadeOperator(backend, np.diag([3.0, 1.0])), like=like)
+    bound = lipschitz_bound(operator, rng=0)
+    assert (bound.method, bound.certificate) == ("lanczos", "probabilistic")
+    for method in CERTIFIED:
+        bound = lipschitz_bound(operator, method=method)
+        assert 3 <= float(bound.value) <= 3.2
+        assert bound.value.dtype == like.dtype
+
+
 def test_matrices_too_large_are_not_written_down(backend):
     layer = Convolution(backend.xp.ones((1, 1, 3), dtype=backend.xp.float64), input_shape=(1, 2**13))
     for method in CERTIFIED:
@@ -449,6 +461,18 @@ def test_probabilistic_bound_of_foreign_operators(scale, shape):
         assert holds(bound, A)
         assert bound <= norm_from_below(A) * 1.01
     assert lipschitz_bound(aslinearoperator(0 * A), rng=0).value == 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-200, 1e300])
+@pytest.mark.parametrize("shape", [(1, 9), (9, 4)])
+def test_probabilistic_bound_of_home_made_operators(backend, scale, shape):
+    A = make_matrix("gaussian", *shape, scale=scale)
+    like = backend.from_numpy(np.ones(1))
+    for seed in range(3):
+        bound = float(lipschitz_bound(as_operator(HomeMadeOperator(backend, A), like=like), rng=seed).value)
+        assert holds(bound, A)
+        assert bound <= norm_from_below(A) * 1.01
+    assert float(lipschitz_bound(as_operator(HomeMadeOperator(backend, 0 * A), like=like), rng=0).value) == 0
 
 
 def test_probabilistic_bound_begins_at_random(backend):

@@ -1,8 +1,8 @@
 """Linear operators: products against the explicit matrix, and what is refused."""
 
-import array_api_strict
 import numpy as np
 import pytest
+from branches_for_tests import HomeMadeOperator, of_another
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import coo_array, csr_array
@@ -18,19 +18,6 @@ from iresnet_core.operators import ForeignOperator, Matrices, Scaled, Transposed
 def integers(rng, *shape):
     """Whole numbers, whose products and sums are exact, in any order."""
     return rng.integers(-9, 10, shape).astype(float)
-
-
-class HomeMade:
-    """The least an operator needs, on arrays of any engine."""
-
-    def __init__(self, engine, A):
-        self.engine, self.A, self.shape = engine, engine.from_numpy(A), A.shape
-
-    def matvec(self, v):
-        return self.engine.xp.matmul(self.A, v)
-
-    def rmatvec(self, u):
-        return self.engine.xp.matmul(self.engine.xp.matrix_transpose(self.A), u)
 
 
 # --- Dense ---
@@ -146,15 +133,17 @@ def test_a_weight_is_an_array(weight):
 @pytest.mark.parametrize(
     "mix",
     [
-        lambda: Dense(np.eye(2), array_api_strict.ones(2)),
-        lambda: Dense(np.eye(2))(array_api_strict.ones((1, 2))),
-        lambda: Convolution(np.ones((1, 1, 1)), input_shape=(1, 2))(array_api_strict.ones((1, 1, 2))),
+        lambda own, other: Dense(own((2, 2)), other(2)),
+        lambda own, other: Dense(own((2, 2)))(other((1, 2))),
+        lambda own, other: Convolution(own((1, 1, 1)), input_shape=(1, 2))(other((1, 1, 2))),
+        lambda own, other: lipschitz_bound(Dense(own((2, 2)), other(2))),
     ],
-    ids=["bias", "input", "input of a convolution"],
+    ids=["bias", "input", "input of a convolution", "bound"],
 )
-def test_two_frameworks_do_not_mix(mix):
-    with pytest.raises(MixedBackendsError, match=r"ndarray.*array_api_strict"):
-        mix()
+def test_two_frameworks_do_not_mix(backend, mix):
+    stranger = "array_api_strict" if backend.name == "numpy" else "numpy"
+    with pytest.raises(MixedBackendsError, match=rf"\({backend.name}\).*\({stranger}\)"):
+        mix(lambda shape: backend.from_numpy(np.ones(shape)), lambda shape: of_another(backend, np.ones(shape)))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +231,7 @@ def test_operators_pass_unchanged(backend):
 def test_home_made_operator(backend, seed, m, n):
     rng = np.random.default_rng(seed)
     A, v, u = integers(rng, m, n), integers(rng, 2, 3, n), integers(rng, m)
-    operator = as_operator(HomeMade(backend, A), like=backend.xp.zeros(1, dtype=backend.xp.float64))
+    operator = as_operator(HomeMadeOperator(backend, A), like=backend.xp.zeros(1, dtype=backend.xp.float64))
     assert isinstance(operator, ForeignOperator)
     assert (operator.shape, operator.batch_shape) == ((m, n), ())
     np.testing.assert_array_equal(backend.to_numpy(operator.matvec(backend.from_numpy(v))), v @ A.T)
@@ -284,7 +273,7 @@ def test_complex_products_are_refused():
         as_operator(secretly_complex).matvec(np.ones(2))
 
 
-class Misbehaved(HomeMade):
+class Misbehaved:
     def __init__(self, out, shape=(2, 2)):
         self.out, self.shape = out, shape
 
@@ -297,26 +286,38 @@ class Misbehaved(HomeMade):
 @pytest.mark.parametrize(
     ("out", "error", "message"),
     [
-        (np.ones(3), ShapeError, r"matvec.*\(3,\), expected \(2,\)"),
-        (np.ones((2, 1)), ShapeError, r"\(2, 1\)"),
-        (np.array([1.0, np.nan]), NonFiniteError, "matvec.*NaN"),
-        ([1.0, 2.0], UnknownArrayError, "list"),
-        (array_api_strict.ones(2), MixedBackendsError, "array_api_strict"),
+        (lambda engine: engine.from_numpy(np.ones(3)), ShapeError, r"matvec.*\(3,\), expected \(2,\)"),
+        (lambda engine: engine.from_numpy(np.ones((2, 1))), ShapeError, r"\(2, 1\)"),
+        (lambda engine: engine.from_numpy(np.array([1.0, np.nan])), NonFiniteError, "matvec.*NaN"),
+        (lambda engine: engine.from_numpy(np.ones(2) * 1j), DtypeError, "matvec.*complex"),
+        (lambda engine: [1.0, 2.0], UnknownArrayError, "list"),
+        (lambda engine: of_another(engine, np.ones(2)), MixedBackendsError, "numpy"),
     ],
-    ids=["length", "column", "nan", "list", "framework"],
+    ids=["length", "column", "nan", "complex", "list", "framework"],
 )
-def test_bad_products(out, error, message):
-    with pytest.raises(error, match=message):
-        as_operator(Misbehaved(out)).matvec(np.ones(2))
+def test_bad_products(backend, out, error, message):
+    vector = backend.from_numpy(np.ones(2))
+    for product in ("matvec", "rmatvec"):
+        with pytest.raises(error, match=message.replace("matvec", product)):
+            getattr(as_operator(Misbehaved(out(backend)), like=vector), product)(vector)
+
+
+def test_an_operator_takes_the_dtype_that_it_is_asked_for(backend):
+    A = np.array([[1.0, 2.0, 0.0], [0.0, 3.0, 5.0]])
+    like = backend.from_numpy(np.ones(1, np.float32))
+    operator = as_operator(Misbehaved(backend.from_numpy(np.ones(2))), like=like)
+    assert operator.matvec(backend.from_numpy(np.ones(2, np.float32))).dtype == like.dtype
+    with pytest.raises(DtypeError, match=r"like.*int64"):
+        as_operator(HomeMadeOperator(backend, A), like=backend.from_numpy(np.ones(1, np.int64)))
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 2, 2), (0, 2), (2, -1)])
-def test_bad_shape_of_an_operator(shape):
+def test_bad_shape_of_an_operator(backend, shape):
     with pytest.raises(ShapeError, match=r"\(m, n\)"):
-        as_operator(Misbehaved(None, shape))
+        as_operator(Misbehaved(None, shape), like=backend.from_numpy(np.ones(1)))
 
 
-def test_what_lacks_a_product_is_named():
+def test_what_lacks_a_product_is_named(backend):
     class Half:
         shape = (2, 2)
 
@@ -324,7 +325,7 @@ def test_what_lacks_a_product_is_named():
             return v
 
     with pytest.raises(UnknownArrayError, match=r"this Half lacks rmatvec\.$"):
-        as_operator(Half())
+        as_operator(Half(), like=backend.from_numpy(np.ones(1)))
     with pytest.raises(UnknownArrayError, match="this list lacks shape, matvec, rmatvec"):
         as_operator([[1.0]])
     one_way = ScipyOperator((2, 2), matvec=lambda v: v, dtype=float)

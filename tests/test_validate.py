@@ -1,5 +1,6 @@
 """The validation run: what its records hold, and that it sees every kind of wrong answer."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from iresnet_core import validate, validation_agreement, validation_checks, vali
 from iresnet_core.backends import backend as find_backend
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.example_data import cases, load_case, nominal_constant
-from iresnet_core.validation_problem import Problem
+from iresnet_core.validation_problem import Exact, Problem
 
 CASE = "d2_c0.9"
 ALWAYS = {
@@ -100,6 +101,10 @@ def test_float32_holds_too():
 
 def test_other_engines(backend):
     problem = Problem.load(CASE, backend.name)
+    if backend.name == "jax":  # a fifth of a millisecond an operation: a quarter of the samples
+        exact = Exact(CASE)
+        exact.x = exact.x[:16]
+        problem = dataclasses.replace(problem, x=problem.x[:16, :], exact=exact)
     records = [record for check in validation_checks.CHECKS.values() for record in check(problem)]
     assert {r["backend"] for r in records} == {backend.name}
     assert validate.violated(records) == []
