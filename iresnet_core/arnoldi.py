@@ -206,10 +206,10 @@ class ArnoldiProcess:
             return False
         return enough(square * self.bound())
 
-    def form(self, subtract_linear: bool) -> Array:
-        """e_1^T log(I + H) e_1, less the first entry of H where the linear term is subtracted."""
+    def form(self, linear: Array | float | None) -> Array:
+        """e_1^T log(I + H) e_1, less its linear term as far as that is to be subtracted."""
         value = self.integral.logarithm()
-        return value - self.columns[0][0] if subtract_linear else value
+        return value if linear is None else value - linear * self.columns[0][0]
 
     def bound(self) -> Array:
         """Certified bound on the error of `form`."""
@@ -220,12 +220,11 @@ class ArnoldiProcess:
             self._bound = certificate + self.integral.error
         return self._bound
 
-    def combination(self, y: list[Array], subtract_v: bool = False) -> Array:
-        """Return ||v|| V y (probes, batch, d), less v if that is to be subtracted."""
+    def combination(self, y: list[Array]) -> Array:
+        """Return ||v|| V y (probes, batch, d)."""
         xp, dtype = self.xp, self.v.dtype
         scaled = [xp.astype(entry, dtype, copy=False) * self.v_length for entry in y]
-        first = scaled[0] - self.v_length if subtract_v else scaled[0]  # the first vector of the basis is v / ||v||
-        w = first[..., None] * self.basis[0]
+        w = scaled[0][..., None] * self.basis[0]
         for entry, b in zip(scaled[1:], self.basis[1:], strict=False):
             w = w + entry[..., None] * b
         return w
@@ -267,11 +266,11 @@ class ShortProcess(ArnoldiProcess):
         left = xp.maximum(left, 0 * image) + SQUARE_ROUNDING * self.eps * image
         self.add(*column, 0 * image if self.last >= self.d else xp.sqrt(left))
 
-    def combination(self, y: list[Array], subtract_v: bool = False) -> Array:
-        """Return ||v|| V y (probes, batch, d), less v if that is to be subtracted."""
+    def combination(self, y: list[Array]) -> Array:
+        """Return ||v|| V y (probes, batch, d)."""
         if self.inverse is not None:
             y = [y[0], self.inverse * self.xp.astype(y[1], self.v.dtype, copy=False)]
-        return super().combination(y, subtract_v)
+        return super().combination(y)
 
 
 def run_arnoldi(
@@ -296,22 +295,22 @@ def run_arnoldi(
 
 
 def arnoldi_form(
-    multiply: Products, v: Array, *, subtract_linear: bool, terms: int | None, enough: Callable[[Array], bool]
+    multiply: Products, v: Array, *, linear: Array | None, terms: int | None, enough: Callable[[Array], bool]
 ) -> FormEstimate:
     """Arnoldi's method from every probe v (probes, batch, d); one product a step.
 
     With `terms` None, steps are added until ``enough(bound)``; d of them are always enough. Where ``multiply.errors``
     is False `terms` is given, and only value and resolvent are computed.
     """
-    return arnoldi_estimate(run_arnoldi(multiply, v, terms=terms, enough=enough), subtract_linear)
+    return arnoldi_estimate(run_arnoldi(multiply, v, terms=terms, enough=enough), linear)
 
 
-def arnoldi_estimate(process: ArnoldiProcess, subtract_linear: bool) -> FormEstimate:
+def arnoldi_estimate(process: ArnoldiProcess, linear: Array | float | None) -> FormEstimate:
     """What the steps so far tell."""
     multiply, xp, columns, m = process.multiply, process.xp, process.columns, process.steps
     v = process.v
     square = xp.astype(process.v_length, xp.float64, copy=False) ** 2
-    value = process.form(subtract_linear)
+    value = process.form(linear)
 
     def scaled(a: Any) -> Array:
         return xp.astype(square * a, v.dtype, copy=False)
@@ -319,20 +318,21 @@ def arnoldi_estimate(process: ArnoldiProcess, subtract_linear: bool) -> FormEsti
     resolvent = resolvent_error = None
     if multiply.resolvent:
         y, residual = resolvent_coefficients(xp, columns)
-        resolvent = process.combination(y, subtract_v=subtract_linear)
+        y = y if linear is None else [y[0] - linear, *y[1:]]  # the first vector of the basis is v / ||v||
+        resolvent = process.combination(y)
         resolvent_error = xp.astype(residual, v.dtype) * process.v_length / (1 - multiply.constant)
     if not multiply.errors:
         return FormEstimate.without_errors(xp, scaled(value), m * v.shape[0], resolvent)
     column, row, sensitivity = process.integral.mean_resolvent()
     image = [_dot([columns[j][i] for j in range(max(0, i - 1), m)], column[max(0, i - 1) :]) for i in range(m + 1)]
-    if subtract_linear:
-        image[:2] = [entry - linear for entry, linear in zip(image, columns[0], strict=False)]
+    if linear is not None:
+        image[:2] = [entry - linear * h for entry, h in zip(image, columns[0], strict=False)]
     squared_image = scaled(_dot(image, image))
     squared_form = squared_image
     if multiply.tells_forms:
         pulled = [_dot([columns[j][i] for i in range(min(j + 2, m))], row) for j in range(m)]
-        if subtract_linear:
-            pulled = [entry - columns[j][0] for j, entry in enumerate(pulled)]
+        if linear is not None:
+            pulled = [entry - linear * columns[j][0] for j, entry in enumerate(pulled)]
         squared_form = scaled(_dot(pulled, image))
     return FormEstimate(
         value=scaled(value),

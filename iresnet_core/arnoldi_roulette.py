@@ -28,7 +28,7 @@ def with_roulette(
     process: ArnoldiProcess,
     form: FormEstimate,
     *,
-    subtract_linear: bool,
+    linear: Array | float | None,
     lengths: list[int],
     roulette: Roulette,
     ceiling: Array | None = None,
@@ -45,7 +45,7 @@ def with_roulette(
     engine = multiply.engine
     traced = engine.is_tracing(process.v, multiply.linearization.value)
     floor = process.integral.error + 8 * process.eps
-    best, bound = process.form(subtract_linear), process.bound()
+    best, bound = process.form(linear), process.bound()
     if ceiling is not None:
         usable = bound <= ceiling  # False for NaN
         best, bound = xp.where(usable, best, xp.zeros_like(best)), xp.where(usable, bound, ceiling)
@@ -71,7 +71,7 @@ def with_roulette(
             raise InvalidArgumentError(f"lengths of {max(lengths)} have no chance under the rate {roulette.keep:.3g}.")
         process.step()
         products += alive
-        new, new_bound = process.form(subtract_linear), process.bound()
+        new, new_bound = process.form(linear), process.bound()
         better = (new_bound < bound) & (bound > floor)
         new = xp.where(better, new, best)
         tail = tail._replace(value=tail.value + (new - best) / chance)

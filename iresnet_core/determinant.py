@@ -107,9 +107,9 @@ def logdet(
         Rademacher probes, drawn as rows of a signed Hadamard matrix without replacement, have the lower variance;
         as many as the next power of two above d give the exact trace.
     control_variate : {"auto", "trace", "none"}
-        "trace": only log(I + J) - J is estimated and tr J added exactly, which takes most of the noise away at half
-        the cost of a product; needs a branch that offers its trace (a Chain of dense layers, or of convolutions that
-        keep the extent, with at most two groups of slopes between them).
+        "trace": only log(I + J) - theta J is estimated and theta tr J added exactly, theta = 1 / (1 + 0.6 tr J / d),
+        which takes most of the noise away at half the cost of a product; needs a branch that offers its trace (a Chain
+        of dense layers, or of convolutions that keep the extent, with at most two groups of slopes between them).
         "auto": where it does. "mean-jacobian" always takes its trace exactly (with more than two groups of slopes, but
         for a remainder of third order in their deviations from the mean).
     reference : MeanJacobian, optional

@@ -26,6 +26,7 @@ from iresnet_core.probes import ProbeSource
 from iresnet_core.quadratic_forms import (
     FormEstimate,
     Products,
+    linear_share,
     mean_resolvent_bound,
     series_form,
     series_tail,
@@ -74,8 +75,9 @@ class Estimator:
         u = unit_roundoff(engine, x.dtype)
         # Rounding perturbs every product by some u per layer.
         self.product_error = 8 * (linearization.depth + 2) * u
-        # `trace` is known and added exactly; its rounding is in `known_error`.
+        # `trace` is known and added exactly, of J the share `linear` of it; its rounding is in `known_error`.
         self.trace: Array | None = None
+        self.linear: Array | None = None
         self.remainder: Callable[[Array], Array] | None = None
         self.known_error: Any = 0.0
         self.products: Products
@@ -107,7 +109,7 @@ class Estimator:
         return roulette_on_remainder(max(c, 1 - 1 / self.d) if self.method == "mean-jacobian" else c)
 
     def _take_trace(self) -> None:
-        """Take the exact trace as a control variate, where it was asked for or is cheap."""
+        """Take the exact trace as a control variate, where it was asked for or is cheap; its share is a constant."""
         wanted, trace = self.request.control_variate, self.linearization.trace
         if wanted == "trace" and trace is None:
             raise DerivativeError(
@@ -115,7 +117,9 @@ class Estimator:
                 "convolutions that keep the extent, with at most two groups of entrywise slopes. Use 'auto' or 'none'."
             )
         if trace is not None and wanted != "none":
-            self.trace = trace()
+            whole = trace()
+            self.linear = linear_share(self.engine.xp, self.engine.stop_gradient(whole), self.d, self.constant)
+            self.trace = self.linear * whole
 
     def _precondition(self, x: Array) -> None:
         """Precondition by the mean Jacobian: log det(I + J) = -log det B + tr E + what is left to the probes."""
@@ -143,7 +147,7 @@ class Estimator:
 
     def forms(self, v: Array) -> FormEstimate:
         """Estimate v^T f(J) v for probes v (probes, batch, d)."""
-        xp, subtract, terms = self.engine.xp, self.trace is not None, self.request.terms
+        xp, terms = self.engine.xp, self.request.terms
         if self.engine.is_tracing(v, self.linearization.value):  # the probes may be all that is traced, or the weights
             refuse_tolerance(self.request)
             if terms is None:
@@ -154,18 +158,20 @@ class Estimator:
         chances: dict[str, Any] = {"lengths": lengths, "roulette": roulette}
         steps: dict[str, Any] = {"terms": terms, "enough": self._small_enough}
         if isinstance(self.products, PreconditionedProducts):
-            form = preconditioned_form(self.products, v, subtract_linear=subtract, **steps, **chances)
+            form = preconditioned_form(self.products, v, **steps, **chances)
             form = form._replace(sensitivity=form.sensitivity * self.inflation)
             return form if self.remainder is None else _with_remainder(xp, form, v, self._remainder_image(v))
         if self.method == "arnoldi":
             process = run_arnoldi(self.products, v, goes_on=lengths is not None, **steps)
-            form = arnoldi_estimate(process, subtract)
-            return form if lengths is None else with_roulette(process, form, subtract_linear=subtract, **chances)
+            # The forms are in float64.
+            linear = None if self.linear is None else xp.astype(self.linear, xp.float64, copy=False)
+            form = arnoldi_estimate(process, linear)
+            return form if lengths is None else with_roulette(process, form, linear=linear, **chances)
         if roulette is None:
-            return series_form(self.products, v, subtract_linear=subtract, **steps)
+            return series_form(self.products, v, linear=self.linear, **steps)
         if self.method == "roulette":
             steps["terms"] = terms or ROULETTE_TERMS
-        return roulette_form(self.products, v, subtract_linear=subtract, **steps, **chances)
+        return roulette_form(self.products, v, linear=self.linear, **steps, **chances)
 
     def _remainder_image(self, v: Array) -> Array:
         """T^T B^T v for probes v: what the trace of E lacks."""

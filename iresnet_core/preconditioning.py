@@ -270,7 +270,6 @@ def preconditioned_form(
     multiply: PreconditionedProducts,
     v: Array,
     *,
-    subtract_linear: bool,
     terms: int | None,
     enough: Callable[[Array], bool],
     lengths: list[int] | None = None,
@@ -286,7 +285,7 @@ def preconditioned_form(
     xp = engine.xp
     multiply.first_square = None
     process = run_arnoldi(multiply, v, terms=terms, enough=enough, goes_on=lengths is not None)
-    form = arnoldi_estimate(process, subtract_linear)
+    form = arnoldi_estimate(process, 1.0)
     rule = multiply.rule(v)
     share = xp.sum(rule.t * rule.damping) / mean.growth * (mean.norm + c)
     square = process.v_length**2
@@ -306,5 +305,4 @@ def preconditioned_form(
     if lengths is None or roulette is None:
         return form
     ceiling = xp.astype(ceiling, xp.float64)
-    options: dict[str, Any] = {"subtract_linear": subtract_linear, "lengths": lengths, "roulette": roulette}
-    return with_roulette(process, form, ceiling=ceiling, **options)
+    return with_roulette(process, form, linear=1.0, lengths=lengths, roulette=roulette, ceiling=ceiling)

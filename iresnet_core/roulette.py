@@ -67,7 +67,7 @@ def roulette_form(
     multiply: Products,
     v: Array,
     *,
-    subtract_linear: bool,
+    linear: Array | None,
     terms: int | None,
     lengths: list[int],
     roulette: Roulette,
@@ -80,7 +80,7 @@ def roulette_form(
     the probes with the longest tails come first, so that those which are done drop off the end of the stack.
     """
     xp, c = multiply.engine.xp, multiply.constant
-    series = PowerSeries(multiply, v, subtract_linear)
+    series = PowerSeries(multiply, v, linear)
     zero = xp.zeros_like(series.length)
     sums = _Sums(zero, zero, zero)
     while terms is None or series.terms < terms:
@@ -125,10 +125,8 @@ class _Sums(NamedTuple):
     variance: Array
     weighted: Array
 
-    def plus(self, term: Array | None, chance: float) -> "_Sums":
-        """Add a term that had this chance of being computed; None is one that is subtracted again."""
-        if term is None:
-            return self
+    def plus(self, term: Array, chance: float) -> "_Sums":
+        """Add a term that had this chance of being computed."""
         odds = 1 / chance - 1
         return _Sums(
             self.value + term / chance,

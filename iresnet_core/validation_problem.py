@@ -15,6 +15,7 @@ from iresnet_core.determinant import logdet
 from iresnet_core.example_data import load_case
 from iresnet_core.operators import Dense
 from iresnet_core.preconditioning import MeanJacobian, mean_jacobian
+from iresnet_core.quadratic_forms import linear_share
 from iresnet_core.results import LogDet
 
 __all__ = ["Exact", "Floats", "Problem", "cut_convolution"]
@@ -49,11 +50,13 @@ class Exact:
     def untruncated(self, v: Floats, trace: bool) -> Floats:
         """Return what an estimator without truncation gives for probes v (probes, batch, d); shape (batch,).
 
-        With `trace` the trace of J is exact and only log(I + J) - J is probed.
+        With `trace` the trace of J is exact and only log(I + J) - theta J is probed, see `linear_share`.
         """
-        remainder = self.logarithm - self.jacobian if trace else self.logarithm
+        exact = np.trace(self.jacobian, axis1=1, axis2=2)
+        theta = linear_share(np, exact, v.shape[-1], self.chain.lipschitz) if trace else np.zeros_like(exact)
+        remainder = self.logarithm - theta[:, None, None] * self.jacobian
         value = np.mean(np.einsum("pbi,bij,pbj->pb", v, remainder, v, optimize=True), axis=0)
-        return np.asarray(value + np.trace(self.jacobian, axis1=1, axis2=2) if trace else value)
+        return np.asarray(value + theta * exact)
 
     def preconditioned(self, v: Floats, B: Floats) -> Floats:
         """Return what method "mean-jacobian" gives without truncation for probes v and its matrix B (d, d)."""

@@ -33,11 +33,12 @@ def _exact(g, x):
 
 
 def _probe_answer(g, x, v, subtract):
-    """tr J + v^T (log(I + J) - J) v, or v^T log(I + J) v, averaged over the probes v (probes, batch, d)."""
+    """theta tr J + v^T (log(I + J) - theta J) v, or v^T log(I + J) v, averaged over the probes v (probes, batch, d)."""
     J = reference.jacobian(g, x)
     values = reference.probe_value(J, v)
     if subtract:
-        values = values - np.einsum("pbi,bij,pbj->pb", v, J, v) + np.trace(J, axis1=1, axis2=2)
+        trace = np.trace(J, axis1=1, axis2=2)
+        values = values + (trace - np.einsum("pbi,bij,pbj->pb", v, J, v)) / (1 + 0.6 * trace / J.shape[-1])
     return values.mean(axis=0)
 
 

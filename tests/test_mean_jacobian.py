@@ -302,7 +302,7 @@ def test_the_solve_of_the_gradient_is_certified(backend, kind, n, coeff, seed, t
     mean = mean_jacobian(linear_chain(engine, "gaussian", n, coeff, seed + 1), x)
     at = g.linearize(x)
     exact = np.linalg.solve(np.eye(n) + reference.jacobian(g, x)[0].T, v[..., None])[..., 0]
-    options = {"subtract_linear": False, "terms": min(n, terms), "enough": lambda bias: False}
+    options = {"linear": None, "terms": min(n, terms), "enough": lambda bias: False}
     for products in (
         Products(engine, at, (n,), g.lipschitz, resolvent=True),
         PreconditionedProducts(engine, at, (n,), g.lipschitz, mean, resolvent=True),
