@@ -106,7 +106,7 @@ def _in_parts(engine: Backend, g: Any, x: Array, linearization: Linearization, o
     """log|det(I + M)| (batch,) in float64, of as many samples at a time as fit."""
     xp, batch = engine.xp, x.shape[0]
     step = samples_at_a_time(order, math.prod(x.shape[1:]))
-    if batch is None:  # a compiled program is for any size, and works on the batch as a whole
+    if not engine.knows_size(batch):  # a compiled program is for any size, and works on the batch as a whole
         return _log_determinants(engine, linearization, x)
     if linearization.matrix is None and linearization.narrow is None:
         step = max(1, batch)  # a function that draws or keeps statistics is evaluated once, for all products

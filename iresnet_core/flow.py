@@ -11,6 +11,7 @@ from iresnet_core.checks import (
     require_finite,
     require_floating,
     require_nonnegative,
+    require_nonnegative_int,
     require_positive_int,
     require_shape,
 )
@@ -290,15 +291,14 @@ class Flow(Layer):
         NotConvergedError
             As `inverse`.
         """
-        if isinstance(n, bool) or not hasattr(n, "__index__") or int(n) < 0:
-            raise InvalidArgumentError(f"n must be a whole number >= 0, got {n!r}.")
         if like is None:
             if not self.arrays:
                 raise UnknownArrayError("the flow has no parameters to tell the engine from; pass like=, an array.")
             like = self.arrays[0]
         engine = get_backend(like, *self.arrays)
         require_floating(engine, like, "`like`")
-        return self.inverse(engine.sample("gaussian", (int(n), *self.latent_shape), like, rng), **options)
+        count = require_nonnegative_int(n, "n") if n is None or engine.knows_size(n) else n
+        return self.inverse(engine.sample("gaussian", (count, *self.latent_shape), like, rng), **options)
 
     def _map(self, engine: Backend, x: Array) -> Array:
         for index, layer in enumerate(self.layers):

@@ -1,12 +1,14 @@
-"""A translation inside a branch: how a conditioning input enters, without touching the Lipschitz constant."""
+"""How a conditioning input enters a branch: as a translation, which leaves the Lipschitz constant alone."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from iresnet_core.activations import Activation
 from iresnet_core.backends import Array, get_backend
-from iresnet_core.errors import ShapeError
+from iresnet_core.convolution import Convolution
+from iresnet_core.errors import InvalidArgumentError, ShapeError
 
-__all__ = ["Shift"]
+__all__ = ["Shift", "conditioned", "require_context", "require_taken"]
 
 
 class Shift(Activation):
@@ -42,3 +44,67 @@ class Shift(Activation):
     def astype(self, dtype: Any) -> "Shift":
         """Return the translation in another dtype."""
         return Shift(get_backend(self.value).xp.astype(self.value, dtype))
+
+
+def require_taken(context: Any, takers: Iterable[Any]) -> None:
+    """Refuse a conditioning that none of the layers of a flow takes: it would have no effect.
+
+    Parameters
+    ----------
+    context : array or None
+        What was given.
+    takers : iterable of layers
+        All of them, inner ones too; each says in its attribute `takes_context` whether it does.
+    """
+    if context is not None and not any(layer.takes_context for layer in takers):
+        raise InvalidArgumentError(
+            "a context was given, but no block of the flow takes one; make one with "
+            "InvertibleResidual(..., context_features=...). A pair (x, context) in place of x counts as well."
+        )
+
+
+def require_context(context: Any, features: int, *, single: bool = False) -> None:
+    """Refuse a missing conditioning, or one of another shape than (batch, features); with `single` than (1, features).
+
+    Parameters
+    ----------
+    context : array or None
+        What was given.
+    features : int
+        What the block was made for.
+    single : bool
+        Whether one condition is to hold for all samples, as in a file.
+    """
+    if context is None:
+        raise InvalidArgumentError(f"this block is conditional: pass context=, of shape (batch, {features}).")
+    if len(context.shape) != 2 or context.shape[1] != features:
+        raise ShapeError(f"context must have shape (batch, {features}), got {tuple(context.shape)}.")
+    if single and context.shape[0] != 1:
+        raise ShapeError(
+            f"a flow of the core is that of one condition: context must have shape (1, {features}), got "
+            f"{tuple(context.shape)}. Export one flow for each condition."
+        )
+
+
+def conditioned(layers: Sequence[Any], added: Array, *, single: bool = False) -> list[Any]:
+    """Return the layers of a chain with what a conditioning adds after the first linear one.
+
+    Parameters
+    ----------
+    layers : sequence of Dense, Convolution and Activation
+        One linear layer at least.
+    added : array (batch, width)
+        One number a channel of that layer's output.
+    single : bool
+        The batch is one row for all samples: it becomes part of the bias, which files can hold.
+    """
+    place = next(i for i, layer in enumerate(layers) if not isinstance(layer, Activation))
+    first = layers[place]
+    if single:
+        bias = added[0, ...] if first.bias is None else first.bias + added[0, ...]
+        return [*layers[:place], first.with_parameters(first.weight, bias, first.bound), *layers[place + 1 :]]
+    ones = (1,) * (len(first.output_shape) - 1)
+    last = isinstance(first, Convolution) and first.data_format == "channels_last"
+    batch, width = added.shape
+    shape = (batch, *ones, width) if last else (batch, width, *ones)
+    return [*layers[: place + 1], Shift(get_backend(added).xp.reshape(added, shape)), *layers[place + 1 :]]

@@ -35,7 +35,8 @@ def stochastic_logdet(
         refuse_tolerance(request)
     estimator = Estimator(engine, linearization, x, constant, method, request)
     source, count = _source(engine, x, flat, estimator, request)
-    batch = x.shape[0] or 1  # one of unknown size is worked on as a whole
+    # A batch of unknown size is worked on as a whole.
+    batch = max(1, x.shape[0]) if engine.knows_size(x.shape[0]) else 1
     sums: Sums | None = None
     goal = count if request.tol is None else max(count, FEWEST_PROBES)
     while True:

@@ -51,24 +51,30 @@ def test_after_training(d, lr):
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
-def test_convolutions_after_training(padding_mode):
-    flow = train(image_flow(padding_mode=padding_mode), images(100), steps=40, batch=10)
+@pytest.mark.parametrize("lr", [1e-3, 1e-2])
+def test_convolutions_after_training(padding_mode, lr):
+    flow = image_flow(padding_mode=padding_mode).fill_caps()
+    train(flow, images(100), steps=200, batch=10, lr=lr)
     assert_capped(flow)
     assert_export_capped(flow)
+    assert any(free_norm(layer) > cap.cap for layer, cap in capped_layers(flow))
 
 
 @pytest.mark.strict_suite
-@pytest.mark.parametrize("d", [2, 64])
+@pytest.mark.parametrize("kind", [2, 64, "images"])
 @pytest.mark.parametrize("lr", [1e-3, 1e-2])
-def test_after_long_training(d, lr):
+def test_after_long_training(kind, lr):
     excess = []
-    flow = vector_flow(d)
+    flow, data = (image_flow(), images(500)) if kind == "images" else (vector_flow(kind), samples(2000, kind))
 
     def look():
-        with torch.no_grad():
-            excess.append(max(true_norm(layer) / cap.cap - 1 for layer, cap in capped_layers(flow)))
+        if len(excess) % 20 == 0 or kind != "images":
+            with torch.no_grad():
+                excess.append(max(true_norm(layer) / cap.cap - 1 for layer, cap in capped_layers(flow)))
+        else:
+            excess.append(0.0)
 
-    train(flow, samples(2000, d), steps=2000, lr=lr, after=look)
+    train(flow, data, steps=2000, lr=lr, after=look, batch=10 if kind == "images" else 50)
     assert_capped(flow)
     assert_export_capped(flow)
     assert max(excess[20:]) < 0.05
@@ -240,3 +246,61 @@ def test_export_to_numpy(tmp_path):
     assert abs(alone["z"] - z.numpy()).max() < 1e-4
     assert abs(alone["log_prob"] - expected).max() < 1e-3
     assert abs(alone["inverse"] - x.numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize("assign", [False, True], ids=["to_empty", "assign"])
+@pytest.mark.parametrize(
+    ("make", "x"), [(lambda: vector_flow(4), samples(30, 4)), (image_flow, images(30))], ids=["dense", "images"]
+)
+def test_built_on_the_device_meta(make, x, assign):
+    """Without values first, as large models are; they come with a state dict, and everything else follows."""
+    trained = train(make(), x, steps=3, batch=10)
+    with torch.device("meta"):
+        flow = make()
+    if not assign:
+        flow.to_empty(device="cpu")
+    flow.load_state_dict(copy.deepcopy(trained.state_dict()), assign=assign)
+    torch.manual_seed(0)
+    expected = trained.log_prob(x[:5])
+    torch.manual_seed(0)
+    assert torch.equal(flow.log_prob(x[:5]), expected)
+    trained.eval()
+    assert_capped(flow)
+    assert torch.equal(flow.log_prob(x[:5], method="exact"), trained.log_prob(x[:5], method="exact"))
+    train(flow.train(), x, steps=2, batch=10)
+    assert_capped(flow)
+
+
+def test_memory_without_values_is_not_taken_for_a_state():
+    """What `to_empty` leaves in the buffers may be anything."""
+    with torch.device("meta"):
+        flow = vector_flow(4)
+    flow.to_empty(device="cpu")
+    assert not any(bool(buffer.any()) for buffer in flow.buffers())
+    assert not flow.layers[0].initialized
+
+
+@pytest.mark.parametrize("use_buffers", [False, True])
+@pytest.mark.parametrize("decay", [None, 0.9])
+@pytest.mark.parametrize(
+    ("make", "x"), [(lambda: vector_flow(4), samples(30, 4)), (image_flow, images(30))], ids=["dense", "images"]
+)
+def test_averaged_weights_are_certified_afresh(make, x, decay, use_buffers):
+    """The mean of certificates, which PyTorch makes along with that of the weights, is not taken for one."""
+    flow = enlarged(make(), 3.0)
+    average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay) if decay else None
+    averaged = torch.optim.swa_utils.AveragedModel(flow, multi_avg_fn=average, use_buffers=use_buffers)
+    for _ in range(3):
+        train(flow.train(), x, steps=2, batch=10)
+        for model in (flow.eval(), averaged.module.eval()):  # so that there are certificates to be averaged
+            model.lipschitz  # noqa: B018
+        averaged.update_parameters(flow)
+    for layer, cap in capped_layers(averaged.eval()):
+        assert cap.certify(layer.parametrizations.weight.original)
+    assert_capped(averaged)
+    z, logdet = averaged(x[:5])
+    assert torch.isfinite(logdet).all()
+    assert torch.allclose(averaged.module.inverse(z), x[:5], atol=1e-3)
+    assert not torch.equal(z, flow.encode(x[:5]))
+    train(averaged.module.train(), x, steps=2, batch=10)
+    assert_capped(averaged)

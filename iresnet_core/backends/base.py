@@ -278,6 +278,10 @@ class Backend(ABC):
         """Context in which None in a shape means the size of the batch `x`, where a program is traced for any size."""
         return nullcontext()
 
+    def knows_size(self, extent: Any) -> bool:
+        """Say whether the extent of an array is a number here; in a program for any size it is None or a variable."""
+        return True
+
     def is_constant(self, *arrays: Array) -> bool:
         """Say whether the values of all `arrays` are known, even if the program around them is being traced."""
         return not self.is_tracing(*arrays)

@@ -224,6 +224,10 @@ class Engine(Backend):
         """The size that a graph finds out when it runs."""
         return sized_by(x) if len(x.shape) and x.shape[0] is None else nullcontext()
 
+    def knows_size(self, extent: Any) -> bool:
+        """Whether it is not None, as in a graph for batches of any size."""
+        return extent is not None
+
     def is_constant(self, *arrays: Array) -> bool:
         """Say whether all are eager tensors; the value of a variable is known outside of graphs only."""
         if not self.is_tracing():

@@ -30,6 +30,7 @@ from iresnet_core.backends.torch_compilation import (
     fixed_number,
     inside_functorch,
     is_batched,
+    is_fixed_size,
     records_plainly,
 )
 from iresnet_core.backends.torch_noise import TracedSeed, last_draw, random_signs, seeded_generator
@@ -90,6 +91,12 @@ class Engine(Backend):
         """Draw with PyTorch on the device of `like`, or, from an int seed or NumPy's generator, on the host."""
         source = self.generator(rng)
         if isinstance(source, TracedSeed):
+            if any(isinstance(n, torch.SymInt) for n in shape):
+                raise InvalidArgumentError(
+                    "what an int seed draws is a constant of the exported program, and has a size, while this program "
+                    "is for batches of any size. Leave rng out, for probes from PyTorch's global generator, or make "
+                    "noise= an input of the program."
+                )
             source.draws = (*source.draws, (kind, tuple(map(operator.index, shape))))
             return self.constant_array(last_draw, source.seed, source.draws, like=like).to(like.dtype)
         if source is not None and not isinstance(source, torch.Generator):
@@ -325,6 +332,10 @@ class Engine(Backend):
         if torch.compiler.is_compiling():
             return True
         return inside_functorch() and any(map(is_batched, arrays))
+
+    def knows_size(self, extent: Any) -> bool:
+        """Whether no compiler takes it for a variable."""
+        return not torch.compiler.is_compiling() or is_fixed_size(extent)
 
     def while_loop(
         self,

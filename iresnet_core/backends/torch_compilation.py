@@ -18,6 +18,7 @@ __all__ = [
     "fixed_number",
     "inside_functorch",
     "is_batched",
+    "is_fixed_size",
     "records_plainly",
 ]
 
@@ -41,6 +42,15 @@ def is_batched(x: Array) -> bool:
             return True
         x = torch._C._functorch.get_unwrapped(x)
     return False
+
+
+def is_fixed_size(extent: Any) -> bool:
+    """Whether an extent is a number, and not a variable of the program that is being compiled."""
+    # Where a compiler is at work this is loaded already; otherwise it takes long.
+    from torch.fx.experimental import symbolic_shapes
+
+    tell = getattr(symbolic_shapes, "has_static_value", None)  # not in PyTorch 2.6
+    return isinstance(extent, int) if tell is None else bool(tell(extent))
 
 
 def fixed_number(number: Any) -> Any:

@@ -8,19 +8,12 @@ import keras
 
 import iresnet_core as core
 from iresnet_core.adapters.keras.fitting import PreparedModel
-from iresnet_core.adapters.keras.layer import (
-    ActNorm,
-    FactorOut,
-    FlowLayer,
-    InjectivePad,
-    Logit,
-    Squeeze,
-    require_layers,
-)
+from iresnet_core.adapters.keras.layer import FlowLayer, require_layers
 from iresnet_core.adapters.keras.replicas import own_seed
 from iresnet_core.adapters.keras.residual import InvertibleResidual
 from iresnet_core.backends import get_backend
 from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.shift import require_context, require_taken
 from iresnet_core.storage import save
 
 __all__ = ["FlowModel"]
@@ -35,13 +28,6 @@ class _NegativeMean(keras.losses.Loss):
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Return the negative predictions."""
         return -y_pred
-
-
-def _takes_context(layer: FlowLayer) -> bool:
-    """Whether a context would change the layer; taken to be so of kinds that are not ours."""
-    if type(layer) is InvertibleResidual:
-        return layer.context_features is not None
-    return type(layer) not in (ActNorm, FactorOut, InjectivePad, Logit, Squeeze)
 
 
 def _pair(x: Any) -> tuple[Any, Any]:
@@ -288,6 +274,9 @@ class FlowModel(PreparedModel):
 
         A conditional flow needs `context` (1, features) and becomes the flow under that condition.
         """
+        for block in self._blocks():
+            if block.context_features is not None:
+                require_context(context, block.context_features, single=True)
         with get_backend(keras.ops.zeros(())).unrecorded():
             return self._core(context)
 
@@ -306,11 +295,7 @@ class FlowModel(PreparedModel):
 
     def _require_taken(self, context: Any) -> None:
         """Refuse a condition that would have no effect."""
-        layers = (layer for layer in self._flatten_layers() if isinstance(layer, FlowLayer))
-        if context is not None and not any(map(_takes_context, layers)):
-            raise InvalidArgumentError(
-                "no block of the flow takes a context; make one with context_features=. A pair (x, context) is one too."
-            )
+        require_taken(context, (layer for layer in self._flatten_layers() if isinstance(layer, FlowLayer)))
 
     def _tensor(self, x: Any) -> Any:
         return keras.ops.convert_to_tensor(x, dtype=self.compute_dtype)

@@ -21,7 +21,14 @@ class FlowLayer(keras.layers.Layer):
 
     A subclass says in `core_layer` which layer of the core its variables make now. Whatever the policy, the computation
     is in the dtype of the variables, since the bounds would not hold in half precision.
+
+    Attributes
+    ----------
+    takes_context : bool
+        Whether a conditioning changes the layer.
     """
+
+    takes_context: bool = True
 
     def __init__(self, *, dtype: Any = None, **kwargs: Any) -> None:
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
@@ -97,6 +104,8 @@ class ActNorm(FlowLayer):
     is initialised is part of what is saved, so that a model that was loaded is never initialised again.
     """
 
+    takes_context = False
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._initialized = False  # for Python; `is_initialized` is the same for files
@@ -158,6 +167,8 @@ class ActNorm(FlowLayer):
 class Squeeze(FlowLayer):
     """Blocks of pixels to channels, (H, W, C) to (H / factor, W / factor, C factor^2); also for 1 and 3 axes."""
 
+    takes_context = False
+
     def __init__(self, factor: int = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.factor, self._core = factor, core.Squeeze(factor, data_format="channels_last")
@@ -175,6 +186,8 @@ class Squeeze(FlowLayer):
 class InjectivePad(FlowLayer):
     """Append zero channels: an injective map, for more features than data have."""
 
+    takes_context = False
+
     def __init__(self, padding: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.padding, self._core = padding, core.InjectivePad(padding, axis=-1)
@@ -191,6 +204,8 @@ class InjectivePad(FlowLayer):
 @_serializable
 class Logit(FlowLayer):
     """``logit(alpha + (1 - 2 alpha) x)`` for images in [0, 1]."""
+
+    takes_context = False
 
     def __init__(self, alpha: float = 0.05, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -216,6 +231,8 @@ class FactorOut(FlowLayer):
     layers : sequence of FlowLayer
         What they go through.
     """
+
+    takes_context = False
 
     def __init__(self, keep: int, layers: Sequence[FlowLayer], **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -16,7 +16,7 @@ from iresnet_core.capped_weight import layer_cap, training_constant
 from iresnet_core.checks import require_nonnegative
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.layer import Layer, Shape
-from iresnet_core.shift import Shift
+from iresnet_core.shift import conditioned, require_context
 
 __all__ = ["InvertibleResidual"]
 
@@ -106,6 +106,11 @@ class InvertibleResidual(FlowLayer):
         self.cap = layer_cap(steps, coeff, per_layer=per_layer)
         self.capped: list[CappedWeight] = []
 
+    @property
+    def takes_context(self) -> bool:  # type: ignore[override]
+        """Whether the block is conditional."""
+        return self.context_features is not None
+
     def _build_for(self, event_shape: Shape) -> None:
         shape: Any = (None, *event_shape)
         self._event_shape = event_shape
@@ -187,23 +192,13 @@ class InvertibleResidual(FlowLayer):
 
     def _conditioned(self, chain: core.Chain, context: Any, *, training: bool = False) -> core.Chain:
         """Add the conditioning after the first linear layer."""
-        if self.conditioning is None:
+        if self.context_features is None:
             return chain
-        if context is None:
-            raise InvalidArgumentError("this block is conditional: pass context=, of shape (batch, features).")
-        context = keras.ops.convert_to_tensor(context, dtype=self.compute_dtype)
-        if len(context.shape) != 2 or context.shape[1] != self.context_features:
-            raise ShapeError(f"context must have shape (batch, {self.context_features}), got {tuple(context.shape)}.")
-        place = next(i for i, layer in enumerate(chain.layers) if not isinstance(layer, Activation))
-        first: Any = chain.layers[place]
-        added = self.conditioning(context)
-        if context.shape[0] == 1 and not training:  # one condition for all samples is a bias, which files can hold
-            bias = added[0] if first.bias is None else first.bias + added[0]
-            conditioned = first.with_parameters(first.weight, bias, first.bound)
-            return core.Chain([*chain.layers[:place], conditioned, *chain.layers[place + 1 :]])
-        for _ in first.output_shape[1:]:  # channels last
-            added = keras.ops.expand_dims(added, 1)
-        return core.Chain([*chain.layers[: place + 1], Shift(added), *chain.layers[place + 1 :]])
+        if context is not None:
+            context = keras.ops.convert_to_tensor(context, dtype=self.compute_dtype)
+        require_context(context, self.context_features)
+        single = not training and context.shape[0] == 1  # one condition for all samples
+        return core.Chain(conditioned(chain.layers, self.conditioning(context), single=single))
 
     def call(self, x: Any, context: Any = None, training: bool = False) -> Any:
         """Return x + g(x) for x (batch, ...)."""

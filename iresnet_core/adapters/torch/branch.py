@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from iresnet_core import activations
+from iresnet_core.backends import backend
 from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownLipschitzError
 
 __all__ = ["Activation", "activation_of", "convolution_options", "described", "flattened", "is_linear", "output_shape"]
@@ -49,7 +50,8 @@ def activation_of(module: nn.Module) -> activations.Activation | None:
         return module.core
     if type(module) in _ACTIVATIONS:
         name, parameters = _ACTIVATIONS[type(module)]
-        return activations.Activation(name, **{key: getattr(module, key) for key in parameters})
+        values = backend("torch").fixed(*(getattr(module, key) for key in parameters))
+        return activations.Activation(name, **dict(zip(parameters, values, strict=True)))
     if type(module) is nn.Softplus:
         if module.beta != 1:
             raise UnknownLipschitzError(f"{described(module)}: the core knows softplus with beta = 1 only.")

@@ -8,27 +8,16 @@ import torch
 from torch import Tensor, nn
 
 import iresnet_core as core
-from iresnet_core.adapters.torch.layer import (
-    ActNorm,
-    FactorOut,
-    FlowLayer,
-    InjectivePad,
-    Logit,
-    Squeeze,
-    as_parameters,
-    no_autocast,
-    require_layers,
-)
+from iresnet_core.adapters.torch.layer import FlowLayer, as_parameters, no_autocast, require_layers
 from iresnet_core.adapters.torch.processes import probe_generator
 from iresnet_core.adapters.torch.residual import InvertibleResidual
 from iresnet_core.adapters.torch.transform import FlowTransform
 from iresnet_core.adapters.torch.weight import steered_layers
 from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.shift import require_taken
 from iresnet_core.storage import save
 
 __all__ = ["Flow"]
-
-_WITHOUT_CONTEXT = (ActNorm, FactorOut, InjectivePad, Logit, Squeeze)
 
 
 class Flow(nn.Module):
@@ -100,8 +89,7 @@ class Flow(nn.Module):
 
     def _require_taken(self, context: Tensor | None) -> None:
         """Refuse a condition that would have no effect."""
-        if context is not None and not any(_takes_context(m) for m in self.modules() if isinstance(m, FlowLayer)):
-            raise InvalidArgumentError("no block of the flow takes a context; make one with context_features=.")
+        require_taken(context, (m for m in self.modules() if isinstance(m, FlowLayer)))
 
     def _options(self, x: Tensor, errors: bool, options: dict[str, Any]) -> dict[str, Any]:
         """Fill in the options of `logdet`; errors that nobody asks for are not computed where nothing needs them."""
@@ -263,10 +251,3 @@ class Flow(nn.Module):
         if self.training and not all(layer.initialized for layer in self._layers()):
             self.initialize(x, context)
         return self._core(context)
-
-
-def _takes_context(layer: FlowLayer) -> bool:
-    """Whether a context would change the layer; taken to be so of kinds that are not ours."""
-    if type(layer) is InvertibleResidual:
-        return layer.context is not None
-    return type(layer) not in _WITHOUT_CONTEXT

@@ -24,7 +24,14 @@ class FlowLayer(nn.Module):
     """Base class of the layers: ``layer(x)`` maps samples, `inverse` maps them back, both through the core.
 
     A subclass says in `core_layer` which layer of the core its parameters make now.
+
+    Attributes
+    ----------
+    takes_context : bool
+        Whether a conditioning changes the layer.
     """
+
+    takes_context: bool = True
 
     def core_layer(
         self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None
@@ -44,7 +51,11 @@ class FlowLayer(nn.Module):
 
     def bind(self, event_shape: Shape) -> Shape:
         """Take note of the shape of the samples, and return that of the output."""
-        return self.core_layer(exported=True).output_shape(event_shape)
+        return self._shape_layer().output_shape(event_shape)
+
+    def _shape_layer(self) -> Layer:
+        """Return a layer of the core that knows shapes; parameters on the device "meta" have no values to look at."""
+        return self.core_layer(exported=True)
 
     def capped(self) -> list[Capped]:
         """Return the capped linear layers inside."""
@@ -123,6 +134,7 @@ class ActNorm(FlowLayer):
     processes the statistics are those of the joined batch.
     """
 
+    takes_context = False
     log_scale: Tensor
     bias: Tensor
     is_initialized: Tensor
@@ -135,7 +147,7 @@ class ActNorm(FlowLayer):
         self.channels, self.axis = channels, axis
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("is_initialized", torch.tensor(False))
+        self.register_buffer("is_initialized", torch.tensor(0))  # a number, of which PyTorch can take means
         self._initialized = False  # the same for Python, which a compiler can follow
 
     def extra_repr(self) -> str:
@@ -145,11 +157,21 @@ class ActNorm(FlowLayer):
     @property
     def initialized(self) -> bool:
         """Whether the parameters have been set from data or loaded."""
+        if not self._initialized and not torch.compiler.is_compiling() and not self.is_initialized.is_meta:
+            self._initialized = bool(self.is_initialized)  # copied, as by a module that averages another
         return self._initialized
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ActNorm":
+        """Move or cast; what comes from the device "meta" has no values, and is not initialised."""
+        without_values = self.is_initialized.is_meta
+        super()._apply(fn, recurse)
+        if without_values and not self.is_initialized.is_meta:
+            self.is_initialized.zero_()
+        return self
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Set the parameters from a batch, unless they are set already; return the output."""
-        if not self._initialized:
+        if not self.initialized:
             self._initialize_from(x)
         return super().forward(x)
 
@@ -166,7 +188,7 @@ class ActNorm(FlowLayer):
 
     def mark_initialized(self) -> None:
         """Keep the parameters as they are from now on but for training."""
-        self.is_initialized.fill_(True)
+        self.is_initialized.fill_(1)
         self._initialized = True
 
     def core_layer(
@@ -175,30 +197,32 @@ class ActNorm(FlowLayer):
         """Return the core's layer."""
         if exported:
             return core.ActNorm(self.log_scale.detach(), self.bias.detach(), axis=self.axis)
-        if not self._initialized:
+        if not self.initialized:
             raise InvalidArgumentError(
                 "this ActNorm has not been initialised: call flow.initialize(x) with a batch of data, or run one batch "
                 "in training mode."
             )
         return core.ActNorm(self.log_scale, self.bias, axis=self.axis)
 
-    def bind(self, event_shape: Shape) -> Shape:
-        """Check the number of channels."""
-        return core.ActNorm(self.log_scale.detach(), self.bias.detach(), axis=self.axis).output_shape(event_shape)
+    def _shape_layer(self) -> Layer:
+        zeros = torch.zeros(self.channels, device="cpu")
+        return core.ActNorm(zeros, zeros, axis=self.axis)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map samples x (batch, ...); the first batch in training mode sets the parameters."""
-        if self.training and not self._initialized:
+        if self.training and not self.initialized:
             self._initialize_from(x)
         return super().forward(x)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._initialized = bool(self.is_initialized)
+        self._initialized = not self.is_initialized.is_meta and bool(self.is_initialized)
 
 
 class Squeeze(FlowLayer):
     """Blocks of pixels to channels, (C, H, W) to (C factor^2, H / factor, W / factor); also for 1 and 3 axes."""
+
+    takes_context = False
 
     def __init__(self, factor: int = 2) -> None:
         super().__init__()
@@ -218,6 +242,8 @@ class Squeeze(FlowLayer):
 class InjectivePad(FlowLayer):
     """Append zero channels: an injective map, for more features than data have."""
 
+    takes_context = False
+
     def __init__(self, padding: int, *, axis: int = 1) -> None:
         super().__init__()
         self._core = core.InjectivePad(padding, axis=axis)
@@ -235,6 +261,8 @@ class InjectivePad(FlowLayer):
 
 class Logit(FlowLayer):
     """``logit(alpha + (1 - 2 alpha) x)`` for images in [0, 1]."""
+
+    takes_context = False
 
     def __init__(self, alpha: float = 0.05) -> None:
         super().__init__()
@@ -262,6 +290,8 @@ class FactorOut(FlowLayer):
         What they go through.
     """
 
+    takes_context = False
+
     def __init__(self, keep: int, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.keep = keep
@@ -282,7 +312,7 @@ class FactorOut(FlowLayer):
         for layer in self.layers:
             shape = layer.bind(shape)  # type: ignore[operator]
         self._event_shape = (self.keep, *event_shape[1:])
-        return self.core_layer(exported=True).at_shape(event_shape).output_shape(event_shape)
+        return self._shape_layer().output_shape(event_shape)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Initialise the inner layers with what they will be given."""
@@ -299,7 +329,14 @@ class FactorOut(FlowLayer):
         self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None
     ) -> Layer:
         """Return the core's layer."""
-        layers = [layer.core_layer(context, exported=exported, steered=steered) for layer in self.layers]  # type: ignore[operator]
+        return self._factor_out(
+            [layer.core_layer(context, exported=exported, steered=steered) for layer in self.layers]  # type: ignore[operator]
+        )
+
+    def _shape_layer(self) -> Layer:
+        return self._factor_out([layer._shape_layer() for layer in self.layers])  # type: ignore[operator]
+
+    def _factor_out(self, layers: list[Layer]) -> Layer:
         shape = getattr(self, "_event_shape", None)
         if shape is None:
             raise UnknownArrayError("FactorOut learns the shape of its samples from the Flow that it is part of.")

@@ -30,7 +30,7 @@ from iresnet_core.capped_weight import layer_cap, training_constant
 from iresnet_core.checks import require_nonnegative
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.layer import Layer, Shape
-from iresnet_core.shift import Shift
+from iresnet_core.shift import conditioned, require_context
 
 __all__ = ["InvertibleResidual"]
 
@@ -127,6 +127,11 @@ class InvertibleResidual(FlowLayer):
                 dtype=like.dtype,  # type: ignore[arg-type]
             )
 
+    @property
+    def takes_context(self) -> bool:  # type: ignore[override]
+        """Whether the block is conditional."""
+        return self.context is not None
+
     def extra_repr(self) -> str:
         """Show the cap."""
         return f"coeff={self.coeff:g}" + ("" if self.declared is None else f", lipschitz={self.declared:g}")
@@ -163,6 +168,9 @@ class InvertibleResidual(FlowLayer):
                 f"a residual branch keeps the shape, but {described(self.net)} makes {shape} of {event_shape}."
             )
         return shape
+
+    def _shape_layer(self) -> Layer:
+        return core.ResidualBlock(lambda x: x, lipschitz=0.0)  # keeps the shape
 
     def fill_caps(self) -> "InvertibleResidual":
         """Scale the free weights so that every linear layer starts at its cap, from which training is quicker."""
@@ -268,20 +276,8 @@ class InvertibleResidual(FlowLayer):
         """Add the conditioning after the first linear layer; to its bias for export."""
         if self.context is None:
             return chain
-        if context is None:
-            raise InvalidArgumentError("this block is conditional: pass context=, of shape (batch, features).")
-        features = self.context.in_features
-        if context.ndim != 2 or context.shape[1] != features:
-            raise ShapeError(f"context must have shape (batch, {features}), got {tuple(context.shape)}.")
-        place = next(i for i, layer in enumerate(chain.layers) if not isinstance(layer, core.Activation))
-        first = chain.layers[place]
-        added = self.context(context)
-        if exported:
-            bias = added[0] if first.bias is None else first.bias + added[0]  # type: ignore[union-attr]
-            conditioned = first.with_parameters(first.weight, bias, first.bound)  # type: ignore[union-attr]
-            return core.Chain([*chain.layers[:place], conditioned, *chain.layers[place + 1 :]])
-        shape = (*added.shape, *(1,) * (len(first.output_shape) - 1))  # type: ignore[union-attr]
-        return core.Chain([*chain.layers[: place + 1], Shift(added.reshape(shape)), *chain.layers[place + 1 :]])
+        require_context(context, self.context.in_features, single=exported)
+        return core.Chain(conditioned(chain.layers, self.context(context), single=exported))
 
 
 def _input_shape(net: nn.Module) -> Sequence[int] | None:

@@ -24,6 +24,7 @@ from iresnet_core.convolution import Convolution
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.normalization import normalize
 from iresnet_core.operators import Dense, LinearLayer
+from iresnet_core.precision import working_dtype
 
 __all__ = ["Capped", "CappedWeight", "cap_of", "cap_weight", "steered_layers", "weight_before_cap"]
 
@@ -61,10 +62,46 @@ class CappedWeight(nn.Module):
         self.cap, self.options = cap, options
         self.input_shape = None if input_shape is None else tuple(input_shape)
         # The basis of the power iteration is state of the training, so that a resumed one goes on as if uninterrupted.
+        # Of zeros there is none yet; that of the pass before, `previous`, is not kept in files.
         self.register_buffer("basis", weight.new_zeros((0,)))
-        for name in ("previous", "certified_weight", "certified_bound", "certified_left", "certified_right"):
+        self.register_buffer("previous", weight.new_zeros((0,)), persistent=False)
+        # The first certificate is that of the zero matrix.
+        self.register_buffer("certified_weight", torch.zeros_like(weight.detach()), persistent=False)
+        self.register_buffer("certified_bound", weight.new_zeros(()), persistent=False)
+        for name in ("certified_left", "certified_right"):
             self.register_buffer(name, weight.new_zeros((0,)), persistent=False)
-        self._certified_as: Any = None  # dtype and input shape of the certificate
+        self._begun: set[str] = set()  # which of the two bases are known to be there
+        self._certified_as: Any = None  # dtype and input shape of the certificate, and what shows that it was touched
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Give the buffers the sizes that they will keep, since modules that average others copy buffer by buffer."""
+        if self.options is not None and self.input_shape is None:
+            return
+        weight = self.certified_weight
+        with torch.no_grad(), torch.inference_mode(mode=False):
+            free = self.free_layer(weight, None, checked=True)
+            shape, dtype = basis_shape(free), working_dtype(free.engine, weight.dtype)
+            for name in ("basis", "previous"):
+                if getattr(self, name).shape != shape:
+                    setattr(self, name, weight.new_zeros(shape, dtype=dtype))
+                    self._begun.discard(name)
+            self.certified_weight, self.certified_bound = torch.zeros_like(weight), weight.new_zeros(())
+            self.certified_left, self.certified_right = (weight.new_zeros((n,)) for n in free.shape)
+        self._certified_as = None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "CappedWeight":
+        """Move or cast; what comes from the device "meta" has no values, and is begun anew."""
+        without_values = self.basis.is_meta
+        super()._apply(fn, recurse)
+        if without_values and not self.basis.is_meta:
+            with torch.no_grad():
+                for buffer in self.buffers():
+                    buffer.zero_()
+        if without_values or self.basis.is_meta:
+            self._begun.clear()
+            self._certified_as = None
+        return self
 
     def extra_repr(self) -> str:
         """Show the cap."""
@@ -72,6 +109,8 @@ class CappedWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight in use."""
+        if weight.is_meta:
+            return weight  # which has no values to look at
         if self.options is not None and self.input_shape is None:
             return self._for_any_size(weight)
         return self.layer(weight, None).weight  # type: ignore[no-any-return]
@@ -84,6 +123,7 @@ class CappedWeight(nn.Module):
         """Fix the size of the images; a new one needs another certificate and another basis."""
         if self.options is not None and self.input_shape != tuple(shape):
             self.input_shape = tuple(shape)
+            self._make_room()
 
     def free_layer(self, weight: Tensor, bias: Tensor | None, *, checked: bool = False) -> LinearLayer:
         """Return the linear layer with the weight as it is."""
@@ -110,8 +150,15 @@ class CappedWeight(nn.Module):
         A pass that records gradients moves the basis on; others, such as an inverse in training mode, begin where the
         last of those began, and so have the same weights.
         """
-        basis = self.basis if torch.is_grad_enabled() else self.previous
-        return basis if basis.shape == basis_shape(free) else None
+        name = "basis" if torch.is_grad_enabled() else "previous"
+        basis: Tensor = getattr(self, name)
+        if basis.shape != basis_shape(free) or basis.is_meta:
+            return None
+        if name not in self._begun:
+            if torch.compiler.is_compiling() or not bool(basis.any()):
+                return None
+            self._begun.add(name)  # from a file, or from another module whose buffers were copied
+        return basis
 
     def certified_layer(self, weight: Tensor, bias: Tensor | None) -> LinearLayer:
         """Scale by a certified norm."""
@@ -135,7 +182,7 @@ class CappedWeight(nn.Module):
         kind = (weight.dtype, self.input_shape)
         known = self.certified_weight
         if (
-            self._certified_as == kind
+            self._certified_as == (*kind, _touched(known, self.certified_bound))
             and known.shape == weight.shape
             and known.device == weight.device
             and torch.equal(known, weight)
@@ -147,13 +194,13 @@ class CappedWeight(nn.Module):
             # Kept beyond a transform of torch.func that may be at work, outside of which its tensors are dead.
             self.certified_weight, self.certified_bound = _plain(constant), _plain(found.bound)
             self.certified_left, self.certified_right = _plain(found.left), _plain(found.right)
-        self._certified_as = kind
+        self._certified_as = (*kind, _touched(self.certified_weight, self.certified_bound))
         return True
 
     def _carried_over(self, free: LinearLayer) -> LinearLayer:
         """Scale by a bound that a compiler can trace: from the last certificate, or without one by Gram iteration."""
         weight = free.weight
-        if self._certified_as != (weight.dtype, self.input_shape):
+        if self._certified_as is None or self._certified_as[:2] != (weight.dtype, self.input_shape):
             return normalize(free, self.cap)  # type: ignore[no-any-return]
         bound = moved_bound(weight, self.certified_weight, self.certified_bound, free)
         layer = certified(free, self.cap, Certificate(bound, self.certified_left, self.certified_right))
@@ -169,6 +216,13 @@ class CappedWeight(nn.Module):
         if basis is not None and basis.shape != self.basis.shape:
             self.basis = self.basis.new_zeros(basis.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.previous = torch.zeros_like(self.basis)
+        self._begun.clear()
+
+
+def _touched(*tensors: Tensor) -> Any:
+    """What changes when somebody writes into the tensors: a mean of certificates, say, is no certificate."""
+    return tuple(None if t.is_inference() else t._version for t in tensors)
 
 
 def _plain(x: Tensor) -> Tensor:
@@ -226,12 +280,14 @@ def advance(found: Sequence[tuple[CappedWeight, Tensor]]) -> None:
     with torch.no_grad():
         for cap, basis in found:
             previous, last = cap.previous, cap.basis
-            if previous.shape == last.shape == basis.shape:
+            if previous.shape == last.shape == basis.shape and previous.device == last.device == basis.device:
                 older.append(previous)
                 old.append(last)
                 new.append(basis)
             else:
                 cap.previous, cap.basis = last.clone(), basis.clone()
+            if "basis" not in cap._begun or "previous" not in cap._begun:
+                cap._begun.update(("previous", "basis") if "basis" in cap._begun else ("basis",))
         if new:
             torch._foreach_copy_(older, old)
             torch._foreach_copy_(old, new)
