@@ -58,6 +58,9 @@ def train_command(
     batch: Annotated[int | None, _option("--batch", help="Samples a step (256; of conv 64).")] = None,
     lr: Annotated[float | None, _option("--lr", help="Learning rate of Adam.")] = None,
     schedule: Annotated[str | None, _option("--schedule", help="cosine (default) or constant.")] = None,
+    weight_decay: Annotated[
+        float | None, _option("--weight-decay", help="Decoupled (2 below 10000 samples, else 0).")
+    ] = None,
     clip: Annotated[float | None, _option("--clip", help="Largest norm of the gradient (10).")] = None,
     dtype: Annotated[str | None, _option("--dtype", help="float32 (default) or float64.")] = None,
     seed: Annotated[int | None, _option("--seed", help="Seed of everything (0).")] = None,
@@ -100,6 +103,7 @@ def train_command(
         "batch": batch,
         "lr": lr,
         "schedule": schedule,
+        "weight_decay": weight_decay,
         "clip": clip,
         "dtype": dtype,
         "seed": seed,

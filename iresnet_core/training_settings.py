@@ -20,6 +20,8 @@ _CONV_FROM = 16 * 16  # pixels from which convolutions are the default
 # Dimension up to which narrow layers do, with sines between them: those keep the slope of a block near its cap, where
 # lipswish and elu halve it at every layer, and a few blocks then bend the plane much further in the same time.
 _FEW = 16
+# Below so many samples to train on, a flow of the default size learns them by heart.
+_FEW_SAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class TrainingSettings:
         Learning rate of Adam at the start.
     schedule : {"cosine", "constant"}
         "cosine" takes the learning rate to a hundredth along half a cosine.
+    weight_decay : float
+        Each step shrinks the weights, not biases and scales, by lr times this (Loshchilov and Hutter 2019); for few
+        samples, which a flow learns by heart.
     clip : float
         Largest norm of the gradient; longer ones are shortened to it.
     seed : int
@@ -58,6 +63,7 @@ class TrainingSettings:
     batch: int
     lr: float
     schedule: str
+    weight_decay: float
     clip: float
     seed: int
     dtype: str
@@ -72,6 +78,8 @@ class TrainingSettings:
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InvalidArgumentError(f"{name} must be a positive number, got {getattr(self, name):g}.")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise InvalidArgumentError(f"weight_decay must be a number of at least 0, got {self.weight_decay:g}.")
         if (self.steps is None) == (self.minutes is None):
             raise InvalidArgumentError("give either steps or minutes.")
         if self.steps is not None and self.steps < 1:
@@ -145,6 +153,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, engine: str, asked
         "batch": min(64 if kind == "conv" else 256, len(dataset.train)),
         "lr": 2e-3 if kind == "conv" else 5e-3,
         "schedule": "cosine",
+        "weight_decay": 2.0 if len(dataset.train) < _FEW_SAMPLES else 0.0,
         "clip": 10.0,
         "seed": source.seed,
         "dtype": "float32",

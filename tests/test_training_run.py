@@ -392,6 +392,32 @@ def test_a_checkpoint_of_another_model_is_refused(engine, tmp_path):
         trained(run, config, dataset)
 
 
+@pytest.mark.parametrize("decay", [0.0, 400.0])
+def test_the_decay_shrinks_weights_but_not_biases_and_scales(engine, tmp_path, decay):
+    if engine == "numpy":
+        pytest.skip("its trainer is that of the tests, and has no optimiser")
+    _, config, dataset = prepared(tmp_path / "run", engine, weight_decay=decay, dtype="float64")
+    plan = planned_layers(config.settings.model, config.layout.data_shape)
+    first = dataset.train[:50]
+    trainer = find_trainer(engine)(plan, config.layout.model_shape, config.settings.training, first)
+    variables = list(trainer.flow.parameters() if engine == "torch" else trainer.model.trainable_variables)
+
+    def values():
+        return [np.array(v.detach() if engine == "torch" else v) for v in variables]
+
+    lr, before = 1e-3, values()
+    trainer.step(first, lr)
+    for old, new in zip(before, values(), strict=True):
+        kept = 1 - lr * decay if old.ndim > 1 else 1.0
+        np.testing.assert_allclose(new, kept * old, rtol=0, atol=1.01 * lr)  # Adam's own step is at most lr
+
+
+def test_few_samples_are_trained_on_with_decay():
+    assert moons_settings().training.weight_decay == 2
+    source = DatasetSource("moons")
+    assert default_settings(source, load_dataset(source), "torch", {}).training.weight_decay == 0
+
+
 # --- settings and plans ---
 
 
@@ -423,6 +449,8 @@ def test_what_a_resumed_training_may_change():
         {"batch": 0},
         {"batch": 1000},
         {"lr": math.nan},
+        {"weight_decay": -1.0},
+        {"weight_decay": math.inf},
         {"schedule": "linear"},
         {"dtype": "float16"},
         {"seed": -1},

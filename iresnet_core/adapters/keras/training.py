@@ -31,7 +31,7 @@ class Trainer:
     model_shape : tuple of int
         Shape of one sample, channels last.
     settings : TrainingSettings
-        Seed, dtype, clipping.
+        Seed, dtype, weight decay, clipping.
     first : array (n, *model_shape)
         Samples for the data-dependent initialisation.
     """
@@ -49,9 +49,13 @@ class Trainer:
         layers = build_layers(plan, Builder(settings.dtype, orthogonal=True))
         self.model = FlowModel(layers, event_shape=model_shape, seed=settings.seed, dtype=settings.dtype)
         self.model.initialize(first)
-        self.optimizer = keras.optimizers.Adam(settings.lr, epsilon=1e-8, global_clipnorm=settings.clip)
+        self.optimizer = keras.optimizers.AdamW(
+            settings.lr, weight_decay=settings.weight_decay, epsilon=1e-8, global_clipnorm=settings.clip
+        )
+        variables = self.model.trainable_variables
+        self.optimizer.exclude_from_weight_decay([v for v in variables if len(v.shape) <= 1])
         self.model.compile(optimizer=self.optimizer)
-        self.optimizer.build(self.model.trainable_variables)
+        self.optimizer.build(variables)
 
     def step(self, x: np.ndarray, lr: float) -> StepResult:
         """Take one step of Adam, in a compiled program; the norm of its gradient stays inside that."""

@@ -29,7 +29,7 @@ class Trainer:
     model_shape : tuple of int
         Shape of one sample.
     settings : TrainingSettings
-        Seed, dtype, clipping.
+        Seed, dtype, weight decay, clipping.
     first : array (n, *model_shape)
         Samples for the data-dependent initialisation.
     """
@@ -49,7 +49,11 @@ class Trainer:
         flow = Flow(build_layers(plan, Builder(orthogonal=True)), event_shape=model_shape)
         self.flow = flow.to(device=self.device, dtype=getattr(torch, settings.dtype))
         self.flow.initialize(self._tensor(first))
-        self.optimizer = torch.optim.Adam(self.flow.parameters(), lr=settings.lr)
+        groups = [
+            {"params": [p for p in self.flow.parameters() if (p.ndim > 1) == decays], "weight_decay": decay}
+            for decays, decay in ((True, settings.weight_decay), (False, 0.0))
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr)
 
     def _tensor(self, x: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
