@@ -119,8 +119,7 @@ def cholesky_certificate(engine: Backend, gram: Array, gram_error: Array, level:
     xp = engine.xp
     n = gram.shape[-1]
     squared = level * level
-    shifted = squared * xp.eye(n, dtype=gram.dtype, device=device_of(gram)) - gram
-    if not engine.is_positive_definite(shifted):
+    if not engine.is_above(squared, gram):
         return None
     g = gamma(_terms(xp, gram, n), U)
     error = g / (1 - g) * n * squared + 2 * U * squared + float(xp.max(gram_error))
@@ -136,8 +135,7 @@ def cholesky_certificates(engine: Backend, gram: Array, gram_error: Array, level
     n = gram.shape[-1]
     zero = _trace(xp, gram) <= 0  # of a sum of squares
     squared = xp.where(zero, xp.ones_like(levels), levels * levels)
-    shifted = squared[:, None, None] * xp.eye(n, dtype=gram.dtype, device=device_of(gram)) - gram
-    if not engine.is_positive_definite(shifted):
+    if not engine.is_above(squared, gram):
         return None
     g = gamma(_terms(xp, gram, n), U)
     error = (g / (1 - g) * n + 2 * U) * squared + gram_error

@@ -541,11 +541,32 @@ def test_one_indefinite_matrix_spoils_the_stack(backend):
     assert backend.is_positive_definite(backend.from_numpy(stack)) is False
 
 
+@pytest.mark.parametrize("n", [1, 2, 30])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_levels_above_a_matrix(backend, n, dtype):
+    """One level, or one for every matrix of a stack; the matrix is left as it is."""
+    factor = np.random.default_rng(n).standard_normal((n, n))
+    matrix = (factor + factor.T).astype(dtype)
+    kept, largest = matrix.copy(), float(np.linalg.eigvalsh(matrix)[-1])
+    given = backend.from_numpy(matrix)
+    below, above = largest - 1e-2 * abs(largest), largest + 1e-2 * abs(largest)
+    assert backend.is_above(above, given) is True
+    assert backend.is_above(below, given) is False
+    np.testing.assert_array_equal(backend.to_numpy(given), kept)
+    np.testing.assert_array_equal(matrix, kept)
+    stack = backend.from_numpy(np.stack([matrix, 2 * matrix]))
+    for second, expected in ((2 * above, True), (2 * below, False)):
+        levels = backend.from_numpy(np.array([above, second], dtype=dtype))
+        assert backend.is_above(levels, stack) is expected
+    assert backend.is_above(1.0, backend.from_numpy(np.full((n, n), np.nan, dtype))) is False
+
+
 @pytest.mark.needs("complex")
 def test_hermitian_matrices(backend):
     for off_diagonal, definite in [(0.9j, True), (1.1j, False)]:
         matrix = np.array([[1.0, off_diagonal], [-off_diagonal, 1.0]])
         assert backend.is_positive_definite(backend.from_numpy(matrix)) is definite
+        assert backend.is_above(1.0, backend.from_numpy(np.eye(2) - matrix)) is definite
 
 
 # --- copies that nobody can change ---

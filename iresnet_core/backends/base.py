@@ -129,6 +129,12 @@ class Backend(ABC):
     def is_positive_definite(self, matrix: Array) -> bool:
         """Say whether the Cholesky factorisation of all matrices (..., n, n), symmetric or Hermitian, succeeds."""
 
+    def is_above(self, level: Any, matrix: Array) -> bool:
+        """Say whether the Cholesky factorisation of l I - A succeeds, for matrices (..., n, n) and levels (...,)."""
+        identity = self.xp.eye(matrix.shape[-1], dtype=matrix.dtype, device=device_of(matrix))
+        spread = level if isinstance(level, float) else level[..., None, None]
+        return self.is_positive_definite(spread * identity - matrix)
+
     def inverse_and_log_determinant(self, matrix: Array) -> tuple[Array, Array]:
         """Return A^-1 and log|det A| () of a regular matrix A (n, n)."""
         linalg = self.xp.linalg

@@ -32,13 +32,16 @@ class Engine(NumPyFamily):
 
     def is_positive_definite(self, matrix: Array) -> bool:
         """Ask LAPACK itself for one matrix, which leaves the other triangle as it is and saves copies."""
-        if matrix.ndim != 2:
-            return super().is_positive_definite(matrix)
-        from scipy.linalg import get_lapack_funcs
+        return super().is_positive_definite(matrix) if matrix.ndim != 2 else _has_factor(matrix.T, overwrite=False)
 
-        (potrf,) = get_lapack_funcs(("potrf",), (matrix,))
-        factor, refused = potrf(matrix.T, lower=True, clean=False)
-        return not refused and bool(np.all(np.isfinite(np.diagonal(factor))))  # NaN reaches the diagonal, if no further
+    def is_above(self, level: Any, matrix: Array) -> bool:
+        """Shift the diagonal in place and factorise in place: large matrices cost as much to make as to factorise."""
+        if matrix.ndim != 2:
+            return super().is_above(level, matrix)
+        shifted = np.negative(matrix.T, order="F")
+        diagonal = np.einsum("ii->i", shifted)
+        diagonal += level
+        return _has_factor(shifted, overwrite=True)
 
     def inverse_and_log_determinant(self, matrix: Array) -> tuple[Array, Array]:
         """Take both from the same LU factors."""
@@ -66,3 +69,12 @@ class Engine(NumPyFamily):
         copy = np.array(x)
         copy.flags.writeable = False
         return copy
+
+
+def _has_factor(matrix: Array, overwrite: bool) -> bool:
+    """Whether LAPACK finds a Cholesky factor of a matrix in its own order of storage."""
+    from scipy.linalg import get_lapack_funcs
+
+    (potrf,) = get_lapack_funcs(("potrf",), (matrix,))
+    factor, refused = potrf(matrix, lower=True, clean=False, overwrite_a=overwrite)
+    return not refused and bool(np.all(np.isfinite(np.diagonal(factor))))  # NaN reaches the diagonal, if no further
