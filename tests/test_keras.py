@@ -238,6 +238,9 @@ def test_conditional_densities(tmp_path):
     flow.save(tmp_path / "flow.keras")
     loaded = keras.saving.load_model(tmp_path / "flow.keras")
     np.testing.assert_allclose(loaded.log_prob(x, context), nats, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ShapeError, match="one condition"):
+        flow.to_core(context[:3])
+    assert tuple(flow.sample(2, [[0.0, 0.0, 0.0]]).shape) == (2, 2)
     flow.save_core(tmp_path / "flow", context[:1])
     np.testing.assert_allclose(core.load(tmp_path / "flow").log_prob(x[:1]).value, nats[:1], rtol=1e-5, atol=1e-5)
     with pytest.raises(InvalidArgumentError, match="conditional"):
@@ -447,8 +450,12 @@ def test_branches_that_make_no_block():
     with pytest.raises(InvalidArgumentError, match="at least one"):
         InvertibleResidual([keras.layers.ELU()])
     dense = Dense(2)
-    with pytest.raises(InvalidArgumentError, match="twice"):
+    with pytest.raises(InvalidArgumentError, match=f"{dense.name}.*twice"):
         InvertibleResidual([dense, dense])
+    with pytest.raises(InvalidArgumentError, match="at least one"):
+        FlowModel([], event_shape=(2,))
+    with pytest.raises(InvalidArgumentError, match="event_shape must be a sequence"):
+        FlowModel([mlp(2)], event_shape=2)
     with pytest.raises(InvalidArgumentError, match="no layer of a flow"):
         FlowModel([Dense(2)], event_shape=(2,))
     norm = ActNorm()
@@ -456,6 +463,41 @@ def test_branches_that_make_no_block():
         FlowModel([norm, norm], event_shape=(2,))
     with pytest.raises(InvalidArgumentError, match="not built"):
         _ = mlp(2).lipschitz
+
+
+def test_a_flow_has_no_targets():
+    flow = FlowModel([ActNorm()], event_shape=(2,))
+    for name, value in (("loss", "mse"), ("metrics", ["mae"]), ("weighted_metrics", ["mae"]), ("loss_weights", [1.0])):
+        with pytest.raises(InvalidArgumentError, match=f"takes no {name}, got"):
+            flow.compile(optimizer="adam", **{name: value})
+
+
+def test_a_compiled_model_is_loaded_as_such(tmp_path):
+    flow = FlowModel([ActNorm(), mlp(2)], event_shape=(2,))
+    flow.compile(optimizer=keras.optimizers.Adam(3e-3), run_eagerly=True)
+    flow.fit(data(2, 20), batch_size=10, verbose=0)
+    flow.save(tmp_path / "flow.keras")
+    loaded = keras.saving.load_model(tmp_path / "flow.keras")
+    assert loaded.run_eagerly
+    assert float(loaded.optimizer.learning_rate) == pytest.approx(3e-3)
+    assert int(loaded.optimizer.iterations) == 2
+    for a, b in zip(loaded.optimizer.variables, flow.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(numbers(a), numbers(b))
+    loaded.fit(data(2, 20), batch_size=10, verbose=0)
+    assert int(loaded.optimizer.iterations) == 4
+
+
+def test_arrays_with_nan_are_refused_in_validation_too():
+    flow = FlowModel([ActNorm()], event_shape=(2,)).initialize(data(2))
+    flow.compile(optimizer="adam")
+    bad = np.full((4, 2), np.nan, "float32")
+    for call, name in (
+        (lambda: flow.fit(data(2), validation_data=(bad,), verbose=0), "validation data"),
+        (lambda: flow.evaluate(bad, verbose=0), "the data"),
+        (lambda: flow.predict(bad, verbose=0), "the data"),
+    ):
+        with pytest.raises(NonFiniteError, match=f"{name} of shape .* 8 non-finite"):
+            call()
 
 
 def test_data_that_make_no_sense():

@@ -7,7 +7,15 @@ from torch import nn
 from torch_models import convolutions, image_flow, images, mlp, samples, torch, train, vector_flow
 
 import iresnet_core as core
-from iresnet_core.adapters.torch import Activation, ActNorm, Flow, FlowLayer, InjectivePad, InvertibleResidual
+from iresnet_core.adapters.torch import (
+    Activation,
+    ActNorm,
+    FactorOut,
+    Flow,
+    FlowLayer,
+    InjectivePad,
+    InvertibleResidual,
+)
 from iresnet_core.errors import (
     InvalidArgumentError,
     NonFiniteError,
@@ -283,6 +291,8 @@ def test_context_moves_the_density():
         one = context[:1]
         exported = flow.to_core(one)
         assert torch.allclose(exported.log_prob(x).value, flow.log_prob(x, one.expand(10, -1)), atol=1e-5)
+        with pytest.raises(ShapeError, match="one condition"):
+            flow.to_core(context[:3])
     assert flow.sample(4, one).shape == (4, 3)
     for wrong in (None, context[:, :1], context[:4]):
         with pytest.raises((InvalidArgumentError, ShapeError)):
@@ -353,11 +363,14 @@ def test_activations_are_those_of_torch():
         (lambda: InvertibleResidual(nn.MultiheadAttention(4, 2)), UnknownLipschitzError, "MultiheadAttention"),
         (lambda: InvertibleResidual(nn.Conv2d(4, 4, 3, stride=2)), ShapeError, "stride"),
         (lambda: Flow([InvertibleResidual(nn.Linear(4, 5))], (4,)), ShapeError, "keeps the shape"),
-        (lambda: Flow([InvertibleResidual(convolutions(4))], (3, 8, 8)), ShapeError, "does not take"),
+        (lambda: Flow([InvertibleResidual(convolutions(4))], (3, 8, 8)), ShapeError, r"but of shape \(4, n, n\)"),
         (lambda: InvertibleResidual(nn.Linear(4, 4), coeff=1.0), NotContractiveError, "coeff"),
         (lambda: InvertibleResidual(nn.ReLU()), InvalidArgumentError, "at least one"),
         (lambda: Flow([nn.Linear(4, 4)], (4,)), InvalidArgumentError, "no layer of a flow"),
-        (lambda: Flow([], (4,)).log_prob(torch.zeros(1, 4)), InvalidArgumentError, "at least one"),
+        (lambda: Flow([], (4,)), InvalidArgumentError, "at least one"),
+        (lambda: Flow([ActNorm(4)], 4), InvalidArgumentError, "event_shape must be a sequence"),
+        (lambda: InvertibleResidual(nn.Sequential(nn.Linear(4, 4), nn.Softplus(2.0))), UnknownLipschitzError, "got 2"),
+        (lambda: FactorOut(2, [InjectivePad(2)])(torch.zeros(1, 4)), InvalidArgumentError, "part of"),
         (lambda: vector_flow(4).eval().log_prob(samples(3, 4)), InvalidArgumentError, "initialised"),
         (lambda: vector_flow(4).log_prob(samples(3, 5)), ShapeError, "shape"),
         (lambda: vector_flow(4).log_prob(samples(3, 4) * float("nan")), NonFiniteError, "NaN"),

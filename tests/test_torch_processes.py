@@ -25,3 +25,30 @@ def test_two_processes_are_one_training():
     assert single < 1e-6
     assert state == 0
     assert probes > 1e-3
+
+
+def test_the_mean_slopes_of_a_part_of_the_batch_leave_the_expected_gradient():
+    """Each process takes the mean Jacobian of its own part; on average that is the gradient of the whole batch."""
+    from torch_models import samples, train, vector_flow
+
+    d, seeds, options = 12, 150, {"method": "mean-jacobian", "errors": False}
+    flow = train(vector_flow(d, blocks=1, width=16), samples(200, d), steps=100).eval()
+    flow.double()
+    x = samples(16, d, seed=4).double()
+    x[8:] *= 3  # parts with mean slopes of their own
+    parameters = list(flow.parameters())
+    directions = torch.randn(20, sum(p.numel() for p in parameters), dtype=torch.float64)
+
+    def projected(*parts, **chosen):
+        loss = -sum(flow.log_prob(part, **chosen).mean() for part in parts) / len(parts)
+        gradient = torch.autograd.grad(loss, parameters)
+        return directions @ torch.cat([g.flatten() for g in gradient])
+
+    torch.manual_seed(0)
+    exact = projected(x, method="exact")
+    whole = torch.stack([projected(x, **options) for _ in range(seeds)])
+    parts = torch.stack([projected(x[:8], x[8:], **options) for _ in range(seeds)])
+    errors = [draws.std(0) / seeds**0.5 for draws in (whole, parts)]
+    assert ((whole.mean(0) - parts.mean(0)).abs() / (errors[0] ** 2 + errors[1] ** 2).sqrt()).max() < 5
+    assert ((parts.mean(0) - exact).abs() / errors[1]).max() < 5
+    assert (errors[1] < 0.01 * exact.norm() / exact.numel() ** 0.5).all()

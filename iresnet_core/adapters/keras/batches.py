@@ -13,15 +13,15 @@ from iresnet_core.errors import InvalidArgumentError
 __all__ = ["representative_batch", "require_finite_arrays"]
 
 
-def require_finite_arrays(data: Any) -> None:
+def require_finite_arrays(data: Any, name: str) -> None:
     """Refuse arrays with NaN or infinity, which a compiled step would write into the weights; datasets are not read."""
     if isinstance(data, list | tuple):
         for part in data:
-            require_finite_arrays(part)
+            require_finite_arrays(part, name)
     elif hasattr(data, "shape"):
         host = data if isinstance(data, np.ndarray) else keras.ops.convert_to_numpy(data)
         if host.dtype.kind == "f":
-            require_finite(get_backend(host), host, "the data")
+            require_finite(get_backend(host), host, name)
 
 
 def representative_batch(data: Any, size: int) -> Any:

@@ -56,22 +56,25 @@ class PreparedModel(keras.Model):
         """Train; arguments as those of `keras.Model.fit`.
 
         Layers that depend on data and are not initialised yet are initialised first, from a batch of `x`. Arrays that
-        hold NaN or infinity are refused with NonFiniteError.
+        hold NaN or infinity are refused with NonFiniteError, those of `validation_data` too.
         """
-        require_finite_arrays(x)
+        require_finite_arrays(x, "the data")
+        require_finite_arrays(kwargs.get("validation_data"), "the validation data")
         if not self.initialized:
             self.initialize(representative_batch(x, batch_size or 32))
         return super().fit(x, y, batch_size=batch_size, **kwargs)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Return loss and metrics with certified weights; as `keras.Model.evaluate`."""
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Return loss and metrics with certified weights; as `keras.Model.evaluate`, but for arrays that hold NaN."""
+        require_finite_arrays(x, "the data")
         self.certify()
-        return super().evaluate(*args, **kwargs)
+        return super().evaluate(x, *args, **kwargs)
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return outputs as NumPy arrays, with certified weights; as `keras.Model.predict`."""
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return outputs as NumPy arrays, with certified weights; as `keras.Model.predict`, but for arrays with NaN."""
+        require_finite_arrays(x, "the data")
         self.certify()
-        return super().predict(*args, **kwargs)
+        return super().predict(x, *args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Compile the training step."""

@@ -12,6 +12,7 @@ from iresnet_core.adapters.keras.layer import FlowLayer, require_layers
 from iresnet_core.adapters.keras.replicas import own_seed
 from iresnet_core.adapters.keras.residual import InvertibleResidual
 from iresnet_core.backends import get_backend
+from iresnet_core.checks import require_shape
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.shift import require_context, require_taken
 from iresnet_core.storage import save
@@ -92,7 +93,7 @@ class FlowModel(PreparedModel):
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         super().__init__(dtype=policy.variable_dtype, **kwargs)
         self.flow_layers = require_layers(layers)
-        self.event_shape = tuple(int(n) for n in event_shape)
+        self.event_shape = require_shape(event_shape, "event_shape")
         self.terms, self.penalty, self.seed = terms, penalty, seed
         self._negative = _NegativeMean()
         self.seed_generator = keras.random.SeedGenerator(seed)
@@ -113,6 +114,27 @@ class FlowModel(PreparedModel):
     def call(self, x: Any, training: bool = False) -> Any:
         """Return the log-density (batch,) of samples x (batch, *event_shape), in nats; or of a pair (x, context)."""
         return self.log_prob(*_pair(x), training=training)
+
+    def compile(self, optimizer: Any = "rmsprop", **options: Any) -> None:
+        """Choose the optimizer; options as those of `keras.Model.compile`, but for losses and metrics.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a loss or metrics are given, which compare predictions with targets.
+        """
+        for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+            if options.get(name) is not None:
+                raise InvalidArgumentError(
+                    f"compile: a flow takes no {name}, got {options[name]!r}. There are no targets; its loss is the "
+                    "mean of the negative log-densities. For another one write a training loop with log_prob."
+                )
+        super().compile(optimizer=optimizer, **options)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as the model was that was saved."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
         """Return (batch,)."""
@@ -247,8 +269,9 @@ class FlowModel(PreparedModel):
 
         `context` has n rows, or one for all samples.
         """
-        if context is not None and context.shape[0] == 1:
-            context = keras.ops.repeat(keras.ops.convert_to_tensor(context), n, axis=0)
+        if context is not None:
+            context = self._tensor(context)
+            context = keras.ops.repeat(context, n, axis=0) if context.shape[0] == 1 else context
         like = keras.ops.zeros((), dtype=self.compute_dtype)
         engine = get_backend(like)
         with engine.unrecorded():
@@ -266,7 +289,9 @@ class FlowModel(PreparedModel):
         """Return `weight` times the sum of the squared spectral norms of all kernels (report, Eq. 11)."""
         blocks = [block for block in self._blocks() if block.declared is None]
         if not blocks:
-            raise InvalidArgumentError("the flow has no weights to penalise.")
+            raise InvalidArgumentError(
+                "the flow has no weights to penalise: it has no block, or only blocks with a declared constant."
+            )
         return sum((block.spectral_penalty(weight) for block in blocks[1:]), blocks[0].spectral_penalty(weight))
 
     def to_core(self, context: Any = None) -> core.Flow:
@@ -317,7 +342,7 @@ class FlowModel(PreparedModel):
             return
         if get_backend(x).is_tracing(x):
             raise InvalidArgumentError(
-                "an ActNorm of this flow has not been initialised, which a compiled program cannot do: call "
+                "an ActNorm of this flow has not been initialised, and a compiled program cannot do that: call "
                 "initialize(x) with a batch of data first."
             )
         self.initialize(x, context)

@@ -300,4 +300,6 @@ def require_layers(layers: Sequence[Any]) -> list[FlowLayer]:
         if any(layer is other for other in out):
             raise InvalidArgumentError(f"entry {index}, {layer.name!r}, comes twice; make another layer.")
         out.append(layer)
+    if not out:
+        raise InvalidArgumentError("there are no layers; a flow needs at least one.")
     return out

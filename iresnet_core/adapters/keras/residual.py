@@ -100,9 +100,11 @@ class InvertibleResidual(FlowLayer):
         steps = steps_of(net)
         linear = linear_layers(steps)
         if not linear:
-            raise InvalidArgumentError("a residual branch needs at least one Dense or convolution layer.")
+            raise InvalidArgumentError(f"a residual branch needs at least one Dense or convolution layer, got {net!r}.")
         if len({id(layer) for layer in linear}) < len(linear):
-            raise InvalidArgumentError("a layer comes twice in the branch; make another one.")
+            names = [layer.name for layer in linear]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InvalidArgumentError(f"the layer {twice!r} comes twice in the branch; make another one.")
         self.cap = layer_cap(steps, coeff, per_layer=per_layer)
         self.capped: list[CappedWeight] = []
 
@@ -204,8 +206,8 @@ class InvertibleResidual(FlowLayer):
         """Return x + g(x) for x (batch, ...)."""
         if self._event_shape is not None and tuple(x.shape[1:]) != self._event_shape:
             raise ShapeError(
-                f"{self.name!r} was built for samples of shape {self._event_shape}, got {tuple(x.shape[1:])}; the norm "
-                "of a convolution depends on the size. Make another block for another size."
+                f"{self.name!r} was built for samples of shape {self._event_shape}, got {tuple(x.shape[1:])}. Make "
+                "another block for another size, on which the norm of a convolution depends."
             )
         return super().call(x, context, training=training)
 

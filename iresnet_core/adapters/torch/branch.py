@@ -54,7 +54,9 @@ def activation_of(module: nn.Module) -> activations.Activation | None:
         return activations.Activation(name, **dict(zip(parameters, values, strict=True)))
     if type(module) is nn.Softplus:
         if module.beta != 1:
-            raise UnknownLipschitzError(f"{described(module)}: the core knows softplus with beta = 1 only.")
+            raise UnknownLipschitzError(
+                f"{described(module)}: softplus is known with beta = 1 only, got {module.beta:g}."
+            )
         return activations.Activation("softplus")
     return None
 
@@ -156,7 +158,8 @@ def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
     channels: int = module.in_features if isinstance(module, nn.Linear) else module.in_channels  # type: ignore[assignment]
     axes = 0 if options is None else len(module.kernel_size)  # type: ignore[arg-type]
     if len(shape) != axes + 1 or shape[0] != channels:
-        raise ShapeError(f"{described(module)} does not take samples of shape {shape}.")
+        taken = f"({channels}, {', '.join(['n'] * axes)})" if axes else f"({channels},)"
+        raise ShapeError(f"{described(module)} does not take samples of shape {shape}, but of shape {taken}.")
     if options is None:
         return (module.out_features,)  # type: ignore[return-value]
     extents = (

@@ -13,6 +13,7 @@ from iresnet_core.adapters.torch.processes import probe_generator
 from iresnet_core.adapters.torch.residual import InvertibleResidual
 from iresnet_core.adapters.torch.transform import FlowTransform
 from iresnet_core.adapters.torch.weight import steered_layers
+from iresnet_core.checks import require_shape
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.shift import require_taken
 from iresnet_core.storage import save
@@ -58,7 +59,7 @@ class Flow(nn.Module):
     def __init__(self, layers: Sequence[nn.Module], event_shape: Sequence[int], *, terms: int | None = None) -> None:
         super().__init__()
         self.layers = nn.ModuleList(require_layers(layers))
-        self.event_shape = tuple(event_shape)
+        self.event_shape = require_shape(event_shape, "event_shape")
         self.terms = terms
         self.latent_shape = self._bind()
 
@@ -220,7 +221,9 @@ class Flow(nn.Module):
         """Return `weight` times the sum of the squared spectral norms of all free weights (report, Eq. 11)."""
         blocks = [m for m in self.modules() if isinstance(m, InvertibleResidual) and m.declared is None]
         if not blocks:
-            raise InvalidArgumentError("the flow has no weights to penalise.")
+            raise InvalidArgumentError(
+                "the flow has no weights to penalise: it has no block, or only blocks with a declared constant."
+            )
         return sum((block.spectral_penalty(weight) for block in blocks[1:]), blocks[0].spectral_penalty(weight))
 
     def to_core(self, context: Tensor | None = None) -> core.Flow:

@@ -100,7 +100,10 @@ class FlowLayer(nn.Module):
 
 def _require_tensor(x: Any) -> None:
     if not isinstance(x, Tensor):
-        raise UnknownArrayError(f"a PyTorch module takes torch tensors, got {type(x).__module__}.{type(x).__name__}.")
+        raise UnknownArrayError(
+            f"a PyTorch module takes torch tensors, got {type(x).__module__}.{type(x).__name__}; torch.as_tensor(x) "
+            "makes one of an array."
+        )
 
 
 def no_autocast(x: Tensor) -> Any:
@@ -339,7 +342,9 @@ class FactorOut(FlowLayer):
     def _factor_out(self, layers: list[Layer]) -> Layer:
         shape = getattr(self, "_event_shape", None)
         if shape is None:
-            raise UnknownArrayError("FactorOut learns the shape of its samples from the Flow that it is part of.")
+            raise InvalidArgumentError(
+                "FactorOut learns the shape of its samples from the Flow that it is part of: put it into one."
+            )
         return core.FactorOut(self.keep, core.Flow(layers, shape))
 
 
@@ -353,4 +358,6 @@ def require_layers(layers: Sequence[nn.Module]) -> list[FlowLayer]:
                 "InvertibleResidual(network), or use ActNorm, Squeeze, InjectivePad, Logit or FactorOut."
             )
         out.append(layer)
+    if not out:
+        raise InvalidArgumentError("there are no layers; a flow needs at least one.")
     return out

@@ -107,7 +107,9 @@ class InvertibleResidual(FlowLayer):
         layers = list(flattened(net))
         linear = [layer for layer in layers if is_linear(layer)]
         if not linear:
-            raise InvalidArgumentError("a residual branch needs at least one Linear or convolution layer.")
+            raise InvalidArgumentError(
+                f"a residual branch needs at least one Linear or convolution layer, got {described(net)}."
+            )
         options = [convolution_options(layer) for layer in linear]
         cap = layer_cap([activation_of(layer) or layer for layer in layers], coeff, per_layer=per_layer)
         for layer, option in zip(linear, options, strict=True):
