@@ -1,10 +1,19 @@
 """How each framework differentiates and compiles, for tests that are written once."""
 
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 
-__all__ = ["COMPILERS", "DIFFERENTIATING", "compiled", "directional_derivatives", "gradients", "transforms"]
+__all__ = [
+    "COMPILERS",
+    "DIFFERENTIATING",
+    "compiled",
+    "compiled_once",
+    "directional_derivatives",
+    "gradients",
+    "transforms",
+]
 
 DIFFERENTIATING = ("torch", "tensorflow", "jax")
 # How a function can be compiled, by engine. PyTorch traces the same program for every code generator; "inductor", the
@@ -46,6 +55,26 @@ def compiled(engine, compiler, fn):
 
         return tf.function(fn, autograph=False, jit_compile=compiler == "xla")
     return engine.jit(fn)
+
+
+@contextmanager
+def compiled_once(engine, compiler, fn):
+    """Context with the compiled `fn`, which fails if it was compiled for a second time."""
+    if engine.name == "torch":
+        import torch
+
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            yield compiled(engine, compiler, fn)
+        return
+    traces = []
+
+    def traced(*arguments):
+        traces.append(arguments)
+        return fn(*arguments)
+
+    yield compiled(engine, compiler, traced)
+    if len(traces) != 1:
+        raise AssertionError(f"compiled {len(traces)} times")
 
 
 def transforms(engine):

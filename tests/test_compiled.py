@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from branches_for_tests import array, host
-from frameworks_for_tests import COMPILERS, compiled, gradients
+from frameworks_for_tests import COMPILERS, compiled, compiled_once, gradients
 
 from iresnet_core import (
     Activation,
@@ -115,7 +115,9 @@ def test_compiled_gives_what_eager_gives(backend, name):
     for compiler in compilers(backend):
         if compiler == "xla" and "svd" in name:
             continue  # good to 1e-7 only there, see docs/engines.md
-        values = compiled(backend, compiler, fn)(*arguments)
+        with compiled_once(backend, compiler, fn) as program:
+            values = program(*arguments)
+            program(*(0.5 * a for a in arguments))
         values = values if isinstance(values, tuple) else (values,)
         for value, expected in zip(values, eager, strict=True):
             expected = host(backend, expected)
@@ -208,24 +210,28 @@ def test_a_traced_roulette_is_refused_with_advice_that_helps(backend):
 
 def test_other_values_do_not_compile_again(backend):
     g = chain(backend)
-    traces = []
 
     def value(x, noise):
-        traces.append(1)
         return logdet(g, x, method="series", terms=3, noise=noise).value
 
-    fn = compiled(backend, compilers(backend)[0], value)
-    for scale in (1.0, 2.0, -0.5):
-        x = array(backend, scale * X)
-        found = host(backend, fn(x, array(backend, NOISE)))
-        expected = host(backend, logdet(g, x, method="series", terms=3, noise=array(backend, NOISE)).value)
+    noise, inputs = array(backend, NOISE), [array(backend, scale * X) for scale in (1.0, 2.0, -0.5)]
+    expected = [host(backend, value(x, noise)) for x in inputs]
+    for compiler in compilers(backend):
+        with compiled_once(backend, compiler, value) as program:
+            found = [host(backend, program(x, noise)) for x in inputs]
         np.testing.assert_allclose(found, expected, rtol=1e-9)
-    if backend.name == "torch":
-        import torch
 
-        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
-    else:
-        assert len(traces) <= 4  # one trace, and three calls that are compared with are not traced
+
+def test_other_shapes_do_compile_again(backend):
+    """Or the test above would see nothing."""
+
+    def twice():
+        with compiled_once(backend, compilers(backend)[0], lambda x: x + x) as program:
+            program(array(backend, X))
+            program(array(backend, X[:2, :3, None]))
+
+    with pytest.raises(Exception, match=r"[Rr]ecompil|compiled 2 times"):
+        twice()
 
 
 @pytest.mark.parametrize("unbiased", [False, True])

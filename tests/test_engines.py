@@ -83,15 +83,22 @@ def test_gradients_agree_with_those_of_another_engine(backend):
             assert np.abs(gradient - expected).max() <= LIMITS["float64"] * max(1.0, np.abs(expected).max())
 
 
-def derivative(engine):
-    noise = array(engine, NOISE)
+@pytest.mark.needs("autodiff")
+def test_gradients_in_single_precision_are_those_in_double(backend):
+    found = derivative(backend, "float32")
+    for gradient, expected in zip(found, derivative(backend), strict=True):
+        assert np.abs(gradient - expected).max() <= LIMITS["float32"] * max(1.0, np.abs(expected).max())
+
+
+def derivative(engine, dtype="float64"):
+    noise = array(engine, NOISE, dtype)
 
     def loss(x, W1, b1, W2, b2):
         g = normalize(Chain([Dense(W1, b1), Activation("lipswish"), Dense(W2, b2)]), 0.8)
         y = invert(g, x, rtol=1e-13).value
         return engine.xp.sum(logdet(g, x, method="arnoldi", terms=5, noise=noise).value) + engine.xp.sum(y * y)
 
-    return gradients(engine, loss, [array(engine, a) for a in (X, *WEIGHTS)])
+    return gradients(engine, loss, [array(engine, a, dtype) for a in (X, *WEIGHTS)])
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
