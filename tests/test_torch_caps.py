@@ -4,13 +4,13 @@ import copy
 import io
 
 import pytest
-from torch import nn
 from torch_models import (
     capped_layers,
     free_norm,
     image_flow,
     images,
     mlp,
+    nn,
     samples,
     torch,
     train,

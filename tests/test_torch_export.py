@@ -3,8 +3,7 @@
 import io
 
 import pytest
-from torch import nn
-from torch_models import convolutions, image_flow, images, mlp, samples, torch, vector_flow
+from torch_models import convolutions, image_flow, images, mlp, nn, samples, torch, vector_flow
 
 from iresnet_core.adapters.torch import ActNorm, Classifier, Flow, InvertibleResidual, Squeeze
 from iresnet_core.errors import InvalidArgumentError

@@ -3,8 +3,7 @@
 import copy
 
 import pytest
-from torch import nn
-from torch_models import convolutions, image_flow, images, mlp, samples, torch, train, vector_flow
+from torch_models import convolutions, image_flow, images, mlp, nn, samples, torch, train, vector_flow
 
 import iresnet_core as core
 from iresnet_core.adapters.torch import (
