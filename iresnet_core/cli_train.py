@@ -58,6 +58,10 @@ def train_command(
     batch: Annotated[int | None, _option("--batch", help="Samples a step (256; of conv 64).")] = None,
     lr: Annotated[float | None, _option("--lr", help="Learning rate of Adam.")] = None,
     schedule: Annotated[str | None, _option("--schedule", help="cosine (default) or constant.")] = None,
+    start: Annotated[
+        str | None,
+        _option("--start", help="Of weights: orthogonal, or uniform (below 10000 samples)."),
+    ] = None,
     weight_decay: Annotated[
         float | None, _option("--weight-decay", help="Decoupled (2 below 10000 samples, else 0).")
     ] = None,
@@ -103,6 +107,7 @@ def train_command(
         "batch": batch,
         "lr": lr,
         "schedule": schedule,
+        "start": start,
         "weight_decay": weight_decay,
         "clip": clip,
         "dtype": dtype,

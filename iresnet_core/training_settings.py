@@ -13,6 +13,7 @@ from iresnet_core.flow_plan import ModelSettings
 __all__ = ["RunSettings", "TrainingSettings", "default_settings", "settings_from_json", "with_changes"]
 
 SCHEDULES = ("cosine", "constant")
+STARTS = ("orthogonal", "uniform")
 DTYPES = ("float32", "float64")
 # What a training may be resumed with although it was begun with something else.
 CHANGEABLE = frozenset({"steps", "minutes", "evaluate_every", "checkpoint_every"})
@@ -42,6 +43,9 @@ class TrainingSettings:
         Learning rate of Adam at the start.
     schedule : {"cosine", "constant"}
         "cosine" takes the learning rate to a hundredth along half a cosine.
+    start : {"orthogonal", "uniform"}
+        Weights at the start: orthogonal, with all singular values at the cap, so that none has to grow first; or
+        uniform between +-1 / sqrt(inputs), below it.
     weight_decay : float
         Each step shrinks the weights, not biases and scales, by lr times this (Loshchilov and Hutter 2019); for few
         samples, which a flow learns by heart.
@@ -63,6 +67,7 @@ class TrainingSettings:
     batch: int
     lr: float
     schedule: str
+    start: str
     weight_decay: float
     clip: float
     seed: int
@@ -88,6 +93,8 @@ class TrainingSettings:
             raise InvalidArgumentError(f"minutes must be a positive number, got {self.minutes:g}.")
         if self.schedule not in SCHEDULES:
             raise InvalidArgumentError(f"there is no schedule {self.schedule!r}; there are {', '.join(SCHEDULES)}.")
+        if self.start not in STARTS:
+            raise InvalidArgumentError(f"there is no start {self.start!r}; there are {', '.join(STARTS)}.")
         if self.dtype not in DTYPES:
             raise InvalidArgumentError(f"dtype must be {' or '.join(DTYPES)}, got {self.dtype!r}.")
         if self.seed < 0:
@@ -137,6 +144,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, engine: str, asked
     size = 1
     for n in shape:
         size *= n
+    few = len(dataset.train) < _FEW_SAMPLES
     model: dict[str, Any] = {
         "kind": kind,
         "blocks": 4 if kind == "conv" else 8,
@@ -153,7 +161,8 @@ def default_settings(source: DatasetSource, dataset: Dataset, engine: str, asked
         "batch": min(64 if kind == "conv" else 256, len(dataset.train)),
         "lr": 2e-3 if kind == "conv" else 5e-3,
         "schedule": "cosine",
-        "weight_decay": 2.0 if len(dataset.train) < _FEW_SAMPLES else 0.0,
+        "start": "uniform" if few else "orthogonal",
+        "weight_decay": 2.0 if few else 0.0,
         "clip": 10.0,
         "seed": source.seed,
         "dtype": "float32",

@@ -412,10 +412,25 @@ def test_the_decay_shrinks_weights_but_not_biases_and_scales(engine, tmp_path, d
         np.testing.assert_allclose(new, kept * old, rtol=0, atol=1.01 * lr)  # Adam's own step is at most lr
 
 
-def test_few_samples_are_trained_on_with_decay():
-    assert moons_settings().training.weight_decay == 2
+def test_few_samples_are_trained_on_with_decay_from_a_lower_start():
+    few = moons_settings().training
+    assert (few.weight_decay, few.start) == (2, "uniform")
     source = DatasetSource("moons")
-    assert default_settings(source, load_dataset(source), "torch", {}).training.weight_decay == 0
+    many = default_settings(source, load_dataset(source), "torch", {}).training
+    assert (many.weight_decay, many.start) == (0, "orthogonal")
+
+
+@pytest.mark.parametrize("start", ["orthogonal", "uniform"])
+def test_weights_start_at_their_caps_if_orthogonal(engine, tmp_path, start):
+    if engine == "numpy":
+        pytest.skip("its trainer is that of the tests")
+    _, config, dataset = prepared(tmp_path / "run", engine, start=start, layers=1, dtype="float64")
+    plan = planned_layers(config.settings.model, config.layout.data_shape)
+    trainer = find_trainer(engine)(plan, config.layout.model_shape, config.settings.training, dataset.train[:50])
+    variables = list(trainer.flow.parameters() if engine == "torch" else trainer.model.trainable_variables)
+    spectra = [np.linalg.svd(np.array(v.detach() if engine == "torch" else v))[1] for v in variables if v.ndim > 1]
+    assert spectra
+    assert all(np.ptp(s) < 1e-5 for s in spectra) == (start == "orthogonal")
 
 
 # --- settings and plans ---
@@ -452,6 +467,7 @@ def test_what_a_resumed_training_may_change():
         {"weight_decay": -1.0},
         {"weight_decay": math.inf},
         {"schedule": "linear"},
+        {"start": "zeros"},
         {"dtype": "float16"},
         {"seed": -1},
         {"kind": "conv", "layers": 3},

@@ -20,14 +20,14 @@ class Builder:
     ----------
     dtype : str
         Of every layer.
-    orthogonal : bool
-        Start weights orthogonal, so that all their singular values are at the cap and none has to grow first, and
-        biases at random; else as Keras starts them.
+    start : {"orthogonal", "uniform"}, optional
+        Weights orthogonal, so that all their singular values are at the cap and none has to grow first, or uniform as
+        PyTorch has them; biases at random in both cases. Default: as Keras starts them.
     """
 
-    def __init__(self, dtype: str, *, orthogonal: bool) -> None:
+    def __init__(self, dtype: str, *, start: str | None = None) -> None:
         self._options: dict[str, Any] = {"dtype": dtype}
-        self._orthogonal = orthogonal
+        self._start_of_weights = start
 
     def logit(self, alpha: float) -> FlowLayer:
         """Logit."""
@@ -60,10 +60,14 @@ class Builder:
 
     def _start(self, fan_in: int) -> dict[str, Any]:
         """Start of a linear layer: the biases are those of PyTorch, since without them a branch of sines is odd."""
-        if not self._orthogonal:
+        if self._start_of_weights is None:
             return {}
-        bias = keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
-        return {"kernel_initializer": "orthogonal", "bias_initializer": bias}
+
+        def uniform() -> Any:
+            return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
+
+        kernel = "orthogonal" if self._start_of_weights == "orthogonal" else uniform()
+        return {"kernel_initializer": kernel, "bias_initializer": uniform()}
 
     def activation(self, name: str) -> keras.layers.Layer:
         """Activation."""

@@ -96,7 +96,7 @@ class Classifier(PreparedModel):
             "activation": activation,
         }
         options = {"dtype": self.dtype}
-        self.features = FlowModel(build_layers(plan, Builder(self.dtype, orthogonal=False)), input_shape, **options)
+        self.features = FlowModel(build_layers(plan, Builder(self.dtype)), input_shape, **options)
         self.normalization = ActNorm(**options)
         self.normalization.build((None, *self.features.latent_shape))
         self.activation = Activation(activation, **options)

@@ -31,7 +31,7 @@ class Trainer:
     model_shape : tuple of int
         Shape of one sample, channels last.
     settings : TrainingSettings
-        Seed, dtype, weight decay, clipping.
+        Seed, dtype, start, weight decay, clipping.
     first : array (n, *model_shape)
         Samples for the data-dependent initialisation.
     """
@@ -46,7 +46,7 @@ class Trainer:
         first: np.ndarray,
     ) -> None:
         keras.utils.set_random_seed(settings.seed)
-        layers = build_layers(plan, Builder(settings.dtype, orthogonal=True))
+        layers = build_layers(plan, Builder(settings.dtype, start=settings.start))
         self.model = FlowModel(layers, event_shape=model_shape, seed=settings.seed, dtype=settings.dtype)
         self.model.initialize(first)
         self.optimizer = keras.optimizers.AdamW(
