@@ -7,15 +7,16 @@ m products build an orthonormal basis V and the Hessenberg matrix H with J^T V =
 
 and the residual of y(t) in the full space, -t h y_m(t) v_(m+1), bounds the error by
 
-    ||v||^2 integral of h |y_m(t)| / (1 - t c),
+    ||v||^2 integral of h |y_m(t)| t c / (1 - t^2 c^2),
 
-because ||(I + t J)^-1|| <= 1 / (1 - t c). The worst case over all J with these products and ||J|| <= c is some times
-less, see `completions`. All integrals are taken by one Gauss-Legendre rule: what is bounded is the error of the rule
-for the integrand of J, and the difference of both integrands at its nodes. I + t H has a positive definite symmetric
-part, so that its LU factors exist without pivoting; they grow by one column a product.
+because |v_1^T (I + t J^T)^-1 v_(m+1)| <= t c / (1 - t^2 c^2) for orthogonal vectors, see `quadrature`. The worst case
+over all J with these products and ||J|| <= c is less, see `completions`. All integrals are taken by one Gauss-Legendre
+rule: what is bounded is the error of the rule for the integrand of J, and the difference of both integrands at its
+nodes. I + t H has a positive definite symmetric part, so that its LU factors exist without pivoting; they grow by one
+column a product.
 
-The bound by the residual holds for a preconditioned E in place of J as well, I + E = B (I + J), with another bound K(t)
-on ||(I + t E)^-1||: see `preconditioning`. There the norm of E need not be below 1, and whatever the LU factors give,
+The bound by the residual holds for a preconditioned E in place of J as well, I + E = B (I + J), with other bounds on
+(I + t E)^-1: see `preconditioning`. There the norm of E need not be below 1, and whatever the LU factors give,
 the certificate is true of it.
 """
 
@@ -36,7 +37,7 @@ __all__ = ["ArnoldiProcess", "ShortProcess", "arnoldi_estimate", "arnoldi_form",
 
 # By what the bound of all completions may be expected to be below that of the residual; no step depends on more of it
 # than whether the former is looked at.
-FAR = 64
+FAR = 16
 # Rounding of the squared length of the last product of a short process, in units of eps.
 SQUARE_ROUNDING = 32
 
@@ -46,7 +47,7 @@ class _ResolventIntegral:
 
     def __init__(self, engine: Backend, rule: Rule, eps: float) -> None:
         self.xp = engine.xp
-        self.t, self.weight, self.damping, self.error, norm = rule
+        self.t, self.weight, self.damping, self.crossing, self.error, norm = rule
         self.completions = None if norm is None else Completions(self.xp, self.t, norm, eps)
         self.upper: list[list[Array]] = []  # columns of U
         self.z: list[Array] = []  # L^-1 e_1
@@ -99,7 +100,7 @@ class _ResolventIntegral:
 
     def _certificate(self, at: int, subdiagonal: Array) -> Array:
         last = self.xp.abs(self.z[at] / self.upper[at][-1])
-        return subdiagonal * self.xp.sum(self.damping * last, axis=0)
+        return subdiagonal * self.xp.sum(self.crossing * last, axis=0)
 
     def last_certificate(self) -> Array:
         """The `residual_certificate` before the last step, of which there was more than one."""

@@ -50,14 +50,15 @@ def _panels(edges: list[float], count: int, error: float) -> tuple[np.ndarray, n
 
 
 def _rule(c: float, exponent: float) -> np.ndarray:
-    """Nodes t, weights, and weights over 1 - t c, as (3, nodes, 1, 1)."""
+    """Nodes t, weights, weights over 1 - t c, and weights times t c / (1 - t^2 c^2), as (4, nodes, 1, 1)."""
     return _kept_rule(c, exponent)  # torch.compile takes a function for a constant, but none that is cached
 
 
 @cache
 def _kept_rule(c: float, exponent: float) -> np.ndarray:
     nodes, weights, _ = gauss_legendre(c, exponent)
-    return np.stack([nodes, weights, weights / (1 - nodes * c)])[:, :, None, None]
+    damping = weights / (1 - nodes * c)
+    return np.stack([nodes, weights, damping, damping * nodes * c / (1 + nodes * c)])[:, :, None, None]
 
 
 def _rule_error(c: float, exponent: float) -> float:
@@ -102,14 +103,26 @@ def _segment_error(c: float) -> float:
 
 
 class Rule(NamedTuple):
-    """A quadrature on [0, 1]: nodes t, weights, weights times a bound on ||(I + t J)^-1|| (nodes, 1, 1), its error.
+    """A quadrature on [0, 1] for integrands with (I + t J)^-1, and bounds on that for any J of its kind.
 
-    `norm` bounds the norm of the operator itself, where it is below 1.
+    Attributes
+    ----------
+    t, weight : array (nodes, 1, 1)
+        Nodes and weights.
+    damping, crossing : array (nodes, 1, 1)
+        Weights times bounds on ||(I + t J)^-1||, and on |u^T (I + t J)^-1 v| for orthogonal unit vectors u and v. With
+        ||P|| <= k < 1, (1 - k^2) (I + P)^-1 - I = -(k^2 I + P) (I + P)^-1 has at most the norm k, since |k^2 x + P x|
+        is at most k |x + P x| for all x. Hence |u^T (I + P)^-1 w| <= (|u^T w| + k |w|) / (1 - k^2) for a unit u.
+    error : float
+        Error of the rule.
+    norm : float or None
+        Bound on the norm of J itself, where it is below 1.
     """
 
     t: Array
     weight: Array
     damping: Array
+    crossing: Array
     error: float
     norm: float | None = None
 
@@ -118,16 +131,24 @@ def contraction_rule(engine: Backend, like: Array, c: float) -> Rule:
     """The rule for ||J|| <= c, to the rounding of the dtype of `like`, which its error includes."""
     exponent = 36.0 if engine.xp.finfo(like.dtype).bits == 64 else 20.0
     table = engine.constant_array(_rule, c, exponent, like=like)
-    return Rule(table[0, ...], table[1, ...], table[2, ...], engine.host_constant(_rule_error, c, exponent), c)
+    t, weight, damping, crossing = (table[i, ...] for i in range(4))
+    return Rule(t, weight, damping, crossing, engine.host_constant(_rule_error, c, exponent), c)
 
 
 def preconditioned_rule(engine: Backend, like: Array, largest: float, c: float, norm: Array, growth: Array) -> Rule:
     """The rule for I + E = B (I + J), ||J|| <= c <= largest, ||B^-1 - I|| <= norm, ||B^-1|| <= growth.
 
+    With A = B^-1 and P = (1 - t) (A - I) + t J, of norm k at most, (I + t E)^-1 = (I + P)^-1 A. For orthogonal u and v,
+    |(A v)^T u| <= norm; and (I + t E)^-1 v = v - t (I + P)^-1 (J - A + I) v. The better of the two bounds is taken.
+
     Where `norm` is above `largest`, but for rounding, nothing is certified.
     """
+    xp = engine.xp
     table = engine.constant_array(_segment_nodes, largest, like=like)
     t, weight = table[0, ...], table[1, ...]
-    return Rule(
-        t, weight, weight * growth / (1 - (1 - t) * norm - t * c), engine.host_constant(_segment_error, largest)
-    )
+    k = (1 - t) * norm + t * c
+    damping = weight * growth / (1 - k)
+    by_ball = weight * (norm + k * growth) / (1 - k) / (1 + k)
+    by_step = weight * t * (norm + c) / (1 - k)
+    crossing = xp.where(xp.sum(by_ball) <= xp.sum(by_step), by_ball, by_step)
+    return Rule(t, weight, damping, crossing, engine.host_constant(_segment_error, largest))

@@ -33,9 +33,10 @@ class SmallResolvent:
     def __init__(self, engine: Backend, rule: Rule, eps: float) -> None:
         self.xp: Any = engine.xp
         self.error = ROUNDING
-        # Of the bound K(t) on the norm of the resolvent, and of t K(t).
+        # Of the bound on the norm of the resolvent; of that between orthogonal vectors, and of t times that.
         self.damping = self.xp.sum(rule.damping, axis=0) * (1 + INTEGRAL)
-        self.moment = self.xp.sum(rule.t * rule.damping, axis=0) * (1 + INTEGRAL)
+        self.crossing = self.xp.sum(rule.crossing, axis=0) * (1 + INTEGRAL)
+        self.moment = self.xp.sum(rule.t * rule.crossing, axis=0) * (1 + INTEGRAL)
         self.columns: list[list[Array]] = []
 
     def append(self, column: list[Array]) -> None:
@@ -74,7 +75,7 @@ class SmallResolvent:
         """Bound on the error of `logarithm`."""
         last = self.columns[-1]
         if len(self.columns) == 1:
-            return (last[1] * self.damping + VOID) / self.least
+            return (last[1] * self.crossing + VOID) / self.least
         return (last[2] * self.columns[0][1] * self.moment + VOID) / self.least
 
     def mean_resolvent(self) -> tuple[list[Array], list[Array], Array]:

@@ -80,7 +80,7 @@ def certificates(engine, K, v, c, m):
         middle, half = integral.completions.interval(integral.z[-1], integral.upper[-1][-1], integral.subdiagonal)
         t, first = (host(engine, a).ravel() for a in (integral.t, integral.first))
         last = np.abs(host(engine, integral.z[-1] / integral.upper[-1][-1])).ravel()
-        residual = float(host(engine, integral.subdiagonal)[0, 0]) * last / (1 - t * c)
+        residual = float(host(engine, integral.subdiagonal)[0, 0]) * last * t * c / (1 - (t * c) ** 2)
         both = [float(host(engine, a)[0, 0]) for a in (integral.certificate(), integral.residual_certificate())]
     return t, host(engine, middle).ravel(), host(engine, half).ravel(), first, residual, both
 
@@ -158,7 +158,7 @@ def test_it_is_never_above_the_bound_by_the_residual(backend, kind, d, coeff, st
     assert np.all(np.abs(middle) + half <= residual * (1 + 1e-5))
     assert 0 <= certificate <= by_residual
     if kind == "gaussian" and coeff == 0.97 and d == 9 and steps == 5:
-        assert certificate <= by_residual / 3
+        assert certificate <= by_residual / 1.2
 
 
 def test_tiny_intervals_keep_their_digits(backend):

@@ -32,6 +32,7 @@ from iresnet_core.errors import (
 )
 from iresnet_core.preconditioning import MeanJacobian, PreconditionedProducts
 from iresnet_core.quadratic_forms import Products
+from iresnet_core.quadrature import preconditioned_rule
 from iresnet_core.slope_traces import slope_plan
 
 COEFFS = (0.1, 0.5, 0.9, 0.97, 0.99)
@@ -108,6 +109,37 @@ def test_bounds_on_the_preconditioner(backend, kind, n, coeff, seed):
         assert np.linalg.norm(A, 2) <= float(mean.growth) + slack
         assert float(mean.norm) <= coeff * (1 + 1e-9)
         assert float(mean.log_determinant) == pytest.approx(np.linalg.slogdet(A)[1], abs=1e-11 / (1 - coeff))
+
+
+@pytest.mark.parametrize("c", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("share", [0.1, 0.6, 1.0])
+def test_bounds_at_the_nodes_of_the_rule(backend, c, share):
+    """For J of norm c and J0 of norm c times `share`: ||(I + t E)^-1||, and between orthogonal vectors."""
+    d, count = 3, 4000
+    rng = np.random.default_rng(0)
+    bases = [np.linalg.qr(rng.standard_normal((count, d, d)))[0] for _ in range(2)]
+    # Symmetric ones with eigenvalues near both ends, and turned ones.
+    signs = np.array([-1.0, 1.0, -1.0])
+    turned = np.einsum("nij,j,nkj->nik", bases[0], signs, bases[0])
+    J, J0 = c * turned, c * share * np.where(np.arange(count)[:, None, None] % 2, turned, bases[1])
+    A = np.eye(d) + J0
+    with backend.float64():
+        norm = backend.from_numpy(np.asarray(c * share))
+        rule = preconditioned_rule(backend, array(backend, np.ones(1)), c, c, norm, 1 + norm)
+        t, weight, damping, crossing = (host(backend, a).ravel() for a in rule[:4])
+    angle = rng.uniform(0, 2 * np.pi, count)
+    # In the plane of an eigenvector of each sign the resolvent turns vectors most.
+    frame = np.where(np.arange(count)[:, None, None] % 4 < 2, bases[0], np.linalg.qr(rng.standard_normal((d, d)))[0])
+    u = np.cos(angle)[:, None] * frame[..., 0] + np.sin(angle)[:, None] * frame[..., 1]
+    v = -np.sin(angle)[:, None] * frame[..., 0] + np.cos(angle)[:, None] * frame[..., 1]
+    reached = []
+    for i in range(len(t)):
+        R = np.linalg.solve(np.eye(d) + (1 - t[i]) * J0 + t[i] * J, A)
+        assert np.linalg.norm(R, 2, axis=(1, 2)).max() <= damping[i] / weight[i] * (1 + 1e-12)
+        between = np.abs(np.einsum("ni,nij,nj->n", u, R, v)).max()
+        assert between <= crossing[i] / weight[i] * (1 + 1e-12)
+        reached.append(between * weight[i] / crossing[i])
+    assert max(reached) >= 0.5  # the bound is not idle
 
 
 @pytest.mark.parametrize(
