@@ -304,3 +304,17 @@ def test_averaged_weights_are_certified_afresh(make, x, decay, use_buffers):
     assert not torch.equal(z, flow.encode(x[:5]))
     train(averaged.module.train(), x, steps=2, batch=10)
     assert_capped(averaged)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_training_in_another_dtype(begun):
+    """The vectors of the power iteration stay in float32 at least."""
+    flow = vector_flow(8)
+    if begun:
+        train(flow, samples(50, 8), steps=2)
+    for dtype in (torch.bfloat16, torch.float64, torch.float32):
+        train(flow.to(dtype).train(), samples(50, 8).to(dtype), steps=2)
+        assert_capped(flow)
+        assert flow.layers[1].net[0].parametrizations.weight[0].basis.dtype == max(
+            dtype, torch.float32, key=lambda d: d.itemsize
+        )

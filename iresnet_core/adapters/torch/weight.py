@@ -94,6 +94,9 @@ class CappedWeight(nn.Module):
         """Move or cast; what comes from the device "meta" has no values, and is begun anew."""
         without_values = self.basis.is_meta
         super()._apply(fn, recurse)
+        for name in ("basis", "previous"):  # the iteration is in float32 at least
+            basis: Tensor = getattr(self, name)
+            setattr(self, name, basis.to(working_dtype(get_backend(basis), basis.dtype)))
         if without_values and not self.basis.is_meta:
             with torch.no_grad():
                 for buffer in self.buffers():
