@@ -6,6 +6,7 @@ import pytest
 from torch_models import convolutions, image_flow, images, mlp, nn, samples, torch, vector_flow
 
 from iresnet_core.adapters.torch import ActNorm, Classifier, Flow, InvertibleResidual, Squeeze
+from iresnet_core.backends import backend
 from iresnet_core.errors import InvalidArgumentError
 
 ANY_SIZE = {0: torch.export.Dim("batch")}
@@ -102,6 +103,39 @@ def test_an_exported_estimate_draws_probes_of_its_own(options):
             assert torch.equal(program(x), first)
         assert not torch.equal(first, second)
         agree(first, expected, atol=0.2)
+
+
+class Probes(nn.Module):
+    """Two probes for every sample."""
+
+    def forward(self, x):
+        return backend("torch").sample("rademacher", (2, *x.shape), x, None)
+
+
+@pytest.mark.parametrize("d", [1, 3, 7, 33])
+def test_exported_probes_for_samples_of_any_dimension(d):
+    """Also of dimensions that fill no word of random bits, and for batches that fill none."""
+    program = exported(Probes(), torch.ones(5, d))
+    for n in (0, 1, 3, 200):
+        torch.manual_seed(n)
+        signs = program(torch.ones(n, d))
+        assert signs.shape == (2, n, d)
+        assert bool(torch.all(signs.abs() == 1))
+    rows = signs.reshape(-1, d)
+    assert bool(torch.all(rows.mean(dim=0).abs() <= 5 / 400**0.5))
+    covariance = rows.T @ rows / 400 - torch.eye(d)
+    assert bool(torch.all(covariance.abs() <= 5 / 400**0.5))
+    assert abs(float((signs[0] * signs[1]).mean())) <= 5 / (200 * d) ** 0.5
+
+
+def test_exported_estimate_in_few_dimensions():
+    flow = certified("dense")
+    program = exported(Method(flow, "log_prob", method="series", terms=4), samples(6, 2))
+    x = samples(300, 2)
+    with torch.no_grad():
+        error = program(x) - flow.log_prob(x, method="exact")
+    assert abs(float(error.mean())) <= 0.2
+    assert float(error.std()) <= 2
 
 
 def test_exported_samples():

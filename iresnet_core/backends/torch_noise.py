@@ -9,7 +9,7 @@ import torch
 
 from iresnet_core.backends.base import Array
 from iresnet_core.backends.numpy import draw, generator
-from iresnet_core.backends.torch_compilation import inside_functorch
+from iresnet_core.backends.torch_compilation import inside_functorch, is_fixed_size
 from iresnet_core.errors import InvalidArgumentError
 
 __all__ = ["TracedSeed", "last_draw", "random_signs", "seeded_generator", "signs_of_bytes"]
@@ -36,20 +36,29 @@ def signs_of_bytes(dtype: Any, device: Any) -> Array:
 
 def random_signs(shape: tuple[int, ...], dtype: Any, device: Any, source: torch.Generator | None) -> Array:
     """Entries +1 and -1 with equal chance, many of each random number: those are slower to draw than to take apart."""
-    size = math.prod(shape)
     # Given as None, the generator would rule out sizes that a compiled program is to find out.
     chosen: dict[str, Any] = {} if source is None else {"generator": source}
     if torch.compiler.is_compiling() or inside_functorch():
-        words = torch.randint(0, 2**32, (-(-size // 32), 1), dtype=torch.int64, device=device, **chosen)
+        rows, width = _rows(shape)
+        words = torch.randint(0, 2**32, (rows, -(-width // 32), 1), dtype=torch.int64, device=device, **chosen)
         if not inside_functorch():
             # A view by strides has its tensor written to memory, or every sign would draw its word once more.
             words = words.as_strided(words.shape, words.stride())
         bits = (words >> torch.arange(32, device=device)) & 1
-        signs = 2 * bits.to(dtype) - 1
-    else:
-        words = torch.randint(0, 256, (-(-size // 8),), dtype=torch.uint8, device=device, **chosen)
-        signs = torch.nn.functional.embedding(words.to(torch.int64), signs_of_bytes(dtype, device))
+        return (2 * bits.to(dtype) - 1).flatten(1)[:, :width].reshape(shape)
+    size = math.prod(shape)
+    words = torch.randint(0, 256, (-(-size // 8),), dtype=torch.uint8, device=device, **chosen)
+    signs = torch.nn.functional.embedding(words.to(torch.int64), signs_of_bytes(dtype, device))
     return signs.reshape(-1)[:size].reshape(shape)
+
+
+def _rows(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows that draw words of their own, and their width: a width that a program finds out would rule out some."""
+    place = len(shape) if torch.compiler.is_compiling() else 0
+    while place and is_fixed_size(shape[place - 1]):
+        place -= 1
+    place = place if place < len(shape) else 0
+    return math.prod(shape[:place]), math.prod(shape[place:])
 
 
 class TracedSeed:
