@@ -269,7 +269,10 @@ def test_no_public_name_is_that_of_a_module(path):
     if path.name == "__init__.py":
         # A name of the package that is also a module of it would mean now the one, now the other.
         beside = {entry.stem for entry in path.parent.iterdir()}
-        assert beside & set(getattr(importlib.import_module(name_of(path)), "__all__", ())) == set()
+        optional = layer_of(name_of(path)) == "adapters"  # whose framework may be missing
+        module = pytest.importorskip(name_of(path), exc_type=ImportError) if optional else None
+        module = module or importlib.import_module(name_of(path))
+        assert beside & set(getattr(module, "__all__", ())) == set()
     functions = {node.name for node in parsed(path).body if isinstance(node, ast.FunctionDef)}
     assert name_of(path).rsplit(".", 1)[-1] not in functions
 
