@@ -85,6 +85,11 @@ class TrainingSettings:
                 raise InvalidArgumentError(f"{name} must be a positive number, got {getattr(self, name):g}.")
         if not 0 <= self.weight_decay < float("inf"):
             raise InvalidArgumentError(f"weight_decay must be a number of at least 0, got {self.weight_decay:g}.")
+        if self.lr * self.weight_decay > 1:
+            raise InvalidArgumentError(
+                f"lr {self.lr:g} times weight_decay {self.weight_decay:g} is above 1, and would turn the signs of "
+                "weights at every step; lower one of them."
+            )
         if (self.steps is None) == (self.minutes is None):
             raise InvalidArgumentError("give either steps or minutes.")
         if self.steps is not None and self.steps < 1:

@@ -466,6 +466,7 @@ def test_what_a_resumed_training_may_change():
         {"lr": math.nan},
         {"weight_decay": -1.0},
         {"weight_decay": math.inf},
+        {"lr": 0.1, "weight_decay": 20.0},
         {"schedule": "linear"},
         {"start": "zeros"},
         {"dtype": "float16"},
