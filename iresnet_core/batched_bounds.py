@@ -172,8 +172,9 @@ def _lanczos(engine: Backend, gram: Array) -> Iterator[Array]:
             yield xp.sqrt(xp.maximum(xp.linalg.eigvalsh(T)[..., -1], xp.zeros((k,), dtype=xp.float64)))
         image_length = xp.linalg.vector_norm(w, axis=-1)
         V = filled_stack(xp, basis, axis=1)
-        coefficients = xp.matmul(w[:, None, :], xp.matrix_transpose(V))
-        w = w - xp.matmul(coefficients, V)[:, 0, :]
+        for _ in range(2):  # once leaves a rest where a small matrix is exhausted before the others
+            coefficients = xp.matmul(w[:, None, :], xp.matrix_transpose(V))
+            w = w - xp.matmul(coefficients, V)[:, 0, :]
         v, length = cleaned(xp, w, image_length, eps)
         beside.append(length)
 

@@ -29,6 +29,13 @@ def test_bounds_hold_and_are_tight(backend, shapes, scale, seed):
         assert bound.certificate == "certified"
 
 
+def test_a_small_matrix_that_is_exhausted_early_beside_a_larger_one(backend):
+    rng = np.random.default_rng(0)
+    matrices = [matrix_of_kind("gaussian", n, rng) for n in (8, 10)]
+    for A, bound in zip(matrices, lipschitz_bounds([array(backend, A) for A in matrices]), strict=True):
+        assert 1 - 1e-12 <= float(bound.value) / np.linalg.norm(A, 2) <= 1.0051
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_layers_of_all_sorts(backend, dtype):
     rng = np.random.default_rng(0)
