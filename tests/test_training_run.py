@@ -396,7 +396,7 @@ def test_a_checkpoint_of_another_model_is_refused(engine, tmp_path):
 def test_the_decay_shrinks_weights_but_not_biases_and_scales(engine, tmp_path, decay):
     if engine == "numpy":
         pytest.skip("its trainer is that of the tests, and has no optimiser")
-    _, config, dataset = prepared(tmp_path / "run", engine, weight_decay=decay, dtype="float64")
+    _, config, dataset = prepared(tmp_path / "run", engine, weight_decay=decay, lr=1e-3, dtype="float64")
     plan = planned_layers(config.settings.model, config.layout.data_shape)
     first = dataset.train[:50]
     trainer = find_trainer(engine)(plan, config.layout.model_shape, config.settings.training, first)
@@ -405,7 +405,7 @@ def test_the_decay_shrinks_weights_but_not_biases_and_scales(engine, tmp_path, d
     def values():
         return [np.array(v.detach() if engine == "torch" else v) for v in variables]
 
-    lr, before = 1e-3, values()
+    lr, before = config.settings.training.lr, values()
     trainer.step(first, lr)
     for old, new in zip(before, values(), strict=True):
         kept = 1 - lr * decay if old.ndim > 1 else 1.0
