@@ -296,6 +296,8 @@ def test_context_moves_the_density():
     for wrong in (None, context[:, :1], context[:4]):
         with pytest.raises((InvalidArgumentError, ShapeError)):
             flow.log_prob(x, wrong)
+    with pytest.raises(UnknownArrayError, match="as_tensor"):
+        flow.log_prob(x, context.numpy())
 
 
 def test_a_module_whose_constant_is_stated():

@@ -98,7 +98,8 @@ class FlowLayer(nn.Module):
         return result if errors else result.value
 
 
-def _require_tensor(x: Any) -> None:
+def require_tensor(x: Any) -> None:
+    """Refuse arrays of other frameworks, with the way to convert them."""
     if not isinstance(x, Tensor):
         raise UnknownArrayError(
             f"a PyTorch module takes torch tensors, got {type(x).__module__}.{type(x).__name__}; torch.as_tensor(x) "
@@ -108,13 +109,13 @@ def _require_tensor(x: Any) -> None:
 
 def no_autocast(x: Tensor) -> Any:
     """Context without autocast, in which the core's bounds would not hold; its derivatives go without it as well."""
-    _require_tensor(x)
+    require_tensor(x)
     return own_dtype(x)
 
 
 def as_parameters(x: Tensor, layer: Layer) -> Tensor:
     """Return x in the dtype of the parameters where autocast has lowered it; else as it is."""
-    _require_tensor(x)
+    require_tensor(x)
     arrays = layer.arrays
     if arrays and torch.is_autocast_enabled(x.device.type):
         return x.to(arrays[0].dtype)

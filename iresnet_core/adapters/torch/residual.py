@@ -16,7 +16,7 @@ from iresnet_core.adapters.torch.branch import (
     is_linear,
     output_shape,
 )
-from iresnet_core.adapters.torch.layer import FlowLayer, Steered
+from iresnet_core.adapters.torch.layer import FlowLayer, Steered, require_tensor
 from iresnet_core.adapters.torch.weight import (
     Capped,
     CappedWeight,
@@ -279,6 +279,7 @@ class InvertibleResidual(FlowLayer):
         if self.context is None:
             return chain
         require_context(context, self.context.in_features, single=exported)
+        require_tensor(context)
         return core.Chain(conditioned(chain.layers, self.context(context), single=exported))
 
 
