@@ -112,12 +112,11 @@ def test_compiled(training):
     if not training:
         flow.log_prob(x)
     twin = copy.deepcopy(flow)
-    options = {} if training else {"terms": 6, "method": "arnoldi"}
-    torch.manual_seed(0)
+    # NumPy's noise: PyTorch's own is drawn in other portions by a program.
+    options = {"rng": 0} if training else {"rng": 0, "terms": 6, "method": "arnoldi"}
     expected = twin.log_prob(x, **options)
     torch._dynamo.reset()
     compiled = torch.compile(lambda x: flow.log_prob(x, **options), fullgraph=True, backend="aot_eager")
-    torch.manual_seed(0)
     found = compiled(x)
     assert torch.allclose(found, expected, atol=1e-4)
     flow.zero_grad()
