@@ -35,8 +35,8 @@ from iresnet_core.small_hessenberg import SMALL, SmallResolvent
 
 __all__ = ["ArnoldiProcess", "ShortProcess", "arnoldi_estimate", "arnoldi_form", "run_arnoldi"]
 
-# By what the bound of all completions may be expected to be below that of the residual; no step depends on more of it
-# than whether the former is looked at.
+# The bound of all completions is looked at where that of the residual is within this factor of enough: it is some 10
+# times smaller at most, as far as was seen, and costs more. Were it smaller still, a product too many would be taken.
 FAR = 16
 # Rounding of the squared length of the last product of a short process, in units of eps.
 SQUARE_ROUNDING = 32

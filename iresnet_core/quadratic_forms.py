@@ -2,8 +2,8 @@
 
 All forms take probes v (probes, batch, d) and return a `FormEstimate`. Their argument `linear` is theta, a number for
 every sample (batch,), None where nothing is subtracted: the share of the linear term whose trace is known, see
-`linear_share`. The tail of the series after n terms is bounded
-through ``series_tail(c, n)`` = sum over j >= 1 of c^j / (n + j), which is c^-n times the tau_n of the a-priori bound.
+`linear_share`. The tail of the series after n terms is bounded through ``series_tail(c, n)`` = sum over j >= 1 of
+c^j / (n + j), which is c^-n times the tau_n of the a-priori bound.
 """
 
 import math

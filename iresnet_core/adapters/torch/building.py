@@ -16,13 +16,13 @@ class Builder:
 
     Parameters
     ----------
-    orthogonal : bool
-        Start weights orthogonal, so that all their singular values are at the cap and none has to grow first; else as
-        PyTorch starts them.
+    start : {"orthogonal", "uniform"}, optional
+        Weights orthogonal, so that all their singular values are at the cap and none has to grow first, or uniform as
+        PyTorch has them, which is the default.
     """
 
-    def __init__(self, *, orthogonal: bool) -> None:
-        self.orthogonal = orthogonal
+    def __init__(self, *, start: str | None = None) -> None:
+        self._start_of_weights = start
 
     def logit(self, alpha: float) -> nn.Module:
         """Logit."""
@@ -59,7 +59,7 @@ class Builder:
 
     def residual(self, net: list[nn.Module], coeff: float) -> nn.Module:
         """InvertibleResidual."""
-        if self.orthogonal:
+        if self._start_of_weights == "orthogonal":
             for layer in net:
                 if not isinstance(layer, Activation):
                     nn.init.orthogonal_(layer.weight)  # type: ignore[arg-type]

@@ -76,7 +76,7 @@ class Classifier(nn.Module):
             coeff=coeff,
             activation=activation,
         )
-        self.features = Flow(build_layers(plan, Builder(orthogonal=False)), input_shape)
+        self.features = Flow(build_layers(plan, Builder()), input_shape)
         self.normalization = ActNorm(channels)
         self.activation = Activation(activation)
         self.linear = nn.Linear(channels, classes)

@@ -46,7 +46,7 @@ class Trainer:
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(settings.seed)
-        flow = Flow(build_layers(plan, Builder(orthogonal=settings.start == "orthogonal")), event_shape=model_shape)
+        flow = Flow(build_layers(plan, Builder(start=settings.start)), event_shape=model_shape)
         self.flow = flow.to(device=self.device, dtype=getattr(torch, settings.dtype))
         self.flow.initialize(self._tensor(first))
         groups = [
