@@ -55,6 +55,11 @@ def pytest_addoption(parser):
         help="run the tests of this backend only (repeatable); one that is not installed is an error",
     )
     group.addoption(
+        "--device",
+        metavar="NAME",
+        help="where the tests of PyTorch make their tensors, such as cuda; CuPy and JAX choose a GPU by themselves",
+    )
+    group.addoption(
         "--strict-suite",
         action="store_true",
         help="hypothesis profile 'strict' (2000 examples a property, random) and the tests marked strict_suite",
@@ -72,6 +77,18 @@ def pytest_configure(config):
             raise pytest.UsageError(f"--backend {name}: there is no such backend; the table has {', '.join(known)}")
         if not _installed(name):
             raise pytest.UsageError(f"--backend {name}: {capabilities.row(name).framework} is not installed")
+    if config.getoption("--device"):
+        _make_tensors_on(config.getoption("--device"))
+
+
+def _make_tensors_on(device):
+    try:
+        import torch
+
+        torch.empty(1, device=device)
+    except (ImportError, AssertionError, RuntimeError) as error:
+        raise pytest.UsageError(f"--device {device}: {error}") from error
+    torch.set_default_device(device)
 
 
 def pytest_report_header(config):

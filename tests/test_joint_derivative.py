@@ -20,7 +20,7 @@ NAMES = sorted(name for name in ACTIVATIONS if name != "identity")
 
 def parts(d, widths, *, seed=0, bias=True):
     """Weights and biases of layers d - widths - d, each of norm 0.9."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     sizes, arrays = [d, *widths, d], []
     for n, m in itertools.pairwise(sizes):
         weight = torch.randn(m, n, generator=generator, dtype=torch.float64)
@@ -52,7 +52,7 @@ def by_the_engine(monkeypatch):
 
 
 def problem(d, n=5, seed=1):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     x = torch.randn(n, d, generator=generator, dtype=torch.float64)
     return x.requires_grad_(), torch.rand(n, generator=generator, dtype=torch.float64)
 
@@ -240,7 +240,7 @@ def test_samples_of_another_framework_are_refused():
     chain, x = chain_of(parts(2, (5,)), core.Activation("tanh")), problem(2)[0]
     for errors in (True, False):
         with pytest.raises(MixedBackendsError, match="two frameworks"):
-            core.logdet(chain, x.detach().numpy(), errors=errors)
+            core.logdet(chain, x.detach().cpu().numpy(), errors=errors)
 
 
 def test_weights_changed_before_the_way_back_are_noticed():
@@ -300,7 +300,7 @@ def test_signs_are_the_bits_of_the_bytes():
     """By table or, where a program is compiled, by masks: the same signs."""
     from iresnet_core.backends.torch_noise import signs_of_bytes
 
-    table = signs_of_bytes(torch.float32, torch.device("cpu"))
+    table = signs_of_bytes(torch.float32, torch.get_default_device())
     masks = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
     bits = (torch.arange(256, dtype=torch.uint8)[:, None] & masks).to(torch.bool)
     assert torch.equal(table, torch.where(bits, 1.0, -1.0))

@@ -237,15 +237,15 @@ def test_export_to_numpy(tmp_path):
     x = images(4, seed=7)
     with torch.no_grad():
         z, _ = flow(x)
-        expected = flow.log_prob(x, method="exact").numpy()
-    assert abs(loaded.log_prob(x.numpy(), method="exact").value - expected).max() < 1e-3
-    back = loaded.inverse(z.numpy())
-    error = ((back.value - x.numpy()) ** 2).sum((1, 2, 3)) ** 0.5
+        expected = flow.log_prob(x, method="exact").cpu().numpy()
+    assert abs(loaded.log_prob(x.cpu().numpy(), method="exact").value - expected).max() < 1e-3
+    back = loaded.inverse(z.cpu().numpy())
+    error = ((back.value - x.cpu().numpy()) ** 2).sum((1, 2, 3)) ** 0.5
     assert (error <= back.error_bound + 1e-4).all()
-    alone = answers_without_frameworks(tmp_path / "flow.safetensors", x.numpy(), tmp_path)
-    assert abs(alone["z"] - z.numpy()).max() < 1e-4
+    alone = answers_without_frameworks(tmp_path / "flow.safetensors", x.cpu().numpy(), tmp_path)
+    assert abs(alone["z"] - z.cpu().numpy()).max() < 1e-4
     assert abs(alone["log_prob"] - expected).max() < 1e-3
-    assert abs(alone["inverse"] - x.numpy()).max() < 1e-4
+    assert abs(alone["inverse"] - x.cpu().numpy()).max() < 1e-4
 
 
 @pytest.mark.parametrize("assign", [False, True], ids=["to_empty", "assign"])
@@ -258,7 +258,7 @@ def test_built_on_the_device_meta(make, x, assign):
     with torch.device("meta"):
         flow = make()
     if not assign:
-        flow.to_empty(device="cpu")
+        flow.to_empty(device=x.device)
     flow.load_state_dict(copy.deepcopy(trained.state_dict()), assign=assign)
     torch.manual_seed(0)
     expected = trained.log_prob(x[:5])
@@ -275,7 +275,7 @@ def test_memory_without_values_is_not_taken_for_a_state():
     """What `to_empty` leaves in the buffers may be anything."""
     with torch.device("meta"):
         flow = vector_flow(4)
-    flow.to_empty(device="cpu")
+    flow.to_empty(device=torch.get_default_device())
     assert not any(bool(buffer.any()) for buffer in flow.buffers())
     assert not flow.layers[0].initialized
 

@@ -143,7 +143,7 @@ def test_autocast_changes_nothing():
     x = samples(5, 40)
     with torch.no_grad():
         expected = flow.log_prob(x, method="exact")
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
             assert torch.equal(flow.log_prob(x, method="exact"), expected)
             low = flow.log_prob(x.bfloat16(), method="exact")
     assert low.dtype == torch.float32
@@ -157,7 +157,7 @@ def test_autocast_changes_nothing_in_training(make):
         low, full = (make().initialize(x) for _ in range(2))
     for _ in range(3):
         expected = full.log_prob(x, method="exact")
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
             found = low.log_prob(x, method="exact")
         assert torch.equal(found, expected)
 
@@ -171,7 +171,7 @@ def test_autocast_changes_nothing_in_a_backward_pass(make):
         flow.initialize(x)
     twin = copy.deepcopy(flow)
     (-full_loss(flow, x)).backward()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         (-full_loss(twin, x)).backward()
     moved = [p for p in flow.parameters() if p.grad is not None and bool((p.grad != 0).any())]
     assert len(moved) > 3
@@ -296,7 +296,7 @@ def test_context_moves_the_density():
         with pytest.raises((InvalidArgumentError, ShapeError)):
             flow.log_prob(x, wrong)
     with pytest.raises(UnknownArrayError, match="as_tensor"):
-        flow.log_prob(x, context.numpy())
+        flow.log_prob(x, context.cpu().numpy())
 
 
 def test_a_module_whose_constant_is_stated():
@@ -407,7 +407,7 @@ def test_weights_that_are_not_finite_are_reported_in_training(blocks):
 
 def test_arrays_of_another_framework_are_refused():
     with pytest.raises(UnknownArrayError, match="numpy"):
-        vector_flow(4).log_prob(samples(5, 4).numpy())
+        vector_flow(4).log_prob(samples(5, 4).cpu().numpy())
 
 
 @pytest.mark.parametrize("mode", [True, False])

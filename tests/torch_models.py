@@ -52,18 +52,18 @@ def image_flow(seed=0, **options):
 
 def samples(n, d, seed=0):
     """Samples of a density that is not normal."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     z = torch.randn(n, d, generator=generator)
     return torch.sin(1.5 * z @ torch.randn(d, d, generator=generator) / d**0.5) + 0.1 * z
 
 
 def images(n, seed=0):
-    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(n, 1, 8, 8, generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
 
 
 def train(flow, data, steps, lr=1e-2, batch=50, after=None):
     optimizer = torch.optim.Adam(flow.parameters(), lr=lr)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
     for _ in range(steps):
         x = data[torch.randint(len(data), (batch,), generator=generator)]
         loss = -flow.log_prob(x).mean()
