@@ -125,7 +125,7 @@ def _stack(engine: Backend, operators: list[LinearOperator], places: list[int]) 
     """Matrices of one shape in float64, divided by powers of two near their largest entries, and those powers."""
     xp = engine.xp
     array = xp.stack([xp.astype(operators[place].matrix(), widest(engine), copy=False) for place in places])
-    scale = power_of_two_near(xp, xp.max(xp.abs(array), axis=(-2, -1)))
+    scale = power_of_two_near(engine, xp.max(xp.abs(array), axis=(-2, -1)))
     return array / scale[:, None, None], scale
 
 

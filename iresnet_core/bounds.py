@@ -6,9 +6,9 @@ from iresnet_core.backends import Array
 from iresnet_core.certificates import (
     cholesky_bound,
     frobenius_bound,
-    gram_bound,
     holder_bound,
     singular_value_bound,
+    tight_gram_bound,
 )
 from iresnet_core.convolution import Convolution
 from iresnet_core.errors import InvalidArgumentError
@@ -30,7 +30,7 @@ GRADIENT_RTOL = 1e-8
 _EXPLICIT = {
     "svd": singular_value_bound,
     "cholesky": cholesky_bound,
-    "gram": gram_bound,
+    "gram": tight_gram_bound,
     "frobenius": frobenius_bound,
     "holder": holder_bound,
 }
@@ -47,11 +47,12 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
     method : str
         "svd": the norm itself. "cholesky": a Lanczos estimate s, raised by 0.4 %, is certified by the Cholesky
         factorisation of s^2 I - A^T A (Rump 2006); within 0.5 % of the norm. "gram": Gram iteration (Delattre et al.
-        2023), matrix products only; within 0.1 %. "fft" (convolutions): norm of the circular convolution on a torus of
-        size n + k - 1, of which the layer is a part; with circular padding the layer itself. "frobenius", "holder"
-        (sqrt(||A||_1 ||A||_inf)): cheap and loose, 2 to 40 times. "lanczos": from matvec and rmatvec alone, with
-        probability 1 - 1e-10 (Hochstenbach 2013). "auto": "svd" where m or n is at most 128, else "cholesky" (on an
-        accelerator "gram" for either), for convolutions "fft", for operators without entries "lanczos".
+        2023), matrix products only, 10 to 46 squarings until rounding is left; in a compiled program 14, within 0.1 %.
+        "fft" (convolutions): norm of the circular convolution on a torus of size n + k - 1, of which the layer is a
+        part; with circular padding the layer itself. "frobenius", "holder" (sqrt(||A||_1 ||A||_inf)): cheap and loose,
+        2 to 40 times. "lanczos": from matvec and rmatvec alone, with probability 1 - 1e-10 (Hochstenbach 2013).
+        "auto": "svd" where m or n is at most 128, else "cholesky" (on an accelerator "gram" for either), for
+        convolutions "fft", for operators without entries "lanczos".
     rng : None, int or generator
         For "lanczos", whose start has to be fresh and random; None draws from the framework's own generator.
 

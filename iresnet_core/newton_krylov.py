@@ -47,6 +47,9 @@ def newton(problem: FixedPoint, x: Array, max_iter: int, *, begun: Progress | No
 
     def step(*arrays: Array) -> tuple[Array, ...]:
         best, (before, plain) = Progress(*arrays[:_FIELDS]), arrays[_FIELDS:]
+        # An accelerator looks at the condition of a loop every few steps only.
+        exhausted = ~best.done & (most_spent(best) >= max_iter)
+        best = best._replace(done=best.done | exhausted)
         force = problem.y - best.image - best.x
         target = (1 - problem.constant) * (problem.atol + problem.rtol * problem.norms(best.x))
         length = xp.where(best.residual > 0, best.residual, xp.ones_like(best.residual))
@@ -71,6 +74,7 @@ def newton(problem: FixedPoint, x: Array, max_iter: int, *, begun: Progress | No
             image=xp.where(back, best.image, state.image),
             residual=xp.where(shrunk, state.residual, best.residual),
             since=since,
+            done=state.done & ~exhausted,
         )
         return (*state, length, ~shrunk)
 

@@ -129,11 +129,11 @@ def prepared(operator: LinearOperator, dtype: Any = None) -> tuple[LinearOperato
     target = working_dtype(engine, operator.like.dtype) if dtype is None else dtype
     if isinstance(operator, Matrices):
         array = xp.astype(operator.array, target, copy=False)
-        scale = power_of_two_near(xp, xp.max(xp.abs(array), axis=(-2, -1)))
+        scale = power_of_two_near(engine, xp.max(xp.abs(array), axis=(-2, -1)))
         return Matrices(array / scale[..., None, None]), scale
     if isinstance(operator, LinearLayer):
         layer = operator.astype(target)
-        scale = power_of_two_near(xp, xp.max(xp.abs(layer.weight)))
+        scale = power_of_two_near(engine, xp.max(xp.abs(layer.weight)))
         if layer.shape == tuple(layer.weight.shape):
             return Matrices(layer.weight / scale), scale
         return layer.with_parameters(layer.weight / scale, None), scale
@@ -143,7 +143,7 @@ def prepared(operator: LinearOperator, dtype: Any = None) -> tuple[LinearOperato
     info = xp.finfo(magnitude.dtype)
     lowest, highest = (xp.full_like(magnitude, end) for end in (info.smallest_normal * 2.0**40, info.max * 2.0**-40))
     magnitude = xp.where(magnitude > 0, xp.maximum(xp.minimum(magnitude, highest), lowest), magnitude)
-    scale = power_of_two_near(xp, magnitude)
+    scale = power_of_two_near(engine, magnitude)
     return Scaled(operator, scale), scale
 
 
@@ -155,12 +155,30 @@ def _divided(operator: LinearOperator, dtype: Any, scale: Array) -> LinearOperat
     return Matrices(entries / scale[..., None, None])
 
 
-def power_of_two_near(xp: Any, magnitude: Array) -> Array:
-    """The power of two just below a magnitude; 1 for zero."""
+def power_of_two_near(engine: Backend, magnitude: Array) -> Array:
+    """The power of two just below a magnitude; 1 for zero.
+
+    Out of a table, since the powers that a GPU computes can be a unit in the last place off.
+    """
+    xp = engine.xp
+    info = xp.finfo(magnitude.dtype)
+    highest = _exponent(info.max)
+    lowest = _exponent(info.smallest_normal) + _exponent(info.eps)
     positive = xp.where(magnitude > 0, magnitude, xp.ones_like(magnitude))
+    exponent = xp.astype(xp.floor(xp.log2(positive)), xp.int32)
     # The logarithm of numbers next to the largest one rounds up, to a power that would be infinite.
-    highest = xp.full_like(positive, math.frexp(float(xp.finfo(positive.dtype).max))[1] - 1)
-    return xp.pow(xp.full_like(positive, 2.0), xp.minimum(xp.floor(xp.log2(positive)), highest))
+    place = xp.minimum(exponent, xp.full_like(exponent, highest)) - lowest
+    table = engine.constant_array(_powers_of_two, lowest, highest, like=magnitude)
+    powers = xp.take(xp.astype(table, magnitude.dtype), xp.reshape(place, (-1,)), axis=0)
+    return xp.reshape(powers, tuple(magnitude.shape))
+
+
+def _exponent(number: Any) -> int:
+    return math.frexp(float(number))[1] - 1
+
+
+def _powers_of_two(lowest: int, highest: int) -> np.ndarray:
+    return np.ldexp(1.0, np.arange(lowest, highest + 1))
 
 
 def _is_foreign(operator: LinearOperator) -> bool:
@@ -194,7 +212,7 @@ def _left_start(engine: Backend, operator: LinearOperator, start: Array | Spectr
     if tuple(given.shape) != shape:
         raise ShapeError(f"start is a left vector of shape {shape}, got {tuple(given.shape)}.")
     given = xp.astype(given, operator.like.dtype)
-    given = given / power_of_two_near(xp, xp.max(xp.abs(given), axis=-1))[..., None]
+    given = given / power_of_two_near(engine, xp.max(xp.abs(given), axis=-1))[..., None]
     # No iteration gets away from a vector that the transpose annihilates, such as the zero one left by a zero matrix.
     annihilated = xp.all(operator.rmatvec(given) == 0, axis=-1)
     return xp.where(annihilated[..., None], default, given)

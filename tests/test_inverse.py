@@ -141,8 +141,20 @@ def test_newton_without_products(backend):
     assert np.all(host(backend, result.converged))
 
 
-def test_newton_respects_its_limit(backend):
+def loop_that_looks_late(cond, body, state, max_iter):
+    """As on an accelerator, where each look at the condition waits for the device."""
+    for done in range(max_iter):
+        if done % 8 == 0 and not bool(cond(*state)):
+            break
+        state = body(*state)
+    return state
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_newton_respects_its_limit(backend, late, monkeypatch):
     g = slow_chain(backend, 0.97)
+    if late:
+        monkeypatch.setattr(backend, "while_loop", loop_that_looks_late)
     y = array(backend, np.random.default_rng(5).standard_normal((4, 24)))
     for limit in (1, 2, 7, 40):
         result = invert(g, y, solver="newton", rtol=1e-12, max_iter=limit, on_failure="return")
