@@ -242,7 +242,7 @@ class PreconditionedProducts(Products):
         w = self.pulled_back(u)
         product = self._transposed(w)
         square = xp.linalg.vecdot(w, w) + 1e-30  # in place of zero; B^T u is no shorter than half of u
-        self._watch(xp.sqrt(xp.max(xp.linalg.vecdot(product, product) / square)))
+        self._squares.append(xp.linalg.vecdot(product, product) / square)
         image = w - u + product
         if self.first_square is None:
             self.first_square = xp.linalg.vecdot(image, image)

@@ -7,7 +7,7 @@ c^j / (n + j), which is c^-n times the tau_n of the a-priori bound.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -80,14 +80,16 @@ class Products:
     ) -> None:
         self.engine, self.linearization, self.event, self.constant = engine, linearization, event, constant
         self.resolvent, self.errors = resolvent, errors
-        self.largest_factor: Array | None = None
+        self._lengths: list[tuple[Array, Array]] = []
+        self._squares: list[Array] = []
+        self._largest: Array | None = None
 
     def of_unit(self, u: Array, inverse: Array | None = None) -> Array:
         """Return J^T u for u (probes, batch, d): zeros, unit vectors, or those of given `inverse` lengths."""
         xp = self.engine.xp
         w = self._transposed(u)
         square = xp.linalg.vecdot(w, w)
-        self._watch(xp.sqrt(xp.max(square if inverse is None else square * inverse * inverse)))
+        self._squares.append(square if inverse is None else square * inverse * inverse)
         return w
 
     def _transposed(self, u: Array) -> Array:
@@ -100,16 +102,31 @@ class Products:
         xp = self.engine.xp
         w = self._transposed(u)
         new_length = xp.linalg.vector_norm(w, axis=-1)
-        # Where squares are near underflow the length has lost its digits, and says nothing.
-        info = xp.finfo(u.dtype)
-        clear = length > float(info.smallest_normal) ** 0.5 / float(info.eps)
-        factor = xp.where(clear, new_length, xp.zeros_like(length)) / xp.where(clear, length, xp.ones_like(length))
-        self._watch(xp.max(factor))
+        self._lengths.append((length, new_length))
         return w, new_length
 
-    def _watch(self, factor: Array) -> None:
-        known = self.largest_factor
-        self.largest_factor = factor if known is None else self.engine.xp.maximum(known, factor)
+    @property
+    def largest_factor(self) -> Array | None:
+        """Factor () by which a product has expanded a vector at most; None before the first.
+
+        Found when it is asked for, from all products at once: on a GPU, an operation costs the same for one as for all.
+        """
+        xp = self.engine.xp
+        found = [] if self._largest is None else [self._largest]
+        if self._squares:
+            found.append(xp.sqrt(xp.max(_joined(xp, self._squares))))
+        if self._lengths:
+            before, after = (_joined(xp, lengths) for lengths in zip(*self._lengths, strict=True))
+            # Where squares are near underflow the length has lost its digits, and says nothing.
+            info = xp.finfo(before.dtype)
+            clear = before > float(info.smallest_normal) ** 0.5 / float(info.eps)
+            found.append(
+                xp.max(xp.where(clear, after, xp.zeros_like(after)) / xp.where(clear, before, xp.ones_like(before)))
+            )
+        if found:
+            self._largest = found[0] if len(found) == 1 else xp.max(xp.stack(found))
+            self._lengths, self._squares = [], []
+        return self._largest
 
     def rule(self, like: Array) -> Rule:
         """Quadrature of the resolvent with a bound on its norm, for arrays like `like`."""
@@ -123,6 +140,13 @@ class Products:
     def pulled_back(self, w: Array) -> Array:
         """Turn the w of `FormEstimate.resolvent` into that of w^T dJ v."""
         return w
+
+
+def _joined(xp: Any, arrays: Sequence[Array]) -> Array:
+    """All entries, as one axis."""
+    if len(arrays) == 1:
+        return arrays[0]
+    return xp.concat([xp.reshape(array, (-1,)) for array in arrays])
 
 
 def linear_share(xp: Any, trace: Array, d: int, c: float) -> Array:
