@@ -226,7 +226,10 @@ def main():
     parser.add_argument("--repetitions", type=int, default=25)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
+    parser.add_argument("--device", help="of PyTorch's tensors, such as cuda")
     options = parser.parse_args()
+    if options.device:
+        import_module("torch").set_default_device(options.device)
     engines = []
     for name in options.engines or (name for name in available_backends() if name not in FOR_TESTS):
         try:

@@ -198,7 +198,8 @@ def _keeps_private_copies(engine):
 
 
 def _keeps_subnormals(engine):
-    return bool(engine.xp.all(engine.from_numpy(np.array([5e-324, 1e-310])) * 1.0 > 0))
+    small = (np.array([5e-324, 1e-310]), np.array([1e-45, 1e-40], np.float32))
+    return all(bool(engine.xp.all(engine.from_numpy(x) * 1.0 > 0)) for x in small)
 
 
 def _can_transform(engine):
@@ -220,6 +221,8 @@ PROBES = {
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_the_table_of_capabilities_is_true(backend, capability):
+    if backend.is_accelerated(backend.from_numpy(np.ones(1))) and (backend.name, capability) == ("jax", "subnormal"):
+        pytest.skip("the table speaks of a CPU")
     assert PROBES[capability](backend) == (missing(backend.name, [capability]) is None)
 
 
