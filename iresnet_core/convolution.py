@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from copy import copy
 from typing import Any, Literal
 
 from iresnet_core.backends import Array, device_of, get_backend
@@ -245,7 +244,7 @@ class Convolution(LinearLayer):
 
     def with_parameters(self, weight: Array, bias: Array | None, bound: LipschitzBound | None = None) -> "Convolution":
         """Return the same layer with other parameters."""
-        layer = copy(self)
+        layer = self.__copy__()
         layer._replace_parameters(weight, bias, bound)
         return layer
 

@@ -19,8 +19,10 @@ class Copyable:
 
     def __copy__(self) -> Self:
         """Share the attributes."""
+        # One by one, which the compilers of older PyTorch can follow.
         copied = object.__new__(type(self))
-        copied.__dict__.update(self.__dict__)
+        for name, value in self.__dict__.items():
+            object.__setattr__(copied, name, value)
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

@@ -1,7 +1,6 @@
 """Dense layers."""
 
 from collections.abc import Callable
-from copy import copy
 from typing import Any
 
 from iresnet_core.backends import Array, get_backend
@@ -80,7 +79,7 @@ class Dense(LinearLayer):
 
     def with_parameters(self, weight: Array, bias: Array | None, bound: LipschitzBound | None = None) -> "Dense":
         """Return a layer with other parameters."""
-        layer = copy(self)
+        layer = self.__copy__()
         layer._replace_parameters(weight, bias, bound)
         return layer
 

@@ -26,6 +26,9 @@ __all__ = ["TensorSource", "brief", "build", "describe", "some"]
 
 Node = dict[str, Any]
 
+# Layers within layers.
+DEEPEST = 64
+
 
 class TensorSource(Protocol):
     """Where `build` takes its arrays from; `source` names it in messages."""
@@ -44,6 +47,7 @@ def describe(part: Any, path: str, tensors: dict[str, Any]) -> Node:
     StorageError
         If the part, or one inside it, is of no type that can be stored.
     """
+    _refuse_depth(path, "the model")
     entry = _DESCRIBE.get(type(part))
     if entry is None:
         where = f"{path.rstrip('.')} is" if path else "the model is"
@@ -54,6 +58,12 @@ def describe(part: Any, path: str, tensors: dict[str, Any]) -> Node:
             f"{', '.join(kind.__name__ for kind in _DESCRIBE)}; write a branch as a Chain."
         )
     return {"type": type(part).__name__, **entry(part, path, tensors)}
+
+
+def _refuse_depth(path: str, source: str) -> None:
+    """Refuse what is nested so deeply that a reader might run out of stack."""
+    if path.count(".") > 2 * DEEPEST:
+        raise StorageError(f"{source} is nested too deeply: a file holds at most {DEEPEST} layers within layers.")
 
 
 def _describe_array(array: Any, path: str, tensors: dict[str, Any]) -> Node | None:
@@ -225,6 +235,7 @@ def build(node: Any, path: str, tensors: TensorSource) -> Any:
     StorageError
         If a field is missing, surplus or of the wrong type, or the part refuses its arguments.
     """
+    _refuse_depth(path, tensors.source)
     fields = _Fields(node, path, tensors)
     kind = fields.text("type")
     if kind not in _BUILD:

@@ -102,7 +102,8 @@ class Layer(Copyable, ABC):
 
     def _keep(self, **fields: Any) -> None:
         """Set the fields, once, from the constructor."""
-        self.__dict__.update(fields)
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
     @property
     def arrays(self) -> tuple[Array, ...]:

@@ -102,8 +102,6 @@ def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
             result = build(model, "", tensors)
     except SafetensorError as error:
         raise StorageError(f"{source} is no intact safetensors file: {error}") from error
-    except RecursionError as error:
-        raise StorageError(f"{source}: the description is nested too deeply.") from error
     if tensors.unread:
         raise StorageError(f"{source} holds tensors that its description does not name: {some(tensors.unread)}.")
     return result

@@ -114,7 +114,7 @@ TABLE = (
         complex=YES,
         fft=YES,
         numpy_rng="without `rng` noise comes from CuPy's generator, which `cupy.random.seed` governs",
-        subnormal=YES,
+        subnormal="CuPy's kernels take those of float32 for zero",
         frozen=YES,
     ),
     Capability(

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from iresnet_core import storage
 from iresnet_core.activations import Activation
 from iresnet_core.actnorm import ActNorm
+from iresnet_core.description import describe
 from iresnet_core.errors import InvalidArgumentError, StorageError
 from iresnet_core.factor_out import FactorOut
 from iresnet_core.flow import Flow
@@ -114,11 +115,13 @@ def test_a_description_nested_too_deeply_is_refused(backend, path):
     save(Logit(), path)
     tensors, description = contents_of_file(path)
     leaf = json.dumps({"type": "Activation", "name": "tanh", "parameters": {}})
-    depth = 400
+    depth = 65
     model = '{"type": "Chain", "layers": [' * depth + leaf + "]}" * depth
     write_file(path, tensors, json.dumps(description).replace(json.dumps(description["model"]), model))
-    with pytest.raises(StorageError, match=r"nested too deeply|JSON"):
+    with pytest.raises(StorageError, match="nested too deeply: a file holds at most 64"):
         load(path, backend.name)
+    with pytest.raises(StorageError, match="nested too deeply"):
+        describe(Activation("tanh"), "layers.0." * depth, {})
 
 
 def test_missing_and_surplus_tensors_are_named(backend, saved):

@@ -403,7 +403,7 @@ def test_the_decay_shrinks_weights_but_not_biases_and_scales(engine, tmp_path, d
     variables = list(trainer.flow.parameters() if engine == "torch" else trainer.model.trainable_variables)
 
     def values():
-        return [np.array(v.detach() if engine == "torch" else v) for v in variables]
+        return [np.array(v.detach().cpu() if engine == "torch" else v) for v in variables]
 
     lr, before = config.settings.training.lr, values()
     trainer.step(first, lr)
@@ -420,7 +420,9 @@ def test_weights_start_at_their_caps_if_orthogonal(engine, tmp_path, start):
     plan = planned_layers(config.settings.model, config.layout.data_shape)
     trainer = find_trainer(engine)(plan, config.layout.model_shape, config.settings.training, dataset.train[:50])
     variables = list(trainer.flow.parameters() if engine == "torch" else trainer.model.trainable_variables)
-    spectra = [np.linalg.svd(np.array(v.detach() if engine == "torch" else v))[1] for v in variables if v.ndim > 1]
+    spectra = [
+        np.linalg.svd(np.array(v.detach().cpu() if engine == "torch" else v))[1] for v in variables if v.ndim > 1
+    ]
     assert spectra
     assert all(np.ptp(s) < 1e-5 for s in spectra) == (start == "orthogonal")
 
