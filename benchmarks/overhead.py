@@ -128,13 +128,14 @@ def waiting(name):
     return lambda _: None
 
 
-def tasks(name):
+def tasks(name, device):
     """For each task: the arguments, and label -> function of (k, *arguments)."""
     engine, direct = backend(name), Direct(name)
     rng = np.random.default_rng(0)
 
     def array(*shape):
-        return engine.from_numpy(rng.standard_normal(shape).astype("float32"))
+        made = engine.from_numpy(rng.standard_normal(shape).astype("float32"))
+        return made.to(device) if name == "torch" and device else made
 
     A, start = array(N, N), array(N)
     activation = Activation("lipswish")
@@ -182,10 +183,10 @@ def medians(functions, arguments, wait, repetitions, clock):
     return {label: statistics.median(spent) for label, spent in times.items()}
 
 
-def compare(name, repetitions, clock, eager):
+def compare(name, repetitions, clock, eager, device=None):
     """Print the rows of one engine."""
     wait = waiting(name)
-    for task, (arguments, functions) in tasks(name).items():
+    for task, (arguments, functions) in tasks(name, device).items():
         few, many = STEPS[task]
         for way, compiled in compilers(name).items():
             if eager and way != "eager":
@@ -228,8 +229,6 @@ def main():
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--device", help="of PyTorch's tensors, such as cuda")
     options = parser.parse_args()
-    if options.device:
-        import_module("torch").set_default_device(options.device)
     engines = []
     for name in options.engines or (name for name in available_backends() if name not in FOR_TESTS):
         try:
@@ -242,7 +241,7 @@ def main():
     with limit_threads(engines, options.threads):
         for name in engines:
             with backend(name).float64():
-                compare(name, options.repetitions, CLOCKS[options.clock], options.eager)
+                compare(name, options.repetitions, CLOCKS[options.clock], options.eager, options.device)
 
 
 if __name__ == "__main__":

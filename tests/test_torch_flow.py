@@ -177,7 +177,9 @@ def test_autocast_changes_nothing_in_a_backward_pass(make):
     assert len(moved) > 3
     for ours, theirs in zip(flow.parameters(), twin.parameters(), strict=True):
         assert (ours.grad is None) == (theirs.grad is None)
-        assert ours.grad is None or torch.equal(ours.grad, theirs.grad)
+        if ours.grad is not None:  # on a GPU, the convolution's backward pass adds in any order
+            rounding = 1e-5 if x.is_cuda else 0
+            torch.testing.assert_close(theirs.grad, ours.grad, rtol=rounding, atol=rounding)
 
 
 def full_loss(flow, x):
