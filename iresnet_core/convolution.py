@@ -8,7 +8,6 @@ from iresnet_core.backends import Array, device_of, get_backend
 from iresnet_core.checks import require_positive_int, require_shape
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.operators import LinearLayer
-from iresnet_core.results import LipschitzBound
 
 __all__ = ["Convolution", "wrapped"]
 
@@ -60,6 +59,11 @@ class Convolution(LinearLayer):
     >>> blur.lipschitz < 1
     True
     """
+
+    _geometry = (
+        *("engine", "shape", "input_shape", "output_shape", "data_format", "padding_mode", "groups", "window"),
+        *("spatial", "out_spatial", "channels", "out_channels", "stride", "dilation", "reach", "padding"),
+    )
 
     def __init__(
         self,
@@ -241,12 +245,6 @@ class Convolution(LinearLayer):
         leading = u.shape[:-1]
         xp = self.engine.xp
         return xp.reshape(self.adjoint(xp.reshape(u, (*leading, *self.output_shape))), (*leading, self.shape[1]))
-
-    def with_parameters(self, weight: Array, bias: Array | None, bound: LipschitzBound | None = None) -> "Convolution":
-        """Return the same layer with other parameters."""
-        layer = self.__copy__()
-        layer._replace_parameters(weight, bias, bound)
-        return layer
 
     def at_size(
         self, input_shape: Sequence[int], weight: Array | None = None, bias: Array | None = None

@@ -19,10 +19,8 @@ class Copyable:
 
     def __copy__(self) -> Self:
         """Share the attributes."""
-        # One by one, which the compilers of older PyTorch can follow.
         copied = object.__new__(type(self))
-        for name, value in self.__dict__.items():
-            object.__setattr__(copied, name, value)
+        copied.__dict__.update(self.__dict__)
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

@@ -6,7 +6,6 @@ from typing import Any
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.errors import ShapeError
 from iresnet_core.linear_layer import LinearLayer
-from iresnet_core.results import LipschitzBound
 
 __all__ = ["Dense"]
 
@@ -44,6 +43,8 @@ class Dense(LinearLayer):
     2.0
     """
 
+    _geometry = ("engine", "shape", "input_shape", "output_shape")
+
     def __init__(self, weight: Array, bias: Array | None = None, *, checked: bool = False) -> None:
         get_backend(weight)
         if len(weight.shape) != 2 or 0 in weight.shape:
@@ -76,12 +77,6 @@ class Dense(LinearLayer):
     def matrix(self) -> Array:
         """Return the weight (out, in)."""
         return self.weight
-
-    def with_parameters(self, weight: Array, bias: Array | None, bound: LipschitzBound | None = None) -> "Dense":
-        """Return a layer with other parameters."""
-        layer = self.__copy__()
-        layer._replace_parameters(weight, bias, bound)
-        return layer
 
 
 def _by_rows(xp: Any, v: Array, width: int, product: Callable[[Array], Array]) -> Array:

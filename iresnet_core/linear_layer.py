@@ -1,7 +1,7 @@
 """Linear operators with a bias that act on samples: what dense layers and convolutions have in common."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.checks import require_finite, require_floating, require_same_device, require_same_dtype
@@ -29,6 +29,8 @@ class LinearLayer(LinearOperator):
     bias: Array | None
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    _geometry: ClassVar[tuple[str, ...]]
+    """Names of the attributes that do not depend on the parameters."""
     _bound: LipschitzBound | None = None
     _constant: float | None = None
 
@@ -45,9 +47,18 @@ class LinearLayer(LinearOperator):
     def adjoint(self, u: Array) -> Array:
         """Transpose of `apply` on arrays (..., *output_shape)."""
 
-    @abstractmethod
-    def with_parameters(self, weight: Array, bias: Array | None, bound: LipschitzBound | None = None) -> "LinearLayer":
-        """Return the same layer with other parameters (and, if known, their certified bound)."""
+    def with_parameters(self, weight: Array, bias: Array | None, bound: LipschitzBound | None = None) -> Self:
+        """Return the same layer with other parameters and, if known, their certified bound.
+
+        They are not checked: computed from this layer's own, they are finite, and nobody else has them.
+        """
+        layer = object.__new__(type(self))
+        # By name, because the compiler of older PyTorch cannot follow `__dict__`.
+        for name in self._geometry:
+            setattr(layer, name, getattr(self, name))
+        layer.weight = layer.like = weight
+        layer.bias, layer._bound, layer._constant = bias, bound, None
+        return layer
 
     @abstractmethod
     def biased(self, y: Array) -> Array:
@@ -126,11 +137,6 @@ class LinearLayer(LinearOperator):
         if bound is not None:
             layer._constant = self._constant
         return layer
-
-    def _replace_parameters(self, weight: Array, bias: Array | None, bound: LipschitzBound | None) -> None:
-        """Take parameters that were computed from this layer's own: nobody else has them, and they are finite."""
-        self.weight = self.like = weight
-        self.bias, self._bound, self._constant = bias, bound, None
 
     def _adopt(self, weight: Array, bias: Array | None, bias_shape: tuple[int, ...], checked: bool = False) -> None:
         """Check and keep the parameters."""

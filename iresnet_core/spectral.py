@@ -1,7 +1,6 @@
 """Spectral norm: power iteration, Golub-Kahan-Lanczos and SVD, for one operator or a stack of matrices."""
 
 import math
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -179,9 +178,8 @@ def _exponent(number: Any) -> int:
     return math.frexp(float(number))[1] - 1
 
 
-@cache
 def _powers_of_two(lowest: int, highest: int) -> np.ndarray:
-    return np.array([math.ldexp(1.0, exponent) for exponent in range(lowest, highest + 1)])
+    return np.ldexp(1.0, np.arange(lowest, highest + 1))
 
 
 def _is_foreign(operator: LinearOperator) -> bool:

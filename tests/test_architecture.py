@@ -44,7 +44,8 @@ HOST_MODULES = {
 
 # What the other modules may use of NumPy and SciPy: constants that are made on the host and sent to the engine.
 HOST_CONSTANTS = {
-    "numpy.array": "a table of Python's numbers",
+    "numpy.arange": "the exponents in a table of powers of two",
+    "numpy.ldexp": "the powers, which a GPU's own are not exactly",
     "numpy.ndarray": "the type of such a constant",
     "numpy.polynomial.legendre.leggauss": "the nodes of a quadrature",
     "numpy.random.default_rng": "a start vector that is the same on every engine",

@@ -58,6 +58,23 @@ def test_bound_of_a_layer_is_computed_once(backend):
     assert 3 <= layer.lipschitz <= 3 * (1 + 1e-12)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Dense(np.eye(2), np.ones(2)),
+        Convolution(np.ones((4, 1, 3)), np.ones(4), input_shape=(2, 5), groups=2, dilation=1, padding="same"),
+    ],
+)
+def test_other_parameters_in_the_same_layer(layer):
+    """It has every attribute, so that none is forgotten that is added one day."""
+    other = layer.with_parameters(2 * layer.weight, None)
+    assert set(vars(other)) == {*vars(layer), "_bound", "_constant"}
+    parameters = ("weight", "like", "bias", "_bound", "_constant")
+    assert all(vars(other)[name] == vars(layer)[name] for name in vars(layer) if name not in parameters)
+    assert other.bias is None
+    np.testing.assert_array_equal(other.matrix(), 2 * layer.matrix())
+
+
 def test_other_parameters_have_another_bound(backend):
     layer = Dense(backend.from_numpy(np.eye(2)), backend.from_numpy(np.ones(2)))
     assert 1 <= layer.lipschitz <= 1 + 1e-12
