@@ -280,6 +280,20 @@ def test_memory_without_values_is_not_taken_for_a_state():
     assert not flow.layers[0].initialized
 
 
+@pytest.mark.parametrize("counted", [True, False], ids=["counted", "uncounted"])
+def test_a_certificate_that_was_written_over_is_no_certificate(counted):
+    """PyTorch counts what is written into a tensor, but for fused operations on CUDA tensors."""
+    flow = vector_flow(4).eval()
+    flow.lipschitz  # noqa: B018
+    (layer, cap), *_ = capped_layers(flow)
+    weight = layer.parametrizations.weight.original
+    assert not cap.certify(weight)
+    written = cap.certified_bound if counted else cap.certified_bound.data
+    written.mul_(0.5)
+    assert cap.certify(weight)
+    assert_capped(flow)
+
+
 @pytest.mark.parametrize("use_buffers", [False, True])
 @pytest.mark.parametrize("decay", [None, 0.9])
 @pytest.mark.parametrize(

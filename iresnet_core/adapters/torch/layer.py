@@ -151,7 +151,7 @@ class ActNorm(FlowLayer):
         self.channels, self.axis = channels, axis
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("is_initialized", torch.tensor(0))  # a number, of which PyTorch can take means
+        self.register_buffer("is_initialized", torch.tensor(0.0))  # of which PyTorch can take means, on CUDA too
         self._initialized = False  # the same for Python, which a compiler can follow
 
     def extra_repr(self) -> str:

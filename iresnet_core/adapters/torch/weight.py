@@ -223,9 +223,13 @@ class CappedWeight(nn.Module):
         self._begun.clear()
 
 
-def _touched(*tensors: Tensor) -> Any:
-    """What changes when somebody writes into the tensors: a mean of certificates, say, is no certificate."""
-    return tuple(None if t.is_inference() else t._version for t in tensors)
+def _touched(weight: Tensor, bound: Tensor) -> Any:
+    """What changes when somebody writes into the two: a mean of certificates, say, is no certificate.
+
+    PyTorch counts the writes, but not those of its fused operations on lists of CUDA tensors; they show in the bound.
+    """
+    value = None if bound.is_meta else float(bound)
+    return (value, *(None if t.is_inference() else t._version for t in (weight, bound)))
 
 
 def _plain(x: Tensor) -> Tensor:
