@@ -42,8 +42,8 @@ CAP = 0.5  # of the normalised branch; below the constants of the shipped ones, 
 # What is compared, and what its largest difference is divided by.
 QUANTITIES = {
     "value": "its own largest entry",
-    "left": "its own largest entry",
-    "right": "its own largest entry",
+    "left": "what rounding is multiplied by: sigma_1 / (sigma_1 - sigma_2)",
+    "right": "what rounding is multiplied by: sigma_1 / (sigma_1 - sigma_2)",
     "std_error": "its own largest entry",
     "jvp": "its own largest entry",
     "vjp": "its own largest entry",
@@ -55,6 +55,7 @@ QUANTITIES = {
     "products": "nothing: a count",
 }
 COUNTS = frozenset(("iterations", "products"))
+VECTORS = ("left", "right")
 
 Answer = dict[str, Floats]
 
@@ -101,8 +102,15 @@ def _spectral_norms(trial: Trial) -> Iterator[tuple[str, Answer]]:
             answer = trial.answer(spectral_norm(layer, method=method, start=trial.array(start)))
             # A pair of singular vectors is known up to their common sign, which no start decides for an SVD.
             sign = np.sign(answer["left"][np.argmax(np.abs(answer["left"]))])
-            answers.append(answer | {"left": sign * answer["left"], "right": sign * answer["right"]})
+            gap = _relative_gap(trial.problem.host(layer.matrix()))
+            answers.append(answer | {side: sign * gap * answer[side] for side in VECTORS})
         yield method, _joined(answers)
+
+
+def _relative_gap(matrix: Floats) -> float:
+    """Distance between the two largest singular values, relative to the larger one."""
+    first, second, *_ = (*np.linalg.svd(matrix)[1], 0.0)
+    return float((first - second) / first)
 
 
 def _lipschitz_bounds(trial: Trial) -> Iterator[tuple[str, Answer]]:
@@ -186,8 +194,8 @@ def _disagreement(name: str, answer: Answer, expected: Answer) -> float:
     if mine.shape != theirs.shape or not (np.all(np.isfinite(mine)) and np.all(np.isfinite(theirs))):
         return float("inf")
     difference = float(np.max(np.abs(mine - theirs), initial=0.0))
-    if name in COUNTS or difference == 0:
-        return difference
+    if name in COUNTS or name in VECTORS or difference == 0:
+        return difference  # vectors are multiplied by the gap already
     of_value = QUANTITIES[name].endswith("of the value")
     size = float(np.max(np.abs(expected["value"] if of_value else theirs)))
     return difference / size if size > 0 else float("inf")
