@@ -184,46 +184,57 @@ class PowerSeries:
 
     def __init__(self, multiply: Products, v: Array, linear: Array | None) -> None:
         xp = multiply.engine.xp
-        self.xp, self.v = xp, v
+        self.engine, self.xp, self.v = multiply.engine, xp, v
         self.first: Array | None = None if linear is None else 1 - linear  # a_1, where it is not 1
         self.resolvent: Array | None = v if multiply.resolvent else None
         if multiply.resolvent and self.first is not None:
             self.resolvent = self.first[..., None] * v
         self.v_length = self.length = self.previous = xp.linalg.vector_norm(v, axis=-1)
-        self.w, self.image, self.lengths = v, xp.zeros_like(v), self.v_length
+        self.w, self.image = v, xp.zeros_like(v)
+        self.lengths: list[Array] = [self.v_length]
         self.moments: list[Array] = []
         self.terms = 0
 
-    def step(self, multiply: Products, chance: float = 1.0) -> Array:
-        """Take the next product and return the next term of the series; `chance` is that of taking this product."""
+    def step(self, multiply: Products, chance: float = 1.0) -> None:
+        """Take the next product; `chance` is that of taking it."""
         self.previous = self.length
         self.w, self.length = multiply(self.w, self.length)
-        self.lengths = self.lengths + self.length
+        self.lengths.append(self.length)
         self.terms += 1
         if self.resolvent is not None:
             self.resolvent = self.resolvent + (-1.0) ** self.terms / chance * self.w
-        moment = self.xp.linalg.vecdot(self.v, self.w)
-        self.moments.append(moment)
-        if self.terms == 1 and self.first is not None:
-            self.image = self.first[..., None] * self.w
-            return self.first * moment
-        weight = (-1.0) ** (self.terms + 1) / self.terms
-        self.image = self.image + weight * self.w
-        return weight * moment
+        self.moments.append(self.xp.linalg.vecdot(self.v, self.w))
+        self.image = self._weighted(self.w, self.first) if self.terms == 1 else self.image + self._weighted(self.w)
+
+    def _weighted(self, array: Array, first: Array | None = None) -> Array:
+        """A vector or moment of the last product times its coefficient a_k; `first` is that of the first."""
+        if self.terms == 1:
+            return array if first is None else first[(...,) + (None,) * (array.ndim - 2)] * array
+        return (-1.0) ** (self.terms + 1) / self.terms * array
+
+    def term(self) -> Array:
+        """The term of the last product."""
+        return self._weighted(self.moments[-1], self.first)
+
+    def value(self) -> Array:
+        """The sum of all terms."""
+        return self.xp.linalg.vecdot(self.v, self.image)
 
     def keep(self, count: int) -> "PowerSeries":
         """Split off the probes beyond the first `count`, which are returned as a series of their own."""
         rest = PowerSeries.__new__(PowerSeries)
-        rest.xp, rest.first, rest.terms = self.xp, self.first, self.terms
-        for name in ("v", "v_length", "length", "previous", "w", "image", "lengths", "resolvent"):
+        rest.engine, rest.xp, rest.first, rest.terms = self.engine, self.xp, self.first, self.terms
+        for name in ("v", "v_length", "length", "previous", "w", "image", "resolvent"):
             array = getattr(self, name)
             if array is None:
                 rest.resolvent = None
                 continue
             setattr(rest, name, array[count:, ...])
             setattr(self, name, array[:count, ...])
-        rest.moments = [moment[count:, ...] for moment in self.moments]
-        self.moments = [moment[:count, ...] for moment in self.moments]
+        for name in ("moments", "lengths"):
+            arrays = getattr(self, name)
+            setattr(rest, name, [array[count:, ...] for array in arrays])
+            setattr(self, name, [array[:count, ...] for array in arrays])
         return rest
 
     def squared_form(self) -> Array:
@@ -231,22 +242,45 @@ class PowerSeries:
 
         Without a subtracted term that of J^2 is enough.
         """
-        squared = self.xp.linalg.vecdot(self.image, self.image)
         if self.terms < (2 if self.first is None else 4):
-            return squared
-        first: Any = 1.0 if self.first is None else self.first
-        total, harmonic = first * first * self.moments[1], 0.0
-        for power in range(3, self.terms + 1):
-            # sum over j of 1 / (j (power - j)), from 2 to power - 2: 2 / power times a harmonic sum; and twice a_1
-            # times the coefficient of power - 1
-            harmonic += 1.0 / (power - 2) if power > 3 else 0.0
-            factor = 2 * harmonic / power + 2 * first / (power - 1)
-            total = total + (-1.0) ** power * factor * self.moments[power - 1]
-        return total
+            return self.xp.linalg.vecdot(self.image, self.image)
+        both = self._combined(_cross_terms)
+        mixed = self._combined(_first_terms)
+        if self.first is None:
+            return both + mixed + self.moments[1]
+        return both + self.first * (mixed + self.first * self.moments[1])
+
+    def _combined(self, coefficients: Callable[[int], np.ndarray]) -> Array:
+        """The sum of the moments from the third one on times their coefficients, of which the function knows."""
+        xp = self.xp
+        if self.terms < 3:
+            return xp.zeros_like(self.moments[0])
+        moments = xp.stack(self.moments[2:])
+        weights = xp.astype(self.engine.constant_array(coefficients, self.terms, like=moments), moments.dtype)
+        return xp.sum(moments * weights[:, None, None], axis=0)
 
     def sensitivity(self, c: float) -> Array:
         """||v|| (||v|| + ||J^T v|| + ...) times the integral of 1 / (1 - t c): see `FormEstimate`."""
-        return self.v_length * (self.lengths + self.length * c / (1 - c)) * mean_resolvent_bound(c)
+        lengths = self.xp.sum(self.xp.stack(self.lengths), axis=0)
+        return self.v_length * (lengths + self.length * c / (1 - c)) * mean_resolvent_bound(c)
+
+
+def _cross_terms(terms: int) -> np.ndarray:
+    """Coefficients of J^p, p = 3, ..., in log(I + J)^2 without those of the term J.
+
+    (-1)^p times the sum over j from 2 to p - 2 of 1 / (j (p - j)), which is 2 / p times a harmonic sum.
+    """
+    powers = np.arange(3.0, terms + 1)
+    harmonic = np.cumsum(np.where(powers > 3, 1 / (powers - 2), 0.0))
+    coefficients: np.ndarray = (-1) ** powers * 2 * harmonic / powers
+    return coefficients
+
+
+def _first_terms(terms: int) -> np.ndarray:
+    """Coefficients of J^p, p = 3, ..., in twice J times what log(I + J) is without it: (-1)^p 2 / (p - 1)."""
+    powers = np.arange(3.0, terms + 1)
+    coefficients: np.ndarray = (-1) ** powers * 2 / (powers - 1)
+    return coefficients
 
 
 def mean_resolvent_bound(c: float) -> float:
@@ -264,9 +298,8 @@ def series_form(
     """
     xp, c = multiply.engine.xp, multiply.constant
     series = PowerSeries(multiply, v, linear)
-    value = xp.zeros_like(series.length)
     while True:
-        value = value + series.step(multiply)
+        series.step(multiply)
         scale = series.v_length * series.length
         # The tail is at least its first term: as long as that is too much, its sum need not be known.
         if series.terms != terms and (terms is not None or not enough(scale * (c / (series.terms + 1)))):
@@ -275,7 +308,7 @@ def series_form(
         if series.terms == terms or enough(bias):
             break
     return FormEstimate(
-        value,
+        series.value(),
         bias,
         xp.linalg.vecdot(series.image, series.image),
         series.squared_form(),

@@ -84,7 +84,8 @@ def roulette_form(
     zero = xp.zeros_like(series.length)
     sums = _Sums(zero, zero, zero)
     while terms is None or series.terms < terms:
-        sums = sums.plus(series.step(multiply), 1.0)
+        series.step(multiply)
+        sums = sums.plus(series.term(), 1.0)
         if terms is None:
             tail = multiply.engine.host_constant(series_tail, c, series.terms)
             if enough(series.v_length * series.length * tail):
@@ -107,7 +108,8 @@ def roulette_form(
         if not alive:
             break
         products += alive
-        sums = sums.plus(series.step(multiply, following), following)
+        series.step(multiply, following)
+        sums = sums.plus(series.term(), following)
     value, bias, image, form, sensitivity, variance, resolvent = (
         None if parts[0][i] is None else xp.concat([part[i] for part in reversed(parts)]) for i in range(7)
     )

@@ -631,3 +631,24 @@ def test_gradient_hooks_return_the_value(backend):
     for same in (backend.stop_gradient(x), backend.map_cotangent(x, lambda cotangent: 2 * cotangent)):
         assert bool(backend.xp.all(same == x))
     assert backend.is_tracing(x) is False
+
+
+def test_constants_are_made_once_and_the_large_ones_are_not_kept():
+    from iresnet_core.backends.kept_constants import LARGEST, MOST, KeptConstants
+
+    kept, made = KeptConstants(), []
+
+    def get(key, size):
+        def make():
+            made.append(key)
+            return np.zeros(size)
+
+        return kept.get(key, make, lambda host: host + 1)
+
+    assert get("small", 3) is get("small", 3)
+    assert get("large", LARGEST + 1) is not get("large", LARGEST + 1)
+    assert made == ["small", "large", "large"]
+    for key in range(2 * MOST):
+        get(key, 1)
+    assert len(kept._kept) == MOST
+    assert get(2 * MOST - 1, 1) is not get(2 * MOST - 1, 1)

@@ -11,6 +11,7 @@ import numpy as np
 
 from iresnet_core.backends.base import Array, NoiseKind
 from iresnet_core.backends.host_noise import generator
+from iresnet_core.backends.kept_constants import KeptConstants
 from iresnet_core.backends.numpy_family import NumPyFamily
 from iresnet_core.errors import InvalidArgumentError, MissingDependencyError
 
@@ -18,6 +19,7 @@ __all__ = ["Engine"]
 
 # Each look at the condition of a loop waits for the GPU; up to this number of steps less one are taken in vain.
 _STEPS_PER_LOOK = 8
+_CONSTANTS = KeptConstants()
 
 
 def _on_device_of(like: Array | None) -> AbstractContextManager[Any]:
@@ -123,6 +125,11 @@ class Engine(NumPyFamily):
         return state
 
     # --- arrays ---
+
+    def constant_array(self, fn: Callable[..., Any], *numbers: Any, like: Array) -> Array:
+        """Evaluated for the first call."""
+        key = (fn, numbers, like.device.id)
+        return _CONSTANTS.get(key, lambda: fn(*numbers), lambda made: self.from_numpy(made, like))
 
     def are_together(self, x: Array, y: Array) -> bool:
         """On one device."""

@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 
 from iresnet_core.backends import torch_namespace as namespace
 from iresnet_core.backends.base import NO_HOST_DRAW, Array, Backend, NoiseKind, Pullback
+from iresnet_core.backends.kept_constants import KeptConstants
 from iresnet_core.backends.numpy import draw
 from iresnet_core.backends.numpy import generator as numpy_generator
 from iresnet_core.backends.torch_autograd import (
@@ -41,6 +42,7 @@ __all__ = ["Engine"]
 
 # Steps between two looks at the condition of a loop on an accelerator, each of which waits for the device.
 STEPS_A_LOOK = 8
+_CONSTANTS = KeptConstants()
 _CONVOLUTIONS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
 
 
@@ -386,9 +388,12 @@ class Engine(Backend):
         return evaluated_once(fn, *map(fixed_number, numbers)) if torch.compiler.is_compiling() else fn(*numbers)
 
     def constant_array(self, fn: Callable[..., Any], *numbers: Any, like: Array) -> Array:
-        """Evaluated once, when the program is compiled."""
+        """Evaluated once, when the program is compiled or for the first call."""
         if not torch.compiler.is_compiling():
-            return self.from_numpy(fn(*numbers), like)
+            with torch.inference_mode(mode=False):  # it may be needed where gradients are taken
+                return _CONSTANTS.get(
+                    (fn, numbers, like.device), lambda: fn(*numbers), lambda made: self.from_numpy(made, like)
+                )
         numbers = tuple(map(fixed_number, numbers))
         return constant_tensor(fn, *numbers).to(like.device)
 
