@@ -160,7 +160,8 @@ def _extended(xp: Any, history: _History, residual: Array, combined: Array, keep
     """Take in the newest difference and let go of the oldest; where not `keep`, forget all."""
     residuals = (residual, *history.residuals[:-1])
     row = xp.stack([xp.sum(residual * r, axis=-1) for r in residuals], axis=-1)
-    older = xp.concat([row[:, 1:, None], history.gram[:, :-1, :-1]], axis=2)
+    # Not `row[:, 1:, None]`: two steps remembered, TensorFlow's graph optimizer makes a wrong program of it.
+    older = xp.concat([xp.expand_dims(row[:, 1:], axis=2), history.gram[:, :-1, :-1]], axis=2)
     valid = xp.concat([keep[:, None], history.valid[:, :-1] & keep[:, None]], axis=1)
     return history._replace(
         residuals=residuals,

@@ -60,6 +60,12 @@ class LinearLayer(LinearOperator):
         layer.bias, layer._bound, layer._constant = bias, bound, None
         return layer
 
+    def with_bias(self, bias: Array | None) -> Self:
+        """Return the same layer with another bias; its bound and constant are the same."""
+        layer = self.with_parameters(self.weight, bias, self._bound)
+        layer._constant = self._constant
+        return layer
+
     @abstractmethod
     def biased(self, y: Array) -> Array:
         """Add the bias to ``y`` (..., *output_shape)."""

@@ -102,7 +102,7 @@ def conditioned(layers: Sequence[Any], added: Array, *, single: bool = False) ->
     first = layers[place]
     if single:
         bias = added[0, ...] if first.bias is None else first.bias + added[0, ...]
-        return [*layers[:place], first.with_parameters(first.weight, bias, first.bound), *layers[place + 1 :]]
+        return [*layers[:place], first.with_bias(bias), *layers[place + 1 :]]
     ones = (1,) * (len(first.output_shape) - 1)
     last = isinstance(first, Convolution) and first.data_format == "channels_last"
     batch, width = added.shape

@@ -277,3 +277,33 @@ def test_default_compiler_of_the_engine(backend):
     x = array(backend, X)
     value = backend.jit(lambda x: g(x))(x)
     np.testing.assert_allclose(host(backend, value), host(backend, g(x)), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("solver", ["picard", "anderson", "newton"])
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_inverses_in_few_dimensions(backend, d, solver):
+    """Few steps are remembered there: of two, TensorFlow's graph optimizer once made a wrong program."""
+    rng = np.random.default_rng(d)
+    weights = [array(backend, rng.standard_normal(shape)) for shape in [(8, d), (8,), (d, 8), (d,)]]
+    g = chain_of(weights)
+    y = array(backend, rng.standard_normal((9, d)))
+    expected = host(backend, invert(g, y, solver=solver).value)
+    for compiler in compilers(backend):
+        program = compiled(backend, compiler, lambda y: invert(g, y, solver=solver).value)
+        np.testing.assert_allclose(host(backend, program(y)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["exact", "series", "arnoldi", "mean-jacobian"])
+@pytest.mark.parametrize("d", [1, 2])
+def test_log_determinants_in_few_dimensions(backend, d, method):
+    rng = np.random.default_rng(d)
+    g = chain_of([array(backend, rng.standard_normal(shape)) for shape in [(8, d), (8,), (d, 8), (d,)]])
+    x, noise = array(backend, rng.standard_normal((5, d))), array(backend, np.ones((2, 5, d)))
+    options = {} if method == "exact" else {"noise": noise, "terms": 1}
+
+    def value(x):
+        return logdet(g, x, method=method, **options).value
+
+    expected = host(backend, value(x))
+    for compiler in compilers(backend):
+        np.testing.assert_allclose(host(backend, compiled(backend, compiler, value)(x)), expected, rtol=1e-9)

@@ -284,6 +284,26 @@ def test_conditional_densities(tmp_path):
         flow.log_prob(x, context[:, :2])
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("batch", [None, 4])
+def test_conditional_densities_in_a_program(rows, batch):
+    """One condition for all samples or one each, in batches of known and unknown size."""
+    net = [Dense(8, activation="elu"), Dense(2)]
+    flow = FlowModel([ActNorm(), InvertibleResidual(net, context_features=3)], event_shape=(2,))
+    x, context = data(2, 4), data(3, 4)
+    flow.initialize(x, context)
+    expected = flow.log_prob(x, context[:rows], method="exact")
+    signature = [tf.TensorSpec([batch, 2]), tf.TensorSpec([rows if rows == 1 else batch, 3])]
+    program = tf.function(
+        lambda x, context: (flow.log_prob(x, context, method="exact"), flow.inverse(flow.encode(x, context), context)),
+        input_signature=signature,
+        autograph=False,
+    )
+    found, back = program(x, context[:rows])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(back, x, atol=1e-4)
+
+
 def test_a_context_that_nothing_takes_is_refused():
     flow = FlowModel([ActNorm(), mlp(2)], event_shape=(2,))
     x, context = data(2, 6), data(3, 6)
