@@ -47,7 +47,7 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
     method : str
         "svd": the norm itself. "cholesky": a Lanczos estimate s, raised by 0.4 %, is certified by the Cholesky
         factorisation of s^2 I - A^T A (Rump 2006); within 0.5 % of the norm. "gram": Gram iteration (Delattre et al.
-        2023), matrix products only, 10 to 46 squarings until rounding is left; in a compiled program 14, within 0.1 %.
+        2023), matrix products only, up to 46, until rounding is left; in a compiled program 14, and within 0.1 %.
         "fft" (convolutions): norm of the circular convolution on a torus of size n + k - 1, of which the layer is a
         part; with circular padding the layer itself. "frobenius", "holder" (sqrt(||A||_1 ||A||_inf)): cheap and loose,
         2 to 40 times. "lanczos": from matvec and rmatvec alone, with probability 1 - 1e-10 (Hochstenbach 2013).

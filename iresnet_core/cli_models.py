@@ -23,7 +23,7 @@ from rich.text import Text
 from iresnet_core.array_files import SUFFIXES, write_array
 from iresnet_core.atomic_write import write_text
 from iresnet_core.backends import backend as find_backend
-from iresnet_core.cli_terminal import one_thread, progress_bar, usage_errors, wide_console, without_notices
+from iresnet_core.cli_terminal import one_thread, progress_bar, usage_errors, wide_console
 from iresnet_core.datasets import Dataset, dequantized, load_dataset, samples_from_file
 from iresnet_core.errors import DataFileError, InvalidArgumentError, RunError, ShapeError
 from iresnet_core.flow import Flow
@@ -64,8 +64,7 @@ def _opened(path: Path, backend: str, dtype: str) -> Iterator[_Model]:
     """Load a model in the dtype asked for; inside, that dtype exists on the engine."""
     if dtype not in ("float64", "float32"):
         raise InvalidArgumentError(f"dtype must be float64 or float32, got {dtype!r}.")
-    with without_notices():
-        engine = find_backend(backend)
+    engine = find_backend(backend)
     with engine.float64() if dtype == "float64" else nullcontext(), one_thread():
         flow = load(model_file(path), backend=backend)
         if not isinstance(flow, Flow):

@@ -1,8 +1,6 @@
 """What the commands share: exit status, errors as one line, the console, the progress bar."""
 
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
@@ -15,11 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from iresnet_core.cli import USAGE_ERROR
 from iresnet_core.errors import IResNetError
 
-__all__ = ["FAILED", "one_thread", "progress_bar", "usage_errors", "wide_console", "without_notices"]
+__all__ = ["FAILED", "one_thread", "progress_bar", "usage_errors", "wide_console"]
 
 FAILED = 1
 NARROWEST = 80  # columns that the tables need
-_NOTICES = (b"WARNING: All log messages before absl::InitializeLog()", b"I0000 ")
 
 
 def wide_console() -> Console:
@@ -48,23 +45,6 @@ def one_thread() -> AbstractContextManager[Any]:
         return nullcontext()
     limits: AbstractContextManager[Any] = import_module("threadpoolctl").threadpool_limits(limits=1)
     return limits
-
-
-@contextmanager
-def without_notices() -> Iterator[None]:
-    """Keep back what TensorFlow's libraries write while they are loaded, before their log level counts."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as written:
-        os.dup2(written.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            written.seek(0)
-            rest = [line for line in written if not line.startswith(_NOTICES)]
-            sys.stderr.write(b"".join(rest).decode(errors="replace"))
 
 
 @contextmanager

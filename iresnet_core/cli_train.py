@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from iresnet_core.cli_terminal import FAILED, one_thread, usage_errors, wide_console, without_notices
+from iresnet_core.cli_terminal import FAILED, one_thread, usage_errors, wide_console
 from iresnet_core.datasets import IMAGES, Dataset, DatasetSource, dequantized, fingerprint, load_dataset
 from iresnet_core.errors import InvalidArgumentError, IResNetError, MissingDependencyError, RunError
 from iresnet_core.flow_plan import planned_layers, planned_shape
@@ -130,7 +130,7 @@ def train_command(
                 TrainingRun.open(resume)
             config, dataset = _begun(data or "", asked, of_data)
         plan = planned_layers(config.settings.model, config.layout.data_shape)
-        _trainer(config.settings.training.engine)
+        find_trainer(config.settings.training.engine)
         if tensorboard and not has_tensorboard():
             raise MissingDependencyError("--tensorboard needs tensorboard. Try: pip install tensorboard")
         if tensorboard is None:
@@ -175,11 +175,6 @@ def _folder(data: str | None, out: Path | None, resume: Path | None) -> Path:
     return out if out is not None else Path("runs") / Path(data).stem
 
 
-def _trainer(engine: str) -> Any:
-    with without_notices():
-        return find_trainer(engine)
-
-
 def _begun(data: str, asked: Mapping[str, Any], of_data: Mapping[str, Any]) -> tuple[RunConfig, Dataset]:
     """Settings of a new run, and its data."""
     name = data if data in (*toy_names(), *IMAGES) else str(Path(data).absolute())
@@ -188,7 +183,7 @@ def _begun(data: str, asked: Mapping[str, Any], of_data: Mapping[str, Any]) -> t
     source = DatasetSource(name, seed=asked.get("seed", 0), **of_data)
     dataset = load_dataset(source)
     settings = default_settings(source, dataset, asked.get("engine", "torch"), asked)
-    trainer = _trainer(settings.training.engine)
+    trainer = find_trainer(settings.training.engine)
     shape = planned_shape(settings.model, dataset.event_shape)
     if len(shape) == 3 and trainer.channels_last:
         shape = (*shape[1:], shape[0])

@@ -15,7 +15,7 @@ from rich.text import Text
 from iresnet_core import example_data, validate
 from iresnet_core.atomic_write import write_text
 from iresnet_core.backends import available_backends, backend
-from iresnet_core.cli_terminal import FAILED, one_thread, progress_bar, usage_errors, wide_console, without_notices
+from iresnet_core.cli_terminal import FAILED, one_thread, progress_bar, usage_errors, wide_console
 from iresnet_core.errors import InvalidArgumentError, IResNetError, MissingDependencyError
 from iresnet_core.validate import Record
 from iresnet_core.validation_summary import (
@@ -133,16 +133,14 @@ def _chosen_backends(asked: Sequence[str]) -> list[str]:
     if "all" not in asked:
         names = list(dict.fromkeys(asked))
         for name in names:
-            with without_notices():
-                backend(name)
+            backend(name)
         return names
     installed = []
     for name in available_backends():
         if name in _FOR_TESTS:
             continue
         try:
-            with without_notices():
-                backend(name)
+            backend(name)
         except MissingDependencyError as error:
             print(f"left out: {error}", file=sys.stderr)
         else:

@@ -165,9 +165,9 @@ def power_of_two_near(engine: Backend, magnitude: Array) -> Array:
     highest = _exponent(info.max)
     lowest = _exponent(info.smallest_normal) + _exponent(info.eps)
     positive = xp.where(magnitude > 0, magnitude, xp.ones_like(magnitude))
-    exponent = xp.astype(xp.floor(xp.log2(positive)), xp.int32)
+    exponent = xp.astype(xp.floor(xp.clip(xp.log2(positive), lowest, highest)), xp.int32)
     # The logarithm of numbers next to the largest one rounds up, to a power that would be infinite; that of subnormal
-    # ones may be -infinity.
+    # ones may be -infinity, and that of NaN becomes any number.
     place = xp.clip(exponent, lowest, highest) - lowest
     table = engine.constant_array(_powers_of_two, lowest, highest, like=magnitude)
     powers = xp.take(xp.astype(table, magnitude.dtype), xp.reshape(place, (-1,)), axis=0)

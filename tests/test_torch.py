@@ -18,7 +18,9 @@ from iresnet_core import (
     normalize,
     spectral_norm,
 )
+from iresnet_core.backends import backend as find_backend
 from iresnet_core.errors import DeviceError
+from iresnet_core.spectral import power_of_two_near
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -163,6 +165,30 @@ def test_what_is_kept_in_inference_mode_serves_a_backward_pass():
     (found,) = gradients(lambda x: arnoldi(g, x) + invert(g, x).value.sum(dim=1), X)
     (expected,) = gradients(lambda x: arnoldi(chain(WEIGHTS), x) + invert(chain(WEIGHTS), x).value.sum(dim=1), X)
     torch.testing.assert_close(found, expected)
+
+
+# --- constants that are kept ---
+
+
+def test_a_constant_made_inside_of_a_transform_is_not_kept():
+    """It would be a tensor of that transform, and break the next one."""
+    from torch._subclasses import FakeTensorMode
+
+    from iresnet_core.backends import torch as engine_module
+
+    A = torch.tensor(RNG.standard_normal((5, 4)))
+
+    def norm(a):
+        return spectral_norm(a, method="power", rtol=0, max_iter=3).value
+
+    expected = gradients(norm, A)
+    engine_module._CONSTANTS._kept.clear()
+    torch.func.hessian(norm)(A)
+    torch.testing.assert_close(torch.func.grad(norm)(A), expected[0])
+    engine_module._CONSTANTS._kept.clear()
+    with FakeTensorMode() as mode:
+        power_of_two_near(find_backend("torch"), mode.from_tensor(A))
+    assert torch.equal(power_of_two_near(find_backend("torch"), A.abs()), 2 ** A.abs().log2().floor())
 
 
 # --- devices ---

@@ -127,8 +127,8 @@ class Engine(NumPyFamily):
     # --- arrays ---
 
     def constant_array(self, fn: Callable[..., Any], *numbers: Any, like: Array) -> Array:
-        """Evaluated for the first call."""
-        key = (fn, numbers, like.device.id)
+        """Evaluated for the first call on a stream, which other streams do not wait for."""
+        key = (fn, numbers, like.device.id, cupy.cuda.get_current_stream().ptr)
         return _CONSTANTS.get(key, lambda: fn(*numbers), lambda made: self.from_numpy(made, like))
 
     def are_together(self, x: Array, y: Array) -> bool:

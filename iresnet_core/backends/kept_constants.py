@@ -7,7 +7,7 @@ from iresnet_core.backends.base import Array
 
 __all__ = ["KeptConstants"]
 
-# Larger ones are made anew, and so are all beyond this number, so that little memory is held.
+# Larger ones are made anew, and of more than this number the oldest are dropped, so that little memory is held.
 LARGEST, MOST = 2**14, 256
 
 
@@ -24,6 +24,8 @@ class KeptConstants:
             return kept
         host = make()
         array = send(host)
-        if host.size <= LARGEST and len(self._kept) < MOST:
+        if host.size <= LARGEST:
+            if len(self._kept) >= MOST:
+                self._kept.pop(next(iter(self._kept)), None)
             self._kept[key] = array
         return array

@@ -32,6 +32,7 @@ from iresnet_core.backends.torch_compilation import (
     inside_functorch,
     is_batched,
     is_fixed_size,
+    makes_plain_tensors,
     records_plainly,
 )
 from iresnet_core.backends.torch_noise import TracedSeed, last_draw, random_signs, seeded_generator
@@ -390,10 +391,12 @@ class Engine(Backend):
     def constant_array(self, fn: Callable[..., Any], *numbers: Any, like: Array) -> Array:
         """Evaluated once, when the program is compiled or for the first call."""
         if not torch.compiler.is_compiling():
-            with torch.inference_mode(mode=False):  # it may be needed where gradients are taken
-                return _CONSTANTS.get(
-                    (fn, numbers, like.device), lambda: fn(*numbers), lambda made: self.from_numpy(made, like)
-                )
+            if makes_plain_tensors():
+                with torch.inference_mode(mode=False):  # it may be needed where gradients are taken
+                    return _CONSTANTS.get(
+                        (fn, numbers, like.device), lambda: fn(*numbers), lambda made: self.from_numpy(made, like)
+                    )
+            return self.from_numpy(fn(*numbers), like)
         numbers = tuple(map(fixed_number, numbers))
         return constant_tensor(fn, *numbers).to(like.device)
 

@@ -28,6 +28,11 @@ def inside_functorch() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def makes_plain_tensors() -> bool:
+    """Whether a tensor made here is one that may be used anywhere: no transform, tracer or mode wraps it."""
+    return not (inside_functorch() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None)
+
+
 def records_plainly(*arrays: Array) -> bool:
     """Whether a graph is recorded for a way back, and nothing else is at work: compiler, transform, forward mode."""
     if torch.compiler.is_compiling() or inside_functorch() or forward_ad._current_level >= 0:

@@ -162,7 +162,7 @@ class ActNorm(FlowLayer):
     def initialized(self) -> bool:
         """Whether the parameters have been set from data or loaded."""
         if not self._initialized and not torch.compiler.is_compiling() and not self.is_initialized.is_meta:
-            self._initialized = bool(self.is_initialized)  # copied, as by a module that averages another
+            self._initialized = bool(self.is_initialized >= 1)  # copied, as by a module that averages another
         return self._initialized
 
     def _apply(self, fn: Any, recurse: bool = True) -> "ActNorm":
@@ -220,7 +220,7 @@ class ActNorm(FlowLayer):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._initialized = not self.is_initialized.is_meta and bool(self.is_initialized)
+        self._initialized = not self.is_initialized.is_meta and bool(self.is_initialized >= 1)
 
 
 class Squeeze(FlowLayer):
