@@ -132,10 +132,11 @@ def test_exported_estimate_in_few_dimensions():
     flow = certified("dense")
     program = exported(Method(flow, "log_prob", method="series", terms=4), samples(6, 2))
     x = samples(300, 2)
+    torch.manual_seed(0)
     with torch.no_grad():
         error = program(x) - flow.log_prob(x, method="exact")
-    assert abs(float(error.mean())) <= 0.2
-    assert float(error.std()) <= 2
+    assert abs(float(error.mean())) <= 5 * float(error.std()) / 300**0.5
+    assert 0 < float(error.std()) <= 2
 
 
 def test_exported_samples():
