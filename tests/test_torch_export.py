@@ -139,6 +139,15 @@ def test_exported_estimate_in_few_dimensions():
     assert 0 < float(error.std()) <= 2
 
 
+def test_two_programs_with_the_same_constants():
+    """Those of the first are of its own tracing, and no constants for the second."""
+    flow = certified("dense")
+    x = samples(6, 2)
+    for _ in range(2):
+        program = exported(Method(flow, "log_prob", method="series", terms=5), x)
+        assert torch.isfinite(program(x)).all()
+
+
 def test_exported_samples():
     flow = certified("dense")
     draw = exported(Method(flow, "sample", n=7))

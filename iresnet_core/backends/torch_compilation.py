@@ -80,7 +80,8 @@ def _numbered(number: int) -> Callable[..., Any]:
     """A function of its own name that evaluates a constant: the compiler tells constants apart by that name."""
 
     def evaluated(fn: Callable[..., Any], *numbers: Any) -> Array:
-        return _kept_tensor(fn, numbers)
+        # The tensor of one export is no constant for the next.
+        return _kept_tensor(fn, numbers) if makes_plain_tensors() else torch.tensor(fn(*numbers))
 
     evaluated.__code__ = evaluated.__code__.replace(co_name=f"constant_{number}")
     function: Callable[..., Any] = torch.compiler.assume_constant_result(evaluated)
