@@ -291,6 +291,8 @@ def test_context_moves_the_density():
         one = context[:1]
         exported = flow.to_core(one)
         assert torch.allclose(exported.log_prob(x).value, flow.log_prob(x, one.expand(10, -1)), atol=1e-5)
+        assert torch.allclose(flow.log_prob(x, one), flow.log_prob(x, one.expand(10, -1)), atol=1e-5)
+        assert torch.allclose(flow.inverse(flow.encode(x, one), one), x, atol=1e-4)
         with pytest.raises(ShapeError, match="one condition"):
             flow.to_core(context[:3])
     assert flow.sample(4, one).shape == (4, 3)

@@ -226,7 +226,7 @@ class InvertibleResidual(FlowLayer):
             chain = self._chain(lambda _, module: layers[module])
             constant = training_constant(self._constant)
             return core.ResidualBlock(self._conditioned(chain, context), lipschitz=constant)
-        return core.ResidualBlock(self._conditioned(self._certified_chain(), context))
+        return core.ResidualBlock(self._conditioned(self._certified_chain(), context, single=_is_one(context)))
 
     def _opaque_branch(self) -> Any:
         assert self.declared is not None
@@ -274,13 +274,23 @@ class InvertibleResidual(FlowLayer):
         self._kept = chain, [p.detach().clone() for p in parameters]
         return chain
 
-    def _conditioned(self, chain: core.Chain, context: Tensor | None, *, exported: bool = False) -> core.Chain:
-        """Add the conditioning after the first linear layer; to its bias for export."""
+    def _conditioned(
+        self, chain: core.Chain, context: Tensor | None, *, exported: bool = False, single: bool = False
+    ) -> core.Chain:
+        """Add the conditioning after the first linear layer; to its bias for export, or if one is for all samples."""
         if self.context is None:
             return chain
         require_context(context, self.context.in_features, single=exported)
         require_tensor(context)
-        return core.Chain(conditioned(chain.layers, self.context(context), single=exported))
+        return core.Chain(conditioned(chain.layers, self.context(context), single=exported or single))
+
+
+def _is_one(context: Tensor | None) -> bool:
+    """Whether there is one condition, for all samples; no batch of a size that is yet unknown."""
+    if not isinstance(context, Tensor) or context.ndim != 2:
+        return False
+    size = context.shape[0]
+    return get_backend(context).knows_size(size) and size == 1
 
 
 def _input_shape(net: nn.Module) -> Sequence[int] | None:
