@@ -13,8 +13,11 @@ __all__ = [
     "directional_derivatives",
     "gradients",
     "transforms",
+    "without_notices",
 ]
 
+# What TensorFlow's libraries say before its log level counts: that they have operations for this processor.
+NOTICES = ("WARNING: All log messages before absl::InitializeLog()", "I0000 ")
 DIFFERENTIATING = ("torch", "tensorflow", "jax")
 # How a function can be compiled, by engine. PyTorch traces the same program for every code generator; "inductor", the
 # default, takes long to compile and is tried on a few functions only.
@@ -104,3 +107,8 @@ def directional_derivatives(fn, arguments, step=1e-6, seed=0):
                 warnings.simplefilter("error")
                 ends.append(fn(*moved))
         yield direction, (ends[0] - ends[1]) / (2 * step)
+
+
+def without_notices(stderr):
+    """What a process wrote to stderr, but for the notices of TensorFlow's libraries."""
+    return "\n".join(line for line in stderr.splitlines() if not line.startswith(NOTICES))
