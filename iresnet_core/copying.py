@@ -17,12 +17,6 @@ __all__ = ["Copyable"]
 class Copyable:
     """Base class that copies the arrays among the attributes as their engine does."""
 
-    def __copy__(self) -> Self:
-        """Share the attributes."""
-        copied = object.__new__(type(self))
-        copied.__dict__.update(self.__dict__)
-        return copied
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy everything. A pickle, by contrast, forgets what its arrays were computed from."""
         copied = object.__new__(type(self))
