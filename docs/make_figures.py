@@ -8,8 +8,8 @@ constant 0.9) the spectral norm, the inverse and the log-determinant, each with 
 
 from pathlib import Path
 
-from iresnet_core.report_plots import overview_figure
-from iresnet_core.validation_curves import curves
+from iresnet_core.validation.curves import curves
+from iresnet_core.validation.report_plots import overview_figure
 
 CASE = "d64_c0.9"
 IMAGES = Path(__file__).resolve().parent / "images"

@@ -4,28 +4,28 @@ Three primitives, written once against the Python array API: spectral norm (`spe
 contraction inverse (`invert`) and log-determinant (`logdet`). Every answer carries its error.
 """
 
-from iresnet_core.activations import Activation
-from iresnet_core.actnorm import ActNorm
-from iresnet_core.batched_bounds import lipschitz_bounds
-from iresnet_core.bounds import lipschitz_bound
-from iresnet_core.branches import Chain
-from iresnet_core.convolution import Convolution
-from iresnet_core.determinant import logdet
+from iresnet_core.branches.activations import Activation
+from iresnet_core.branches.chain import Chain
+from iresnet_core.branches.linearization import Branch, Linearization
+from iresnet_core.determinant.dispatch import logdet
+from iresnet_core.determinant.preconditioning import MeanJacobian, mean_jacobian
 from iresnet_core.errors import IResNetError
-from iresnet_core.factor_out import FactorOut
-from iresnet_core.flow import Flow, LogProb
-from iresnet_core.inverse import invert
-from iresnet_core.layer import Layer, Transformed
-from iresnet_core.linearization import Branch, Linearization
-from iresnet_core.logit import Logit
-from iresnet_core.normalization import normalize, spectral_penalty
-from iresnet_core.operators import Dense, as_operator
-from iresnet_core.preconditioning import MeanJacobian, mean_jacobian
-from iresnet_core.reshaping import InjectivePad, Squeeze
-from iresnet_core.residual_block import ResidualBlock
+from iresnet_core.files.storage import load, save
+from iresnet_core.flows.actnorm import ActNorm
+from iresnet_core.flows.factor_out import FactorOut
+from iresnet_core.flows.flow import Flow, LogProb
+from iresnet_core.flows.layer import Layer, Transformed
+from iresnet_core.flows.logit import Logit
+from iresnet_core.flows.reshaping import InjectivePad, Squeeze
+from iresnet_core.flows.residual_block import ResidualBlock
+from iresnet_core.inverse.dispatch import invert
+from iresnet_core.lipschitz.batched_bounds import lipschitz_bounds
+from iresnet_core.lipschitz.bounds import lipschitz_bound
+from iresnet_core.lipschitz.estimates import spectral_norm
+from iresnet_core.lipschitz.normalization import normalize, spectral_penalty
+from iresnet_core.operators.convolution import Convolution
+from iresnet_core.operators.matrices import Dense, as_operator
 from iresnet_core.results import Inverse, LipschitzBound, LogDet, SpectralNorm
-from iresnet_core.spectral import spectral_norm
-from iresnet_core.storage import load, save
 
 __version__ = "0.1.0"
 

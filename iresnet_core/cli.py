@@ -39,9 +39,9 @@ def build_app() -> "typer.Typer":
     """Return the typer application."""
     import typer
 
-    from iresnet_core.cli_models import info_command, plot_command, sample_command, score_command
-    from iresnet_core.cli_train import train_command
-    from iresnet_core.cli_validate import validate_command
+    from iresnet_core.commands.models import info_command, plot_command, sample_command, score_command
+    from iresnet_core.commands.train import train_command
+    from iresnet_core.commands.validate import validate_command
 
     app = typer.Typer(
         help="Invertible residual networks: spectral norms, inverses and log-determinants, each with its error.",

@@ -171,26 +171,26 @@ def test_imports_follow_the_layers(path):
 @pytest.mark.parametrize(
     ("name", "source", "message"),
     [
-        ("iresnet_core.spectral", "import torch.nn", "framework"),
-        ("iresnet_core.spectral", "def f():\n    from jax import numpy", "framework"),
+        ("iresnet_core.lipschitz.estimates", "import torch.nn", "framework"),
+        ("iresnet_core.lipschitz.estimates", "def f():\n    from jax import numpy", "framework"),
         (
-            "iresnet_core.spectral",
+            "iresnet_core.lipschitz.estimates",
             "import numpy as np\ndef f(x): return np.linalg.norm(x)",
             "numpy.linalg.norm is used",
         ),
-        ("iresnet_core.spectral", "import numpy as np\nxp = np", "numpy is used"),
-        ("iresnet_core.spectral", "import numpy as np\nx = np.zeros(3).sum()", "numpy.zeros is used"),
+        ("iresnet_core.lipschitz.estimates", "import numpy as np\nxp = np", "numpy is used"),
+        ("iresnet_core.lipschitz.estimates", "import numpy as np\nx = np.zeros(3).sum()", "numpy.zeros is used"),
         (
-            "iresnet_core.spectral",
+            "iresnet_core.lipschitz.estimates",
             "def f(x):\n    from scipy import linalg\n    linalg.svd(x)",
             "scipy.linalg.svd is used",
         ),
-        ("iresnet_core.spectral", "import scipy.linalg\nscipy.linalg.svd(x)", "scipy.linalg.svd is used"),
-        ("iresnet_core.spectral", "from iresnet_core.backends.numpy import Engine", "one engine"),
-        ("iresnet_core.spectral", "from iresnet_core.backends import torch", "one engine"),
-        ("iresnet_core.spectral", "from iresnet_core import adapters", "outside the adapters"),
-        ("iresnet_core.spectral", "from . import errors", "relative"),
-        ("iresnet_core.backends.torch", "from iresnet_core.spectral import f", "from the core"),
+        ("iresnet_core.lipschitz.estimates", "import scipy.linalg\nscipy.linalg.svd(x)", "scipy.linalg.svd is used"),
+        ("iresnet_core.lipschitz.estimates", "from iresnet_core.backends.numpy import Engine", "one engine"),
+        ("iresnet_core.lipschitz.estimates", "from iresnet_core.backends import torch", "one engine"),
+        ("iresnet_core.lipschitz.estimates", "from iresnet_core import adapters", "outside the adapters"),
+        ("iresnet_core.lipschitz.estimates", "from . import errors", "relative"),
+        ("iresnet_core.backends.torch", "from iresnet_core.lipschitz.estimates import f", "from the core"),
         ("iresnet_core.backends.torch", "from iresnet_core.adapters.torch import f", "outside the adapters"),
     ],
 )
@@ -202,11 +202,11 @@ def test_the_check_of_imports_sees_a_violation(name, source, message):
     ("name", "source"),
     [
         ("iresnet_core.reference", "import numpy as np, scipy.linalg\nnp.linalg.svd(scipy.linalg.logm(x))"),
-        ("iresnet_core.spectral", "from iresnet_core.backends import get_backend"),
-        ("iresnet_core.spectral", "import numpy as np\nstart = np.random.default_rng(0).standard_normal(3)"),
-        ("iresnet_core.spectral", "from iresnet_core.backends.base import Backend"),
+        ("iresnet_core.lipschitz.estimates", "from iresnet_core.backends import get_backend"),
+        ("iresnet_core.lipschitz.estimates", "import numpy as np\nstart = np.random.default_rng(0).standard_normal(3)"),
+        ("iresnet_core.lipschitz.estimates", "from iresnet_core.backends.base import Backend"),
         ("iresnet_core.backends.torch", "import torch, numpy\nfrom iresnet_core.errors import DtypeError"),
-        ("iresnet_core.adapters.torch", "import torch\nfrom iresnet_core.spectral import f"),
+        ("iresnet_core.adapters.torch", "import torch\nfrom iresnet_core.lipschitz.estimates import f"),
     ],
 )
 def test_the_check_of_imports_lets_the_layers_through(name, source):
@@ -298,4 +298,4 @@ def test_links_at_the_root_lead_to_the_subpackages(name):
 
 def test_page_of_capabilities_equals_the_table():
     page = (ROOT / "docs" / "capabilities.md").read_text(encoding="utf-8")
-    assert page == capabilities.as_markdown(), "run: python tests/capabilities.py > docs/capabilities.md"
+    assert page == capabilities.as_markdown(), "run: python tests/helpers/capabilities.py > docs/capabilities.md"

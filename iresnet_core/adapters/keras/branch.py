@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from iresnet_core import activations
+from iresnet_core.branches import activations
 from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownLipschitzError
 
 __all__ = ["Activation", "convolution_options", "linear_layers", "steps_of"]

@@ -14,7 +14,7 @@ _CONVOLUTIONS = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers
 
 
 class Builder:
-    """Makes layers, with parameters from Keras' global seed; see `iresnet_core.layer_building.LayerBuilder`.
+    """Makes layers, with parameters from Keras' global seed; see `iresnet_core.training.layer_building.LayerBuilder`.
 
     Parameters
     ----------

@@ -6,17 +6,17 @@ from typing import Any, Self
 import keras
 
 import iresnet_core as core
-from iresnet_core.activations import Activation
 from iresnet_core.adapters.keras.branch import convolution_options, linear_layers, steps_of
 from iresnet_core.adapters.keras.layer import FlowLayer
 from iresnet_core.adapters.keras.tensors import constant, same
 from iresnet_core.adapters.keras.weight import CappedWeight
 from iresnet_core.backends import get_backend
-from iresnet_core.capped_weight import layer_cap, training_constant
-from iresnet_core.checks import require_nonnegative
+from iresnet_core.branches.activations import Activation
+from iresnet_core.branches.conditioning import conditioned, require_context
+from iresnet_core.common.checks import require_nonnegative
 from iresnet_core.errors import InvalidArgumentError, ShapeError
-from iresnet_core.layer import Layer, Shape
-from iresnet_core.shift import conditioned, require_context
+from iresnet_core.flows.layer import Layer, Shape
+from iresnet_core.lipschitz.training_caps import layer_cap, training_constant
 
 __all__ = ["InvertibleResidual"]
 

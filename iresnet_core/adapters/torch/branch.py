@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from iresnet_core import activations
 from iresnet_core.backends import backend
+from iresnet_core.branches import activations
 from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownLipschitzError
 
 __all__ = ["Activation", "activation_of", "convolution_options", "described", "flattened", "is_linear", "output_shape"]

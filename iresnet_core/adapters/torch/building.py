@@ -12,7 +12,7 @@ _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class Builder:
-    """Makes modules, with parameters from the global generator; see `iresnet_core.layer_building.LayerBuilder`.
+    """Makes modules, with parameters from the global generator; see `training.layer_building.LayerBuilder`.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Training of a planned flow with PyTorch: what the loop of `iresnet_core.training` needs of an engine."""
+"""Training of a planned flow with PyTorch: what the loop of `iresnet_core.training.loop` needs of an engine."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from iresnet_core.adapters.torch.building import Builder
 from iresnet_core.adapters.torch.flow import Flow
+from iresnet_core.determinant.choice import DOCUMENTED_LIMIT
 from iresnet_core.errors import RunError
-from iresnet_core.flow_plan import LayerPlan
-from iresnet_core.layer_building import build_layers
-from iresnet_core.method_choice import DOCUMENTED_LIMIT
-from iresnet_core.training import StepResult
-from iresnet_core.training_settings import TrainingSettings
+from iresnet_core.training.layer_building import build_layers
+from iresnet_core.training.loop import StepResult
+from iresnet_core.training.plans import LayerPlan
+from iresnet_core.training.settings import TrainingSettings
 
 __all__ = ["Trainer"]
 
 
 class Trainer:
-    """A flow with its optimiser on the CPU, or on the GPU where there is one; see `iresnet_core.training.Trainer`.
+    """A flow with its optimiser on the CPU, or on the GPU where there is one; see `iresnet_core.training.loop.Trainer`.
 
     Parameters
     ----------

@@ -9,8 +9,11 @@ from torch.nn.utils import parametrize
 
 from iresnet_core.adapters.torch.branch import described
 from iresnet_core.backends import get_backend
-from iresnet_core.backends.torch_precision import own_dtype
-from iresnet_core.capped_weight import (
+from iresnet_core.backends.torch.precision import own_dtype
+from iresnet_core.common.precision import working_dtype
+from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.lipschitz.normalization import normalize
+from iresnet_core.lipschitz.training_caps import (
     Certificate,
     any_size_bound,
     basis_shape,
@@ -20,11 +23,8 @@ from iresnet_core.capped_weight import (
     steered,
     steered_together,
 )
-from iresnet_core.convolution import Convolution
-from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.normalization import normalize
-from iresnet_core.operators import Dense, LinearLayer
-from iresnet_core.precision import working_dtype
+from iresnet_core.operators.convolution import Convolution
+from iresnet_core.operators.matrices import Dense, LinearLayer
 
 __all__ = ["Capped", "CappedWeight", "cap_of", "cap_weight", "steered_layers", "weight_before_cap"]
 

@@ -1,0 +1,1 @@
+"""Residual branches g: activations, their linearization at a batch, chains of layers, exact traces."""

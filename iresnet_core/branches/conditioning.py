@@ -1,0 +1,110 @@
+"""How a conditioning input enters a branch: as a translation, which leaves the Lipschitz constant alone."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from iresnet_core.backends import Array, get_backend
+from iresnet_core.branches.activations import Activation
+from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.operators.convolution import Convolution
+
+__all__ = ["Shift", "conditioned", "require_context", "require_taken"]
+
+
+class Shift(Activation):
+    """``x + value``, with another value for every sample; its Jacobian is the identity.
+
+    Parameters
+    ----------
+    value : array (batch, ...)
+        What is added; axes of extent 1 are repeated, but not that of the samples.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Shift(np.array([[1.0], [2.0]]))(np.zeros((2, 3)))
+    array([[1., 1., 1.],
+           [2., 2., 2.]])
+    """
+
+    def __init__(self, value: Array) -> None:
+        super().__init__("identity")
+        get_backend(value)
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"Shift({tuple(self.value.shape)})"
+
+    def __call__(self, x: Array) -> Array:
+        """Return x + value for x (batch, ...)."""
+        if x.shape[0] != self.value.shape[0]:
+            raise ShapeError(f"the conditioning has {self.value.shape[0]} samples, but the input has {x.shape[0]}.")
+        return x + self.value
+
+    def astype(self, dtype: Any) -> "Shift":
+        """Return the translation in another dtype."""
+        return Shift(get_backend(self.value).xp.astype(self.value, dtype))
+
+
+def require_taken(context: Any, takers: Iterable[Any]) -> None:
+    """Refuse a conditioning that none of the layers of a flow takes: it would have no effect.
+
+    Parameters
+    ----------
+    context : array or None
+        What was given.
+    takers : iterable of layers
+        All of them, inner ones too; each says in its attribute `takes_context` whether it does.
+    """
+    if context is not None and not any(layer.takes_context for layer in takers):
+        raise InvalidArgumentError(
+            "a context was given, but no block of the flow takes one; make one with "
+            "InvertibleResidual(..., context_features=...). A pair (x, context) in place of x counts as well."
+        )
+
+
+def require_context(context: Any, features: int, *, single: bool = False) -> None:
+    """Refuse a missing conditioning, or one of another shape than (batch, features); with `single` than (1, features).
+
+    Parameters
+    ----------
+    context : array or None
+        What was given.
+    features : int
+        What the block was made for.
+    single : bool
+        Whether one condition is to hold for all samples, as in a file.
+    """
+    if context is None:
+        raise InvalidArgumentError(f"this block is conditional: pass context=, of shape (batch, {features}).")
+    if len(context.shape) != 2 or context.shape[1] != features:
+        raise ShapeError(f"context must have shape (batch, {features}), got {tuple(context.shape)}.")
+    if single and context.shape[0] != 1:
+        raise ShapeError(
+            f"a flow of the core is that of one condition: context must have shape (1, {features}), got "
+            f"{tuple(context.shape)}. Export one flow for each condition."
+        )
+
+
+def conditioned(layers: Sequence[Any], added: Array, *, single: bool = False) -> list[Any]:
+    """Return the layers of a chain with what a conditioning adds after the first linear one.
+
+    Parameters
+    ----------
+    layers : sequence of Dense, Convolution and Activation
+        One linear layer at least.
+    added : array (batch, width)
+        One number a channel of that layer's output.
+    single : bool
+        The batch is one row for all samples: it becomes part of the bias, which files can hold.
+    """
+    place = next(i for i, layer in enumerate(layers) if not isinstance(layer, Activation))
+    first = layers[place]
+    if single:
+        bias = added[0, ...] if first.bias is None else first.bias + added[0, ...]
+        return [*layers[:place], first.with_bias(bias), *layers[place + 1 :]]
+    ones = (1,) * (len(first.output_shape) - 1)
+    last = isinstance(first, Convolution) and first.data_format == "channels_last"
+    batch, width = added.shape
+    shape = (batch, *ones, width) if last else (batch, width, *ones)
+    return [*layers[: place + 1], Shift(get_backend(added).xp.reshape(added, shape)), *layers[place + 1 :]]

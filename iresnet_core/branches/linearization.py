@@ -1,0 +1,169 @@
+"""A branch at one batch: its value and the products with its Jacobian."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from iresnet_core.backends import Array, Backend, get_backend
+from iresnet_core.branches.dense_traces import SlopeTrace
+from iresnet_core.branches.joint_derivative import JointPass
+from iresnet_core.common.checks import require_finite, require_same_dtype
+from iresnet_core.errors import DerivativeError, InvalidArgumentError, ShapeError, UnknownLipschitzError
+
+__all__ = ["Branch", "Linearization", "evaluate", "linearize", "stated_lipschitz"]
+
+ArrayMap = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Linearization:
+    """Value and Jacobian J of a branch at a batch x (batch, *event).
+
+    Attributes
+    ----------
+    value : array (batch, *event)
+        g(x).
+    vjp : callable
+        u -> J^T u, sample by sample; one Jacobian product.
+    jvp : callable, optional
+        v -> J v; one Jacobian product.
+    trace : callable, optional
+        () -> tr J (batch,), exact; offered where it costs no more than a product.
+    mean_matrix : callable, optional
+        () -> a Jacobian (d, d) that stands for all samples, as that at their mean slopes.
+    preconditioned_trace : callable, optional
+        B (d, d) -> `SlopeTrace`: tr(B J) (batch,), exact, but for the trace of B T with a small T whose transposed
+        products it knows.
+    cheap_mean : bool
+        Whether the last two cost little beside the products, so that "auto" may ask for them at every batch.
+    matrix : callable, optional
+        () -> J (batch, d, d), explicit; d products a sample.
+    narrow : callable, optional
+        () -> M (batch, r, r) with det(I + M) = det(I + J), r the narrowest width (Sylvester); r products a sample.
+    width : int, optional
+        r.
+    joint : JointPass, optional
+        Where it is there, nothing of the linearisation has a derivative: the joint pass records one.
+    depth : int
+        Number of linear layers; scales the allowance for rounding.
+    leading_axes : bool
+        Whether the products also take stacks (probes, batch, *event); if not, they are called once a probe.
+    """
+
+    value: Array
+    vjp: ArrayMap
+    jvp: ArrayMap | None = None
+    trace: Callable[[], Array] | None = None
+    mean_matrix: Callable[[], Array] | None = None
+    preconditioned_trace: Callable[[Array], SlopeTrace] | None = None
+    cheap_mean: bool = True
+    matrix: Callable[[], Array] | None = None
+    narrow: Callable[[], Array] | None = None
+    width: int | None = None
+    joint: JointPass | None = None
+    depth: int = 1
+    leading_axes: bool = False
+
+    def transposed_products(self, u: Array) -> Array:
+        """Return J^T u for a stack u (probes, batch, *event)."""
+        xp = get_backend(u).xp
+        if u.shape[0] == 1:  # without the leading axis there is nothing to broadcast
+            return self.vjp(xp.reshape(u, u.shape[1:]))[None, ...]
+        if self.leading_axes:
+            return self.vjp(u)
+        return xp.stack([self.vjp(u[i, ...]) for i in range(u.shape[0])])
+
+    def products(self, v: Array) -> Array:
+        """Return J v for a stack v (probes, batch, *event), where `jvp` is known."""
+        assert self.jvp is not None
+        xp = get_backend(v).xp
+        if v.shape[0] == 1:
+            return self.jvp(xp.reshape(v, v.shape[1:]))[None, ...]
+        if self.leading_axes:
+            return self.jvp(v)
+        return xp.stack([self.jvp(v[i, ...]) for i in range(v.shape[0])])
+
+
+@runtime_checkable
+class Branch(Protocol):
+    """A residual branch g that carries its own derivative.
+
+    `lipschitz` is its certified constant, ``g(x)`` its value, and ``g.linearize(x)`` the `Linearization` at x.
+    """
+
+    @property
+    def lipschitz(self) -> float:
+        """Certified Lipschitz constant in the Euclidean norm."""
+
+    def __call__(self, x: Array) -> Array:
+        """Return g(x), of the shape of x."""
+
+    def linearize(self, x: Array) -> Linearization:
+        """Return value and Jacobian products at x."""
+
+
+def _check_output(engine: Backend, g: Any, x: Array, value: Array) -> Array:
+    get_backend(x, value)
+    if tuple(value.shape) != tuple(x.shape):
+        raise ShapeError(
+            f"a residual branch keeps the shape: {_name(g)} returned {tuple(value.shape)} for {tuple(x.shape)}."
+        )
+    require_same_dtype(value, f"the output of {_name(g)}", x, "its input")
+    return value
+
+
+def evaluate(engine: Backend, g: Any, x: Array) -> Array:
+    """Return g(x) after checking its framework, shape and dtype; whether it is finite is the caller's to look at."""
+    return _check_output(engine, g, x, g(x))
+
+
+def linearize(engine: Backend, g: Any, x: Array, *, jointly: bool = False) -> Linearization:
+    """Linearise a branch, or a plain callable through the engine's automatic differentiation.
+
+    With `jointly` a branch that can do so gives a linearisation whose derivative is recorded later on, see `joint`.
+
+    Raises
+    ------
+    DerivativeError
+        If g carries no derivative and the engine has none, or ``g.linearize`` returns something else.
+    ShapeError, DtypeError, MixedBackendsError, NonFiniteError
+        If what g returns does not fit x, or is not finite.
+    """
+    if hasattr(g, "linearize"):
+        joint = getattr(g, "linearize_jointly", None) if jointly else None
+        linearization = g.linearize(x) if joint is None else joint(x)
+        if not isinstance(linearization, Linearization):
+            raise DerivativeError(
+                f"{_name(g)}.linearize(x) must return a Linearization, got {type(linearization).__name__}."
+            )
+    elif callable(g):
+        value, pullback = engine.vjp(g, x)
+        linearization = Linearization(value=value, vjp=pullback)
+    else:
+        raise InvalidArgumentError(f"a branch must be callable, got {type(g).__name__}.")
+    _check_output(engine, g, x, linearization.value)
+    require_finite(engine, linearization.value, f"the output of {_name(g)}")
+    return linearization
+
+
+def stated_lipschitz(g: Any, lipschitz: float | None) -> tuple[Any, str]:
+    """The constant of g and where it comes from: the argument first, then the branch itself.
+
+    Raises
+    ------
+    UnknownLipschitzError
+        If neither states it.
+    """
+    if lipschitz is not None:
+        return lipschitz, "the argument lipschitz"
+    constant = getattr(g, "lipschitz", None)
+    if constant is None:
+        raise UnknownLipschitzError(
+            f"the Lipschitz constant of {_name(g)} is unknown, and no answer has a bound without it. Pass lipschitz=, "
+            "or build g as a Chain, which certifies its own."
+        )
+    return constant, f"{_name(g)}.lipschitz"
+
+
+def _name(g: Any) -> str:
+    return getattr(g, "__name__", type(g).__name__)

@@ -1,0 +1,123 @@
+"""What a model is made of: layers, shapes, parameters and certified constants, as rows of a table."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from iresnet_core.branches.chain import Chain
+from iresnet_core.flows.factor_out import FactorOut
+from iresnet_core.flows.flow import Flow
+from iresnet_core.flows.layer import Layer, Shape
+from iresnet_core.flows.residual_block import ResidualBlock
+from iresnet_core.operators.convolution import Convolution
+from iresnet_core.operators.matrices import LinearLayer
+
+__all__ = ["SummaryRow", "largest_constant", "summary_rows"]
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One layer, or one linear layer of a residual branch.
+
+    Attributes
+    ----------
+    depth : int
+        0 for the layers of the model, more for what is inside one.
+    name : str
+        Type and settings.
+    input_shape, output_shape : tuple of int
+        Of one sample.
+    parameters : int
+        Numbers that the layer holds, those inside it included.
+    lipschitz : float or None
+        Certified constant of the branch of a residual block, or of a linear layer in one; None for other layers.
+    certificate : str
+        "exact", "certified" or "stated"; "" where there is no constant.
+    """
+
+    depth: int
+    name: str
+    input_shape: Shape
+    output_shape: Shape
+    parameters: int
+    lipschitz: float | None
+    certificate: str
+
+
+def summary_rows(model: Any) -> list[SummaryRow]:
+    """Return the rows of a model that `iresnet_core.load` returned.
+
+    Parameters
+    ----------
+    model : Flow or Chain
+        Other layers know their shapes only inside a flow.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from iresnet_core.operators.matrices import Dense
+    >>> row = summary_rows(Chain([Dense(np.eye(2) / 2)]))[0]
+    >>> row.name, row.parameters, round(row.lipschitz, 6)
+    ('Dense', 4, 0.5)
+    """
+    return list(_of_flow(model, 0) if isinstance(model, Flow) else _of_chain(model, 0))
+
+
+def largest_constant(rows: list[SummaryRow]) -> float | None:
+    """Return the largest constant of a residual block, None without one."""
+    return max(
+        (row.lipschitz for row in rows if row.name == "ResidualBlock" and row.lipschitz is not None), default=None
+    )
+
+
+def _of_flow(flow: Flow, depth: int) -> Iterator[SummaryRow]:
+    shape = flow.event_shape
+    for layer in flow.layers:
+        after = layer.output_shape(shape)
+        yield from _of_layer(layer, shape, after, depth)
+        shape = after
+
+
+def _of_layer(layer: Layer, before: Shape, after: Shape, depth: int) -> Iterator[SummaryRow]:
+    count = sum(math.prod(array.shape) for array in layer.arrays)
+    constant, certificate = None, ""
+    if isinstance(layer, ResidualBlock):
+        constant, certificate = layer.lipschitz, _certificate(layer)
+    yield SummaryRow(depth, _name(layer), before, after, count, constant, certificate)
+    if isinstance(layer, ResidualBlock) and isinstance(layer.branch, Chain):
+        yield from _of_chain(layer.branch, depth + 1)
+    elif isinstance(layer, FactorOut) and layer.flow is not None:
+        yield from _of_flow(layer.flow, depth + 1)
+    elif isinstance(layer, Flow):
+        yield from _of_flow(layer, depth + 1)
+
+
+def _of_chain(chain: Chain, depth: int) -> Iterator[SummaryRow]:
+    shape = chain.input_shape
+    for layer in chain.layers:
+        if isinstance(layer, LinearLayer):
+            count = sum(math.prod(array.shape) for array in (layer.weight, layer.bias) if array is not None)
+            kind = type(layer).__name__
+            if isinstance(layer, Convolution):
+                kind += f" {'x'.join(str(n) for n in layer.weight.shape[2:])}"
+            yield SummaryRow(depth, kind, shape, layer.output_shape, count, layer.lipschitz, layer.bound.certificate)
+            shape = layer.output_shape
+        else:
+            yield SummaryRow(depth, layer.name, shape, shape, 0, layer.lipschitz, "exact")
+
+
+def _certificate(block: ResidualBlock) -> str:
+    """The weakest of the certificates that the constant rests on."""
+    if block.declared_lipschitz is not None:
+        return "stated"
+    kinds = {layer.bound.certificate for layer in getattr(block.branch, "operators", ())}
+    return next((kind for kind in ("stated", "probabilistic", "certified") if kind in kinds), "exact")
+
+
+def _name(layer: Layer) -> str:
+    if isinstance(layer, ResidualBlock | Flow):
+        return type(layer).__name__
+    if isinstance(layer, FactorOut):
+        return f"FactorOut({layer.keep})"
+    return repr(layer).replace(", 'channels_first'", "").replace(", axis=1", "")

@@ -1,0 +1,344 @@
+"""The command `iresnet train`: settings from options, a progress bar, and what to do next."""
+
+import math
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from iresnet_core.commands.terminal import FAILED, one_thread, usage_errors, wide_console
+from iresnet_core.errors import InvalidArgumentError, IResNetError, MissingDependencyError, RunError
+from iresnet_core.files.storage import load
+from iresnet_core.training.datasets import IMAGES, Dataset, DatasetSource, dequantized, fingerprint, load_dataset
+from iresnet_core.training.evaluation import mean_score, scores
+from iresnet_core.training.loop import Outcome, bits_per_dim, find_trainer, train, trainer_names
+from iresnet_core.training.plans import planned_layers, planned_shape
+from iresnet_core.training.run import RunConfig, TrainingRun
+from iresnet_core.training.sample_layout import SampleLayout
+from iresnet_core.training.settings import RunSettings, default_settings, with_changes
+from iresnet_core.training.tensorboard_log import has_tensorboard
+from iresnet_core.training.toy_data import toy_names
+
+__all__ = ["train_command"]
+
+INTERRUPTED = 130
+_TEST_ENTRIES = 200_000  # of the test set, at most, for the score at the end
+
+
+def _option(*names: str, help: str, **more: Any) -> Any:  # typer's word
+    return typer.Option(*names, help=help, show_default=False, **more)
+
+
+def train_command(
+    data: Annotated[
+        str | None,
+        typer.Argument(metavar="DATA", help=f"{', '.join((*toy_names(), *IMAGES))}, or a .npy, .npz or .csv file."),
+    ] = None,
+    out: Annotated[Path | None, _option("--out", metavar="RUN", help="Run folder; default runs/DATA.")] = None,
+    resume: Annotated[Path | None, _option("--resume", metavar="RUN", help="Go on with this run.")] = None,
+    engine: Annotated[
+        str | None, _option("--engine", metavar="NAME", help=f"{' or '.join(trainer_names())}; default torch.")
+    ] = None,
+    model: Annotated[str | None, _option("--model", metavar="KIND", help="mlp or conv; default by the data.")] = None,
+    blocks: Annotated[int | None, _option("--blocks", help="Residual blocks (8; of conv 4 a scale).")] = None,
+    hidden: Annotated[int | None, _option("--hidden", help="Width of hidden layers (64, 128; of conv 32).")] = None,
+    layers: Annotated[int | None, _option("--layers", help="Hidden layers a block (2).")] = None,
+    activation: Annotated[str | None, _option("--activation", help="Between them, as lipswish, elu or sin.")] = None,
+    coeff: Annotated[float | None, _option("--coeff", help="Cap of a block's Lipschitz constant (0.9).")] = None,
+    alpha: Annotated[float | None, _option("--alpha", help="Of the logit of images (0.05).")] = None,
+    steps: Annotated[int | None, _option("--steps", help="Length in steps (2000).")] = None,
+    minutes: Annotated[float | None, _option("--minutes", help="Length in minutes, instead of steps.")] = None,
+    batch: Annotated[int | None, _option("--batch", help="Samples a step (256; of conv 64).")] = None,
+    lr: Annotated[float | None, _option("--lr", help="Learning rate of Adam.")] = None,
+    schedule: Annotated[str | None, _option("--schedule", help="cosine (default) or constant.")] = None,
+    start: Annotated[
+        str | None,
+        _option("--start", help="Of weights: orthogonal, or uniform (below 10000 samples)."),
+    ] = None,
+    weight_decay: Annotated[
+        float | None, _option("--weight-decay", help="Decoupled (2 below 10000 samples, else 0).")
+    ] = None,
+    clip: Annotated[float | None, _option("--clip", help="Largest norm of the gradient (10).")] = None,
+    dtype: Annotated[str | None, _option("--dtype", help="float32 (default) or float64.")] = None,
+    seed: Annotated[int | None, _option("--seed", help="Seed of everything (0).")] = None,
+    evaluate_every: Annotated[
+        int | None, _option("--evaluate-every", metavar="N", help="Steps between evaluations (100).")
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, _option("--checkpoint-every", metavar="N", help="Steps between checkpoints (500).")
+    ] = None,
+    evaluation_samples: Annotated[
+        int | None, _option("--evaluation-samples", metavar="N", help="Of the validation set (1000).")
+    ] = None,
+    samples: Annotated[int | None, _option("--samples", metavar="N", help="How much data to draw or to use.")] = None,
+    file: Annotated[str | None, _option("--file", metavar="FILE", help="Where mnist.npz is.")] = None,
+    key: Annotated[str | None, _option("--key", metavar="NAME", help="Which array of a .npz file.")] = None,
+    levels: Annotated[
+        int | None, _option("--levels", metavar="N", help="Grey levels of a file of whole numbers.")
+    ] = None,
+    tensorboard: Annotated[
+        bool | None,
+        _option("--tensorboard/--no-tensorboard", help="Log for TensorBoard; default where that is installed."),
+    ] = None,
+) -> None:
+    """Train a flow by maximum likelihood.
+
+    The run folder holds the model with the best validation, checkpoints, and the log. Ctrl-C ends the training with a
+    checkpoint; the same command, or --resume RUN, goes on from there as if it had not been interrupted.
+    """
+    asked = {
+        "kind": model,
+        "blocks": blocks,
+        "hidden": hidden,
+        "layers": layers,
+        "activation": activation,
+        "coeff": coeff,
+        "alpha": alpha,
+        "engine": engine,
+        "steps": steps,
+        "minutes": minutes,
+        "batch": batch,
+        "lr": lr,
+        "schedule": schedule,
+        "start": start,
+        "weight_decay": weight_decay,
+        "clip": clip,
+        "dtype": dtype,
+        "seed": seed,
+        "evaluate_every": evaluate_every,
+        "checkpoint_every": checkpoint_every,
+        "evaluation_samples": evaluation_samples,
+    }
+    asked = {name: value for name, value in asked.items() if value is not None}
+    of_data = {"samples": samples, "file": file, "key": key, "levels": levels}
+    of_data = {name: value for name, value in of_data.items() if value is not None}
+    console = wide_console()
+    with usage_errors():
+        folder = _folder(data, out, resume)
+        run = TrainingRun(folder)
+        if run.exists():
+            config, dataset = _resumed(run, data, asked, of_data)
+        else:
+            if resume is not None:
+                TrainingRun.open(resume)
+            config, dataset = _begun(data or "", asked, of_data)
+        plan = planned_layers(config.settings.model, config.layout.data_shape)
+        find_trainer(config.settings.training.engine)
+        if tensorboard and not has_tensorboard():
+            raise MissingDependencyError("--tensorboard needs tensorboard. Try: pip install tensorboard")
+        if tensorboard is None:
+            tensorboard = has_tensorboard()
+        if not run.exists():
+            run = TrainingRun.create(folder, config)
+    _announce(console, config, dataset, run)
+    try:
+        with _Display(config, console) as display:
+            outcome = train(run, config, dataset, plan, display, tensorboard=tensorboard)
+    except KeyboardInterrupt:
+        console.print(
+            f"Ended at once; the last checkpoint stays. Resume: iresnet train --resume {folder}", soft_wrap=True
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    except RunError as error:
+        with usage_errors():
+            raise error
+    except IResNetError as error:
+        print(f"iresnet: {error}", file=sys.stderr)
+        raise typer.Exit(FAILED) from error
+    if not outcome.finished:
+        console.print(
+            f"Interrupted at step {outcome.step}; everything is saved. Resume: iresnet train --resume {folder}",
+            style="yellow",
+            soft_wrap=True,
+        )
+        raise typer.Exit(INTERRUPTED)
+    with usage_errors():
+        _finish(console, run, config, dataset, outcome)
+
+
+def _folder(data: str | None, out: Path | None, resume: Path | None) -> Path:
+    if resume is not None:
+        if out is not None and out != resume:
+            raise InvalidArgumentError("give either --out or --resume.")
+        return resume
+    if data is None:
+        raise InvalidArgumentError(
+            f"train on what? {', '.join((*toy_names(), *IMAGES))}, or a .npy, .npz or .csv file; or --resume RUN."
+        )
+    return out if out is not None else Path("runs") / Path(data).stem
+
+
+def _begun(data: str, asked: Mapping[str, Any], of_data: Mapping[str, Any]) -> tuple[RunConfig, Dataset]:
+    """Settings of a new run, and its data."""
+    name = data if data in (*toy_names(), *IMAGES) else str(Path(data).absolute())
+    if name != data and not Path(data).is_file():
+        name = data  # for the error, which names it as it was written
+    source = DatasetSource(name, seed=asked.get("seed", 0), **of_data)
+    dataset = load_dataset(source)
+    settings = default_settings(source, dataset, asked.get("engine", "torch"), asked)
+    trainer = find_trainer(settings.training.engine)
+    shape = planned_shape(settings.model, dataset.event_shape)
+    if len(shape) == 3 and trainer.channels_last:
+        shape = (*shape[1:], shape[0])
+    config = RunConfig(
+        settings=settings,
+        layout=SampleLayout(dataset.event_shape, shape),
+        levels=dataset.levels,
+        data_name=dataset.name,
+        data_hash=fingerprint(dataset),
+        versions=_versions(settings),
+    )
+    return config, dataset
+
+
+def _resumed(
+    run: TrainingRun, data: str | None, asked: Mapping[str, Any], of_data: Mapping[str, Any]
+) -> tuple[RunConfig, Dataset]:
+    """Settings of a run that goes on, and its data."""
+    config = run.read_config()
+    source = config.settings.data
+    if data is not None and data != source.name and str(Path(data).absolute()) != source.name:
+        raise RunError(f"{run.folder} holds a training on {source.name}, not on {data}. Give another --out.")
+    for name, value in of_data.items():
+        if getattr(source, name) != value:
+            raise RunError(f"{run.folder} holds a training with {name} {getattr(source, name)} instead of {value}.")
+    settings = with_changes(config.settings, asked, str(run.folder))
+    dataset = load_dataset(source)
+    if fingerprint(dataset) != config.data_hash:
+        raise RunError(f"the data in {source.name} are not those that {run.folder} was begun with.")
+    if settings != config.settings:
+        config = RunConfig(**{**vars(config), "settings": settings})
+        run.write_config(config)
+    return config, dataset
+
+
+def _versions(settings: RunSettings) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("iresnet-core", "numpy", settings.training.engine):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _announce(console: Console, config: RunConfig, dataset: Dataset, run: TrainingRun) -> None:
+    model, training = config.settings.model, config.settings.training
+    shape = " x ".join(map(str, dataset.event_shape))
+    console.print(
+        f"{dataset.name}: {len(dataset.train)} samples of shape {shape} to train on, {len(dataset.validation)} to "
+        f"validate, {len(dataset.test)} to test",
+        soft_wrap=True,
+    )
+    length = f"{training.steps} steps" if training.steps is not None else f"{training.minutes:g} minutes"
+    console.print(
+        f"{model.kind}, {model.blocks} blocks of {model.layers} x {model.hidden} {model.activation}, cap "
+        f"{model.coeff:g}; {training.engine}, {length} of {training.batch}, learning rate {training.lr:g}",
+        soft_wrap=True,
+    )
+    going_on = " (going on from its checkpoint)" if run.checkpoint_path.exists() else ""
+    console.print(f"run folder: {run.folder}{going_on}", soft_wrap=True)
+
+
+class _Display:
+    """A bar on a terminal, a line an evaluation elsewhere; a `Watcher` of the training."""
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self.config, self.console = config, console
+        training = config.settings.training
+        self.steps, self.seconds = training.steps, None if training.minutes is None else 60 * training.minutes
+        self.size = math.prod(config.layout.data_shape)
+        self.loss: float | None = None
+        self.validation = self.constant = ""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        watched = console.is_terminal
+        self.bar = Progress(*columns, console=console, transient=True, disable=not watched, expand=True)
+        self.task = self.bar.add_task("", total=self.steps if self.steps is not None else self.seconds)
+
+    def __enter__(self) -> "_Display":
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self.bar.__exit__(*details)
+
+    def stepped(self, step: int, seconds: float, loss: float) -> None:
+        """Move the bar on."""
+        self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
+        words = f"step {step} · loss {self._in_unit(self.loss):.3f} {self._unit()}{self.validation}{self.constant}"
+        self.bar.update(self.task, completed=step if self.steps is not None else seconds, description=words)
+
+    def evaluated(self, row: Mapping[str, Any]) -> None:
+        """Remember what the bar shows, or print a line."""
+        self.validation = f" · val {self._in_unit(row['validation_nats']):.3f}"
+        self.constant = f" · c {row['lipschitz']:.4f}"
+        if self.bar.disable:
+            self.console.print(
+                f"step {row['step']:>6}  {row['seconds']:>6.0f} s  "
+                f"train {self._in_unit(row['train_nats']):.4f}  validation "
+                f"{self._in_unit(row['validation_nats']):.4f} ± {self._scale() * row['validation_error']:.4f} "
+                f"{self._unit()}  c {row['lipschitz']:.4f}",
+                soft_wrap=True,
+            )
+
+    def _unit(self) -> str:
+        return "nats" if self.config.levels is None else "bits/dim"
+
+    def _scale(self) -> float:
+        return 1.0 if self.config.levels is None else 1 / (self.size * math.log(2))
+
+    def _in_unit(self, nats: float) -> float:
+        return nats if self.config.levels is None else bits_per_dim(nats, self.config.levels, self.size)
+
+
+def _finish(console: Console, run: TrainingRun, config: RunConfig, dataset: Dataset, outcome: Outcome) -> None:
+    """Score the exported model on the test set, on NumPy as anybody else would, and write and print the result."""
+    settings = config.settings.training
+    size = math.prod(dataset.event_shape)
+    test = dataset.test[: max(settings.evaluation_samples, _TEST_ENTRIES // size // 10)]
+    x = config.layout.to_model(dequantized(test, dataset.levels, np.random.default_rng([settings.seed, 5])))
+    with one_thread():
+        flow = load(run.model_path)
+        flow = flow.astype(np.float64)
+        found = mean_score(scores(flow, x, seed=settings.seed))
+    result: dict[str, Any] = {
+        "log_prob": found.mean,
+        "sampling_error": found.sampling_error,
+        "probe_error": found.probe_error,
+        "bias_bound": found.bias_bound,
+        "samples": found.n,
+        "step": outcome.best_step,
+        "steps": outcome.step,
+        "seconds": round(outcome.seconds, 2),
+    }
+    if dataset.levels is not None:
+        result["bits_per_dim"] = bits_per_dim(-found.mean, dataset.levels, size)
+    run.write_result(result)
+    console.print(
+        f"Done: {outcome.step} steps in {outcome.seconds:.0f} s, best validation at step {outcome.best_step}."
+    )
+    bits = ""
+    if dataset.levels is not None:
+        error = found.sampling_error / (size * math.log(2))
+        bits = f", {result['bits_per_dim']:.4f} ± {error:.4f} bits per dimension"
+    console.print(
+        f"test log-density {found.mean:.4f} ± {found.sampling_error:.4f} nats ({found.n} samples){bits}",
+        style="bold green",
+        soft_wrap=True,
+    )
+    console.print(
+        f"Next: iresnet plot {run.folder}, iresnet sample {run.folder}, iresnet info {run.folder}", soft_wrap=True
+    )

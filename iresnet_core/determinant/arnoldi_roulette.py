@@ -1,0 +1,152 @@
+"""Arnoldi's method without bias: further steps by Russian roulette, see `roulette` for the proof."""
+
+from typing import Any, NamedTuple
+
+from iresnet_core.backends import Array
+from iresnet_core.common.precision import round_up
+from iresnet_core.determinant.arnoldi import ArnoldiProcess
+from iresnet_core.determinant.hessenberg_solve import resolvent_coefficients
+from iresnet_core.determinant.roulette import Roulette
+from iresnet_core.determinant.series import FormEstimate
+from iresnet_core.errors import InvalidArgumentError
+
+__all__ = ["with_roulette"]
+
+
+# Residual, relative to ||v||, below which the resolvent is taken to have converged.
+RESIDUAL = 1e-9
+
+
+class _Tail(NamedTuple):
+    """Weighted sums over the further steps, (probes, batch): of the form, and of the coefficients of the resolvent."""
+
+    value: Array
+    y: list[Array]
+
+
+def with_roulette(
+    process: ArnoldiProcess,
+    form: FormEstimate,
+    *,
+    linear: Array | float | None,
+    lengths: list[int],
+    roulette: Roulette,
+    ceiling: Array | None = None,
+) -> FormEstimate:
+    """Add further steps by roulette to a form, from the process that gave it.
+
+    `lengths` (probes,), descending, are the numbers of further steps. They end where the certificate is down to
+    rounding, or after d steps, when the form is exact: no later step would add anything. Of two estimates the one
+    with the smaller certificate counts; where the certificate is above `ceiling`, relative to ||v||^2, the estimate is
+    zero and `ceiling` bounds its error. The resolvent, from the same steps, has no bias either: the residual of GMRES
+    falls from step to step, to zero after d.
+    """
+    multiply, xp, dtype = process.multiply, process.xp, process.v.dtype
+    engine = multiply.engine
+    traced = engine.is_tracing(process.v, multiply.linearization.value)
+    floor = process.integral.error + 8 * process.eps
+    best, bound = process.form(linear), process.bound()
+    if ceiling is not None:
+        usable = bound <= ceiling  # False for NaN
+        best, bound = xp.where(usable, best, xp.zeros_like(best)), xp.where(usable, bound, ceiling)
+    start = best
+    square = xp.astype(process.v_length, xp.float64) ** 2
+    size, r = _remaining(process, bound)
+    variance = _variance(xp, size, r, roulette) * square**2 if roulette.first else xp.zeros_like(square)
+    y, residual = resolvent_coefficients(xp, process.columns) if multiply.resolvent else ([], None)
+    tail = _Tail(xp.zeros_like(best), [xp.zeros_like(entry) for entry in y])
+    products, certain, done = form.products, process.steps, []
+    for j in range(1, max(lengths) + 1):
+        alive = sum(1 for n in lengths if n >= j)
+        if alive < best.shape[0]:
+            done.append(_finished(process, tail, alive))
+            process.keep(alive)
+            tail = _Tail(tail.value[:alive, ...], [a[:alive, ...] for a in tail.y])
+            best, bound, y = best[:alive, ...], bound[:alive, ...], [a[:alive, ...] for a in y]
+            residual = None if residual is None else residual[:alive, ...]
+        if certain + j > process.d or (not traced and _converged(xp, bound, residual, floor)):
+            break
+        chance = roulette.chance(j)
+        if chance < 1e-200:
+            raise InvalidArgumentError(f"lengths of {max(lengths)} have no chance under the rate {roulette.keep:.3g}.")
+        process.step()
+        products += alive
+        new, new_bound = process.form(linear), process.bound()
+        better = (new_bound < bound) & (bound > floor)
+        new = xp.where(better, new, best)
+        tail = tail._replace(value=tail.value + (new - best) / chance)
+        best, bound = new, xp.where(better, new_bound, bound)
+        if multiply.resolvent:
+            before = [*y, xp.zeros_like(y[0])]
+            y, residual = resolvent_coefficients(xp, process.columns)
+            sums = [*tail.y, xp.zeros_like(y[0])]
+            tail = tail._replace(y=[s + (a - b) / chance for s, a, b in zip(sums, y, before, strict=True)])
+    done.append(_finished(process, tail, 0))
+    value = xp.concat([part[0] for part in reversed(done)])
+    resolvent = form.resolvent
+    if resolvent is not None:
+        resolvent = resolvent + xp.concat([part[1] for part in reversed(done)])
+    return form._replace(
+        value=xp.astype(square * (start + value), dtype),
+        bias=round_up(engine, floor * square, dtype),
+        extra_variance=xp.astype(variance, dtype),
+        products=products,
+        resolvent=resolvent,
+        resolvent_error=None,
+    )
+
+
+def _converged(xp: Any, bound: Array, residual: Array | None, floor: float) -> bool:
+    """Whether neither form nor resolvent can change beyond rounding; normal equations leave a residual of their own."""
+    if residual is not None and not bool(xp.all(residual <= max(floor, RESIDUAL))):
+        return False
+    return bool(xp.all(bound <= floor))
+
+
+def _finished(process: ArnoldiProcess, tail: _Tail, begin: int) -> tuple[Array, Array | None]:
+    """What the roulette gave to the probes from `begin` on: of the form, and of the resolvent."""
+    if not tail.y:
+        return tail.value[begin:, ...], None
+    return tail.value[begin:, ...], process.combination(tail.y)[begin:, ...]
+
+
+def _remaining(process: ArnoldiProcess, bound: Array) -> tuple[Array, Array]:
+    """Estimates of what is left after the certain steps, relative to ||v||^2, and of the ratio by which it falls.
+
+    After several steps they are taken to go on like a r^j, a the last of them and r half-way from the last ratio of
+    certificates to c. One step says nothing of that, but the vector v_2 behind it is orthogonal to v_1 = v / ||v||, so
+    that v_1^T (I + t J^T)^-1 v_2 = -t v_1^T J^T (I + t J^T)^-1 v_2. With y(t) = 1 / (1 + t a) what is left is
+
+        h integral of y(t) t v_1^T J^T (I + t J^T)^-1 v_2,
+
+    whose size is at most h max(1, 1 / (1 + a)) times the integral of t r / (1 - t r), which is -log(1 - r) / r - 1, if
+    no product on the way grows by more than r. The probe sees s = ||J^T v|| / ||v||, the root mean square of the
+    singular values, and no singular value is above c: r is their geometric mean (for a preconditioned E, of which c
+    says nothing, s itself). That is more than what is left of a symmetric J, for which v_1^T J^T v_2 = h; without
+    symmetry it is much less. The certificate bounds the estimate.
+    """
+    xp, integral, c = process.xp, process.integral, process.multiply.constant
+    limit: Any = xp.full_like(bound, c)
+    if process.steps == 1:
+        a, h = process.columns[0]
+        r = xp.minimum(xp.sqrt(a * a + h * h + 1e-12), limit)
+        r = xp.sqrt(r * c) if process.multiply.tells_forms else r
+        size = h * xp.maximum(0 * a + 1, 1 / (1 + a)) * (-xp.log1p(-r) / r - 1)
+    else:
+        last, before = integral.last_gain(), integral.last_certificate()
+        ratio = xp.where(before > 0, integral.residual_certificate() / xp.where(before > 0, before, limit + 1), limit)
+        ratio = xp.where((ratio >= 0) & (ratio < c), ratio, limit)
+        r = 0.5 * (ratio + c)
+        size = xp.abs(last) * r / (1 - r)
+    size = xp.minimum(bound, size)
+    return xp.where(xp.isfinite(size), size, bound), r
+
+
+def _variance(xp: Any, size: Array, r: Array, roulette: Roulette) -> Array:
+    """Variance of the roulette for remainders R_j = `size` r^j, see `roulette`; r counts for at most its rate.
+
+    With q = r^2 / keep the sum over j >= 1 of (1 / P_(j+1) - 1 / P_j) r^(2 j) is (1 - keep) / first q / (1 - q).
+    """
+    first, keep = roulette
+    q = xp.minimum(r * r / keep, xp.full_like(r, keep))
+    return size * size * (1 / first - 1 + (1 - keep) / first * q / (1 - q))

@@ -1,0 +1,308 @@
+"""Log-determinants preconditioned by the mean Jacobian of a batch.
+
+For a fixed matrix B, near (I + J0)^-1 with J0 the Jacobian at the mean slopes, and I + E = B (I + J),
+
+    log det(I + J) = -log det B + tr E + E_v[v^T (log(I + E) - E) v].
+
+The first term is the same for all samples, the trace is exact (see `slope_traces`), and E is small, so that little is
+left to the probes. The identity holds for every B, whatever rounding or a change of the weights did to it. So does the
+certificate: with A = B^-1,
+
+    I + t E = B ((1 - t) A + t (I + J)),   ||(I + t E)^-1|| <= ||A|| / (1 - (1 - t) ||A - I|| - t c),
+
+which needs ||J|| <= c and ||A - I|| < 1 alone. E itself may have any norm: no eigenvalue of it is on the real axis at
+or below -1, so that its principal logarithm exists and is the integral over t of (I + t E)^-1 E.
+
+This is the use of a preconditioner as a control variate, known from Gaussian processes (Wenger et al. 2022).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from iresnet_core.backends import Array, Backend, device_of, get_backend
+from iresnet_core.branches.linearization import Linearization, linearize, stated_lipschitz
+from iresnet_core.common.checks import (
+    require_batch,
+    require_contraction,
+    require_finite,
+    require_floating,
+    require_same_device,
+    require_same_dtype,
+)
+from iresnet_core.common.precision import gamma, widest, working_dtype
+from iresnet_core.determinant.arnoldi import arnoldi_estimate, run_arnoldi
+from iresnet_core.determinant.arnoldi_roulette import with_roulette
+from iresnet_core.determinant.quadrature import Rule, preconditioned_rule
+from iresnet_core.determinant.roulette import Roulette
+from iresnet_core.determinant.series import FormEstimate, Products
+from iresnet_core.errors import DerivativeError, InvalidArgumentError, NotContractiveError, ShapeError
+from iresnet_core.lipschitz.certificates import gram_bound
+
+__all__ = [
+    "MeanJacobian",
+    "PreconditionedProducts",
+    "mean_jacobian",
+    "no_mean_jacobian",
+    "preconditioned_form",
+    "preconditioner",
+    "require_reference",
+]
+
+# J0 is scaled below the constant by this share, to leave room for the rounding of B.
+ROOM = 1e-4
+# Products behind the bound on the norm of J0, which is within some hundredths of it; more count where it is above the
+# constant.
+SQUARINGS, MORE_SQUARINGS = 3, 5
+# Defect up to which log det B is that of its origin, corrected to the first order.
+CORRECTED = 1e-4
+
+
+class MeanJacobian(NamedTuple):
+    """What the mean Jacobian J0 of a batch gives for every sample: a B near (I + J0)^-1.
+
+    Attributes
+    ----------
+    inverse : array (d, d)
+        B.
+    log_determinant : float64 array ()
+        -log det B, in nats.
+    norm, growth : float64 array ()
+        Certified bounds on ||B^-1 - I|| and ||B^-1||.
+    constant : float
+        The Lipschitz constant that J0 was kept below.
+    """
+
+    inverse: Array
+    log_determinant: Array
+    norm: Array
+    growth: Array
+    constant: float
+
+
+def mean_jacobian(g: Any, x: Array, *, lipschitz: float | None = None) -> MeanJacobian:
+    """Take the mean Jacobian of a branch over a reference batch, for ``logdet(g, ..., reference=...)``.
+
+    It is valid for any inputs, and for other weights as well: the further they are, the noisier is the answer, and its
+    errors say so. For scoring, one reference batch serves a whole data set.
+
+    Parameters
+    ----------
+    g : Branch
+        A `Chain` of dense layers, or convolutions on small images, and entrywise activations, or a branch whose
+        linearisation has `mean_matrix`.
+    x : array (batch, ...)
+        The reference batch; some hundred samples are plenty.
+    lipschitz : float, optional
+        Lipschitz constant c < 1 of g; default ``g.lipschitz``.
+
+    Returns
+    -------
+    MeanJacobian
+
+    Raises
+    ------
+    DerivativeError
+        If g has no mean Jacobian.
+    NotContractiveError, UnknownLipschitzError, ShapeError, DtypeError, NonFiniteError, MixedBackendsError
+        As `logdet`.
+
+    Notes
+    -----
+    Cost: one evaluation of g, and some 4 d^3 operations in float64.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from iresnet_core import Activation, Chain, Dense, logdet
+    >>> rng = np.random.default_rng(0)
+    >>> W = 0.4 * np.linalg.qr(rng.standard_normal((40, 40)))[0]
+    >>> g, x = Chain([Dense(W), Activation("tanh")]), rng.standard_normal((100, 40))
+    >>> result = logdet(g, x[:1], method="mean-jacobian", reference=mean_jacobian(g, x), rng=0)
+    >>> exact = logdet(g, x[:1], method="exact")
+    >>> bool(abs(result.value[0] - exact.value[0]) < 4 * result.std_error[0] + result.bias_bound[0])
+    True
+    """
+    engine = get_backend(x)
+    require_batch(x, "x")
+    require_floating(engine, x, "x")
+    require_finite(engine, x, "x")
+    constant = require_contraction(*stated_lipschitz(g, lipschitz))
+    if x.shape[0] == 0:
+        raise ShapeError("a mean over an empty batch was asked for.")
+    with engine.float64(), engine.unrecorded(), engine.sized_by(x):
+        working = working_dtype(engine, x.dtype)
+        if working != x.dtype and hasattr(g, "astype"):
+            g, x = g.astype(working), engine.xp.astype(x, working)
+        return preconditioner(engine, linearize(engine, g, x), x, constant)
+
+
+def no_mean_jacobian() -> DerivativeError:
+    """What is said about a branch that has none."""
+    return DerivativeError(
+        "method 'mean-jacobian' needs a branch with mean slopes and a cheap trace: a Chain of Dense layers, or "
+        "convolutions on small images, and entrywise activations. Use method 'arnoldi'."
+    )
+
+
+def preconditioner(engine: Backend, linearization: Linearization, x: Array, constant: float) -> MeanJacobian:
+    """The mean Jacobian of a batch x that has been linearised, in the dtype of x."""
+    if linearization.mean_matrix is None or linearization.preconditioned_trace is None:
+        raise no_mean_jacobian()
+    xp, wide = engine.xp, widest(engine)
+    J0 = xp.astype(engine.stop_gradient(linearization.mean_matrix()), wide)
+    d = J0.shape[-1]
+    J0, norm = _shrunk(engine, J0, constant)
+    identity = xp.eye(d, dtype=wide, device=device_of(x))
+    A = identity + J0
+    inverse, log_determinant = engine.inverse_and_log_determinant(A)
+    B = xp.astype(inverse, x.dtype)
+    stored = xp.astype(B, wide)
+    # B A = I + R, hence B^-1 - A = -A R (I + R)^-1.
+    R = xp.matmul(stored, A) - identity
+    rounding = gamma(2 * d + 4, 2.0**-53) * xp.sqrt(_squared(xp, stored) * _squared(xp, A))
+    defect = xp.sqrt(_squared(xp, R)) * (1 + 1e-12) + rounding
+    norm = norm + (1 + norm) * defect / (1 - defect)
+    certain = not engine.is_tracing(norm)
+    if certain and not (float(defect) < 0.5 and float(norm) < 1):
+        require_finite(engine, J0, "the mean Jacobian of g")
+        raise NotContractiveError(
+            f"the mean Jacobian cannot be inverted in {x.dtype} (c = {constant:.6g}). Use float64, or method 'arnoldi'."
+        )
+    if certain and float(defect) < CORRECTED:  # log det(I + R) = tr R, but for less than the square of the defect
+        log_determinant = log_determinant - xp.linalg.trace(R)
+    else:
+        log_determinant = -xp.linalg.slogdet(stored)[1]
+    return MeanJacobian(B, log_determinant, norm, 1 + norm, constant)
+
+
+def _shrunk(engine: Backend, J0: Array, constant: float) -> tuple[Array, Array]:
+    """Return J0, and a bound on its norm; a stated constant may be below that, and then J0 is scaled: any will do."""
+    xp, limit = engine.xp, (1 - ROOM) * constant
+    norm = gram_bound(engine, J0, rtol=0.0, max_steps=SQUARINGS) + 1e-100
+    tracing = engine.is_tracing(J0)
+    if not tracing and float(norm) <= limit:
+        return J0, norm
+    more = gram_bound(engine, J0, rtol=0.0, max_steps=MORE_SQUARINGS) + 1e-100
+    scale = xp.minimum(xp.ones_like(more), limit / more)
+    if tracing:  # the same choice, so that a compiled program has the certificate of an eager one
+        more = xp.where(norm <= limit, norm, more)
+        scale = xp.where(norm <= limit, xp.ones_like(scale), scale)
+    return scale * J0, scale * more * (1 + 1e-14)
+
+
+def _squared(xp: Any, matrix: Array) -> Array:
+    """Squared Frobenius norm () of a matrix."""
+    flat = xp.reshape(matrix, (-1,))
+    return xp.linalg.vecdot(flat, flat)
+
+
+def require_reference(reference: Any, x: Array) -> MeanJacobian:
+    """Check a mean Jacobian that was made before for samples like x."""
+    if not isinstance(reference, MeanJacobian):
+        raise InvalidArgumentError(f"reference must be a MeanJacobian, got {type(reference).__name__}.")
+    if not isinstance(reference.constant, float):
+        raise InvalidArgumentError(
+            "a reference cannot be an argument of a compiled function, which would hide its constant; let the function "
+            "close over it."
+        )
+    get_backend(x, reference.inverse)
+    d = math.prod(x.shape[1:])
+    if tuple(reference.inverse.shape) != (d, d):
+        raise ShapeError(f"the reference is for samples of {reference.inverse.shape[0]} entries, x has {d}.")
+    require_same_dtype(reference.inverse, "the reference", x, "x")
+    require_same_device(get_backend(x), reference.inverse, "the reference", x, "x")
+    return reference
+
+
+class PreconditionedProducts(Products):
+    """Products with E^T = (I + J^T) B^T - I."""
+
+    # What is left has few large directions, so that its variance is judged by `squared_image` alone.
+    tells_forms = False
+
+    def __init__(
+        self,
+        engine: Backend,
+        linearization: Linearization,
+        event: tuple[int, ...],
+        constant: float,
+        mean: MeanJacobian,
+        resolvent: bool = False,
+    ) -> None:
+        super().__init__(engine, linearization, event, constant, resolvent)
+        self.mean = mean
+        self.inverse = engine.stop_gradient(mean.inverse)
+        self.first_square: Array | None = None
+        self._rule: Rule | None = None
+
+    def of_unit(self, u: Array, inverse: Array | None = None) -> Array:
+        """Return E^T u for u (probes, batch, d), see `Products.of_unit`."""
+        xp = self.engine.xp
+        w = self.pulled_back(u)
+        product = self._transposed(w)
+        square = xp.linalg.vecdot(w, w) + 1e-30  # in place of zero; B^T u is no shorter than half of u
+        self._squares.append(xp.linalg.vecdot(product, product) / square)
+        image = w - u + product
+        if self.first_square is None:
+            self.first_square = xp.linalg.vecdot(image, image)
+        return image
+
+    def rule(self, like: Array) -> Rule:
+        """Quadrature of (I + t E)^-1."""
+        if self._rule is None:
+            largest, mean = max(self.constant, self.mean.constant), self.mean
+            self._rule = preconditioned_rule(self.engine, like, largest, self.constant, mean.norm, mean.growth)
+        return self._rule
+
+    def a_priori(self, m: int) -> float | None:
+        """None: nothing is known about E beforehand."""
+        return None
+
+    def pulled_back(self, w: Array) -> Array:
+        """Return B^T w for w (probes, batch, d)."""
+        xp = self.engine.xp
+        rows = xp.reshape(w, (-1, w.shape[2]))
+        return xp.reshape(xp.matmul(rows, self.inverse), tuple(w.shape))
+
+
+def preconditioned_form(
+    multiply: PreconditionedProducts,
+    v: Array,
+    *,
+    terms: int | None,
+    enough: Callable[[Array], bool],
+    lengths: list[int] | None = None,
+    roulette: Roulette | None = None,
+) -> FormEstimate:
+    """Estimate v^T (log(I + E) - E) v by Arnoldi's method; with a roulette of these lengths, without bias.
+
+    Where the certificate is no better than the bound on the form itself, or a factor broke down, the form is taken to
+    be zero within that: |v^T (log(I + E) - E) v| <= ||v|| ||E^T v|| (||A - I|| + c) times the integral of
+    t / (1 - (1 - t) ||A - I|| - t c).
+    """
+    engine, mean, c = multiply.engine, multiply.mean, multiply.constant
+    xp = engine.xp
+    multiply.first_square = None
+    process = run_arnoldi(multiply, v, terms=terms, enough=enough, goes_on=lengths is not None)
+    form = arnoldi_estimate(process, 1.0)
+    rule = multiply.rule(v)
+    share = xp.sum(rule.t * rule.damping) / mean.growth * (mean.norm + c)
+    square = process.v_length**2
+    ceiling = 1.01 * xp.sqrt(multiply.first_square) * xp.astype(share, v.dtype)  # for a unit v
+    unless = square * ceiling
+    good = form.bias <= unless  # False for NaN
+    if engine.is_tracing(good) or not bool(xp.all(good)):
+        size = unless * ceiling
+        squared_image = xp.where(good, form.squared_image, size)
+        form = form._replace(
+            value=xp.where(good, form.value, xp.zeros_like(unless)),
+            bias=xp.where(good, form.bias, unless),
+            squared_image=squared_image,
+            squared_form=squared_image,
+            sensitivity=xp.where(good, form.sensitivity, square),
+        )
+    if lengths is None or roulette is None:
+        return form
+    ceiling = xp.astype(ceiling, xp.float64)
+    return with_roulette(process, form, linear=1.0, lengths=lengths, roulette=roulette, ceiling=ceiling)

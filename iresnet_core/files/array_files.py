@@ -1,0 +1,171 @@
+"""Arrays from .npy, .npz and .csv files, with errors that say what a file holds instead."""
+
+import csv
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iresnet_core.errors import DataFileError
+from iresnet_core.files.atomic_write import write_bytes
+
+__all__ = ["SUFFIXES", "read_array", "read_arrays", "write_array"]
+
+SUFFIXES = (".npy", ".npz", ".csv")
+_DELIMITERS = ",;\t "
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Read every array of a file.
+
+    Parameters
+    ----------
+    path : str or path
+        A .npy file, a .npz archive, or a .csv table of numbers with or without a line of column names. Nothing is
+        unpickled.
+
+    Returns
+    -------
+    dict of arrays
+        By the names in the archive; "" is that of the only array of a .npy or .csv file.
+
+    Raises
+    ------
+    DataFileError
+        If the file has another suffix, is damaged, or holds something that is not numbers.
+    OSError
+        If it cannot be read.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataFileError(f"{path}: data are read from {', '.join(SUFFIXES)} files.")
+    if path.is_dir():
+        raise DataFileError(f"{path} is a folder, not a file.")
+    with _damage_named(path):
+        if suffix == ".csv":
+            return {"": _read_table(path)}
+        if suffix == ".npy":
+            return {"": _numbers(np.load(path, allow_pickle=False), f"{path}")}
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: _numbers(archive[name], f"{path}: {name}") for name in archive.files}
+
+
+def read_array(path: str | os.PathLike[str], key: str | None = None) -> np.ndarray:
+    """Read one array of a file.
+
+    Parameters
+    ----------
+    path : str or path
+        As for `read_arrays`.
+    key : str, optional
+        Which array of a .npz archive; needed where it holds several.
+
+    Raises
+    ------
+    DataFileError
+        As `read_arrays`, or if there is no such array, or several and no key; the message lists them.
+    """
+    arrays = read_arrays(path)
+    if key is None:
+        if len(arrays) == 1:
+            return next(iter(arrays.values()))
+        raise DataFileError(f"{path} holds {_listed(arrays)}; say which one with --key.")
+    if key not in arrays:
+        if "" in arrays:
+            raise DataFileError(f"{path} holds one array without a name; leave out --key {key}.")
+        raise DataFileError(f"{path} holds {_listed(arrays)}, but no {key}.")
+    return arrays[key]
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array to a .npy, .npz (under the name "x") or .csv file, by its suffix, whole or not at all.
+
+    Raises
+    ------
+    DataFileError
+        For another suffix, or samples with more than one axis in a .csv table.
+    """
+    buffer = BytesIO()
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        np.save(buffer, array)
+    elif suffix == ".npz":
+        np.savez_compressed(buffer, x=array)
+    elif suffix == ".csv":
+        if array.ndim > 2:
+            raise DataFileError(f"{path}: a table cannot hold samples of shape {array.shape[1:]}; write .npy or .npz.")
+        np.savetxt(buffer, array, delimiter=",", fmt="%.9g" if array.dtype == np.float32 else "%.17g")
+    else:
+        raise DataFileError(f"{path}: arrays are written to {', '.join(SUFFIXES)} files.")
+    write_bytes(path, buffer.getvalue())
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn what NumPy and zipfile raise for a damaged file into an error that names it."""
+    try:
+        yield
+    except DataFileError:
+        raise
+    except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        raise DataFileError(f"{path} cannot be read: {error}") from error
+
+
+def _numbers(array: Any, name: str) -> np.ndarray:
+    host = np.asarray(array)
+    if host.dtype.kind not in "biuf":
+        raise DataFileError(f"{name} holds {host.dtype}, expected real numbers.")
+    return host
+
+
+def _listed(arrays: dict[str, np.ndarray]) -> str:
+    if not arrays:
+        return "no array"
+    return ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+
+
+def _read_table(path: Path) -> np.ndarray:
+    """Read a table of numbers; the delimiter is the one that the first line holds."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        try:
+            first = file.readline()
+        except UnicodeDecodeError as error:
+            raise DataFileError(f"{path} is no text: {error}") from error
+        delimiter = next((mark for mark in _DELIMITERS if mark in first.strip()), ",")
+        file.seek(0)
+        rows: list[list[float]] = []
+        reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+        for row in reader:
+            cells = [cell for cell in row if cell.strip()] if delimiter == " " else row
+            if not any(cell.strip() for cell in cells):
+                continue
+            values = _row(cells)
+            if isinstance(values, str):
+                if not rows and reader.line_num == 1:
+                    continue  # the names of the columns
+                raise DataFileError(f"{path}, line {reader.line_num}: {values!r} is no number.")
+            if rows and len(values) != len(rows[0]):
+                raise DataFileError(
+                    f"{path}, line {reader.line_num}: {len(values)} columns, the lines before have {len(rows[0])}."
+                )
+            rows.append(values)
+    if not rows:
+        raise DataFileError(f"{path} holds no line of numbers.")
+    return np.array(rows)
+
+
+def _row(cells: list[str]) -> list[float] | str:
+    """Return the numbers of a line, or the first cell that is none."""
+    values = []
+    for cell in cells:
+        try:
+            values.append(float(cell))
+        except ValueError:
+            return cell
+    return values

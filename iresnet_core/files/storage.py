@@ -1,0 +1,170 @@
+"""Models in one file: tensors in safetensors, and in its header a JSON description of what they belong to.
+
+The description is data: a tree of known types with numbers, names and shapes, checked field by field. Nothing of a
+file is executed, and no certificate is read from one: Lipschitz constants are computed from the weights that were
+loaded. The one exception is a constant that the caller declared to a `ResidualBlock`, which is kept as the declaration
+it is (`declared_lipschitz`).
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from iresnet_core.backends import Backend
+from iresnet_core.backends import backend as find_backend
+from iresnet_core.errors import StorageError
+from iresnet_core.files.atomic_write import write_bytes
+from iresnet_core.files.description import brief, build, describe, some
+from iresnet_core.files.storage_bfloat16 import from_bits
+
+__all__ = ["load", "save"]
+
+FORMAT = "iresnet-core"
+VERSION = 1
+# The one key of the header's metadata. One key, because the order of several is not fixed, and with it the bytes.
+KEY = "iresnet-core"
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+# The names that safetensors has for them; bfloat16, which NumPy lacks, is stored as its bits.
+STORED = {"U16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+def save(model: Any, path: str | os.PathLike[str]) -> None:
+    """Write a model to a file.
+
+    Parameters
+    ----------
+    model : Flow, any layer of a flow, Chain, Dense, Convolution or Activation
+        Arrays of any engine; bfloat16, float16, float32 or float64, stored bit by bit.
+    path : str or path
+        The file; one that exists is replaced, as a whole or not at all.
+
+    Raises
+    ------
+    StorageError
+        If a part cannot be described, such as a branch that is a plain callable; the message names it.
+    OSError
+        If the file cannot be written.
+
+    Notes
+    -----
+    The file is first written under another name in the same folder and flushed to the disk. The same model gives the
+    same bytes.
+    """
+    tensors: dict[str, Any] = {}
+    description = {"format": FORMAT, "version": VERSION, "model": describe(model, "", tensors)}
+    content = to_bytes(
+        {name: _storable(name, array) for name, array in tensors.items()},
+        metadata={KEY: json.dumps(description)},
+    )
+    write_bytes(Path(os.path.realpath(path)), content)
+
+
+def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
+    """Read a model from a file that `save` wrote.
+
+    Parameters
+    ----------
+    path : str or path
+        The file.
+    backend : str
+        The engine of its arrays, whichever engine wrote them.
+
+    Returns
+    -------
+    Flow, layer, Chain, Dense, Convolution or Activation
+        The model, with the dtypes and bits that were saved; bfloat16 becomes float32, with the same numbers, where the
+        engine does not have it.
+
+    Raises
+    ------
+    StorageError
+        If the file is damaged or no model of this format, is of a newer version, or if description and tensors do not
+        agree.
+    OSError
+        If there is no such file, or it cannot be read.
+    InvalidArgumentError, MissingDependencyError
+        If there is no such engine, or its framework is not installed.
+    """
+    engine = find_backend(backend)
+    source = f"{os.fspath(path)!r}"
+    if os.path.isdir(path):
+        raise StorageError(f"{source} is a folder, not a file.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            model = _model_node(file.metadata(), source)
+            names = set(file.keys())
+            tensors = _Tensors(file, names, engine, source)
+            result = build(model, "", tensors)
+    except SafetensorError as error:
+        raise StorageError(f"{source} is no intact safetensors file: {error}") from error
+    if tensors.unread:
+        raise StorageError(f"{source} holds tensors that its description does not name: {some(tensors.unread)}.")
+    return result
+
+
+def _storable(name: str, array: Any) -> Any:
+    """Return the array in C order, which is what the writer takes its memory for."""
+    if array.dtype.name not in ("uint16", *DTYPES):
+        raise StorageError(f"{name} has dtype {array.dtype.name}; files hold {', '.join(DTYPES)}.")
+    return np.array(array, order="C")
+
+
+class _Tensors:
+    """The tensors of an open file, handed out as arrays of one engine."""
+
+    def __init__(self, file: Any, names: set[str], engine: Backend, source: str) -> None:
+        self.file, self.names, self.engine, self.source = file, names, engine, source
+        self.unread = set(names)
+
+    def take(self, name: str, dtype: str, shape: tuple[int, ...]) -> Any:
+        """Return one tensor after comparing it with its description."""
+        if name not in self.names:
+            raise StorageError(f"{self.source} lacks the tensor {name}; it holds {some(self.names)}.")
+        found = self.file.get_slice(name)
+        kind = STORED.get(found.get_dtype(), found.get_dtype())
+        if kind != dtype or tuple(found.get_shape()) != shape:
+            raise StorageError(
+                f"{self.source}: {name} is described as {dtype} of shape {shape}, but stored as {kind} of shape "
+                f"{tuple(found.get_shape())}."
+            )
+        self.unread.discard(name)
+        try:
+            host = self.file.get_tensor(name)
+            return from_bits(self.engine, host) if kind == "bfloat16" else self.engine.from_numpy(host)
+        except (TypeError, ValueError) as error:
+            raise StorageError(
+                f"{self.source}: {name} is {dtype}, which the backend {self.engine.name} does not have ({error})."
+            ) from error
+
+
+def _model_node(metadata: dict[str, str] | None, source: str) -> Any:
+    """Return the description of the model, after a look at format and version."""
+    if not metadata or KEY not in metadata:
+        raise StorageError(f"{source} is a safetensors file without a description of an {FORMAT} model.")
+    try:
+        description = json.loads(metadata[KEY], parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"{source}: the description is no valid JSON ({error}).") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        seen = description.get("format") if isinstance(description, dict) else description
+        raise StorageError(f"{source} has the format {brief(seen)}, expected {FORMAT!r}.")
+    version = description.get("version")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise StorageError(f"{source} has the version {brief(version)}, expected a whole number from 1 to {VERSION}.")
+    if version > VERSION:
+        raise StorageError(
+            f"{source} was written in version {version} of the format; this iresnet-core reads up to {VERSION}. "
+            "Upgrade it: pip install --upgrade iresnet-core"
+        )
+    if set(description) != {"format", "version", "model"}:
+        raise StorageError(f"{source}: the description has the fields {some(set(description))}.")
+    return description["model"]
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number")

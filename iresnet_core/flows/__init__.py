@@ -1,0 +1,1 @@
+"""Flows: residual blocks and the other layers, pure functions of arrays, and their composition."""

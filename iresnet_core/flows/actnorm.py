@@ -1,0 +1,233 @@
+"""Affine map per channel with data-dependent initialisation (Kingma and Dhariwal 2018, Sec. 3.1)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+from iresnet_core.backends import Array, Backend, get_backend
+from iresnet_core.common.checks import require_batch, require_finite, require_floating, require_same_dtype
+from iresnet_core.common.precision import unit_roundoff, widest
+from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.flows.layer import (
+    InverseOptions,
+    Layer,
+    LogDetOptions,
+    Shape,
+    Transformed,
+    channel_axis,
+    exact_inverse,
+    exact_logdet,
+    sample_norm,
+)
+from iresnet_core.results import Inverse
+
+__all__ = ["ActNorm"]
+
+
+class ActNorm(Layer):
+    """``z = (x + bias) exp(log_scale)``, one pair of parameters a channel.
+
+    Parameters
+    ----------
+    log_scale, bias : array (channels,), optional
+        Both or neither. Without them the layer is not initialised: `Flow.initialize` or `initialized` returns one
+        that is, and until then `forward` and `inverse` raise.
+    axis : int
+        The channel axis of a batch; 1 for vectors and images with the channels first, -1 for channels last.
+
+    Raises
+    ------
+    ShapeError, DtypeError, NonFiniteError, MixedBackendsError
+        If the parameters do not fit each other or are not finite.
+    InvalidArgumentError
+        If only one of them is given, or a scale or its reciprocal is not a normal number of the dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> layer = ActNorm.initialize(x)
+    >>> layer.forward(x).value
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    >>> layer.forward(x).logdet.value.round(6)
+    array([-2.302585, -2.302585])
+    """
+
+    log_scale: Array | None
+    bias: Array | None
+    axis: int
+
+    def __init__(self, log_scale: Array | None = None, bias: Array | None = None, *, axis: int = 1) -> None:
+        if isinstance(axis, bool) or not isinstance(axis, int) or axis == 0:
+            raise InvalidArgumentError(f"axis must be a whole number other than 0, the batch axis, got {axis!r}.")
+        if (log_scale is None) != (bias is None):
+            raise InvalidArgumentError("give both log_scale and bias, or neither for a layer to be initialised.")
+        if log_scale is not None and bias is not None:
+            engine = get_backend(log_scale, bias)
+            for parameter, name in ((log_scale, "log_scale"), (bias, "bias")):
+                require_floating(engine, parameter, name)
+                require_finite(engine, parameter, name)
+            require_same_dtype(bias, "bias", log_scale, "log_scale")
+            if log_scale.ndim != 1 or tuple(bias.shape) != tuple(log_scale.shape) or not log_scale.shape[0]:
+                raise ShapeError(
+                    "log_scale and bias must have one shape (channels,), "
+                    f"got {tuple(log_scale.shape)} and {tuple(bias.shape)}."
+                )
+            _require_normal_scales(engine, log_scale)
+            log_scale, bias = engine.frozen(log_scale), engine.frozen(bias)
+        self._keep(log_scale=log_scale, bias=bias, axis=axis)
+
+    def __repr__(self) -> str:
+        channels = "not initialised" if self.log_scale is None else f"{self.log_scale.shape[0]} channels"
+        return f"ActNorm({channels}, axis={self.axis})"
+
+    @classmethod
+    def initialize(cls, x: Array, axis: int = 1) -> "ActNorm":
+        """Return the layer that gives every channel of `x` mean zero and variance one.
+
+        Parameters
+        ----------
+        x : array (batch, ...)
+            At least one sample. Mean and (biased) variance run over the batch and the pixels.
+        axis : int
+            The channel axis.
+
+        Raises
+        ------
+        ShapeError, DtypeError, NonFiniteError
+            If `x` is empty, of the wrong shape or dtype, or holds NaN or infinity.
+
+        Notes
+        -----
+        A channel that is constant up to the rounding of its entries says nothing about its scale: it is centred, and
+        its scale stays 1. With a batch of one vector this is every channel.
+        """
+        engine = get_backend(x)
+        require_floating(engine, x, "the data of the initialisation")
+        require_batch(x, "the data of the initialisation")
+        require_finite(engine, x, "the data of the initialisation")
+        if not x.shape[0]:
+            raise ShapeError(f"ActNorm cannot be initialised from an empty batch, got shape {tuple(x.shape)}.")
+        with engine.float64():
+            return cls(*_statistics(engine, x, channel_axis(axis, x.ndim, "ActNorm")), axis=axis)
+
+    def initialized(self, x: Array) -> "ActNorm":
+        """Return `ActNorm.initialize(x)`, or the layer itself if it has its parameters already."""
+        return ActNorm.initialize(x, axis=self.axis) if self.log_scale is None else self
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """The two parameters, or nothing."""
+        return () if self.log_scale is None else (self.log_scale, self.bias)
+
+    @property
+    def inverse_lipschitz(self) -> Any:
+        """Largest reciprocal scale, as an array ()."""
+        engine, log_scale, _ = self._parameters()
+        xp = engine.xp
+        with engine.float64():
+            return xp.max(xp.exp(-xp.astype(log_scale, widest(engine)))) * (
+                1 + 4 * unit_roundoff(engine, widest(engine))
+            )
+
+    def output_shape(self, input_shape: Sequence[int]) -> Shape:
+        """Return the same shape."""
+        position = channel_axis(self.axis, len(input_shape) + 1, repr(self)) - 1
+        if self.log_scale is not None and input_shape[position] != self.log_scale.shape[0]:
+            raise ShapeError(
+                f"{self!r} does not fit samples of shape {tuple(input_shape)}: {input_shape[position]} channels."
+            )
+        return tuple(input_shape)
+
+    def input_shape(self, output_shape: Sequence[int]) -> Shape:
+        """Return the same shape."""
+        return self.output_shape(output_shape)
+
+    def astype(self, dtype: Any) -> Self:
+        """Return the layer with parameters of another dtype."""
+        if self.log_scale is None or self.log_scale.dtype == dtype:
+            return self
+        engine, log_scale, bias = self._parameters()
+        return type(self)(engine.xp.astype(log_scale, dtype), engine.xp.astype(bias, dtype), axis=self.axis)
+
+    def _parameters(self) -> tuple[Backend, Array, Array]:
+        if self.log_scale is None:
+            raise InvalidArgumentError(
+                "this ActNorm has no parameters yet. Set them from data: flow = flow.initialize(x), "
+                "or layer = ActNorm.initialize(x)."
+            )
+        return get_backend(self.log_scale), self.log_scale, self.bias
+
+    def _per_channel(self, engine: Backend, x: Array) -> tuple[Array, Array]:
+        """Return the parameters in a shape that broadcasts against x."""
+        _, log_scale, bias = self._parameters()
+        shape = [1] * x.ndim
+        shape[channel_axis(self.axis, x.ndim, repr(self))] = -1
+        return engine.xp.reshape(log_scale, tuple(shape)), engine.xp.reshape(bias, tuple(shape))
+
+    def _map(self, engine: Backend, x: Array) -> Array:
+        log_scale, bias = self._per_channel(engine, x)
+        return (x + bias) * engine.xp.exp(log_scale)
+
+    def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
+        value = self._map(engine, x)
+        xp = engine.xp
+        log_scale = xp.astype(self.log_scale, widest(engine))
+        channels = log_scale.shape[0]
+        pixels = math.prod(x.shape[1:]) // channels
+        u = unit_roundoff(engine, widest(engine))
+        logdet = xp.broadcast_to(pixels * xp.sum(log_scale), (x.shape[0],))
+        rounding = xp.broadcast_to((channels + 2) * u * pixels * xp.sum(xp.abs(log_scale)), (x.shape[0],))
+        return Transformed(value, exact_logdet(engine, logdet, rounding, x.dtype))
+
+    def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
+        log_scale, bias = self._per_channel(engine, z)
+        scaled = z * engine.xp.exp(-log_scale)
+        x = scaled - bias
+        info = engine.xp.finfo(z.dtype)
+        # Four roundings of eps at most for exp, one for each operation; the last term is for results that underflow.
+        rounding = 8 * float(info.eps) * (sample_norm(engine, scaled) + sample_norm(engine, x)) + math.sqrt(
+            math.prod(z.shape[1:])
+        ) * float(info.smallest_normal)
+        return exact_inverse(engine, x, rounding)
+
+
+def _statistics(engine: Backend, x: Array, position: int) -> tuple[Array, Array]:
+    """Return the log-scale and bias (channels,) that give every channel of `x` mean zero and variance one."""
+    xp = engine.xp
+    others = tuple(a for a in range(x.ndim) if a != position)
+    info = xp.finfo(x.dtype)
+    # Entries of at most 1 keep the squares of huge and tiny data within range.
+    wide = xp.astype(x, widest(engine))
+    largest = xp.max(xp.abs(wide), axis=others, keepdims=True)
+    largest = xp.where(largest > 0, largest, xp.ones_like(largest))
+    unit = wide / largest
+    mean = xp.mean(unit, axis=others, keepdims=True)
+    std = xp.sqrt(xp.mean((unit - mean) ** 2, axis=others))
+    constant = std <= 4 * float(info.eps)
+    largest = xp.reshape(largest, std.shape)
+    spread = xp.where(constant, xp.ones_like(std), std)
+    log_std = xp.where(constant, xp.zeros_like(std), xp.log(spread) + xp.log(largest))
+    limit = 0.999 * _scale_limit(engine, x.dtype)
+    log_std = xp.where(log_std < -limit, xp.full_like(std, -limit), log_std)
+    log_std = xp.where(log_std > limit, xp.full_like(std, limit), log_std)
+    centre = xp.reshape(mean, std.shape) * largest
+    return xp.astype(-log_std, x.dtype), xp.astype(-centre, x.dtype)
+
+
+def _scale_limit(engine: Backend, dtype: Any) -> float:
+    """Largest |log_scale| for which the scale and its reciprocal are normal numbers."""
+    return -math.log(float(engine.xp.finfo(dtype).smallest_normal))
+
+
+def _require_normal_scales(engine: Backend, log_scale: Array) -> None:
+    if engine.is_tracing(log_scale):
+        return
+    limit = _scale_limit(engine, log_scale.dtype)
+    largest = float(engine.xp.max(engine.xp.abs(engine.stop_gradient(log_scale))))
+    if largest > limit:
+        raise InvalidArgumentError(
+            f"|log_scale| reaches {largest:.6g}, but exp of it and its reciprocal are normal numbers of "
+            f"{log_scale.dtype} only up to {limit:.4g}."
+        )

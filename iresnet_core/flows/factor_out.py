@@ -1,0 +1,176 @@
+"""Multi-scale flows: part of the channels passes through further layers, the rest is done."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+from iresnet_core.backends import Array, Backend
+from iresnet_core.common.checks import require_positive_int
+from iresnet_core.common.samples import flatten
+from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.flows.flow import Flow
+from iresnet_core.flows.layer import InverseOptions, Layer, LogDetOptions, Shape, Transformed, channel_axis
+from iresnet_core.results import Inverse
+
+__all__ = ["FactorOut"]
+
+
+class FactorOut(Layer):
+    """Factor out channels (Dinh, Sohl-Dickstein and Bengio 2017, Sec. 3.6).
+
+    The first `keep` channels pass through `flow`, the others stay as they are; the result is the vector of the former,
+    flattened, followed by the latter, flattened, of shape (batch, d). `flow` may hold another FactorOut.
+
+    Parameters
+    ----------
+    keep : int
+        Channels that pass through `flow`; at least one must be left over.
+    flow : Flow or sequence of Layer
+        Layers make a Flow as soon as the shape of the samples is known: in a Flow with its `event_shape`, or by
+        `at_shape`. Before that, `inverse` raises, since a vector does not tell the shape it came from.
+    axis : int
+        The channel axis of a batch; -1 for channels last.
+
+    Raises
+    ------
+    ShapeError
+        If the channels of `flow` are not `keep`; from `forward`, if the samples do not fit.
+    InvalidArgumentError
+        From `inverse`, if the shape is not known.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from iresnet_core.flows.reshaping import Squeeze
+    >>> flow = Flow([Squeeze(), FactorOut(2, [Squeeze()])], event_shape=(1, 4, 4))
+    >>> flow.latent_shape
+    (16,)
+    """
+
+    keep: int
+    axis: int
+    flow: Flow | None
+    layers: tuple[Layer, ...]
+
+    def __init__(self, keep: int, flow: Flow | Sequence[Layer], *, axis: int = 1) -> None:
+        keep = require_positive_int(keep, "keep")
+        if isinstance(axis, bool) or not isinstance(axis, int) or axis == 0:
+            raise InvalidArgumentError(f"axis must be a whole number other than 0, the batch axis, got {axis!r}.")
+        layers = flow.layers if isinstance(flow, Flow) else tuple(flow)
+        for index, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                raise InvalidArgumentError(f"entry {index} of the layers is no layer but {type(layer).__name__}.")
+        known = flow if isinstance(flow, Flow) else None
+        if known is not None:
+            channels = known.event_shape[channel_axis(axis, len(known.event_shape) + 1, "FactorOut") - 1]
+            if channels != keep:
+                raise ShapeError(f"FactorOut keeps {keep} channels, but its flow takes samples of {known.event_shape}.")
+        self._keep(
+            keep=keep,
+            axis=axis,
+            flow=known,
+            layers=layers,
+            residual_blocks=sum(layer.residual_blocks for layer in layers),
+        )
+
+    def __repr__(self) -> str:
+        inner = self.flow if self.flow is not None else list(self.layers)
+        return f"FactorOut({self.keep}, {inner!r}, axis={self.axis})"
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """The parameters of the inner layers."""
+        return tuple(array for layer in self.layers for array in layer.arrays)
+
+    @property
+    def inverse_lipschitz(self) -> Any:
+        """That of the inner flow, or 1 for the channels that stay: the larger."""
+        inner = math.prod(layer.inverse_lipschitz for layer in self.layers)
+        return (inner + 1 + abs(inner - 1)) / 2 * (1 + 1e-15)
+
+    def output_shape(self, input_shape: Sequence[int]) -> Shape:
+        """Return (d,), all entries in one vector."""
+        inner = self.at_shape(tuple(input_shape))._known()
+        left = math.prod(input_shape) - math.prod(inner.event_shape)
+        return (math.prod(inner.latent_shape) + left,)
+
+    def input_shape(self, output_shape: Sequence[int]) -> Shape:
+        """Return the shape before the layer, which the inner flow knows but for the number of channels."""
+        inner = self._known()
+        position = channel_axis(self.axis, len(inner.event_shape) + 1, "FactorOut") - 1
+        pixels = math.prod(inner.event_shape) // self.keep
+        left = math.prod(output_shape) - math.prod(inner.latent_shape)
+        if len(output_shape) != 1 or left < pixels or left % pixels:
+            raise ShapeError(
+                f"the inverse of FactorOut takes vectors of {math.prod(inner.latent_shape)} entries and a positive "
+                f"multiple of {pixels} more, got samples of shape {tuple(output_shape)}."
+            )
+        channels = self.keep + left // pixels
+        return tuple(channels if a == position else n for a, n in enumerate(inner.event_shape))
+
+    def at_shape(self, event_shape: Shape) -> "FactorOut":
+        """Return the layer for samples of this shape, with a Flow inside.
+
+        Raises
+        ------
+        ShapeError
+            If the shape does not fit the layers, or no channel is left over.
+        """
+        position = channel_axis(self.axis, len(event_shape) + 1, "FactorOut") - 1
+        if event_shape[position] <= self.keep:
+            raise ShapeError(
+                f"FactorOut keeps {self.keep} channels and needs at least one more, got samples of shape "
+                f"{tuple(event_shape)}."
+            )
+        kept = tuple(self.keep if a == position else n for a, n in enumerate(event_shape))
+        if self.flow is None:
+            return FactorOut(self.keep, Flow(self.layers, kept), axis=self.axis)
+        self.flow.output_shape(kept)
+        return self
+
+    def initialized(self, x: Array) -> "FactorOut":
+        """Return the layer with every inner ActNorm initialised from the channels that it will see."""
+        placed = self.at_shape(tuple(x.shape[1:]))
+        return FactorOut(self.keep, placed._known().initialize(placed._split(x)[0]), axis=self.axis)
+
+    def astype(self, dtype: Any) -> Self:
+        """Return the layer with parameters of another dtype."""
+        if self.flow is not None:
+            return type(self)(self.keep, self.flow.astype(dtype), axis=self.axis)
+        return type(self)(self.keep, [layer.astype(dtype) for layer in self.layers], axis=self.axis)
+
+    def _known(self) -> Flow:
+        if self.flow is None:
+            raise InvalidArgumentError(
+                "the inverse of this FactorOut needs the shape of its samples: put it in a Flow with event_shape, give "
+                "it a Flow instead of layers, or call at_shape(event_shape)."
+            )
+        return self.flow
+
+    def _split(self, x: Array) -> tuple[Array, Array]:
+        before = (slice(None),) * channel_axis(self.axis, x.ndim, "FactorOut")
+        return x[(*before, slice(None, self.keep), ...)], x[(*before, slice(self.keep, None), ...)]
+
+    def _together(self, engine: Backend, inner: Array, rest: Array) -> Array:
+        xp = engine.xp
+        return xp.concat([flatten(xp, inner), flatten(xp, rest)], axis=1)
+
+    def _map(self, engine: Backend, x: Array) -> Array:
+        kept, rest = self._split(x)
+        return self._together(engine, self.at_shape(tuple(x.shape[1:]))._known()._map(engine, kept), rest)
+
+    def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
+        kept, rest = self._split(x)
+        inner = self.at_shape(tuple(x.shape[1:]))._known()._forward(engine, kept, options)
+        return Transformed(self._together(engine, inner.value, rest), inner.logdet)
+
+    def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
+        inner, batch = self._known(), z.shape[0]
+        shape = self.input_shape(z.shape[1:])
+        position = channel_axis(self.axis, len(shape) + 1, "FactorOut")
+        size = math.prod(inner.latent_shape)
+        latents = engine.xp.reshape(z[:, :size], (batch, *inner.latent_shape))
+        left = tuple(n - self.keep if a == position - 1 else n for a, n in enumerate(shape))
+        rest = engine.xp.reshape(z[:, size:], (batch, *left))
+        solved = inner._inverse(engine, latents, options)
+        return solved._replace(value=engine.xp.concat([solved.value, rest], axis=position))

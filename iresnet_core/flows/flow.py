@@ -1,0 +1,390 @@
+"""Flows: layers in a row, their log-densities and samples, and how the layers' errors add up."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, Literal, NamedTuple, Self, Unpack, cast
+
+from iresnet_core.backends import Array, Backend, device_of, get_backend
+from iresnet_core.common.checks import (
+    require_finite,
+    require_floating,
+    require_nonnegative,
+    require_nonnegative_int,
+    require_positive_int,
+    require_shape,
+)
+from iresnet_core.common.precision import round_up, unit_roundoff, widest, working_dtype
+from iresnet_core.common.samples import flatten
+from iresnet_core.errors import DtypeError, InvalidArgumentError, ShapeError, UnknownArrayError
+from iresnet_core.flows.layer import InverseOptions, Layer, LogDetOptions, Shape, Transformed, located
+from iresnet_core.results import Inverse, LogDet
+
+__all__ = ["Flow", "LogProb"]
+
+
+class LogProb(NamedTuple):
+    """Log-density of samples under a flow, with the errors of its log-determinant.
+
+    Attributes
+    ----------
+    value : array (batch,)
+        In nats.
+    std_error : array (batch,)
+        Standard error over the random probes.
+    bias_bound : array (batch,)
+        Bound on the deterministic part of the error: truncation and the rounding of the sums. Rounding in the latents
+        themselves is not part of it.
+    products : int array (batch,)
+        Jacobian products spent on the sample.
+    method : str
+        The methods of the log-determinants.
+    reason : str
+        Why "auto" chose them.
+    """
+
+    value: Array
+    std_error: Array
+    bias_bound: Array
+    products: Array
+    method: str
+    reason: str = ""
+
+
+class Flow(Layer):
+    """A composition of layers with a standard normal base: z = f(x), log p(x) = log N(z; 0, I) + log|det J_f(x)|.
+
+    A flow is itself a layer. Errors compose: standard errors of independent log-determinants add in quadrature, their
+    bias bounds and products add, and an error in the argument of a layer's inverse grows by the Lipschitz constant of
+    that inverse.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        In the order of `forward`; at least one.
+    event_shape : tuple of int
+        Shape of one sample, without the batch axis.
+    base : {"normal"}
+        Density of the latents.
+
+    Attributes
+    ----------
+    layers : tuple of Layer
+        The layers.
+    event_shape, latent_shape : tuple of int
+        Shape of one sample and of its latent.
+
+    Raises
+    ------
+    ShapeError
+        If the layers do not fit each other and `event_shape`; a note says which.
+    InvalidArgumentError
+        If an entry is no layer, or there is no such base.
+    MixedBackendsError, DtypeError
+        If the parameters come from two engines or have two dtypes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from iresnet_core.flows.actnorm import ActNorm
+    >>> flow = Flow([ActNorm()], event_shape=(2,)).initialize(np.array([[0.0, 0.0], [2.0, 4.0]]))
+    >>> flow.log_prob(np.array([[1.0, 2.0]])).value.round(6)  # -log(2 pi) - log 1 - log 2
+    array([-2.531024])
+    """
+
+    layers: tuple[Layer, ...]
+    event_shape: Shape
+    latent_shape: Shape
+    base: Literal["normal"]
+    arrays: tuple[Array, ...] = ()
+
+    def __init__(
+        self, layers: Sequence[Layer], event_shape: Sequence[int], *, base: Literal["normal"] = "normal"
+    ) -> None:
+        if base != "normal":
+            raise InvalidArgumentError(f"there is no base density {base!r}; there is 'normal'.")
+        start = require_shape(event_shape, "event_shape")
+        if not start:
+            raise ShapeError("event_shape is the shape of one sample, with at least one axis; got ().")
+        shape, placed = start, []
+        for index, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                raise InvalidArgumentError(f"entry {index} of the layers is no layer but {type(layer).__name__}.")
+            with located(index, layer):
+                placed.append(layer.at_shape(shape))
+                shape = placed[-1].output_shape(shape)
+        if not placed:
+            raise InvalidArgumentError("a flow needs at least one layer.")
+        self._keep(
+            layers=tuple(placed),
+            event_shape=start,
+            latent_shape=shape,
+            base=base,
+            residual_blocks=sum(layer.residual_blocks for layer in placed),
+            arrays=tuple(array for layer in placed for array in layer.arrays),  # asked for many times in every call
+        )
+        if self.arrays:
+            get_backend(*self.arrays)
+            dtypes = {str(array.dtype) for array in self.arrays}
+            if len(dtypes) > 1:
+                raise DtypeError(f"the parameters have the dtypes {', '.join(sorted(dtypes))}; use flow.astype(dtype).")
+
+    def __repr__(self) -> str:
+        return f"Flow([{', '.join(map(repr, self.layers))}], event_shape={self.event_shape})"
+
+    @property
+    def inverse_lipschitz(self) -> Any:
+        """Product of the layers' constants."""
+        return math.prod(layer.inverse_lipschitz for layer in self.layers)
+
+    def output_shape(self, input_shape: Sequence[int]) -> Shape:
+        """Return `latent_shape`, if the samples have `event_shape`."""
+        if tuple(input_shape) != self.event_shape:
+            raise ShapeError(f"the flow takes samples of shape {self.event_shape}, got {tuple(input_shape)}.")
+        return self.latent_shape
+
+    def input_shape(self, output_shape: Sequence[int]) -> Shape:
+        """Return `event_shape`, if the latents have `latent_shape`."""
+        if tuple(output_shape) != self.latent_shape:
+            raise ShapeError(f"the flow takes latents of shape {self.latent_shape}, got {tuple(output_shape)}.")
+        return self.event_shape
+
+    def at_shape(self, event_shape: Shape) -> "Flow":
+        """Return the flow itself, which knows its shape."""
+        self.output_shape(event_shape)
+        return self
+
+    def astype(self, dtype: Any) -> Self:
+        """Return the flow with parameters of another dtype."""
+        return type(self)([layer.astype(dtype) for layer in self.layers], self.event_shape, base=self.base)
+
+    def initialize(self, x: Array) -> "Flow":
+        """Return the flow with every ActNorm initialised from data.
+
+        The data pass through the layers in order, so that each ActNorm sees what it will be given. One that has its
+        parameters already, say from a file, keeps them.
+
+        Parameters
+        ----------
+        x : array (batch, *event_shape)
+            At least one sample; a batch of a hundred or more says what mean and variance are.
+
+        Raises
+        ------
+        ShapeError, DtypeError, MixedBackendsError, NonFiniteError
+            If `x` does not fit or is empty.
+        """
+        engine = self._admit(x, "the data of the initialisation")
+        self._require_input(x)
+        layers = []
+        for index, layer in enumerate(self.layers):
+            with located(index, layer), engine.float64():
+                layers.append(layer.initialized(x))
+                x = layers[-1]._map(engine, x)
+                require_finite(engine, x, "the output of the layer")
+        return Flow(layers, self.event_shape, base=self.base)
+
+    initialized = initialize
+
+    def log_prob(self, x: Array, **options: Unpack[LogDetOptions]) -> LogProb:
+        """Return the log-density of samples.
+
+        Parameters
+        ----------
+        x : array (batch, *event_shape)
+            Samples.
+        method, tol, probes, noise, rng, unbiased, terms, probe_kind, control_variate, errors, exact_up_to
+            As in `logdet`, for every residual block, but: `tol` is for the sum over all blocks, of which each gets an
+            equal part; an int `rng` is a seed from which every block gets a stream of its own, and a generator is used
+            by the blocks in turn; `noise` is a list with one entry a residual block, in the order of `forward`
+            (independent entries, else the standard errors do not add in quadrature).
+
+        Returns
+        -------
+        LogProb
+            In nats. The cost is that of `forward`.
+
+        Raises
+        ------
+        ShapeError, DtypeError, MixedBackendsError, NonFiniteError, InvalidArgumentError
+            As `forward`.
+        """
+        z, logdet = self.forward(x, **options)
+        engine = get_backend(z)
+        with engine.float64():
+            return self._log_prob(engine, z, logdet)
+
+    def _log_prob(self, engine: Backend, z: Array, logdet: LogDet) -> LogProb:
+        """Add the log-density of the latents."""
+        xp, wide = engine.xp, widest(engine)
+        size = math.prod(self.latent_shape)
+        squares = xp.sum(flatten(xp, xp.astype(z, wide)) ** 2, axis=1)
+        constant = 0.5 * size * math.log(2 * math.pi)
+        value = xp.astype(logdet.value, wide) - 0.5 * squares - constant
+        dtype = logdet.value.dtype
+        u = unit_roundoff(engine, wide)
+        rounding = (size + 4) * u * (squares + constant + xp.abs(value)) + unit_roundoff(engine, dtype) * xp.abs(value)
+        return LogProb(
+            xp.astype(value, dtype),
+            logdet.std_error,
+            round_up(engine, xp.astype(logdet.bias_bound, wide) + rounding, dtype),
+            logdet.products,
+            logdet.method,
+            logdet.reason,
+        )
+
+    def bits_per_dim(self, x: Array, *, levels: int = 256, **options: Unpack[LogDetOptions]) -> LogProb:
+        """Return the negative log-density in bits per dimension: log2(levels) - log p(x) / (d log 2).
+
+        Parameters
+        ----------
+        x : array (batch, *event_shape)
+            Samples scaled to [0, 1] from `levels` grey levels, dequantised.
+        levels : int
+            Number of levels; 1 for data that were never quantised.
+        **options
+            As in `log_prob`.
+
+        Returns
+        -------
+        LogProb
+            All but products and method in bits per dimension.
+        """
+        shift = math.log2(require_positive_int(levels, "levels"))
+        scale = 1 / (math.prod(self.event_shape) * math.log(2))
+        nats = self.log_prob(x, **options)
+        engine = get_backend(nats.value)
+        value = shift - scale * nats.value
+        rounding = 4 * unit_roundoff(engine, value.dtype) * (engine.xp.abs(value) + shift)
+        return nats._replace(
+            value=value, std_error=scale * nats.std_error, bias_bound=scale * nats.bias_bound + rounding
+        )
+
+    def sample(
+        self, n: int, *, rng: Any = None, like: Array | None = None, **options: Unpack[InverseOptions]
+    ) -> Inverse:
+        """Draw samples: the preimages of standard normal latents.
+
+        Parameters
+        ----------
+        n : int
+            How many; 0 gives an empty batch.
+        rng : None, int or the engine's own generator
+            An int is a seed; None draws from the framework's own global generator.
+        like : array, optional
+            Gives engine, dtype and device; default the first parameter.
+        **options
+            As in `inverse`.
+
+        Returns
+        -------
+        Inverse
+            The samples with a certified bound on their distances to the exact preimages.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `n` is negative or no whole number.
+        UnknownArrayError
+            If the flow has no parameters and `like` is not given.
+        NotConvergedError
+            As `inverse`.
+        """
+        if like is None:
+            if not self.arrays:
+                raise UnknownArrayError("the flow has no parameters to tell the engine from; pass like=, an array.")
+            like = self.arrays[0]
+        engine = get_backend(like, *self.arrays)
+        require_floating(engine, like, "`like`")
+        count = require_nonnegative_int(n, "n") if n is None or engine.knows_size(n) else n
+        return self.inverse(engine.sample("gaussian", (count, *self.latent_shape), like, rng), **options)
+
+    def _map(self, engine: Backend, x: Array) -> Array:
+        for index, layer in enumerate(self.layers):
+            with located(index, layer):
+                x = layer._map(engine, x)
+        return x
+
+    def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
+        logdets = []
+        for index, (layer, own) in enumerate(zip(self.layers, _distribute(engine, self.layers, options), strict=True)):
+            with located(index, layer):
+                x, logdet = layer._forward(engine, x, own)
+                logdets.append(logdet)
+        return Transformed(x, _sum(engine, logdets, x.dtype))
+
+    def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
+        xp, wide = engine.xp, widest(engine)
+        bound = xp.zeros((z.shape[0],), dtype=wide, device=device_of(z))
+        residual, iterations, converged = bound, xp.astype(bound, xp.int32), xp.astype(bound + 1, xp.bool)
+        for index in reversed(range(len(self.layers))):
+            layer = self.layers[index]
+            with located(index, layer):
+                step = layer._inverse(engine, z, options)
+                growth = layer.inverse_lipschitz
+            z = step.value
+            # What is wrong with the argument grows; what this step got wrong comes on top. Upwards, three roundings.
+            bound = (bound * growth + xp.astype(step.error_bound, wide)) * (1 + 1e-15)
+            residual = residual + xp.astype(step.residual, wide)
+            iterations = iterations + step.iterations
+            converged = converged & step.converged
+        return Inverse(z, bound, residual, iterations, converged)
+
+
+def _distribute(engine: Backend, layers: Sequence[Layer], options: LogDetOptions) -> list[LogDetOptions]:
+    """Give every layer its options: independent streams of one seed, its own noise, its part of the tolerance."""
+    blocks = [layer.residual_blocks for layer in layers]
+    total = sum(blocks)
+    shared = {name: value for name, value in options.items() if name not in ("tol", "noise", "rng")}
+    own: list[dict[str, Any]] = [dict(shared) for _ in layers]
+    rng, tol, noise = options.get("rng"), options.get("tol"), options.get("noise")
+    if tol is not None:
+        part = require_nonnegative(tol, "tol") / max(total, 1)
+        for entry, count in zip(own, blocks, strict=True):
+            entry["tol"] = part * max(count, 1)
+    if rng is not None:
+        seeded = isinstance(rng, Integral) and not isinstance(rng, bool)
+        stream = None if seeded else engine.generator(rng)  # a seed tensor is the beginning of one stream
+        for index, entry in enumerate(own):
+            entry["rng"] = engine.host_constant(_child_seed, int(rng), index) if seeded else stream
+    if noise is not None:
+        if not isinstance(noise, list) or len(noise) != total:
+            got = f"{len(noise)} entries" if isinstance(noise, list) else type(noise).__name__
+            raise InvalidArgumentError(
+                f"noise for a flow is a list with one entry for each of its {total} residual blocks, got {got}."
+            )
+        start = 0
+        for layer, entry, count in zip(layers, own, blocks, strict=True):
+            entry["noise"] = noise[start] if layer.is_block else list(noise[start : start + count])
+            start += count
+    return [cast(LogDetOptions, entry) for entry in own]
+
+
+def _child_seed(seed: int, index: int) -> int:
+    """Derive the seed of layer `index` by a hash, so that neither neighbouring seeds nor nested flows share streams."""
+    if seed < 0:
+        raise InvalidArgumentError(f"rng={seed}: a seed must not be negative.")
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=4).digest()) >> 1
+
+
+def _sum(engine: Backend, logdets: Sequence[LogDet], dtype: Any) -> LogDet:
+    """Log-determinant of a composition from those of its independent parts."""
+    xp, wide = engine.xp, widest(engine)
+    target = working_dtype(engine, dtype)
+    values, deviations, biases = (xp.astype(xp.stack([part[field] for part in logdets]), wide) for field in range(3))
+    value = xp.sum(values, axis=0)
+    rounding = len(logdets) * unit_roundoff(engine, wide) * xp.sum(xp.abs(values), axis=0)
+    rounding = rounding + unit_roundoff(engine, target) * xp.abs(value)
+    products = logdets[0].products
+    for part in logdets[1:]:
+        products = products + part.products
+    methods = dict.fromkeys(method for part in logdets for method in part.method.split("+"))
+    return LogDet(
+        value=xp.astype(value, target),
+        std_error=xp.astype(xp.sqrt(xp.sum(deviations**2, axis=0)), target),
+        bias_bound=round_up(engine, xp.sum(biases, axis=0) + rounding, target),
+        products=products,
+        method="+".join(methods),
+        reason="; ".join(dict.fromkeys(part.reason for part in logdets if part.reason)),
+    )

@@ -1,0 +1,303 @@
+"""What the layers of a flow have in common: the contract, the checks of their arguments, and their results.
+
+A layer is an injective map on samples with a log-determinant and an inverse. It never changes: its parameters are
+constants, its methods are pure, and what would change it (`initialized`, `astype`, `at_shape`) returns another layer.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack
+
+from iresnet_core.backends import Array, Backend, device_of, get_backend
+from iresnet_core.common.checks import (
+    require_batch,
+    require_finite,
+    require_floating,
+    require_same_device,
+    require_same_dtype,
+)
+from iresnet_core.common.copying import Copyable
+from iresnet_core.common.precision import round_up, unit_roundoff, widest, working_dtype
+from iresnet_core.common.samples import norms
+from iresnet_core.errors import InvalidArgumentError, IResNetError, ShapeError
+from iresnet_core.results import Inverse, LogDet
+
+__all__ = [
+    "InverseOptions",
+    "Layer",
+    "LogDetOptions",
+    "Shape",
+    "Transformed",
+    "channel_axis",
+    "exact_inverse",
+    "exact_logdet",
+    "located",
+    "sample_norm",
+]
+
+Shape = tuple[int, ...]
+
+
+class Transformed(NamedTuple):
+    """What a layer or a flow makes of a batch.
+
+    Attributes
+    ----------
+    value : array (batch, ...)
+        The transformed samples.
+    logdet : LogDet
+        log|det| of the Jacobian at every sample, in nats, with its errors. It belongs to the samples as given: what
+        rounding does to `value` is not part of it.
+    """
+
+    value: Array
+    logdet: LogDet
+
+
+class LogDetOptions(TypedDict, total=False):
+    """Options of `iresnet_core.logdet` that a layer or a flow passes on; see there."""
+
+    method: str
+    tol: float | None
+    probes: int
+    noise: Any
+    rng: Any
+    unbiased: bool
+    terms: int | None
+    probe_kind: Literal["rademacher", "gaussian"]
+    control_variate: str
+    errors: bool
+    exact_up_to: int | None
+
+
+class InverseOptions(TypedDict, total=False):
+    """Options of `iresnet_core.invert` that a layer or a flow passes on; see there."""
+
+    solver: str
+    rtol: float | None
+    atol: float | None
+    max_iter: int | None
+    on_failure: Literal["raise", "warn", "return"]
+
+
+LOGDET_OPTIONS = frozenset(LogDetOptions.__annotations__)
+INVERSE_OPTIONS = frozenset(InverseOptions.__annotations__)
+
+
+class Layer(Copyable, ABC):
+    """An injective map on samples; the base class of everything a flow is made of.
+
+    Attributes
+    ----------
+    arrays : tuple of array
+        The parameters. They share one engine and one dtype, which the input must have too.
+    residual_blocks : int
+        How many residual blocks the layer holds; the others cost no products and have no error but rounding.
+    is_block : bool
+        Whether the layer is one residual block itself, which takes its noise as an array and not as a list.
+    inverse_lipschitz : float or array ()
+        Lipschitz constant of the inverse: an error in its argument grows at most by this factor.
+    """
+
+    residual_blocks: int = 0
+    is_block: bool = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{type(self).__name__} never changes; build another one to have another {name}.")
+
+    def _keep(self, **fields: Any) -> None:
+        """Set the fields, once, from the constructor."""
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """The parameters."""
+        return ()
+
+    @property
+    @abstractmethod
+    def inverse_lipschitz(self) -> Any:
+        """Lipschitz constant of the inverse."""
+
+    @abstractmethod
+    def output_shape(self, input_shape: Sequence[int]) -> Shape:
+        """Return the shape of one sample after the layer from that before it; raise ShapeError if it does not fit."""
+
+    @abstractmethod
+    def input_shape(self, output_shape: Sequence[int]) -> Shape:
+        """Return the shape of one sample before the layer from that after it; raise ShapeError if it does not fit."""
+
+    @abstractmethod
+    def _map(self, engine: Backend, x: Array) -> Array:
+        """Transform checked samples, without the log-determinant."""
+
+    @abstractmethod
+    def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
+        """Transform checked samples."""
+
+    @abstractmethod
+    def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
+        """Invert checked samples; the error bound is that of this step alone, for z taken as exact."""
+
+    def __call__(self, x: Array) -> Array:
+        """Transform samples `x` (batch, ...) without the log-determinant; as `forward` otherwise."""
+        engine = self._admit(x, "the input")
+        self._require_input(x)
+        with engine.sized_by(x):
+            return self._admissible(engine, self._map(engine, x), "output")
+
+    def forward(self, x: Array, **options: Unpack[LogDetOptions]) -> Transformed:
+        """Transform samples and return log|det| of the Jacobian at each.
+
+        Parameters
+        ----------
+        x : array (batch, ...)
+            Real floating point, of the engine and dtype of the parameters. The batch may be empty.
+        **options
+            Passed on to `logdet` by residual blocks; other layers need none.
+
+        Raises
+        ------
+        ShapeError, DtypeError, MixedBackendsError, NonFiniteError
+            If `x` has the wrong shape, dtype or engine, or holds NaN or infinity.
+        InvalidArgumentError
+            If there is no such option.
+        """
+        _require_options(options, LOGDET_OPTIONS)
+        engine = self._admit(x, "the input")
+        self._require_input(x)
+        with engine.float64(), engine.sized_by(x):
+            out = self._forward(engine, x, options)
+        self._admissible(engine, out.value, "output")
+        return out
+
+    def inverse(self, z: Array, **options: Unpack[InverseOptions]) -> Inverse:
+        """Return the samples that the layer maps to `z`.
+
+        Parameters
+        ----------
+        z : array (batch, ...)
+            As `forward` returns them.
+        **options
+            Passed on to `invert` by residual blocks; other layers need none.
+
+        Returns
+        -------
+        Inverse
+            `error_bound` certifies the Euclidean distance to the exact preimage of `z`, rounding included.
+
+        Raises
+        ------
+        ShapeError, DtypeError, MixedBackendsError, NonFiniteError, InvalidArgumentError
+            As `forward`.
+        NotConvergedError
+            As `invert`.
+        """
+        _require_options(options, INVERSE_OPTIONS)
+        engine = self._admit(z, "the latents")
+        self.input_shape(tuple(z.shape[1:]))
+        with engine.float64(), engine.sized_by(z):
+            out = self._inverse(engine, z, options)
+        self._admissible(engine, out.value, "preimage")
+        return out
+
+    def initialized(self, x: Array) -> "Layer":
+        """Return the layer with its data-dependent parameters set from samples `x`; most layers have none."""
+        return self
+
+    def at_shape(self, event_shape: Shape) -> "Layer":
+        """Return the layer for samples of this shape; most layers take any shape that fits."""
+        return self
+
+    def astype(self, dtype: Any) -> Self:
+        """Return the layer with parameters of another dtype."""
+        return self
+
+    def _admit(self, x: Array, name: str) -> Backend:
+        """Check what does not depend on the event shape."""
+        engine = get_backend(x, *self.arrays)
+        require_floating(engine, x, name)
+        require_batch(x, name)
+        if self.arrays:
+            parameters = f"the parameters of {type(self).__name__}"
+            require_same_dtype(x, name, self.arrays[0], parameters)
+            require_same_device(engine, x, name, self.arrays[0], parameters)
+        require_finite(engine, x, name)
+        return engine
+
+    def _require_input(self, x: Array) -> None:
+        self.output_shape(tuple(x.shape[1:]))
+
+    def _admissible(self, engine: Backend, value: Array, kind: str) -> Array:
+        """Refuse to hand out NaN or infinity."""
+        require_finite(engine, value, f"the {kind} of {type(self).__name__}")
+        return value
+
+
+def _require_options(options: Any, known: frozenset[str]) -> None:
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise InvalidArgumentError(
+            f"there is no option {', '.join(unknown)}; the options are {', '.join(sorted(known))}."
+        )
+
+
+@contextmanager
+def located(index: int, layer: Layer) -> Iterator[None]:
+    """Note on an error in which layer of a flow it happened."""
+    try:
+        yield
+    except IResNetError as error:
+        error.add_note(f"in layer {index} of the flow, {layer!r}")
+        raise
+
+
+def channel_axis(axis: int, ndim: int, owner: str) -> int:
+    """Return the position (1 or later) of a channel axis in a batch with `ndim` axes."""
+    position = axis + ndim if axis < 0 else axis
+    if not 0 < position < ndim:
+        raise ShapeError(f"{owner} works along axis {axis}, which samples with {ndim - 1} axes do not have.")
+    return position
+
+
+def sample_norm(engine: Backend, x: Array) -> Array:
+    """Euclidean norm of every sample (batch,), in float64."""
+    return norms(engine.xp, engine.xp.astype(x, widest(engine)))
+
+
+def exact_logdet(engine: Backend, value: Array, rounding: Array, dtype: Any) -> LogDet:
+    """Return a log-determinant that is exact up to rounding.
+
+    Parameters
+    ----------
+    value, rounding : float64 array (batch,)
+        In nats; the bound on what rounding did to it so far.
+    dtype : dtype
+        Of the samples; the result has the same, but at least float32.
+    """
+    xp = engine.xp
+    target = working_dtype(engine, dtype)
+    zeros = xp.zeros(value.shape, dtype=target, device=device_of(value))
+    rounding = rounding + unit_roundoff(engine, target) * xp.abs(value)
+    return LogDet(
+        value=xp.astype(value, target),
+        std_error=zeros,
+        bias_bound=round_up(engine, rounding, target),
+        products=xp.astype(zeros, xp.int32),
+        method="exact",
+    )
+
+
+def exact_inverse(engine: Backend, value: Array, rounding: Array, residual: Array | None = None) -> Inverse:
+    """Return an inverse that is exact up to rounding; `rounding` and `residual` are float64 arrays (batch,)."""
+    xp = engine.xp
+    zeros = xp.zeros(rounding.shape, dtype=rounding.dtype, device=device_of(value))
+    return Inverse(
+        value=value,
+        error_bound=rounding,
+        residual=zeros if residual is None else residual,
+        iterations=xp.astype(zeros, xp.int32),
+        converged=xp.astype(zeros + 1, xp.bool),
+    )

@@ -1,0 +1,120 @@
+"""Logit of images, which takes [0, 1] to the real line (Dinh, Sohl-Dickstein and Bengio 2017, Sec. 4.1)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from iresnet_core.backends import Array, Backend
+from iresnet_core.common.precision import unit_roundoff, widest
+from iresnet_core.common.samples import flatten
+from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.flows.layer import (
+    InverseOptions,
+    Layer,
+    LogDetOptions,
+    Shape,
+    Transformed,
+    exact_inverse,
+    exact_logdet,
+    sample_norm,
+)
+from iresnet_core.results import Inverse
+
+__all__ = ["Logit"]
+
+
+class Logit(Layer):
+    """``z = logit(alpha + (1 - 2 alpha) x)``, entry by entry.
+
+    Parameters
+    ----------
+    alpha : float
+        In (0, 0.5): how far the argument of the logit stays away from 0 and 1.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If alpha is outside (0, 0.5); from `forward`, if an entry of x is where the map is not defined.
+
+    Notes
+    -----
+    The inverse ``1/2 + tanh(z/2) / (2 - 4 alpha)`` is defined for every z and lands in the open interval from
+    -alpha/(1 - 2 alpha) to 1 + alpha/(1 - 2 alpha): samples may lie a little outside [0, 1] (by 0.056 for alpha =
+    0.05). They are returned as they are, since a clipped sample would not be the preimage of its latent, and `forward`
+    takes them back.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Logit(0.05).forward(np.array([[0.5, 1.0]])).value.round(6)
+    array([[0.      , 2.944439]])
+    """
+
+    alpha: float
+
+    def __init__(self, alpha: float = 0.05) -> None:
+        number = float(alpha)
+        if not 0 < number < 0.5:
+            raise InvalidArgumentError(f"alpha must be in (0, 0.5), got {alpha!r}.")
+        self._keep(alpha=number)
+
+    def __repr__(self) -> str:
+        return f"Logit(alpha={self.alpha:g})"
+
+    @property
+    def inverse_lipschitz(self) -> Any:
+        """Largest slope of the inverse, at z = 0."""
+        return (1 + 1e-15) / (4 * (1 - 2 * self.alpha))
+
+    def output_shape(self, input_shape: Sequence[int]) -> Shape:
+        """Return the same shape."""
+        return tuple(input_shape)
+
+    def input_shape(self, output_shape: Sequence[int]) -> Shape:
+        """Return the same shape."""
+        return self.output_shape(output_shape)
+
+    def _map(self, engine: Backend, x: Array) -> Array:
+        self._require_domain(engine, x)
+        p, q = self._pair(x)
+        return engine.xp.log(p) - engine.xp.log(q)
+
+    def _pair(self, x: Array) -> tuple[Array, Array]:
+        """Return the argument of the logit and its complement, each a sum of positive terms and so accurate."""
+        width = 1 - 2 * self.alpha
+        return self.alpha + width * x, self.alpha + width * (1 - x)
+
+    def _require_domain(self, engine: Backend, x: Array) -> None:
+        if engine.is_tracing(x) or not x.shape[0]:
+            return
+        low, high = float(engine.xp.min(x)), float(engine.xp.max(x))
+        margin = self.alpha / (1 - 2 * self.alpha)
+        p, q = self._pair(x)
+        if float(engine.xp.min(p)) <= 0 or float(engine.xp.min(q)) <= 0:
+            raise InvalidArgumentError(
+                f"{self!r} takes data in [0, 1] and is defined between {-margin:.4g} and {1 + margin:.4g}, got entries "
+                f"from {low:.6g} to {high:.6g}. Divide 8-bit images by 255, or by 256 after adding uniform noise in "
+                "[0, 1)."
+            )
+
+    def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
+        value = self._map(engine, x)
+        xp = engine.xp
+        size = math.prod(x.shape[1:])
+        p, q = self._pair(flatten(xp, xp.astype(x, widest(engine))))
+        terms = -xp.log(p) - xp.log(q)
+        constant = size * math.log1p(-2 * self.alpha)
+        # Both logarithms are of numbers below 1, so the terms are positive and their sum bounds its own rounding.
+        total = xp.sum(terms, axis=1)
+        rounding = unit_roundoff(engine, widest(engine)) * ((size + 8) * (total + abs(constant)) + 16 * size)
+        return Transformed(value, exact_logdet(engine, total + constant, rounding, x.dtype))
+
+    def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
+        deviation = engine.xp.tanh(0.5 * z) / (2 - 4 * self.alpha)
+        x = 0.5 + deviation
+        info = engine.xp.finfo(z.dtype)
+        # Four roundings of eps at most for tanh, one for each operation and for the constant.
+        rounding = 8 * float(info.eps) * (sample_norm(engine, deviation) + sample_norm(engine, x)) + math.sqrt(
+            math.prod(z.shape[1:])
+        ) * float(info.smallest_normal)
+        return exact_inverse(engine, x, rounding)

@@ -1,0 +1,214 @@
+"""Layers that only move or add entries: space to depth, and zero channels."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from iresnet_core.backends import Array, Backend, device_of
+from iresnet_core.common.checks import require_positive_int
+from iresnet_core.common.precision import widest
+from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.flows.layer import (
+    InverseOptions,
+    Layer,
+    LogDetOptions,
+    Shape,
+    Transformed,
+    channel_axis,
+    exact_inverse,
+    exact_logdet,
+    sample_norm,
+)
+from iresnet_core.results import Inverse
+
+__all__ = ["InjectivePad", "Squeeze"]
+
+
+def _nothing(engine: Backend, x: Array) -> Array:
+    return engine.xp.zeros((x.shape[0],), dtype=widest(engine), device=device_of(x))
+
+
+class Squeeze(Layer):
+    """Turn every block of pixels into channels (Dinh, Sohl-Dickstein and Bengio 2017, Sec. 3.6); log-determinant 0.
+
+    Parameters
+    ----------
+    factor : int
+        Extent of a block along every spatial axis: 1, 2 or 3 axes for sequences, images and volumes.
+    data_format : {"channels_first", "channels_last"}
+        (C, *spatial) becomes (C factor^n, *spatial / factor) with channel index ``c factor^n + offset``, as
+        `torch.nn.functional.pixel_unshuffle`; (*spatial, C) gets the channel index ``offset C + c``, as
+        `tf.nn.space_to_depth`. The offset within a block counts its last axis fastest.
+
+    Raises
+    ------
+    ShapeError
+        From `forward`, if the spatial extent is not divisible.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Squeeze()(np.arange(4.0).reshape(1, 1, 2, 2))[0, :, 0, 0]
+    array([0., 1., 2., 3.])
+    """
+
+    factor: int
+    data_format: str
+
+    def __init__(
+        self, factor: int = 2, data_format: Literal["channels_first", "channels_last"] = "channels_first"
+    ) -> None:
+        if data_format not in ("channels_first", "channels_last"):
+            raise InvalidArgumentError(f"data_format must be 'channels_first' or 'channels_last', got {data_format!r}.")
+        self._keep(factor=require_positive_int(factor, "factor"), data_format=data_format)
+
+    def __repr__(self) -> str:
+        return f"Squeeze({self.factor}, {self.data_format!r})"
+
+    @property
+    def inverse_lipschitz(self) -> Any:
+        """The layer is a permutation of the entries."""
+        return 1.0
+
+    def _split(self, shape: Sequence[int]) -> tuple[int, Shape]:
+        """Channels and spatial extent of one sample."""
+        if not 2 <= len(shape) <= 4:
+            raise ShapeError(f"{self!r} takes samples with 1 to 3 spatial axes and a channel axis, got {tuple(shape)}.")
+        first = self.data_format == "channels_first"
+        return (shape[0], tuple(shape[1:])) if first else (shape[-1], tuple(shape[:-1]))
+
+    def _join(self, channels: int, spatial: Shape) -> Shape:
+        return (channels, *spatial) if self.data_format == "channels_first" else (*spatial, channels)
+
+    def output_shape(self, input_shape: Sequence[int]) -> Shape:
+        """Return the shape with factor^n times the channels and the spatial extent divided by the factor."""
+        channels, spatial = self._split(input_shape)
+        if any(n % self.factor for n in spatial):
+            raise ShapeError(
+                f"{self!r} needs a spatial extent divisible by {self.factor}, got {spatial} in samples of shape "
+                f"{tuple(input_shape)}. Crop or pad them."
+            )
+        return self._join(channels * self.factor ** len(spatial), tuple(n // self.factor for n in spatial))
+
+    def input_shape(self, output_shape: Sequence[int]) -> Shape:
+        """Return the shape with the channels turned back into pixels."""
+        channels, spatial = self._split(output_shape)
+        block = self.factor ** len(spatial)
+        if channels % block:
+            raise ShapeError(
+                f"the inverse of {self!r} needs a multiple of {block} channels, got {channels} in samples of shape "
+                f"{tuple(output_shape)}."
+            )
+        return self._join(channels // block, tuple(n * self.factor for n in spatial))
+
+    def _map(self, engine: Backend, x: Array) -> Array:
+        channels, spatial = self._split(x.shape[1:])
+        f, n = self.factor, len(spatial)
+        blocks = tuple(extent for m in spatial for extent in (m // f, f))
+        if self.data_format == "channels_first":
+            split, outer, inner = (channels, *blocks), range(2, 2 + 2 * n, 2), range(3, 3 + 2 * n, 2)
+            order = (0, 1, *inner, *outer)
+        else:
+            split, outer, inner = (*blocks, channels), range(1, 1 + 2 * n, 2), range(2, 2 + 2 * n, 2)
+            order = (0, *outer, *inner, 1 + 2 * n)
+        xp = engine.xp
+        moved = xp.permute_dims(xp.reshape(x, (x.shape[0], *split)), order)
+        return xp.reshape(moved, (x.shape[0], *self.output_shape(x.shape[1:])))
+
+    def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
+        return Transformed(
+            self._map(engine, x), exact_logdet(engine, _nothing(engine, x), _nothing(engine, x), x.dtype)
+        )
+
+    def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
+        shape = self.input_shape(z.shape[1:])
+        channels, spatial = self._split(shape)
+        f, n = self.factor, len(spatial)
+        coarse = tuple(m // f for m in spatial)
+        if self.data_format == "channels_first":
+            split = (channels, *(f,) * n, *coarse)
+            order = (0, 1, *(a for k in range(n) for a in (2 + n + k, 2 + k)))
+        else:
+            split = (*coarse, *(f,) * n, channels)
+            order = (0, *(a for k in range(n) for a in (1 + k, 1 + n + k)), 1 + 2 * n)
+        xp = engine.xp
+        moved = xp.permute_dims(xp.reshape(z, (z.shape[0], *split)), order)
+        return exact_inverse(engine, xp.reshape(moved, (z.shape[0], *shape)), _nothing(engine, z))
+
+
+class InjectivePad(Layer):
+    """Append channels of zeros (Jacobsen, Smeulders and Oyallon 2018); an isometry onto its range, log-determinant 0.
+
+    Parameters
+    ----------
+    padding : int
+        How many channels to append.
+    axis : int
+        The channel axis of a batch; -1 for channels last.
+
+    Notes
+    -----
+    The layer is injective and not surjective. ``inverse(z)`` drops the channels: it is the preimage of the nearest
+    point of the range. Its `residual` is the norm of what was dropped, the distance of z to the range; its
+    `error_bound`, zero, is the distance to that preimage, and says nothing about z being in the range.
+    With such a layer a flow's `log_prob` is the density of the padded variable at the padded sample, not a density of
+    the data that integrates to one, and its samples are preimages of nearest points.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> pad = InjectivePad(1)
+    >>> pad(np.array([[1.0, 2.0]]))
+    array([[1., 2., 0.]])
+    >>> pad.inverse(np.array([[1.0, 2.0, 0.5]])).residual
+    array([0.5])
+    """
+
+    padding: int
+    axis: int
+
+    def __init__(self, padding: int, axis: int = 1) -> None:
+        if isinstance(axis, bool) or not isinstance(axis, int) or axis == 0:
+            raise InvalidArgumentError(f"axis must be a whole number other than 0, the batch axis, got {axis!r}.")
+        self._keep(padding=require_positive_int(padding, "padding"), axis=axis)
+
+    def __repr__(self) -> str:
+        return f"InjectivePad({self.padding}, axis={self.axis})"
+
+    @property
+    def inverse_lipschitz(self) -> Any:
+        """Dropping entries moves no two points apart."""
+        return 1.0
+
+    def _resized(self, shape: Sequence[int], change: int) -> Shape:
+        position = channel_axis(self.axis, len(shape) + 1, repr(self)) - 1
+        return tuple(n + change if a == position else n for a, n in enumerate(shape))
+
+    def output_shape(self, input_shape: Sequence[int]) -> Shape:
+        """Return the shape with the additional channels."""
+        return self._resized(input_shape, self.padding)
+
+    def input_shape(self, output_shape: Sequence[int]) -> Shape:
+        """Return the shape without them."""
+        shape = self._resized(output_shape, -self.padding)
+        if min(shape) < 1:
+            raise ShapeError(f"{self!r} leaves no channel in samples of shape {tuple(output_shape)}.")
+        return shape
+
+    def _map(self, engine: Backend, x: Array) -> Array:
+        position = channel_axis(self.axis, x.ndim, repr(self))
+        shape = tuple(self.padding if a == position else n for a, n in enumerate(x.shape))
+        zeros = engine.xp.zeros(shape, dtype=x.dtype, device=device_of(x))
+        return engine.xp.concat([x, zeros], axis=position)
+
+    def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
+        return Transformed(
+            self._map(engine, x), exact_logdet(engine, _nothing(engine, x), _nothing(engine, x), x.dtype)
+        )
+
+    def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
+        position = channel_axis(self.axis, z.ndim, repr(self))
+        keep = z.shape[position] - self.padding
+        before = (slice(None),) * position
+        dropped = z[(*before, slice(keep, None), ...)]
+        kept = z[(*before, slice(None, keep), ...)]
+        return exact_inverse(engine, kept, _nothing(engine, z), sample_norm(engine, dropped))

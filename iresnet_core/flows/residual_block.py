@@ -1,0 +1,144 @@
+"""The residual block x + g(x) as a layer of a flow."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from iresnet_core.backends import Array, Backend
+from iresnet_core.branches.linearization import evaluate, stated_lipschitz
+from iresnet_core.common.checks import require_contraction
+from iresnet_core.determinant.dispatch import value_and_logdet
+from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.flows.layer import InverseOptions, Layer, LogDetOptions, Shape, Transformed
+from iresnet_core.inverse.dispatch import invert
+from iresnet_core.results import Inverse
+
+__all__ = ["ResidualBlock"]
+
+
+class ResidualBlock(Layer):
+    """``z = x + g(x)`` with Lip(g) < 1 (Behrmann et al. 2019, Theorem 1).
+
+    `forward` takes its log-determinant from `logdet` and `inverse` its solution from `invert`; their options are the
+    options here. Cost of `forward`: one evaluation of g besides what `logdet` spends.
+
+    Parameters
+    ----------
+    branch : Branch or callable
+        The residual branch g: a `Chain`, an object with `lipschitz` and `linearize`, or a plain callable, which needs
+        `lipschitz` here and an engine that differentiates.
+    lipschitz : float, optional
+        Constant to use instead of the branch's own certified one: a declaration of the caller's, on which every error
+        bound then rests.
+
+    Attributes
+    ----------
+    branch : Branch or callable
+        As given.
+    declared_lipschitz : float or None
+        The argument `lipschitz`.
+    lipschitz : float
+        The constant in use.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the branch is not callable.
+    ShapeError
+        If the branch states that it changes the shape.
+    NotContractiveError
+        If the declared constant is not below 1. A branch's own constant is looked at when it is needed: `inverse`
+        raises where it is not below 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from iresnet_core.branches.chain import Chain
+    >>> from iresnet_core.operators.matrices import Dense
+    >>> block = ResidualBlock(Chain([Dense(np.array([[0.0, 0.5], [0.5, 0.0]]))]))
+    >>> z, logdet = block.forward(np.array([[1.0, 2.0]]))
+    >>> z
+    array([[2. , 2.5]])
+    >>> logdet.value.round(6)  # log 0.75
+    array([-0.287682])
+    >>> block.inverse(z).value.round(6)
+    array([[1., 2.]])
+    """
+
+    branch: Any
+    declared_lipschitz: float | None
+    residual_blocks = 1
+    is_block = True
+
+    def __init__(self, branch: Any, *, lipschitz: float | None = None) -> None:
+        if not callable(branch):
+            raise InvalidArgumentError(f"a residual branch must be callable, got {type(branch).__name__}.")
+        before, after = getattr(branch, "input_shape", None), getattr(branch, "output_shape", None)
+        if before is not None and after is not None and tuple(before) != tuple(after):
+            raise ShapeError(f"a residual branch keeps the shape: {branch!r} takes {before} to {after}.")
+        if lipschitz is not None:
+            lipschitz = require_contraction(lipschitz, "the argument lipschitz")
+        self._keep(branch=branch, declared_lipschitz=lipschitz)
+
+    def __repr__(self) -> str:
+        declared = "" if self.declared_lipschitz is None else f", lipschitz={self.declared_lipschitz:g}"
+        return f"ResidualBlock({self.branch!r}{declared})"
+
+    @property
+    def lipschitz(self) -> float:
+        """The constant in use.
+
+        Raises
+        ------
+        UnknownLipschitzError
+            If it is neither declared nor stated by the branch.
+        """
+        return float(stated_lipschitz(self.branch, self.declared_lipschitz)[0])
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """Weights and biases, where the branch lists its linear layers."""
+        operators = getattr(self.branch, "operators", ())
+        parameters = (p for operator in operators for p in (operator.weight, operator.bias))
+        return tuple(p for p in parameters if p is not None)
+
+    @property
+    def inverse_lipschitz(self) -> float:
+        """1 / (1 - c), rounded up."""
+        constant = require_contraction(*stated_lipschitz(self.branch, self.declared_lipschitz))
+        return (1 + 1e-15) / (1 - constant)
+
+    def output_shape(self, input_shape: Sequence[int]) -> Shape:
+        """Return the same shape."""
+        expected = getattr(self.branch, "input_shape", None)
+        if expected is not None and tuple(expected) != tuple(input_shape):
+            raise ShapeError(
+                f"the branch {self.branch!r} takes samples of shape {tuple(expected)}, got {tuple(input_shape)}."
+            )
+        return tuple(input_shape)
+
+    def input_shape(self, output_shape: Sequence[int]) -> Shape:
+        """Return the same shape."""
+        return self.output_shape(output_shape)
+
+    def astype(self, dtype: Any) -> Self:
+        """Return the block with weights of another dtype.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the branch has no method `astype`.
+        """
+        if not hasattr(self.branch, "astype"):
+            raise InvalidArgumentError(f"the branch {self.branch!r} has no method astype(dtype).")
+        return type(self)(self.branch.astype(dtype), lipschitz=self.declared_lipschitz)
+
+    def _map(self, engine: Backend, x: Array) -> Array:
+        return x + evaluate(engine, self.branch, x)
+
+    def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
+        constant = stated_lipschitz(self.branch, self.declared_lipschitz)[0]
+        value, determinant = value_and_logdet(self.branch, x, lipschitz=constant, **options)
+        return Transformed(x + value, determinant)
+
+    def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
+        return invert(self.branch, z, lipschitz=self.declared_lipschitz, **options)

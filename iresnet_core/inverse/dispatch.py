@@ -1,0 +1,307 @@
+"""Inverse of x + g(x) = y for a contraction g, per sample, with a certified error."""
+
+import math
+import warnings
+from typing import Any, Literal, NamedTuple
+
+from iresnet_core.backends import Array, Backend, device_of, get_backend
+from iresnet_core.branches.linearization import evaluate, stated_lipschitz
+from iresnet_core.common.checks import (
+    require_batch,
+    require_contraction,
+    require_finite,
+    require_floating,
+    require_nonnegative,
+    require_positive_int,
+    require_same_device,
+    require_same_dtype,
+)
+from iresnet_core.common.precision import unit_roundoff, widest, working_dtype
+from iresnet_core.common.samples import norms
+from iresnet_core.errors import (
+    InvalidArgumentError,
+    NonFiniteError,
+    NotContractiveError,
+    NotConvergedError,
+    NotConvergedWarning,
+    ShapeError,
+)
+from iresnet_core.inverse.fixed_point import STALLED, FixedPoint, Progress
+from iresnet_core.inverse.implicit_gradient import with_implicit_gradient
+from iresnet_core.inverse.scaling import InUnits, length_unit
+from iresnet_core.inverse.solvers import SOLVERS
+from iresnet_core.results import Inverse
+
+__all__ = ["invert"]
+
+OnFailure = Literal["raise", "warn", "return"]
+
+# Default relative tolerance, by the bits of the working dtype.
+DEFAULT_RTOL = {64: 1e-10, 32: 1e-5}
+# A rounding error of g that nobody states is taken to be this many units per entry, relative to its terms.
+UNSTATED_ROUNDING = 16
+
+
+class _Problem(NamedTuple):
+    """g and y in the dtype and the units of the solver."""
+
+    engine: Backend
+    g: Any
+    y: Array
+    constant: float
+    name: str
+    output_roundoff: float
+    unit: float
+
+
+def invert(
+    g: Any,
+    y: Array,
+    *,
+    lipschitz: float | None = None,
+    solver: str = "anderson",
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_iter: int | None = None,
+    start: Array | None = None,
+    on_failure: OnFailure = "raise",
+) -> Inverse:
+    """Solve x + g(x) = y, sample by sample.
+
+    Parameters
+    ----------
+    g : Branch or callable
+        The contraction; g(x) has the shape of x (batch, ...).
+    y : array (batch, ...)
+        Right-hand sides.
+    lipschitz : float, optional
+        Lipschitz constant c < 1 of g in the Euclidean norm; default ``g.lipschitz``. All bounds rest on it.
+    solver : {"anderson", "picard", "newton"}
+        "anderson": the last five steps are combined so that the linearised residual is least (Walker and Ni 2011); a
+        step that does not shrink the residual is replaced by a plain one. For a `Chain` of dense layers and entrywise
+        activations the steps are Newton's with the mean Jacobian of the batch, where d is at most 1024 and at most four
+        times the samples. Where all that gains less than it costs, the plain iteration goes on, and where either stays
+        slow (a rate above 0.9 over thirty steps) Newton's method. A compiled function, which cannot look, only combines
+        steps. "picard": x <- y - g(x) (report, Eq. 12). "newton": inexact Newton steps by GMRES, as far as they are of
+        use; a step that does not shrink the residual is replaced by a plain one. The best where c is close to 1 and
+        nothing is gained by combining steps.
+    rtol, atol : float, optional
+        A sample has converged when its error bound is at most ``atol + rtol ||x||``. Default: rtol 1e-10 and atol
+        1e-12 in float64, 1e-5 and 1e-7 below. The floor of the dtype is added to it: twice the rounding
+        over 1 - c, or over (1 - c)^2 where the iteration has stalled.
+    max_iter : int, optional
+        Evaluations of g at most. Default: enough for any c-contraction by the a-priori bound (report, Eq. 36).
+    start : array like y, optional
+        First iterate; default y.
+    on_failure : {"raise", "warn", "return"}
+        What to do where a sample has not converged.
+
+    Returns
+    -------
+    Inverse
+        value; error_bound, certified, ``(||r|| + rounding of r) / (1 - c)``, r = x + g(x) - y; residual ``||r||``;
+        iterations, the evaluations of g (products with its Jacobian count as such); converged. All but value are per
+        sample, (batch,).
+
+    Raises
+    ------
+    NotContractiveError
+        If c >= 1, or two iterates were seen between which g expands by more than c.
+    NonFiniteError
+        If y or what g returns is not finite.
+    NotConvergedError
+        If a sample has not converged and ``on_failure="raise"``.
+    UnknownLipschitzError, ShapeError, DtypeError, MixedBackendsError, InvalidArgumentError
+        For arguments that make no sense.
+
+    Notes
+    -----
+    The error lies between ``||r|| / (1 + c)`` and ``||r|| / (1 - c)`` whatever the solver. The certificate of a `Chain`
+    takes one more evaluation, in float64 and with running error analysis of its rounding; that of a plain callable
+    takes none, and its rounding is taken to be 16 units in the last place of its terms. The rounding of whoever
+    computed y is not included.
+
+    Where the engine differentiates, `value` has the implicit derivative with respect to y and to what g closes over
+    (`error_bound` and the rest have none): one evaluation of g more, and in the backward pass a solve of its own, whose
+    relative tolerance is `rtol` as well. Second derivatives are refused. Inside a compiled function nothing is raised
+    about values that are not known yet: look at `converged`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> result = invert(lambda x: 0.5 * np.sin(x), np.array([[1.0, -2.0]]), lipschitz=0.5)
+    >>> bool(result.converged[0]), bool(result.error_bound[0] < 1e-9)
+    (True, True)
+    """
+    engine = get_backend(y)
+    if not isinstance(solver, str) or solver not in SOLVERS:
+        raise InvalidArgumentError(f"invert has the solvers {', '.join(SOLVERS)}; got {solver!r}.")
+    if on_failure not in ("raise", "warn", "return"):
+        raise InvalidArgumentError(f"on_failure must be 'raise', 'warn' or 'return', got {on_failure!r}.")
+    if max_iter is not None:
+        max_iter = require_positive_int(max_iter, "max_iter")
+    with engine.float64(), engine.sized_by(y):
+        problem, dtype = _checked(g, y, lipschitz)
+        bits = engine.xp.finfo(problem.y.dtype).bits
+        rtol = DEFAULT_RTOL[bits] if rtol is None else require_nonnegative(rtol, "rtol")
+        atol = 0.01 * DEFAULT_RTOL[bits] if atol is None else require_nonnegative(atol, "atol")
+        rtol, atol = engine.fixed(rtol, atol)
+        limit = _enough(problem.constant, rtol, bits) if max_iter is None else max_iter
+        atol = atol / problem.unit
+        first = problem.y if start is None else _checked_start(problem, start, y)
+        with engine.unrecorded():
+            y_norm = norms(engine.xp, problem.y)
+            fixed_point = FixedPoint(engine, problem.g, problem.y, y_norm, problem.constant, rtol, atol)
+            progress = SOLVERS[solver](fixed_point, first, limit)
+            _refuse_expansion(problem, progress)
+            result = _certified(problem, progress, rtol, atol, dtype, on_failure, solver)
+        if not engine.differentiates:
+            return result
+        steps = max(limit, _enough(problem.constant, rtol, bits))
+        value = with_implicit_gradient(engine, g, y, result.value, problem.constant, rtol, steps)
+        return result._replace(value=value)
+
+
+def _checked(g: Any, y: Array, lipschitz: float | None) -> tuple[_Problem, Any]:
+    """Check the arguments; half precision is solved in float32."""
+    engine = get_backend(y)
+    require_batch(y, "y")
+    require_floating(engine, y, "y")
+    require_finite(engine, y, "y")
+    if not callable(g):
+        raise InvalidArgumentError(f"a branch must be callable, got {type(g).__name__}.")
+    (constant,) = engine.fixed(require_contraction(*stated_lipschitz(g, lipschitz)))
+    working, dtype, xp = working_dtype(engine, y.dtype), y.dtype, engine.xp
+    y = engine.stop_gradient(y)
+    name = getattr(g, "__name__", type(g).__name__)
+    if working != dtype:
+        y = xp.astype(y, working)
+        g = g.astype(working) if hasattr(g, "astype") else _through(engine, g, dtype, working)
+    unit = length_unit(engine, y)
+    branch = InUnits(engine, g, unit)
+    return _Problem(engine, branch, y / unit, constant, name, unit_roundoff(engine, dtype), unit), dtype
+
+
+def _through(engine: Backend, g: Any, dtype: Any, working: Any) -> Any:
+    """A callable that knows half precision only, for a solver in float32."""
+
+    def evaluated(x: Array) -> Array:
+        return engine.xp.astype(evaluate(engine, g, engine.xp.astype(x, dtype)), working)
+
+    return evaluated
+
+
+def _checked_start(problem: _Problem, start: Array, y: Array) -> Array:
+    get_backend(y, start)
+    if tuple(start.shape) != tuple(y.shape):
+        raise ShapeError(f"start must have the shape of y, {tuple(y.shape)}, got {tuple(start.shape)}.")
+    require_same_dtype(start, "start", y, "y")
+    require_same_device(problem.engine, start, "start", y, "y")
+    require_finite(problem.engine, start, "start")
+    if length_unit(problem.engine, start) > max(problem.unit, 1.0):
+        raise InvalidArgumentError("start is so large that its squares overflow in the units of y; begin from y.")
+    return problem.engine.xp.astype(problem.engine.stop_gradient(start), problem.y.dtype) / problem.unit
+
+
+def _enough(constant: float, rtol: float, bits: int) -> int:
+    """Evaluations after which any c-contraction has met the tolerance (report, Eq. 36), doubled for safeguards."""
+    target = max(rtol, 2.0 ** (-52 if bits == 64 else -23)) * (1 - constant) ** 2 / 16
+    if constant == 0:
+        return 8
+    return max(16, 2 * math.ceil(math.log(target) / math.log(constant)) + 8)
+
+
+def _refuse_expansion(problem: _Problem, progress: Progress) -> None:
+    """Refuse a g that was seen to break its own constant, or to return what is not finite."""
+    engine, xp = problem.engine, problem.engine.xp
+    if engine.is_tracing(progress.residual):
+        return
+    suspects = progress.excess > 0
+    if bool(xp.any(suspects)):  # rounding alone may do that
+        _, rounding = _evaluated(problem, progress.x)
+        suspects = progress.excess > 4 * rounding
+    if bool(xp.any(suspects)):
+        worst = float(xp.max(xp.where(suspects, progress.expansion, xp.zeros_like(progress.expansion))))
+        raise NotContractiveError(
+            f"{problem.name} expands by {worst:.4g} between two iterates, more than its stated constant "
+            f"{problem.constant:.4g}. The constant is wrong, or the branch is no contraction."
+        )
+    bad = ~xp.isfinite(progress.residual)
+    if bool(xp.any(bad)):
+        count, total = int(xp.sum(xp.astype(bad, xp.int64))), progress.residual.shape[0]
+        raise NonFiniteError(f"{problem.name} returned NaN or infinity for {count} of {total} samples.")
+
+
+def _evaluated(problem: _Problem, x: Array, image: Array | None = None) -> tuple[Array, Array]:
+    """Return g(x), and a bound (batch,) on the rounding of x + g(x) - y in the dtype of x.
+
+    A branch that bounds its own rounding is evaluated once more for it; of another one, `image` is taken if given.
+    """
+    engine, xp, g = problem.engine, problem.engine.xp, problem.g
+    u = unit_roundoff(engine, x.dtype)
+    if g.knows_rounding:
+        image, rounding = g.astype(x.dtype).with_rounding(x)
+        share = 4 * u
+    else:
+        image = evaluate(engine, g, x) if image is None else image
+        rounding, share = xp.zeros((x.shape[0],), dtype=x.dtype, device=device_of(x)), 4 * u
+        share = share + UNSTATED_ROUNDING * max(u, problem.output_roundoff)
+    terms = norms(xp, x) + norms(xp, image) + norms(xp, xp.astype(problem.y, x.dtype))
+    # Where squares underflow a norm is lost; the entries are then below this.
+    lost = float(xp.finfo(x.dtype).smallest_normal) ** 0.5 * math.prod(x.shape[1:]) ** 0.5
+    return image, rounding + share * terms + lost
+
+
+def _certified(
+    problem: _Problem,
+    progress: Progress,
+    rtol: float,
+    atol: float,
+    dtype: Any,
+    on_failure: OnFailure,
+    solver: str,
+) -> Inverse:
+    """Turn the last iterate into an answer in `dtype`, with its certificate."""
+    engine, xp = problem.engine, problem.engine.xp
+    c = problem.constant
+    unit = problem.unit
+    value = xp.astype(progress.x, dtype)
+    residual, rounding, floor = _residual(problem, progress, value)
+    bound = (residual + rounding) / (1 - c) * (1 + 2.0**-50)
+    size = norms(xp, xp.astype(value, bound.dtype))
+    # A sample that stalled has the rounding of its whole history: a contraction gathers that up to 1 / (1 - c) times.
+    stalled = progress.since >= STALLED
+    floor = 2 * floor / (1 - c) * xp.where(stalled, xp.full_like(floor, 1 / (1 - c)), xp.ones_like(floor))
+    if value.dtype != problem.y.dtype:
+        floor = floor + 2 * unit_roundoff(engine, dtype) * (1 + c) / (1 - c) * xp.astype(size, floor.dtype)
+    converged = (bound <= atol + rtol * size + xp.astype(floor, bound.dtype)) & xp.isfinite(bound)
+    value, bound, residual = value * unit, bound * unit, residual * unit
+    result = Inverse(value, bound, residual, progress.evaluations, converged)
+    if engine.is_tracing(bound) or on_failure == "return" or bool(xp.all(converged)):
+        return result
+    failed = int(xp.sum(xp.astype(~converged, xp.int64)))
+    message = (
+        f"invert: {failed} of {converged.shape[0]} samples did not reach rtol={rtol:g}, atol={atol * unit:g} in "
+        f"{int(xp.max(progress.evaluations))} evaluations of {problem.name} (solver {solver}, c = {c:.4g}); largest "
+        f"error bound {float(xp.max(bound)):.3g}. Raise max_iter or the tolerance, or pass on_failure='return'."
+    )
+    if on_failure == "raise":
+        raise NotConvergedError(message)
+    warnings.warn(message, NotConvergedWarning, stacklevel=4)
+    return result
+
+
+def _residual(problem: _Problem, progress: Progress, value: Array) -> tuple[Array, Array, Array]:
+    """Norm of x + g(x) - y at the returned x, a bound on its rounding, and that in the dtype of the solver.
+
+    Below float64 a branch that bounds its own rounding is evaluated in float64.
+    """
+    engine, xp = problem.engine, problem.engine.xp
+    working = problem.y.dtype
+    if not problem.g.knows_rounding:
+        x, known = xp.astype(value, working), progress.image if value.dtype == working else None
+    else:
+        x, known = xp.astype(value, widest(engine)), None
+    image, rounding = _evaluated(problem, x, known)
+    ratio = unit_roundoff(engine, working) / unit_roundoff(engine, x.dtype)
+    return norms(xp, x + image - xp.astype(problem.y, x.dtype)), rounding, rounding * ratio

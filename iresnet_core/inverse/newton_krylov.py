@@ -1,0 +1,168 @@
+"""Newton's method for x + g(x) = y, each step by GMRES, sample by sample."""
+
+from collections.abc import Callable
+from typing import Any
+
+from iresnet_core.backends import Array, device_of
+from iresnet_core.common.precision import unit_roundoff
+from iresnet_core.common.samples import flatten, norms, per_sample
+from iresnet_core.inverse.fixed_point import FixedPoint, Progress
+
+__all__ = ["newton"]
+
+# Products of one linear solve at most; in a compiled program always as many.
+MOST_PRODUCTS = 100
+TRACED_PRODUCTS = 12
+# Products after which the solve looks at its residual.
+LOOKS = (2, 4, 6, 9, 12, 16, 20, 26, 32, 40, 50, 64, 80)
+# A linear solve is never asked for less than this share of the residual.
+LOOSEST = 0.1
+# Steps without real progress count as so many of the plain iteration's, where the residual is that near to rounding.
+IDLE, NEAR = 5, 1e3
+
+_FIELDS = len(Progress._fields)
+
+
+def newton(problem: FixedPoint, x: Array, max_iter: int, *, begun: Progress | None = None) -> Progress:
+    """Inexact Newton steps (I + J) s = y - g(x) - x, solved by GMRES as far as they will be of use.
+
+    The products are the branch's own, or differences of g (Knoll and Keyes 2004). The forcing term falls with the
+    square of the residual's last reduction (Eisenstat and Walker 1996, choice 2). A step that does not shrink the
+    residual is undone and replaced by a plain one, which does by c. Every product counts as an evaluation of g.
+    `begun` is where another solver left off.
+    """
+    engine, xp = problem.engine, problem.engine.xp
+    state = problem.begin(x) if begun is None else begun
+    if x.shape[0] == 0:
+        return state
+    tracing = engine.is_tracing(x)
+    outer = max(1, max_iter // (TRACED_PRODUCTS + 2)) if tracing else max_iter
+
+    def most_spent(now: Progress) -> Array:
+        return xp.max(xp.where(now.done, xp.zeros_like(now.evaluations), now.evaluations))
+
+    def unfinished(*arrays: Array) -> Array:
+        now = Progress(*arrays[:_FIELDS])
+        return ~xp.all(now.done) & (most_spent(now) < max_iter)
+
+    def step(*arrays: Array) -> tuple[Array, ...]:
+        best, (before, plain) = Progress(*arrays[:_FIELDS]), arrays[_FIELDS:]
+        # An accelerator looks at the condition of a loop every few steps only.
+        exhausted = ~best.done & (most_spent(best) >= max_iter)
+        best = best._replace(done=best.done | exhausted)
+        force = problem.y - best.image - best.x
+        target = (1 - problem.constant) * (problem.atol + problem.rtol * problem.norms(best.x))
+        length = xp.where(best.residual > 0, best.residual, xp.ones_like(best.residual))
+        forcing = xp.minimum(0.9 * (best.residual / before) ** 2, xp.full_like(length, LOOSEST))
+        forcing = xp.maximum(forcing, 0.5 * target / length)
+        plain = plain | (most_spent(best) + 3 > max_iter)
+        if tracing or not bool(xp.all(best.done | plain)):
+            update, products = _solved(problem, best, force, forcing, best.done | plain, max_iter)
+        else:
+            update, products = force, xp.zeros_like(best.evaluations)
+        update = xp.where(per_sample(xp, plain, x), force, update)
+        spent = xp.astype(~best.done, products.dtype) * products
+        state = problem.advance(best._replace(evaluations=best.evaluations + spent), best.x + update)
+        shrunk = ~(state.residual >= best.residual)
+        back = ~per_sample(xp, shrunk, x)
+        # A step that brings nothing has met the floor of the dtype if it is near, and will be replaced if it is not.
+        near = state.residual <= NEAR * problem.noise(problem.norms(state.x), problem.norms(state.image))
+        idle = xp.where(near, state.since + (IDLE - 1), xp.zeros_like(state.since))
+        since = xp.where(state.since > 0, idle, state.since)
+        state = state._replace(
+            x=xp.where(back, best.x, state.x),
+            image=xp.where(back, best.image, state.image),
+            residual=xp.where(shrunk, state.residual, best.residual),
+            since=since,
+            done=state.done & ~exhausted,
+        )
+        return (*state, length, ~shrunk)
+
+    one = xp.where(state.residual > 0, state.residual, xp.ones_like(state.residual))
+    arrays = engine.while_loop(unfinished, step, (*state, one, xp.zeros_like(state.done)), outer)
+    return Progress(*arrays[:_FIELDS])
+
+
+def _product(problem: FixedPoint, state: Progress) -> tuple[Callable[[Array], Array], int]:
+    """The map v -> J v for unit vectors (batch, d), and the evaluations that it took to have it."""
+    xp, shape = problem.engine.xp, state.x.shape
+    known = getattr(problem.g, "jacobian_product", lambda x: None)(state.x)
+    if known is not None:
+        return lambda v: flatten(xp, known(xp.reshape(v, shape))), 1
+    x, image = flatten(xp, state.x), flatten(xp, state.image)
+    reach = (1 + norms(xp, state.x))[:, None] * unit_roundoff(problem.engine, state.x.dtype) ** 0.5
+
+    def difference(v: Array) -> Array:
+        return (flatten(xp, problem.g(xp.reshape(x + reach * v, shape))) - image) / reach
+
+    return difference, 0
+
+
+def _solved(
+    problem: FixedPoint, state: Progress, force: Array, forcing: Array, idle: Array, max_iter: int
+) -> tuple[Array, Array]:
+    """GMRES for (I + J) s = force to a relative residual `forcing` (batch,); also the evaluations taken, (batch,).
+
+    Samples that are `idle` are not waited for.
+    """
+    engine, xp = problem.engine, problem.engine.xp
+    tracing = engine.is_tracing(state.x)
+    multiply, cost = _product(problem, state)
+    right = flatten(xp, force)
+    length = xp.linalg.vector_norm(right, axis=-1)
+    eps = float(xp.finfo(right.dtype).eps)
+    usable = (length > 0) & xp.isfinite(length)
+    basis = [
+        xp.where(usable, 1 / xp.where(usable, length, xp.ones_like(length)), xp.zeros_like(length))[:, None] * right
+    ]
+    columns: list[list[Array]] = []
+    done = idle | ~usable
+    count = xp.where(done, xp.zeros_like(state.evaluations), cost + xp.zeros_like(state.evaluations))
+    most = min(right.shape[1], TRACED_PRODUCTS if tracing else MOST_PRODUCTS)
+    if not tracing:
+        most = max(1, min(most, max_iter - int(xp.max(xp.where(done, 0 * count, state.evaluations))) - 1 - cost))
+    coefficients: Array = None
+    for k in range(1, most + 1):
+        w = multiply(basis[-1]) + basis[-1]
+        V = xp.stack(basis, axis=1)  # (batch, k, d)
+        image_length = xp.linalg.vector_norm(w, axis=-1)
+        # Once is enough: I + J is well conditioned, and the next Newton step sees the residual as it is.
+        h = xp.matmul(w[:, None, :], xp.matrix_transpose(V))
+        w = w - xp.matmul(h, V)[:, 0, :]
+        column = h[:, 0, :]
+        left = xp.linalg.vector_norm(w, axis=-1)
+        ended = ~(left > 8 * eps * image_length)
+        left = xp.where(ended, xp.zeros_like(left), left)
+        basis.append(w * xp.where(ended, xp.zeros_like(left), 1 / xp.where(ended, xp.ones_like(left), left))[:, None])
+        columns.append([column[:, i] for i in range(k)] + [left])
+        count = count + xp.astype(~done, count.dtype)
+        if k == most or (not tracing and k in LOOKS):
+            coefficients, residual = _least_squares(xp, columns, length)
+            done = done | (residual <= forcing)
+            if not tracing and bool(xp.all(done)):
+                break
+    update = xp.matmul(coefficients[:, None, :], xp.stack(basis[: len(columns)], axis=1))[:, 0, :]
+    # A solve that broke down leaves the plain step.
+    return xp.reshape(xp.where(xp.isfinite(update), update, right), force.shape), count
+
+
+def _least_squares(xp: Any, columns: list[list[Array]], length: Array) -> tuple[Array, Array]:
+    """Coefficients (batch, k) of the least residual, and that relative to the right-hand side.
+
+    By the normal equations in float64, which bears the square of the condition, ((1 + c) / (1 - c))^2.
+    """
+    k = len(columns)
+    zero = xp.zeros_like(length)
+    stacked = xp.stack(
+        [xp.stack([*column, *[zero] * (k + 1 - len(column))], axis=-1) for column in columns], axis=-1
+    )  # (batch, k + 1, k)
+    H = xp.astype(stacked, xp.float64)
+    H = xp.where(xp.isfinite(H), H, xp.zeros_like(H))
+    Ht = xp.matrix_transpose(H)
+    identity = xp.eye(k, dtype=H.dtype, device=device_of(H))
+    # Past the end of a Krylov space the columns are zero; the ridge gives them no weight.
+    solution = xp.linalg.solve(xp.matmul(Ht, H) + 1e-15 * identity, Ht[..., :, :1])
+    first = xp.reshape(xp.astype(xp.arange(k + 1, device=device_of(H)) == 0, H.dtype), (k + 1, 1))
+    residual = xp.linalg.vector_norm((first - xp.matmul(H, solution))[..., 0], axis=-1)
+    scaled = xp.astype(solution[..., 0] * xp.astype(length, H.dtype)[:, None], length.dtype)
+    return scaled, xp.astype(residual, length.dtype)

@@ -1,0 +1,60 @@
+"""The solvers of the contraction inverse by name."""
+
+import math
+from collections.abc import Callable
+
+from iresnet_core.backends import Array, device_of
+from iresnet_core.inverse.anderson_acceleration import OBSERVED, SLOW_RATE, anderson
+from iresnet_core.inverse.fixed_point import FixedPoint, Progress, picard
+from iresnet_core.inverse.newton_krylov import newton
+
+__all__ = ["SOLVERS"]
+
+# The mean Jacobian is worth its d^3 operations up to this dimension, and up to so many times the samples of the batch.
+PRECONDITIONED, SAMPLES_WORTH = 1024, 4
+
+
+def accelerated(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
+    """Anderson's method; the plain iteration where that gains too little, and Newton's where either stays slow.
+
+    Preconditioned by the mean Jacobian of the batch where g has one and it is cheap. In a compiled program, which
+    cannot look at its progress, Anderson's method throughout, without the preconditioner.
+    """
+    xp = problem.engine.xp
+    start, inverse = _begun(problem, x)
+    if problem.engine.is_tracing(start.residual):  # of g's weights as well
+        return anderson(problem, start, max_iter)[0]
+    state, useless, slow = anderson(problem, start, max_iter, judged=True, inverse=inverse)
+    while bool(useless) and not bool(slow):
+        left = max_iter - int(xp.max(state.evaluations))
+        before, state = state, picard(problem, x, min(left, OBSERVED), begun=state)
+        if left <= OBSERVED or bool(xp.all(state.done)):
+            return state
+        slow = xp.any(~state.done & (state.residual > SLOW_RATE**OBSERVED * before.residual))
+    return newton(problem, x, max_iter, begun=state) if bool(slow) else state
+
+
+def _begun(problem: FixedPoint, x: Array) -> tuple[Progress, Array | None]:
+    """The first iterate, and (I + J0)^-T with J0 the mean Jacobian there, from the same evaluation."""
+    engine, xp = problem.engine, problem.engine.xp
+    d = math.prod(x.shape[1:])
+    cheap = not engine.is_tracing(x) and d <= min(PRECONDITIONED, SAMPLES_WORTH * x.shape[0])
+    linearized = getattr(problem.g, "with_mean_jacobian", lambda x: None)(x) if cheap else None
+    if linearized is None:
+        return problem.begin(x), None
+    image, mean = linearized
+    start = problem.begin(x, image)
+    if engine.is_tracing(mean) or not bool(xp.all(xp.isfinite(mean))):
+        return start, None
+    transposed = xp.eye(d, dtype=mean.dtype, device=device_of(mean)) + xp.matrix_transpose(mean)
+    sign, log_determinant = xp.linalg.slogdet(transposed)
+    if not (float(sign) > 0 and float(log_determinant) >= d * math.log1p(-problem.constant) - 1):
+        return start, None  # no mean of contractions by the constant: the iteration will tell
+    return start, xp.linalg.inv(transposed)
+
+
+SOLVERS: dict[str, Callable[[FixedPoint, Array, int], Progress]] = {
+    "picard": picard,
+    "anderson": accelerated,
+    "newton": newton,
+}

@@ -1,0 +1,257 @@
+"""Certified bounds on the largest singular value of explicit matrices, valid in float64 arithmetic.
+
+Every function takes matrices (..., m, n), real or complex, in float64 precision with entries of order one, and returns
+bounds (...,). Rounding is accounted for with Higham's gamma_n = n u / (1 - n u), which holds for every order of
+summation; complex arithmetic is covered by a factor of four in n (Higham 2002, Lemma 3.5).
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from iresnet_core.backends import Array, Backend, device_of
+from iresnet_core.common.precision import gamma
+from iresnet_core.errors import NotConvergedError
+from iresnet_core.lipschitz.lanczos import cleaned, filled_stack, tridiagonal, unit
+
+__all__ = [
+    "cholesky_bound",
+    "cholesky_certificate",
+    "cholesky_certificates",
+    "frobenius_bound",
+    "gram_bound",
+    "holder_bound",
+    "largest_singular_value",
+    "singular_value_bound",
+    "smaller_gram",
+    "tight_gram_bound",
+]
+
+U = 2.0**-53
+# How far the Lanczos estimate is raised before it is certified.
+SLACK = 4e-3
+# Added to a square before its root is divided by; entries of order one have none so small.
+NOTHING = 1e-200
+
+
+def _terms(xp: Any, A: Array, n: int) -> int:
+    """Length of an inner product, as far as rounding is concerned."""
+    return 4 * (n + 2) if xp.isdtype(A.dtype, "complex floating") else n + 2
+
+
+def _squares(xp: Any, A: Array) -> Array:
+    """Squared magnitudes of the entries."""
+    return xp.abs(A) ** 2 if xp.isdtype(A.dtype, "complex floating") else A * A
+
+
+def _squared_frobenius(xp: Any, A: Array) -> Array:
+    """Upper bound on the squared Frobenius norm."""
+    m, n = A.shape[-2:]
+    return _sum_of_squares(xp, A) * (1 + gamma(m * n + 4, U))
+
+
+def _sum_of_squares(xp: Any, A: Array) -> Array:
+    """Squared Frobenius norms (...,) of matrices (..., m, n), real numbers."""
+    if xp.isdtype(A.dtype, "complex floating"):
+        return xp.sum(_squares(xp, A), axis=(-2, -1))
+    flat = xp.reshape(A, (*A.shape[:-2], math.prod(A.shape[-2:])))
+    return xp.linalg.vecdot(flat, flat)
+
+
+def _trace(xp: Any, gram: Array) -> Array:
+    """Trace of Hermitian matrices (..., n, n), a real number each."""
+    diagonal = xp.linalg.diagonal(gram)
+    return xp.sum(xp.real(diagonal) if xp.isdtype(gram.dtype, "complex floating") else diagonal, axis=-1)
+
+
+def _adjoint(xp: Any, A: Array) -> Array:
+    return xp.matrix_transpose(xp.conj(A) if xp.isdtype(A.dtype, "complex floating") else A)
+
+
+def largest_singular_value(engine: Backend, A: Array) -> Array:
+    """Largest singular value (...,) by SVD, with the relative error of LAPACK's."""
+    return engine.xp.linalg.svdvals(A)[..., 0]
+
+
+def singular_value_bound(engine: Backend, A: Array) -> Array:
+    """Largest singular value, raised by the error of the decomposition.
+
+    The computed values are those of A + E, ||E|| <= p(m, n) u ||A|| with p of modest growth (LAPACK Users' Guide,
+    Sec. 4.9); p = 4 (m + n) is far above what is seen.
+    """
+    m, n = A.shape[-2:]
+    return largest_singular_value(engine, A) * (1 + 8 * (m + n) * U)
+
+
+def frobenius_bound(engine: Backend, A: Array) -> Array:
+    """Frobenius norm (report, after Eq. 10): at most sqrt(rank) times the norm."""
+    return engine.xp.sqrt(_squared_frobenius(engine.xp, A)) * (1 + 2 * U)
+
+
+def holder_bound(engine: Backend, A: Array) -> Array:
+    """sqrt(||A||_1 ||A||_inf), by Hoelder's inequality."""
+    xp = engine.xp
+    m, n = A.shape[-2:]
+    magnitude = xp.abs(A)
+    columns = xp.max(xp.sum(magnitude, axis=-2), axis=-1)
+    rows = xp.max(xp.sum(magnitude, axis=-1), axis=-1)
+    return xp.sqrt(columns) * xp.sqrt(rows) * (1 + gamma(m + n + 8, U))
+
+
+def smaller_gram(xp: Any, A: Array) -> tuple[Array, Array]:
+    """Return the smaller of A^H A and A A^H, and a bound on the norm of its rounding error."""
+    m, n = A.shape[-2:]
+    adjoint = _adjoint(xp, A)
+    gram = xp.matmul(adjoint, A) if n <= m else xp.matmul(A, adjoint)
+    # The trace is the squared Frobenius norm, but for rounding.
+    g = gamma(_terms(xp, A, m * n), U)
+    return gram, gamma(_terms(xp, A, max(m, n)), U) * _trace(xp, gram) * ((1 + g) / (1 - g))
+
+
+def cholesky_certificate(engine: Backend, gram: Array, gram_error: Array, level: float) -> float | None:
+    """Certify sigma for all matrices of a stack with Gram matrices `gram` (..., n, n) at once.
+
+    Returns a number just above `level` that bounds every sigma, or None if the factorisation of level^2 I - gram
+    fails. If it succeeds, the exact matrix has no eigenvalue below -gamma_(n+1) / (1 - gamma_(n+1)) times its trace
+    (Rump 2006, Thm 2.3), the Gram matrix is wrong by at most `gram_error`, and the diagonal was rounded once.
+    """
+    xp = engine.xp
+    n = gram.shape[-1]
+    squared = level * level
+    if not engine.is_above(squared, gram):
+        return None
+    g = gamma(_terms(xp, gram, n), U)
+    error = g / (1 - g) * n * squared + 2 * U * squared + float(xp.max(gram_error))
+    return math.sqrt(squared + error) * (1 + 4 * U)
+
+
+def cholesky_certificates(engine: Backend, gram: Array, gram_error: Array, levels: Array) -> Array | None:
+    """Certify sigma for every matrix of a stack (k, n, n) at a level of its own (k,), as `cholesky_certificate`.
+
+    Returns bounds (k,) just above the levels, 0 for zero matrices; None if a factorisation fails.
+    """
+    xp = engine.xp
+    n = gram.shape[-1]
+    zero = _trace(xp, gram) <= 0  # of a sum of squares
+    squared = xp.where(zero, xp.ones_like(levels), levels * levels)
+    if not engine.is_above(squared, gram):
+        return None
+    g = gamma(_terms(xp, gram, n), U)
+    error = (g / (1 - g) * n + 2 * U) * squared + gram_error
+    bounds = xp.sqrt(squared + error) * (1 + 8 * U)
+    return xp.where(zero, xp.zeros_like(bounds), bounds)
+
+
+def cholesky_bound(engine: Backend, A: Array) -> Array:
+    """Cholesky certificate of a Lanczos estimate raised by 0.4 %, matrix by matrix.
+
+    Where the estimate was too low the factorisation fails; a better estimate is taken, then a larger distance.
+    """
+    xp = engine.xp
+    m, n = A.shape[-2:]
+    stack = A.shape[:-2]
+    flat = xp.reshape(A, (math.prod(stack), m, n))
+    bounds = []
+    for i in range(flat.shape[0]):
+        matrix = flat[i, :, :]
+        if not bool(xp.any(matrix != 0)):
+            bounds.append(0.0)
+            continue
+        gram, gram_error = smaller_gram(xp, matrix)
+        bounds.append(raise_until_certified(engine, gram, gram_error, _lanczos_estimates(engine, gram)))
+    return xp.reshape(xp.asarray(bounds, dtype=xp.float64, device=device_of(A)), stack)
+
+
+def _lanczos_estimates(engine: Backend, gram: Array) -> Iterator[float]:
+    """Lower bounds on the norm from one Lanczos process, which goes on where the last was not good enough.
+
+    The Gram matrix is at hand, so that a step takes one product with it and not two with the matrix; squaring costs
+    the largest singular value no digits.
+    """
+    xp, n = engine.xp, gram.shape[0]
+    start = engine.from_numpy(np.random.default_rng(0).standard_normal(n), gram)
+    looks = (16, 28, 50, 100, 200)
+    last = min(looks[-1], n)
+    eps = float(xp.finfo(gram.dtype).eps)
+    v, _ = unit(xp, xp.matmul(gram, start))
+    basis: list[Array] = []
+    diagonal: list[Array] = []
+    beside: list[Array] = []
+    for k in range(1, last + 1):
+        basis.append(v)
+        w = xp.matmul(gram, v)
+        diagonal.append(xp.linalg.vecdot(v, w))
+        if k in looks or k == last:
+            eigenvalues = xp.linalg.eigvalsh(tridiagonal(xp, diagonal, beside))
+            yield math.sqrt(max(0.0, float(eigenvalues[-1])))
+        image_length = xp.linalg.vector_norm(w)
+        V = filled_stack(xp, basis, axis=0)
+        for _ in range(2):  # against the whole basis, and once more for what rounding leaves behind
+            w = w - xp.matmul(xp.matmul(V, w), V)
+        v, length = cleaned(xp, w, image_length, eps)
+        beside.append(length)
+
+
+def raise_until_certified(engine: Backend, gram: Array, gram_error: Array, estimates: Iterator[float]) -> float:
+    """Certify the first estimate that passes when raised by SLACK, or else growing multiples of the last one.
+
+    `estimates` are lower bounds on the norm, each better and dearer than the one before.
+    """
+    xp, estimate = engine.xp, 0.0
+    for estimate in estimates:
+        bound = cholesky_certificate(engine, gram, gram_error, estimate * (1 + SLACK))
+        if bound is not None:
+            return bound
+    # A start orthogonal to all that matters is not noticed by the iteration, but by the trace: sigma^2 >= tr G / n.
+    estimate = max(estimate, math.sqrt(float(xp.max(_trace(xp, gram))) / gram.shape[-1]))
+    slack = SLACK
+    for _ in range(40):
+        slack *= 3
+        bound = cholesky_certificate(engine, gram, gram_error, estimate * (1 + slack))
+        if bound is not None:
+            return bound
+    raise NotConvergedError(
+        f"no multiple of the estimate {estimate:.6g} up to {1 + slack:.3g} could be certified; the matrix is too badly "
+        "scaled for a Cholesky certificate in float64. Use method='svd'."
+    )
+
+
+def tight_gram_bound(engine: Backend, A: Array) -> Array:
+    """Gram iteration to 1e-13 of the norm, and rounding; in a compiled program, 14 steps."""
+    return gram_bound(engine, A) if engine.is_tracing(A) else gram_bound(engine, A, rtol=1e-13, max_steps=46)
+
+
+def gram_bound(engine: Backend, A: Array, *, rtol: float = 1e-3, max_steps: int = 14) -> Array:
+    """Gram iteration: G <- G^H G / ||G^H G||_F, sigma <= ||G_t||_F^(1 / 2^t) (Delattre et al. 2023, Thm 1).
+
+    The iteration stops where the bound is within `rtol` of sigma >= (||G_t||_F^2 / tr G_t)^(1 / 2^t); the worst case,
+    n equal singular values, is within log(n) / 2^(t + 1). The rounding of every product is carried back through the
+    square roots.
+    """
+    xp = engine.xp
+    gram, first_error = smaller_gram(xp, A)
+    n = gram.shape[-1]
+    is_complex = xp.isdtype(A.dtype, "complex floating")
+    looks = rtol > 0 and not engine.is_tracing(A)
+    g = gamma(_terms(xp, A, n), U) + 8 * U
+    flat_shape = (*gram.shape[:-2], n * n)
+    norms = []
+    for step in range(1, max_steps + 1):
+        flat = xp.reshape(gram, flat_shape)
+        squared = xp.sum(xp.abs(flat) ** 2, axis=-1) if is_complex else xp.linalg.vecdot(flat, flat)
+        norm = xp.sqrt(squared + NOTHING)
+        norms.append(norm)
+        gram = gram / (xp.astype(norm, gram.dtype) if is_complex else norm)[..., None, None]
+        if looks and bool(xp.all(_trace(xp, gram) ** (1 / 2**step) <= 1 + rtol)):
+            break
+        if step < max_steps:
+            gram = xp.matmul(_adjoint(xp, gram) if is_complex else xp.matrix_transpose(gram), gram)
+    # The norm of the last matrix is that of a normalised one; sigma(G_t)^2 <= norm_(t+1) sigma(G_(t+1)) + error, back
+    # to the first.
+    bound: Any = 1 + 8 * n * n * U
+    for norm in reversed(norms[1:]):
+        bound = (norm * (bound * (1 + g) + g) + g) ** 0.5
+    bound = xp.sqrt(norms[0] * (bound * (1 + g) + g) + first_error) * (1 + g)
+    return xp.where(xp.any(A != 0, axis=(-2, -1)), bound, xp.zeros_like(bound))

@@ -1,0 +1,113 @@
+"""Golub-Kahan-Lanczos bidiagonalisation with full reorthogonalisation, for one operator or a stack of matrices."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from iresnet_core.backends import Array, device_of
+from iresnet_core.operators.matrices import LinearOperator
+
+__all__ = ["Bidiagonalization", "bidiagonalize", "cleaned", "filled_stack", "tridiagonal", "unit"]
+
+# A basis grows by one vector a step. Filled up with zeros to a multiple of this number its products have few shapes,
+# for each of which some engines compile.
+FILL = 8
+
+
+def unit(xp: Any, v: Array) -> tuple[Array, Array]:
+    """Return v / ||v|| and ||v|| along the last axis; the zero vector stays zero."""
+    length = xp.linalg.vector_norm(v, axis=-1)
+    divisor = xp.where(length > 0, length, xp.ones_like(length))
+    return v / divisor[..., None], length
+
+
+def filled_stack(xp: Any, vectors: list[Array], axis: int) -> Array:
+    """Stack vectors along `axis`, and zeros after them up to a multiple of `FILL`."""
+    lacking = -len(vectors) % FILL
+    return xp.stack([*vectors, *[xp.zeros_like(vectors[0])] * lacking] if lacking else vectors, axis=axis)
+
+
+def _orthogonalize(xp: Any, v: Array, basis: list[Array]) -> Array:
+    """Remove the components along the basis, twice, since once leaves rounding behind (Giraud et al. 2005)."""
+    if not basis:
+        return v
+    B = filled_stack(xp, basis, axis=-1)  # (..., n, k), and zeros
+    for _ in range(2):
+        coefficients = xp.matmul(xp.matrix_transpose(B), v[..., None])
+        v = v - xp.matmul(B, coefficients)[..., 0]
+    return v
+
+
+@dataclass
+class Bidiagonalization:
+    """A V = U B and A^T U = V B^T + beta v e^T, with B upper bidiagonal (k, k): alpha on, beta above the diagonal.
+
+    `right` holds v_1 .. v_(k+1), `left` u_1 .. u_k; entries of alpha and beta have the shape of the stack.
+    """
+
+    alpha: list[Array] = field(default_factory=list)
+    beta: list[Array] = field(default_factory=list)
+    left: list[Array] = field(default_factory=list)
+    right: list[Array] = field(default_factory=list)
+
+    def matrix(self, xp: Any) -> Array:
+        """Return B (..., k, k), and rows and columns of zeros up to a multiple of `FILL`."""
+        like = self.alpha[0]
+        alpha = filled_stack(xp, self.alpha, axis=-1)[..., :, None]
+        beta = filled_stack(xp, [*self.beta[:-1], xp.zeros_like(like)], axis=-1)[..., :, None]
+        order = alpha.shape[-2]
+        on = xp.eye(order, dtype=like.dtype, device=device_of(like))
+        above = xp.eye(order, k=1, dtype=like.dtype, device=device_of(like))
+        return on * alpha + above * beta
+
+
+def bidiagonalize(operator: LinearOperator, start: Array, steps: int) -> Iterator[Bidiagonalization]:
+    """Yield the bidiagonalisation after each step; two operator products a step.
+
+    Parameters
+    ----------
+    operator : LinearOperator (m, n)
+        Or a stack of them.
+    start : array (..., n)
+        First right vector, not zero.
+    steps : int
+        At most this many.
+    """
+    xp = operator.engine.xp
+    state = Bidiagonalization()
+    eps = float(xp.finfo(start.dtype).eps)
+    v, _ = unit(xp, start)
+    state.right.append(v)
+    for _ in range(steps):
+        u = operator.matvec(v)
+        image_length = xp.linalg.vector_norm(u, axis=-1)
+        if state.left:
+            u = u - state.beta[-1][..., None] * state.left[-1]
+        u, alpha = cleaned(xp, _orthogonalize(xp, u, state.left), image_length, eps)
+        state.left.append(u)
+        state.alpha.append(alpha)
+        w = operator.rmatvec(u)
+        image_length = xp.linalg.vector_norm(w, axis=-1)
+        v, beta = cleaned(xp, _orthogonalize(xp, w - alpha[..., None] * v, state.right), image_length, eps)
+        state.right.append(v)
+        state.beta.append(beta)
+        yield state
+
+
+def cleaned(xp: Any, v: Array, image_length: Array, eps: float) -> tuple[Array, Array]:
+    """Normalise; what is only rounding of the product becomes zero, which ends that recurrence."""
+    length = xp.linalg.vector_norm(v, axis=-1)
+    v = xp.where((length > 10 * eps * image_length)[..., None], v, xp.zeros_like(v))
+    return unit(xp, v)
+
+
+def tridiagonal(xp: Any, diagonal: list[Array], beside: list[Array]) -> Array:
+    """Return the symmetric tridiagonal matrices (..., k, k) with `diagonal` and the k - 1 entries `beside` it."""
+    k, like = len(diagonal), diagonal[0]
+
+    def placed(entries: list[Array], offset: int) -> Array:
+        column = xp.stack([*entries, *[xp.zeros_like(like)] * (k - len(entries))], axis=-1)[..., :, None]
+        return column * xp.eye(k, k=offset, dtype=like.dtype, device=device_of(like))
+
+    above = placed(beside[: k - 1], 1)
+    return placed(diagonal, 0) + above + xp.matrix_transpose(above)

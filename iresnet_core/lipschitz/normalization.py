@@ -1,0 +1,157 @@
+"""Weights scaled below a Lipschitz constant that is certified, and the penalty that pulls them there."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from iresnet_core.backends import Array, device_of
+from iresnet_core.branches.chain import Chain
+from iresnet_core.common.checks import require_finite, require_nonnegative
+from iresnet_core.common.precision import unit_roundoff, widest
+from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.lipschitz.bounds import lipschitz_bound
+from iresnet_core.lipschitz.estimates import spectral_norm
+from iresnet_core.operators.matrices import LinearLayer, LinearOperator, Matrices, as_operator
+from iresnet_core.results import LipschitzBound
+
+__all__ = ["normalize", "spectral_penalty"]
+
+
+def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
+    """Scale an operator down so that its certified bound is at most `coeff`.
+
+    The factor is ``min(1, coeff / bound)`` (report, Eq. 10), lowered by what rounding the scaled weights may add to
+    their norm. Weights that are small enough are returned as they are.
+
+    Parameters
+    ----------
+    A : array (..., m, n), Dense, Convolution or Chain
+        Matrices (each of a stack on its own), a layer (its bias is kept), or a branch: there `coeff` bounds the whole
+        chain, and each of its L linear layers is capped at (coeff / product of the activations' constants)^(1 / L).
+    coeff : float
+        The cap, positive.
+    bound : float, array (...,) or LipschitzBound, optional
+        A bound that is known already, which is trusted; default ``lipschitz_bound(A)``. Not for a chain.
+
+    Returns
+    -------
+    Of the kind of `A`. A layer carries its new bound, so that it is not computed again.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `coeff` is not positive, `A` has no entries to scale, or the bound is not positive.
+    ShapeError, DtypeError, NonFiniteError, UnknownArrayError
+        As for `lipschitz_bound`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scaled = normalize(np.array([[3.0, 0.0], [0.0, 1.0]]), 0.9)
+    >>> bool(abs(np.linalg.norm(scaled, 2) - 0.9) < 1e-12)
+    True
+    """
+    cap = require_nonnegative(coeff, "coeff")
+    if cap == 0:
+        raise InvalidArgumentError(f"coeff must be a positive finite number, got {coeff!r}.")
+    if isinstance(A, Chain):
+        if bound is not None:
+            raise InvalidArgumentError("normalize takes no bound for a chain; normalise its layers one by one.")
+        return _normalized_chain(A, cap)
+    operator = as_operator(A)
+    if not isinstance(operator, Matrices | LinearLayer):
+        raise InvalidArgumentError(
+            f"normalize needs entries to scale; {type(A).__name__} is known by its products only."
+        )
+    known = lipschitz_bound(operator) if bound is None else bound
+    value = known.value if isinstance(known, LipschitzBound) else known
+    with operator.engine.float64():
+        return _normalized(operator, known, value, cap)
+
+
+def _normalized(operator: Any, known: Any, value: Any, cap: float) -> Any:
+    """Scale the entries, and note the bound on what comes out."""
+    weight = operator.array if isinstance(operator, Matrices) else operator.weight
+    scaled, new_bound = _scaled(operator, weight, value, cap)
+    if isinstance(operator, Matrices):
+        return scaled
+    certificate = known.certificate if isinstance(known, LipschitzBound) else "stated"
+    method = known.method if isinstance(known, LipschitzBound) else "given"
+    layer = operator.with_parameters(scaled, operator.bias, LipschitzBound(new_bound, certificate, method))
+    # While a program is compiled the bound has no value yet; that it is at most the cap is known all the same.
+    return layer.capped(cap) if operator.engine.is_tracing(new_bound) else layer
+
+
+def _scaled(operator: LinearOperator, weight: Array, bound: Any, cap: float) -> tuple[Array, Array]:
+    """Weights whose norms are at most `cap`, and the bounds (...,) on those."""
+    engine, xp = operator.engine, operator.engine.xp
+    wide = widest(engine)
+    if isinstance(bound, str | list | tuple):
+        raise InvalidArgumentError(f"bound must be a number, an array or a LipschitzBound, got {bound!r}.")
+    if isinstance(bound, int | float):
+        bound = xp.full(operator.batch_shape, float(bound), dtype=wide, device=device_of(weight))
+    else:
+        bound = xp.astype(bound, wide)
+    require_finite(engine, bound, "bound")
+    if tuple(bound.shape) != operator.batch_shape:
+        raise ShapeError(f"bound must have shape {operator.batch_shape}, got {tuple(bound.shape)}.")
+    if not engine.is_tracing(bound) and bool(xp.any(bound < 0)):
+        raise InvalidArgumentError(f"a bound must not be negative, got {float(xp.min(bound)):.4g}.")
+    u = unit_roundoff(engine, weight.dtype)
+    # Rounding changes W by at most u |W| entrywise, hence the norm by u ||W||_F <= u sqrt(rank) bound; an entry that
+    # becomes subnormal is changed by u times the smallest normal number.
+    lost = u * math.prod(operator.shape) ** 0.5 * float(xp.finfo(weight.dtype).smallest_normal)
+    lost += 5e-324 if lost < 1e-307 else 0.0
+    reach = max(0.0, cap - lost) / (1 + 4 * u * (min(operator.shape) ** 0.5 + 2))
+    excess = bound > cap
+    one = xp.ones_like(bound)
+    shape = (*bound.shape, *(1,) * (weight.ndim - bound.ndim))
+    # In float64 and in two steps, since the quotient of cap and bound may itself be subnormal.
+    divided = xp.astype(weight, wide) / xp.reshape(xp.where(excess, bound, one), shape)
+    scaled = divided * xp.reshape(xp.where(excess, reach * one, one), shape)
+    return xp.astype(scaled, weight.dtype), xp.where(excess, cap * one, bound)
+
+
+def _normalized_chain(chain: Chain, cap: float) -> Chain:
+    """Cap every linear layer at the same share of the chain's constant."""
+    product = 1.0
+    for layer in chain.layers:
+        if not isinstance(layer, LinearLayer):
+            product *= layer.lipschitz
+    count = len(chain.operators)
+    share = (cap / product) ** (1 / count) * (1 - 2.0**-48 * (len(chain.layers) + 4))
+    capped = Chain([normalize(layer, share) if isinstance(layer, LinearLayer) else layer for layer in chain.layers])
+    capped.lipschitz  # noqa: B018  # the constants are at hand now, but not where a compiler traces a use of the chain
+    return capped
+
+
+def spectral_penalty(operators: Any, weight: float) -> Array:
+    """Return ``weight`` times the sum of the squared spectral norms (report, Eq. 11), a 0-d array.
+
+    For training with a penalty on the norms, instead of the cap or besides it. The norms are estimates from below
+    (`spectral_norm`, two products a step); differentiating gives 2 weight sigma u v^T for each operator.
+
+    Parameters
+    ----------
+    operators : array, layer or chain, or an iterable of them
+        A chain stands for its linear layers.
+    weight : float
+        The factor lambda, not negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(spectral_penalty([np.diag([3.0, 1.0]), np.diag([2.0, 2.0])], 0.5))
+    6.5
+    """
+    weight = require_nonnegative(weight, "weight")
+    total: Any = None
+    single = not isinstance(operators, Iterable) or hasattr(operators, "shape")
+    for operator in (operators,) if single else operators:
+        for part in operator.operators if isinstance(operator, Chain) else (operator,):
+            sigma = spectral_norm(part).value
+            square = as_operator(part).engine.xp.sum(sigma * sigma)
+            total = square if total is None else total + square
+    if total is None:
+        raise InvalidArgumentError("spectral_penalty needs at least one operator.")
+    return weight * total

@@ -1,0 +1,251 @@
+"""Weights kept below a cap while they are trained, and certified when they are used.
+
+While weights change with every step, a warm-started block power iteration tells their norm (`steered`); it approaches
+the norm from below, so that the cap may be exceeded by a little. When they are used, the norm is certified
+(`certified`), and between two certificates the bound of Weyl holds: sigma(W + D) <= sigma(W) + ||D||_F.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from iresnet_core.backends import Array, device_of
+from iresnet_core.branches.activations import Activation
+from iresnet_core.common.checks import require_nonnegative
+from iresnet_core.common.precision import gamma, round_up, unit_roundoff, widest, working_dtype
+from iresnet_core.errors import NotContractiveError
+from iresnet_core.lipschitz.block_power_iteration import first_basis, refine_basis
+from iresnet_core.lipschitz.bounds import lipschitz_bound
+from iresnet_core.lipschitz.estimates import spectral_norm
+from iresnet_core.lipschitz.normalization import normalize
+from iresnet_core.operators.matrices import Dense, LinearLayer, Matrices, Transposed, constant_operator
+from iresnet_core.results import LipschitzBound
+
+__all__ = [
+    "Certificate",
+    "any_size_bound",
+    "basis_shape",
+    "certificate",
+    "certified",
+    "layer_cap",
+    "moved_bound",
+    "steered",
+    "steered_together",
+    "training_constant",
+]
+
+
+# Vectors of the block: the leading singular values of trained weights lie close together, pressed against the cap.
+BASIS_SIZE = 8
+# Steps (powers in the Krylov space) from a start that knows nothing.
+FIRST_STEPS = 16
+
+
+class Certificate(NamedTuple):
+    """A certified bound on the norm of a layer, with the singular vectors that make up its derivative.
+
+    Attributes
+    ----------
+    bound : array ()
+        At least the norm, in the dtype of the weight.
+    left, right : array (m,), (n,)
+        Singular vectors of the largest singular value.
+    """
+
+    bound: Array
+    left: Array
+    right: Array
+
+
+def layer_cap(layers: Sequence[Any], coeff: float, *, per_layer: bool = False) -> float:
+    """Cap on each linear layer of a branch whose Lipschitz constant is to be at most `coeff`.
+
+    Parameters
+    ----------
+    layers : sequence
+        The layers; those that are an `Activation` count with their constants, the others are the linear ones.
+    coeff : float
+        In (0, 1).
+    per_layer : bool
+        Cap every layer at `coeff` instead of its share ``(coeff / product of the activations' constants)^(1 / L)``: the
+        reading of Behrmann et al. (2019), with L layers a block then has coeff^L.
+
+    Raises
+    ------
+    NotContractiveError
+        If `coeff` is not below 1.
+    """
+    coeff = require_nonnegative(coeff, "coeff")
+    if not 0 < coeff < 1:
+        raise NotContractiveError(f"coeff must lie between 0 and 1 for the block to be invertible, got {coeff:g}.")
+    if per_layer:
+        return coeff
+    product = math.prod(layer.lipschitz for layer in layers if isinstance(layer, Activation))
+    count = sum(not isinstance(layer, Activation) for layer in layers)
+    return float((coeff / product) ** (1 / max(count, 1)) * (1 - 2.0**-48 * (len(layers) + 4)))
+
+
+def training_constant(constant: float) -> float:
+    """Lipschitz constant on which a block with `constant` relies while its weights are trained.
+
+    Half-way to 1: what the estimates of `steered` lack may make the block exceed its constant, by that much without
+    harm to the inverse and the log-determinant.
+    """
+    return 0.5 * (1 + constant)
+
+
+def steered(layer: LinearLayer, cap: float, basis: Array | None, *, steps: int = 2) -> tuple[LinearLayer, Array]:
+    """Scale a layer by its estimated norm, for use while its weights are trained.
+
+    Parameters
+    ----------
+    layer : Dense or Convolution
+        With the free weights.
+    cap : float
+        What the estimate of the scaled layer's norm is at most.
+    basis : array (k, m), optional
+        What the last call returned; None begins from fixed pseudo-random vectors and takes more steps.
+    steps : int
+        Steps of a block power iteration with `BASIS_SIZE` vectors; two products of the block each.
+
+    Returns
+    -------
+    layer : LinearLayer
+        With weights ``W min(1, cap / sigma)``, differentiable through sigma = left^T W right, and the cap as its
+        constant, which its norm may exceed by what the estimate lacks.
+    basis : array (k, m)
+        For the next call, in at least float32; its shape is `basis_shape`.
+    """
+    engine, xp = layer.engine, layer.engine.xp
+    raised = layer.astype(working_dtype(engine, layer.weight.dtype))
+    with engine.unrecorded(), engine.float64():
+        constant = constant_operator(raised)
+        if _is_tall(layer):
+            constant = Transposed(constant)
+        if basis is None:
+            basis, steps = first_basis(constant, BASIS_SIZE), FIRST_STEPS
+        left, right, basis = (engine.stop_gradient(a) for a in refine_basis(constant, basis, steps))
+        if _is_tall(layer):
+            left, right = right, left
+    sigma = xp.sum(left * raised.matvec(right), axis=-1)
+    limit = xp.full_like(sigma, cap)
+    weight = layer.weight * xp.astype(limit / xp.maximum(sigma, limit), layer.weight.dtype)
+    return layer.with_parameters(weight, layer.bias).capped(cap), basis
+
+
+def steered_together(
+    layers: Sequence[LinearLayer], caps: Sequence[float], bases: Sequence[Array | None], *, steps: int = 2
+) -> list[tuple[LinearLayer, Array]]:
+    """Scale many layers as `steered` does, those of one shape, transposed or not, and dtype side by side.
+
+    One stack of thirty small matrices costs little more than a single one; convolutions, and layers without a basis,
+    are treated one by one.
+    """
+    out: list[Any] = [None] * len(layers)
+    groups: dict[Any, list[int]] = {}
+    for index, (layer, basis) in enumerate(zip(layers, bases, strict=True)):
+        plain = isinstance(layer, Dense) and basis is not None
+        kind = (tuple(sorted(layer.shape)), layer.weight.dtype) if plain else index
+        groups.setdefault(kind, []).append(index)
+    for members in groups.values():
+        if len(members) == 1:
+            (index,) = members
+            out[index] = steered(layers[index], caps[index], bases[index], steps=steps)
+        else:
+            found = _steered_stack(
+                [layers[i] for i in members], [caps[i] for i in members], [bases[i] for i in members], steps
+            )
+            for index, result in zip(members, found, strict=True):
+                out[index] = result
+    return out
+
+
+def _steered_stack(
+    layers: list[LinearLayer], caps: list[float], bases: list[Any], steps: int
+) -> list[tuple[LinearLayer, Array]]:
+    engine, xp = layers[0].engine, layers[0].engine.xp
+    dtype = layers[0].weight.dtype
+    tall = [_is_tall(layer) for layer in layers]
+
+    def turned(matrices: Sequence[Array]) -> list[Array]:
+        return [xp.matrix_transpose(m) if turn else m for m, turn in zip(matrices, tall, strict=True)]
+
+    weights = xp.stack(turned([layer.weight for layer in layers]))
+    raised = Matrices(xp.astype(weights, working_dtype(engine, dtype), copy=False), checked=True)
+    with engine.unrecorded(), engine.float64():
+        constant = Matrices(engine.stop_gradient(raised.array), checked=True)
+        left, right, basis = (engine.stop_gradient(a) for a in refine_basis(constant, xp.stack(bases), steps))
+    sigma = engine.bilinear_form(left, raised.array, right)
+    limit = xp.asarray(caps, dtype=sigma.dtype, device=device_of(sigma))
+    factors = xp.astype(limit / xp.maximum(sigma, limit), dtype, copy=False)
+    scaled = turned(xp.unstack(weights * factors[:, None, None]))
+    return [
+        (layer.with_parameters(weight, layer.bias).capped(cap), own)
+        for layer, weight, cap, own in zip(layers, scaled, caps, xp.unstack(basis), strict=True)
+    ]
+
+
+def _is_tall(layer: LinearLayer) -> bool:
+    """Whether the basis of a layer is one of its right singular vectors, which are the shorter ones."""
+    return isinstance(layer, Dense) and layer.shape[0] > layer.shape[1]
+
+
+def basis_shape(layer: LinearLayer) -> tuple[int, int]:
+    """Return the shape (k, m) of the basis that `steered` keeps."""
+    return min(BASIS_SIZE, *layer.shape), layer.shape[1 if _is_tall(layer) else 0]
+
+
+def certificate(layer: LinearLayer) -> Certificate:
+    """Certify the norm of a layer, as a constant; costs a `lipschitz_bound` and a `spectral_norm`."""
+    engine = layer.engine
+    with engine.unrecorded():
+        constant = constant_operator(layer)
+        bound = lipschitz_bound(constant).value
+        pair = spectral_norm(constant)
+    return Certificate(bound, pair.left, pair.right)
+
+
+def certified(layer: LinearLayer, cap: float, known: Certificate) -> LinearLayer:
+    """Scale a layer by a certificate of its weights, so that its norm is at most `cap`, rounding included.
+
+    The derivative of the bound is that of the norm, ``(bound / sigma) u v^T``.
+    """
+    engine, xp = layer.engine, layer.engine.xp
+    bound = known.bound
+    if engine.may_differentiate(layer.weight):
+        sigma = xp.sum(known.left * layer.matvec(known.right), axis=-1)
+        value = engine.stop_gradient(sigma)
+        positive = value > 0
+        bound = xp.where(positive, bound * (sigma / xp.where(positive, value, xp.ones_like(value))), bound)
+    return normalize(layer, cap, bound=LipschitzBound(bound, "certified", "cached"))  # type: ignore[no-any-return]
+
+
+def moved_bound(weight: Array, known_weight: Array, known_bound: Array, layer: LinearLayer) -> Array:
+    """Bound on the norm of a layer from that of other weights: Weyl's sigma(W + D) <= sigma(W) + ||D||_F.
+
+    Looks at no value, so that it can be part of a compiled program; where the weights are the same it is the known
+    bound up to rounding. For convolutions the norm of D is at most the root of the number of taps times its Frobenius
+    norm.
+    """
+    engine, xp = layer.engine, layer.engine.xp
+    wide = widest(engine)
+    size = math.prod(weight.shape)
+    taps = 1 if isinstance(layer, Dense) else math.prod(layer.window)  # type: ignore[attr-defined]
+    with engine.float64():
+        difference = xp.astype(engine.stop_gradient(weight), wide) - xp.astype(known_weight, wide)
+        length = xp.sqrt(xp.sum(difference * difference)) * (1 + gamma(size + 4, unit_roundoff(engine, wide)))
+        bound = xp.astype(known_bound, wide) + math.sqrt(taps) * length
+        return round_up(engine, bound, weight.dtype)
+
+
+def any_size_bound(engine: Any, kernel: Array) -> Array:
+    """Bound on the norm of a convolution for images of every size: the sum over its taps of their matrices' norms.
+
+    `kernel` (out, in / groups, *window). Young's inequality; for use before the size of the images is known.
+    """
+    xp = engine.xp
+    taps = xp.reshape(kernel, (*kernel.shape[:2], math.prod(kernel.shape[2:])))
+    with engine.unrecorded(), engine.float64():
+        bounds = [lipschitz_bound(engine.stop_gradient(taps[:, :, i])).value for i in range(taps.shape[2])]
+        total = xp.sum(xp.stack([xp.astype(b, widest(engine)) for b in bounds]))
+        return round_up(engine, total * (1 + 2.0**-40), kernel.dtype)

@@ -1,0 +1,1 @@
+"""Linear layers and operators: dense matrices, convolutions, stacks and transposes, anything with products."""

@@ -1,0 +1,166 @@
+"""Linear operators with a bias that act on samples: what dense layers and convolutions have in common."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar, Self
+
+from iresnet_core.backends import Array, get_backend
+from iresnet_core.common.checks import require_finite, require_floating, require_same_device, require_same_dtype
+from iresnet_core.errors import ShapeError, UnknownLipschitzError
+from iresnet_core.operators.linear_operator import LinearOperator
+from iresnet_core.results import LipschitzBound
+
+__all__ = ["LinearLayer"]
+
+
+class LinearLayer(LinearOperator):
+    """A linear operator with a bias that acts on samples; what a branch is made of.
+
+    Attributes
+    ----------
+    weight : array
+        Dense weight or convolution kernel.
+    bias : array or None
+        Added to the product.
+    input_shape, output_shape : tuple of int
+        Shape of one sample before and after, without the batch axis.
+    """
+
+    weight: Array
+    bias: Array | None
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    _geometry: ClassVar[tuple[str, ...]]
+    """Names of the attributes that do not depend on the parameters."""
+    _bound: LipschitzBound | None = None
+    _constant: float | None = None
+
+    @property
+    def entries(self) -> Array:
+        """The weight."""
+        return self.weight
+
+    @abstractmethod
+    def apply(self, v: Array) -> Array:
+        """Linear part on arrays (..., *input_shape)."""
+
+    @abstractmethod
+    def adjoint(self, u: Array) -> Array:
+        """Transpose of `apply` on arrays (..., *output_shape)."""
+
+    def with_parameters(self, weight: Array, bias: Array | None, bound: LipschitzBound | None = None) -> Self:
+        """Return the same layer with other parameters and, if known, their certified bound.
+
+        They are not checked: computed from this layer's own, they are finite, and nobody else has them.
+        """
+        layer = object.__new__(type(self))
+        # By name, because the compiler of older PyTorch cannot follow `__dict__`.
+        for name in self._geometry:
+            setattr(layer, name, getattr(self, name))
+        layer.weight = layer.like = weight
+        layer.bias, layer._bound, layer._constant = bias, bound, None
+        return layer
+
+    def with_bias(self, bias: Array | None) -> Self:
+        """Return the same layer with another bias; its bound and constant are the same."""
+        layer = self.with_parameters(self.weight, bias, self._bound)
+        layer._constant = self._constant
+        return layer
+
+    @abstractmethod
+    def biased(self, y: Array) -> Array:
+        """Add the bias to ``y`` (..., *output_shape)."""
+
+    def __call__(self, x: Array) -> Array:
+        """Map samples ``x`` (batch, *input_shape) to (batch, *output_shape)."""
+        get_backend(self.weight, x)
+        if tuple(x.shape[1:]) != self.input_shape:
+            raise ShapeError(
+                f"{self!r} takes samples of shape {self.input_shape}, got an array of shape {tuple(x.shape)}."
+            )
+        require_same_dtype(x, "the input", self.weight, "the weight")
+        require_same_device(self.engine, x, "the input", self.weight, "the weight")
+        return self._affine(x)
+
+    def _affine(self, x: Array) -> Array:
+        return self.biased(self.apply(x))
+
+    @property
+    def bound(self) -> LipschitzBound:
+        """Certified bound on the operator norm, computed once (`lipschitz_bound` with method "auto")."""
+        if self._bound is None:
+            from iresnet_core.lipschitz.bounds import lipschitz_bound
+
+            engine = self.engine
+            if engine.is_constant(self.weight) and (engine.is_tracing() or not engine.may_differentiate(self.weight)):
+                self._bound = engine.at_compile_time(lambda: lipschitz_bound(self))
+            else:
+                self._bound = lipschitz_bound(self)
+        return self._bound
+
+    @property
+    def lipschitz(self) -> float:
+        """Certified Lipschitz constant: `bound` as a float.
+
+        Raises
+        ------
+        UnknownLipschitzError
+            In a program that is being compiled, for weights that are computed there and were not normalised.
+        """
+        if self._constant is None:
+            engine = self.engine
+            if not self.has_constant:
+                raise UnknownLipschitzError(
+                    f"the constant of {self!r} has no value while the program is compiled or its weights are batched "
+                    "by vmap. Normalise the weights, whose cap is then known, or pass lipschitz=; for a layer that is "
+                    "made before, evaluate its `lipschitz` once before compiling."
+                )
+            value = self.bound.value
+            self._constant = engine.at_compile_time(lambda: float(engine.stop_gradient(value)))
+        return self._constant
+
+    @property
+    def has_constant(self) -> bool:
+        """Whether `lipschitz` has a value here."""
+        engine = self.engine
+        return self._constant is not None or not engine.is_tracing(self.weight) or engine.is_constant(self.weight)
+
+    def capped(self, constant: float) -> "LinearLayer":
+        """Return the layer itself, noting a constant that its weights have by construction."""
+        self._constant = constant
+        return self
+
+    def astype(self, dtype: Any) -> "LinearLayer":
+        """Return the layer in another dtype; its bound is certified anew, unless the weights stay what they are."""
+        xp = self.engine.xp
+        if dtype == self.weight.dtype:
+            return self
+        bound = self._bound
+        if bound is not None:
+            wider = xp.finfo(dtype).bits > xp.finfo(self.weight.dtype).bits
+            bound = bound._replace(value=xp.astype(bound.value, dtype)) if wider else None
+        bias = None if self.bias is None else xp.astype(self.bias, dtype)
+        layer = self.with_parameters(xp.astype(self.weight, dtype), bias, bound)
+        if bound is not None:
+            layer._constant = self._constant
+        return layer
+
+    def _adopt(self, weight: Array, bias: Array | None, bias_shape: tuple[int, ...], checked: bool = False) -> None:
+        """Check and keep the parameters."""
+        engine = get_backend(weight) if bias is None else get_backend(weight, bias)
+        if checked:
+            self.engine, self.bias = engine, bias
+            self.weight = self.like = weight
+            return
+        require_floating(engine, weight, "weight")
+        require_finite(engine, weight, "weight")
+        if bias is not None:
+            require_floating(engine, bias, "bias")
+            require_finite(engine, bias, "bias")
+            require_same_dtype(bias, "the bias", weight, "the weight")
+            require_same_device(engine, bias, "the bias", weight, "the weight")
+            if tuple(bias.shape) != bias_shape:
+                raise ShapeError(f"bias must have shape {bias_shape}, got {tuple(bias.shape)}.")
+            bias = engine.frozen(bias)
+        self.engine = engine
+        self.weight = self.like = engine.frozen(weight)
+        self.bias = bias

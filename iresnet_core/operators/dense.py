@@ -1,0 +1,86 @@
+"""Dense layers."""
+
+from collections.abc import Callable
+from typing import Any
+
+from iresnet_core.backends import Array, get_backend
+from iresnet_core.errors import ShapeError
+from iresnet_core.operators.base import LinearLayer
+
+__all__ = ["Dense"]
+
+
+class Dense(LinearLayer):
+    """Dense layer x W^T + b.
+
+    Parameters
+    ----------
+    weight : array (out, in)
+        Real floating point.
+    bias : array (out,), optional
+        Of the weight's dtype.
+    checked : bool
+        Whether the parameters are known to be finite, and nobody changes them while the layer is in use: then they are
+        taken as they are, as in a training step.
+
+    Raises
+    ------
+    ShapeError, DtypeError, NonFiniteError, MixedBackendsError
+        If the parameters have the wrong shape or dtype, are not finite, or come from two frameworks.
+
+    Notes
+    -----
+    The parameters are taken over as constants: NumPy arrays are copied, so that a certificate, once computed, stays
+    true whatever happens to the caller's array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> layer = Dense(np.array([[0.0, 2.0], [1.0, 0.0]]))
+    >>> layer(np.array([[1.0, 3.0]]))
+    array([[6., 1.]])
+    >>> round(layer.lipschitz, 6)
+    2.0
+    """
+
+    _geometry = ("engine", "shape", "input_shape", "output_shape")
+
+    def __init__(self, weight: Array, bias: Array | None = None, *, checked: bool = False) -> None:
+        get_backend(weight)
+        if len(weight.shape) != 2 or 0 in weight.shape:
+            raise ShapeError(f"a dense weight must have shape (out, in), both positive, got {tuple(weight.shape)}.")
+        self._adopt(weight, bias, (weight.shape[0],), checked)
+        self.shape = (weight.shape[0], weight.shape[1])
+        self.output_shape, self.input_shape = (self.shape[0],), (self.shape[1],)
+
+    def __repr__(self) -> str:
+        return f"Dense({self.shape[1]} -> {self.shape[0]})"
+
+    def _affine(self, x: Array) -> Array:
+        return self.engine.affine(x, self.weight, self.bias)
+
+    def apply(self, v: Array) -> Array:
+        """Return v W^T for v (..., in)."""
+        return _by_rows(self.engine.xp, v, self.shape[0], lambda rows: self.engine.affine(rows, self.weight))
+
+    def adjoint(self, u: Array) -> Array:
+        """Return u W for u (..., out)."""
+        return _by_rows(self.engine.xp, u, self.shape[1], lambda rows: self.engine.xp.matmul(rows, self.weight))
+
+    matvec = apply
+    rmatvec = adjoint
+
+    def biased(self, y: Array) -> Array:
+        """Add the bias to y (..., out)."""
+        return y if self.bias is None else y + self.bias
+
+    def matrix(self) -> Array:
+        """Return the weight (out, in)."""
+        return self.weight
+
+
+def _by_rows(xp: Any, v: Array, width: int, product: Callable[[Array], Array]) -> Array:
+    """Multiply the last axis of v; as one matrix product, which stacks of small ones would not be."""
+    if v.ndim <= 2:
+        return product(v)
+    return xp.reshape(product(xp.reshape(v, (-1, v.shape[-1]))), (*v.shape[:-1], width))

@@ -1,0 +1,54 @@
+"""What every linear operator offers: a shape, and products with vectors."""
+
+from abc import ABC, abstractmethod
+
+from iresnet_core.backends import Array, Backend, device_of
+from iresnet_core.common.copying import Copyable
+
+__all__ = ["LinearOperator"]
+
+
+class LinearOperator(Copyable, ABC):
+    """A linear map, or a stack of them, known by its products with vectors.
+
+    Attributes
+    ----------
+    engine : Backend
+        The engine whose arrays the products take and return.
+    like : array
+        Gives the dtype and device of those arrays.
+    shape : (int, int)
+        Rows m and columns n.
+    batch_shape : tuple of int
+        Shape of the stack; () for a single operator.
+    """
+
+    engine: Backend
+    like: Array
+    shape: tuple[int, int]
+    batch_shape: tuple[int, ...] = ()
+
+    @property
+    def entries(self) -> Array | None:
+        """The array that the operator is made of, if there is one."""
+        return None
+
+    @abstractmethod
+    def matvec(self, v: Array) -> Array:
+        """Multiply vectors v (..., n); returns (..., m)."""
+
+    @abstractmethod
+    def rmatvec(self, u: Array) -> Array:
+        """Multiply vectors u (..., m) by the transpose; returns (..., n)."""
+
+    def matrix(self) -> Array:
+        """Return the explicit matrix (m, n), from min(m, n) products unless it is at hand."""
+        m, n = self.shape
+        xp = self.engine.xp
+        if n <= m:
+            return xp.matrix_transpose(self.matvec(_identity(self, n)))
+        return self.rmatvec(_identity(self, m))
+
+
+def _identity(operator: LinearOperator, n: int) -> Array:
+    return operator.engine.xp.eye(n, dtype=operator.like.dtype, device=device_of(operator.like))

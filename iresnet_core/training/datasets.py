@@ -1,0 +1,312 @@
+"""Data to train and to score on: toy sets drawn from a seed, the digits, MNIST and files, split in three.
+
+A `Dataset` holds samples as they are stored: real vectors, or images of whole grey levels. `dequantized` turns levels
+into numbers in [0, 1) by adding uniform noise, so that a density of real numbers bounds the probability of the levels
+(Theis et al. 2016, Sec. 3.1).
+
+The digits that ship with the package are the test set of "Optical Recognition of Handwritten Digits" (E. Alpaydin and
+C. Kaynak, UCI Machine Learning Repository, 1998, doi:10.24432/C50P49; CC BY 4.0, see examples/LICENSE-digits.txt):
+1797 images of 8 x 8 pixels with 17 levels.
+"""
+
+import difflib
+import hashlib
+import os
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from iresnet_core.errors import DataFileError, InvalidArgumentError, NonFiniteError, ShapeError
+from iresnet_core.files.array_files import SUFFIXES, read_array, read_arrays
+from iresnet_core.training.toy_data import draw_toy, toy_names
+
+__all__ = [
+    "Dataset",
+    "DatasetSource",
+    "dequantized",
+    "fingerprint",
+    "is_image_shape",
+    "load_dataset",
+    "samples_from_file",
+]
+
+IMAGES = ("digits", "mnist")
+TOY_SAMPLES = 100_000
+HELD_OUT = 0.1  # of the data, for validation and again for the test
+FEWEST = 10
+SHARED_DATA = "IRESNET_SHARED_DATA"
+_MOST_CHANNELS = 4
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """Which data, and how they are split; written into the configuration of a run.
+
+    Attributes
+    ----------
+    name : str
+        A toy set, "digits", "mnist", or the path of a .npy, .npz or .csv file.
+    seed : int
+        Of the drawing of a toy set and of the split.
+    samples : int, optional
+        How many points to draw of a toy set (default 100 000), or how many samples to use of others (default all).
+    file : str, optional
+        Where mnist.npz is, if not in one of the usual places.
+    key : str, optional
+        Which array of a .npz archive.
+    levels : int, optional
+        Number of grey levels of a file of whole numbers 0 .. levels - 1; default 256 for images of uint8.
+    """
+
+    name: str
+    seed: int = 0
+    samples: int | None = None
+    file: str | None = None
+    key: str | None = None
+    levels: int | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples in three parts.
+
+    Attributes
+    ----------
+    name : str
+        What it is, for titles.
+    train, validation, test : array (n, *event_shape)
+        float64; or unsigned whole numbers where `levels` is given. Images have their channels first.
+    levels : int or None
+        Number of grey levels of images, None for real numbers.
+    """
+
+    name: str
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    levels: int | None = None
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.train.shape[1:])
+
+
+def load_dataset(source: DatasetSource) -> Dataset:
+    """Load or draw a data set and split it.
+
+    Returns
+    -------
+    Dataset
+        80 % for training, 10 % for validation, 10 % for the test, by a random permutation; where a file comes with
+        `x_train` and `x_test` (the layout of Keras), the test set is as given and 10 % of the rest is for validation.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is no such data set or file, or an option does not fit it.
+    DataFileError, ShapeError, NonFiniteError
+        If a file does not hold samples.
+    """
+    if source.seed < 0:
+        raise InvalidArgumentError(f"seed {source.seed}: a seed must not be negative.")
+    if source.samples is not None and source.samples < FEWEST:
+        raise InvalidArgumentError(f"{source.samples} samples are too few to be split; at least {FEWEST} are needed.")
+    rng = np.random.default_rng([source.seed, 0])
+    if source.name in toy_names():
+        _refuse_options(source, "file", "key", "levels")
+        return _split(source.name, draw_toy(source.name, source.samples or TOY_SAMPLES, rng), None, rng, None)
+    if source.name == "digits":
+        _refuse_options(source, "file", "key", "levels")
+        with files("iresnet_core").joinpath("examples", "digits.npz").open("rb") as file, np.load(file) as archive:
+            images = archive["x"][:, None]
+        return _split("digits", images, 17, rng, source.samples)
+    if source.name == "mnist":
+        _refuse_options(source, "key", "levels")
+        path = _find_mnist(source.file)
+        arrays = read_arrays(path)
+        if not {"x_train", "x_test"} <= set(arrays):
+            raise DataFileError(f"{path} lacks x_train and x_test; it holds {', '.join(arrays) or 'nothing'}.")
+        train, levels = _as_samples(arrays["x_train"], f"{path}: x_train", None)
+        test, _ = _as_samples(arrays["x_test"], f"{path}: x_test", levels)
+        return _split("mnist", train, levels, rng, source.samples, test)
+    _refuse_options(source, "file")
+    return _from_file(source, rng)
+
+
+def samples_from_file(
+    path: str | os.PathLike[str], *, key: str | None = None, levels: int | None = None
+) -> tuple[np.ndarray, int | None]:
+    """Read samples from a .npy, .npz or .csv file.
+
+    Parameters
+    ----------
+    path : str or path
+        The file.
+    key : str, optional
+        Which array of a .npz archive; one called x_test is taken where there are several.
+    levels : int, optional
+        Number of grey levels, for whole numbers 0 .. levels - 1; default 256 for images of uint8.
+
+    Returns
+    -------
+    samples : array (n, *event_shape)
+        float64, or the whole numbers as they are. Images have their channels first.
+    levels : int or None
+        Number of grey levels.
+
+    Raises
+    ------
+    DataFileError, ShapeError, NonFiniteError, InvalidArgumentError
+        If the file does not hold samples.
+    """
+    if key is None and str(path).lower().endswith(".npz"):
+        arrays = read_arrays(path)
+        if len(arrays) > 1 and "x_test" in arrays:
+            key = "x_test"
+    return _as_samples(read_array(path, key), f"{path}", levels)
+
+
+def dequantized(x: np.ndarray, levels: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Add uniform noise in [0, 1) to grey levels and divide by their number; real numbers are returned as they are.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = dequantized(np.array([[0, 255]]), 256, np.random.default_rng(0))
+    >>> bool(0 <= x[0, 0] < 1 / 256 and 255 / 256 <= x[0, 1] < 1)
+    True
+    """
+    if levels is None:
+        return x
+    return (x + rng.random(x.shape)) / levels
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Return a hash of the data, by which a run knows them again."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (dataset.train, dataset.validation, dataset.test):
+        digest.update(f"{part.dtype}{part.shape}".encode())
+        digest.update(part.tobytes())
+    return digest.hexdigest()
+
+
+def is_image_shape(event_shape: tuple[int, ...]) -> bool:
+    """Whether samples of this shape are images: channels (at most 4), height, width."""
+    return len(event_shape) == 3 and event_shape[0] <= _MOST_CHANNELS
+
+
+def _refuse_options(source: DatasetSource, *names: str) -> None:
+    for name in names:
+        if getattr(source, name) is not None:
+            raise InvalidArgumentError(f"the option {name} does not apply to the data set {source.name}.")
+
+
+def _find_mnist(given: str | None) -> Path:
+    if given is not None:
+        path = Path(given)
+        if not path.is_file():
+            raise InvalidArgumentError(f"there is no file {path}.")
+        return path
+    folders = [Path(os.environ[SHARED_DATA])] if SHARED_DATA in os.environ else []
+    folders += [Path.cwd().parent / "shared" / "data", Path.home() / ".keras" / "datasets"]
+    for folder in folders:
+        if (folder / "mnist.npz").is_file():
+            return folder / "mnist.npz"
+    raise InvalidArgumentError(
+        f"mnist.npz is in none of {', '.join(map(str, folders))}. Say where it is with --file; Keras fetches it with "
+        "keras.datasets.mnist.load_data()."
+    )
+
+
+def _from_file(source: DatasetSource, rng: np.random.Generator) -> Dataset:
+    path = Path(source.name)
+    if not path.is_file():
+        known = (*toy_names(), *IMAGES)
+        near = difflib.get_close_matches(source.name, known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        what = "file" if path.suffix.lower() in SUFFIXES else "data set or file"
+        raise InvalidArgumentError(
+            f"there is no {what} {source.name!r}.{hint} Data sets: {', '.join(known)}; files: {', '.join(SUFFIXES)}."
+        )
+    if path.suffix.lower() == ".npz" and source.key is None:
+        arrays = read_arrays(path)
+        if {"x_train", "x_test"} <= set(arrays):
+            train, levels = _as_samples(arrays["x_train"], f"{path}: x_train", source.levels)
+            test, _ = _as_samples(arrays["x_test"], f"{path}: x_test", levels)
+            return _split(path.name, train, levels, rng, source.samples, test)
+    samples, levels = _as_samples(read_array(path, source.key), f"{path}", source.levels)
+    return _split(path.name, samples, levels, rng, source.samples)
+
+
+def _as_samples(array: np.ndarray, name: str, levels: int | None) -> tuple[np.ndarray, int | None]:
+    """Return samples with a batch axis and their channels first, and the number of their levels."""
+    if array.ndim == 0:
+        raise ShapeError(f"{name} holds one number, expected samples along the first axis.")
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.size == 0:
+        raise ShapeError(f"{name} has shape {array.shape}: no sample, or samples without entries.")
+    if levels is None and array.dtype == np.uint8 and array.ndim >= 3:
+        levels = 256
+    if levels is not None:
+        return _channels_first(_as_levels(array, name, levels)), levels
+    array = array.astype(np.float64)
+    _require_finite(array, name)
+    return _channels_first(array), None
+
+
+def _as_levels(array: np.ndarray, name: str, levels: int) -> np.ndarray:
+    if levels < 2:
+        raise InvalidArgumentError(f"levels must be at least 2, got {levels}.")
+    _require_finite(array, name)
+    low, high = array.min(), array.max()
+    if low < 0 or high >= levels or not np.array_equal(array, np.floor(array)):
+        raise DataFileError(
+            f"{name} must hold whole numbers from 0 to {levels - 1}, got {array.dtype} from {low:g} to {high:g}."
+        )
+    return array.astype(np.uint8 if levels <= 256 else np.int64)
+
+
+def _require_finite(array: np.ndarray, name: str) -> None:
+    if array.dtype.kind != "f":
+        return
+    bad = np.argwhere(~np.isfinite(array))
+    if len(bad):
+        kind = "NaN" if np.isnan(array[tuple(bad[0])]) else "infinity"
+        rows = len(np.unique(bad[:, 0]))
+        raise NonFiniteError(
+            f"{name}: {kind} in sample {bad[0, 0]} at {tuple(int(i) for i in bad[0, 1:])}, and so in {rows} of "
+            f"{len(array)} samples. Remove or impute them."
+        )
+
+
+def _channels_first(array: np.ndarray) -> np.ndarray:
+    """Return images (n, height, width) or (n, height, width, channels) as (n, channels, height, width)."""
+    if array.ndim == 3:
+        return array[:, None]
+    if array.ndim == 4 and not is_image_shape(array.shape[1:]) and array.shape[-1] <= _MOST_CHANNELS:
+        return np.ascontiguousarray(np.moveaxis(array, -1, 1))
+    return array
+
+
+def _split(
+    name: str,
+    samples: np.ndarray,
+    levels: int | None,
+    rng: np.random.Generator,
+    keep: int | None,
+    test: np.ndarray | None = None,
+) -> Dataset:
+    order = rng.permutation(len(samples))[:keep]
+    if len(order) < FEWEST:
+        raise ShapeError(f"{name} has {len(order)} samples; at least {FEWEST} are needed to split them.")
+    held = max(1, round(HELD_OUT * len(order)))
+    validation, rest = samples[order[:held]], order[held:]
+    if test is None:
+        test, rest = samples[rest[:held]], rest[held:]
+    if test.shape[1:] != samples.shape[1:]:
+        raise ShapeError(f"{name}: samples of shape {samples.shape[1:]} to train on, {test.shape[1:]} to test on.")
+    return Dataset(name, samples[rest], validation, test, levels)

@@ -1,0 +1,192 @@
+"""Scores and samples of an exported flow, chunk by chunk on any engine, as NumPy arrays with their errors."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from iresnet_core.backends import get_backend
+from iresnet_core.determinant.choice import DOCUMENTED_LIMIT
+from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.flows.flow import Flow
+
+__all__ = ["MeanScore", "Samples", "Scores", "draw_samples", "mean_score", "preimages", "scores", "transformed"]
+
+Progress = Callable[[int, int], None]
+CHUNK_ENTRIES = 200_000  # of the samples of one chunk
+
+
+class Scores(NamedTuple):
+    """Log-densities of samples, in nats.
+
+    Attributes
+    ----------
+    log_prob, std_error, bias_bound : float64 array (n,)
+        The value, its standard error over the random probes, and the bound on its deterministic error.
+    method : str
+        How the log-determinants were computed.
+    """
+
+    log_prob: np.ndarray
+    std_error: np.ndarray
+    bias_bound: np.ndarray
+    method: str
+
+
+class MeanScore(NamedTuple):
+    """Mean log-density, as an estimate of its expectation under the distribution of the data.
+
+    Attributes
+    ----------
+    mean : float
+        In nats.
+    sampling_error : float
+        Standard error over the samples; the noise of the probes is part of it.
+    probe_error : float
+        The part that the probes alone make up.
+    bias_bound : float
+        Bound on the deterministic error.
+    n : int
+        Number of samples.
+    """
+
+    mean: float
+    sampling_error: float
+    probe_error: float
+    bias_bound: float
+    n: int
+
+
+class Samples(NamedTuple):
+    """Samples of a flow.
+
+    Attributes
+    ----------
+    value : array (n, *event_shape)
+        In the dtype of the flow.
+    error_bound : float64 array (n,)
+        Certified distance to the exact preimages of the latents.
+    round_trip : float64 array (n,)
+        Distance of the flow's value at the samples to the latents that they were made from, as computed.
+    """
+
+    value: np.ndarray
+    error_bound: np.ndarray
+    round_trip: np.ndarray
+
+
+def scores(flow: Flow, x: np.ndarray, *, seed: int = 0, progress: Progress | None = None, **options: Any) -> Scores:
+    """Return the log-density of every sample.
+
+    Parameters
+    ----------
+    flow : Flow
+        On any engine; `x` is converted to its dtype.
+    x : array (n, *event_shape)
+        Samples as the model takes them.
+    seed : int
+        Of the probes.
+    progress : callable, optional
+        Called with the number of samples done and that of all.
+    **options
+        As in `Flow.log_prob`; `exact_up_to` is 32 unless given, so that scores do not depend on how fast a machine is.
+
+    Raises
+    ------
+    ShapeError
+        If `x` is empty or of another shape.
+    NonFiniteError
+        If `x` holds NaN or infinity.
+    """
+    if not len(x):
+        raise ShapeError("there is no sample to score.")
+    engine = get_backend(*flow.arrays)
+    parts = []
+    for k, chunk in enumerate(_chunks(flow, x)):
+        result = flow.log_prob(
+            _on_engine(flow, chunk), rng=_seed(seed, k), **{"exact_up_to": DOCUMENTED_LIMIT, **options}
+        )
+        parts.append(
+            [engine.to_numpy(a).astype(np.float64) for a in (result.value, result.std_error, result.bias_bound)]
+        )
+        if progress is not None:
+            progress(min(len(x), sum(len(part[0]) for part in parts)), len(x))
+    log_prob, std_error, bias_bound = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Scores(log_prob, std_error, bias_bound, result.method)
+
+
+def mean_score(found: Scores) -> MeanScore:
+    """Return the mean of scores with its errors.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mean_score(Scores(np.array([-1.0, -3.0]), np.zeros(2), np.zeros(2), "exact")).mean
+    -2.0
+    """
+    n = len(found.log_prob)
+    return MeanScore(
+        mean=float(np.mean(found.log_prob)),
+        sampling_error=float(np.std(found.log_prob, ddof=1)) / math.sqrt(n) if n > 1 else math.inf,
+        probe_error=float(np.sqrt(np.sum(found.std_error**2))) / n,
+        bias_bound=float(np.mean(found.bias_bound)),
+        n=n,
+    )
+
+
+def draw_samples(flow: Flow, n: int, *, seed: int = 0, progress: Progress | None = None, **options: Any) -> Samples:
+    """Draw samples; the same for a seed on every engine, up to rounding. Options as for `preimages`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If n is not positive.
+    NotConvergedError
+        As `Flow.inverse`.
+    """
+    if n < 1:
+        raise InvalidArgumentError(f"the number of samples must be at least 1, got {n}.")
+    z = np.random.default_rng(seed).standard_normal((n, *flow.latent_shape))
+    return preimages(flow, z, progress=progress, **options)
+
+
+def preimages(flow: Flow, z: np.ndarray, *, progress: Progress | None = None, **options: Any) -> Samples:
+    """Return the preimages of latents (n, *latent_shape) with certified bounds on their errors.
+
+    The solves go down to the rounding of the dtype unless `options` has tolerances: an error in one block grows through
+    those before it by 1 / (1 - c) each, while a step of the solver gains a digit.
+    """
+    engine = get_backend(*flow.arrays)
+    options = {"rtol": 0.0, "atol": 0.0, **options}
+    values, bounds, distances = [], [], []
+    for chunk in _chunks(flow, z):
+        result = flow.inverse(_on_engine(flow, chunk), **options)
+        values.append(engine.to_numpy(result.value))
+        bounds.append(engine.to_numpy(result.error_bound).astype(np.float64))
+        back = engine.to_numpy(flow(result.value)).astype(np.float64) - chunk
+        distances.append(np.linalg.norm(back.reshape(len(back), -1), axis=1))
+        if progress is not None:
+            progress(sum(map(len, values)), len(z))
+    return Samples(np.concatenate(values), np.concatenate(bounds), np.concatenate(distances))
+
+
+def transformed(flow: Flow, x: np.ndarray) -> np.ndarray:
+    """Return the latents of samples."""
+    engine = get_backend(*flow.arrays)
+    return np.concatenate([engine.to_numpy(flow(_on_engine(flow, chunk))) for chunk in _chunks(flow, x)])
+
+
+def _chunks(flow: Flow, x: np.ndarray) -> list[np.ndarray]:
+    size = max(1, CHUNK_ENTRIES // math.prod(x.shape[1:]) // 16)
+    return [x[i : i + size] for i in range(0, len(x), size)]
+
+
+def _on_engine(flow: Flow, x: np.ndarray) -> Any:
+    engine, like = get_backend(*flow.arrays), flow.arrays[0]
+    return engine.from_numpy(np.ascontiguousarray(x, dtype=engine.to_numpy(like).dtype), like)
+
+
+def _seed(seed: int, k: int) -> int:
+    """Seed of chunk k, from a hash so that neighbouring seeds share no stream."""
+    return int(np.random.SeedSequence([seed, k]).generate_state(1)[0]) >> 1

@@ -1,0 +1,377 @@
+"""The training loop, the same for every framework: what a step is made of comes from the engine's `Trainer`.
+
+Every batch is a function of the seed and the number of the step, and a checkpoint holds all other state. A training
+that was interrupted and resumed therefore takes the same steps as one that was not.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from iresnet_core.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError, RunError
+from iresnet_core.training.datasets import Dataset, dequantized
+from iresnet_core.training.plans import LayerPlan
+from iresnet_core.training.run import Checkpoint, RunConfig, TrainingRun
+from iresnet_core.training.sample_layout import SampleLayout
+from iresnet_core.training.settings import TrainingSettings
+from iresnet_core.training.tensorboard_log import scalar_writer
+
+__all__ = ["Outcome", "StepResult", "Trainer", "Watcher", "bits_per_dim", "find_trainer", "train", "trainer_names"]
+
+# engine -> (module of its class Trainer, its framework, how to install it). The modules are adapters: they are found by
+# name at run time, since the core does not import what is built upon it.
+_TRAINERS: dict[str, tuple[str, str, str]] = {
+    "torch": ("iresnet_core.adapters.torch.training", "torch", "pip install 'iresnet-core[torch]'"),
+    "keras": ("iresnet_core.adapters.keras.training", "keras", "pip install 'iresnet-core[keras,tensorflow]'"),
+}
+_SLOWEST = 0.01  # of the learning rate, at the end of the cosine
+_CHUNK = 500  # samples an evaluation takes at once
+
+
+class StepResult(NamedTuple):
+    """What one step of the optimiser reports.
+
+    Attributes
+    ----------
+    loss : float
+        Mean negative log-density of the batch, in nats.
+    gradient_norm : float or None
+        Before it was clipped; None where the engine does not tell.
+    """
+
+    loss: float
+    gradient_norm: float | None
+
+
+class Trainer(Protocol):
+    """A flow in training on one framework; each engine has one class of this shape.
+
+    It is made by ``Trainer(plan, model_shape, settings, first)``: the planned layers with parameters drawn from
+    ``settings.seed``, data-dependent ones set from the samples `first`.
+    """
+
+    channels_last: bool
+
+    def step(self, x: np.ndarray, lr: float) -> StepResult:
+        """Take one step of Adam on samples (n, *model_shape)."""
+
+    def log_prob(self, x: np.ndarray, seed: int) -> np.ndarray:
+        """Return the log-densities of samples under the certified weights, without touching any state."""
+
+    def lipschitz(self) -> float:
+        """Return the largest certified constant of a residual block."""
+
+    def parameter_count(self) -> int:
+        """Return how many numbers are trained."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return parameters, optimiser and random state as arrays."""
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take up what `state` returned; RunError if it belongs to another model."""
+
+    def export(self, path: Path) -> None:
+        """Write the flow in the format of `iresnet_core.save`."""
+
+
+class Watcher(Protocol):
+    """Who wants to know how the training goes."""
+
+    def stepped(self, step: int, seconds: float, loss: float) -> None:
+        """A step was taken."""
+
+    def evaluated(self, row: Mapping[str, Any]) -> None:
+        """A row was added to the log."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended.
+
+    Attributes
+    ----------
+    finished : bool
+        Whether it reached its length; otherwise it was interrupted and can be resumed.
+    step, best_step : int
+        Steps taken, and the step of the exported model.
+    best : float
+        Mean negative log-density of the validation set under the exported model, in nats.
+    seconds : float
+        Over all sittings.
+    """
+
+    finished: bool
+    step: int
+    best_step: int
+    best: float
+    seconds: float
+
+
+@dataclass
+class _Progress:
+    """How far the training is; everything that a checkpoint holds besides the arrays."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best: float = math.inf
+    best_step: int = 0
+    losses: float = 0.0  # sum over the steps since the last row of the log
+    norm: float | None = None  # largest gradient norm since then
+    since: int = 0
+
+
+def trainer_names() -> tuple[str, ...]:
+    """Return the frameworks that have a trainer, installed or not."""
+    return tuple(_TRAINERS)
+
+
+def find_trainer(engine: str) -> Any:
+    """Return the class `Trainer` of a framework.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is none of that name.
+    MissingDependencyError
+        If the framework is not installed; the message says how to install it.
+    """
+    if engine not in _TRAINERS:
+        raise InvalidArgumentError(f"there is no engine {engine!r} to train with; there are {', '.join(_TRAINERS)}.")
+    module, framework, hint = _TRAINERS[engine]
+    try:
+        import_module(framework)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"training with {engine} needs {framework}, which cannot be imported ({error}). Try: {hint}"
+        ) from error
+    return import_module(module).Trainer
+
+
+def bits_per_dim(nats: float, levels: int, size: int) -> float:
+    """Turn a negative log-density of dequantised samples in [0, 1) into bits per dimension."""
+    return math.log2(levels) + nats / (size * math.log(2))
+
+
+def train(
+    run: TrainingRun,
+    config: RunConfig,
+    dataset: Dataset,
+    plan: tuple[LayerPlan, ...],
+    watcher: Watcher,
+    *,
+    tensorboard: bool = False,
+) -> Outcome:
+    """Train a flow by maximum likelihood, from the run's last checkpoint if it has one.
+
+    Adam on the mean negative log-density, with the gradient clipped; the model with the best validation is exported
+    at every evaluation that improves it. SIGINT and SIGTERM end the training after the step at hand with a checkpoint;
+    a second one ends it at once, which leaves the last checkpoint as it is.
+
+    Parameters
+    ----------
+    run, config : TrainingRun, RunConfig
+        Where, and with which settings.
+    dataset : Dataset
+        The data.
+    plan : tuple
+        Layers, from `planned_layers`.
+    watcher : Watcher
+        Is told of every step and evaluation.
+    tensorboard : bool
+        Whether to write the log for TensorBoard too, which needs that package.
+
+    Raises
+    ------
+    NonFiniteError
+        If the loss becomes NaN or infinite; the last checkpoint stays.
+    RunError
+        If the checkpoint belongs to another model.
+    MissingDependencyError
+        If the framework or tensorboard is not installed.
+    """
+    settings = config.settings.training
+    batches = _Batches(dataset, config.layout, settings)
+    trainer: Trainer = find_trainer(settings.engine)(
+        plan, config.layout.model_shape, settings, batches.first(max(settings.batch, _CHUNK))
+    )
+    progress = _Progress()
+    checkpoint = run.load_checkpoint()
+    if checkpoint is not None:
+        trainer.load_state(checkpoint.arrays)
+        try:
+            progress = _Progress(**checkpoint.progress)
+        except TypeError as error:
+            raise RunError(f"{run.checkpoint_path} was written by another version: {error}.") from error
+    run.forget_after(progress.step)
+    scalars = scalar_writer(run.folder / "tensorboard", progress.step + 1) if tensorboard else None
+    loop = _Loop(run, config, trainer, batches, progress, watcher, scalars)
+    with _interruption() as stopped:
+        loop.until_done(stopped)
+    return Outcome(
+        finished=loop.done(),
+        step=progress.step,
+        best_step=progress.best_step,
+        best=progress.best,
+        seconds=progress.seconds,
+    )
+
+
+class _Batches:
+    """The samples of every step, each a function of the seed and the step alone."""
+
+    def __init__(self, dataset: Dataset, layout: SampleLayout, settings: TrainingSettings) -> None:
+        self.dataset, self.layout, self.settings = dataset, layout, settings
+        self.per_epoch = len(dataset.train) // settings.batch
+        self._epoch = -1
+        self._order = np.zeros(0, dtype=np.int64)
+        # The same noise at every evaluation, so that they can be compared.
+        held = dataset.validation[: settings.evaluation_samples]
+        self.validation = self._ready(held, np.random.default_rng([settings.seed, 3]))
+
+    def first(self, n: int) -> np.ndarray:
+        """Return samples for the data-dependent initialisation."""
+        return self._ready(self.dataset.train[:n], np.random.default_rng([self.settings.seed, 4]))
+
+    def at(self, step: int) -> np.ndarray:
+        """Return the batch of a step."""
+        epoch, k = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            rng = np.random.default_rng([self.settings.seed, 1, epoch])
+            self._epoch, self._order = epoch, rng.permutation(len(self.dataset.train))
+        chosen = self._order[k * self.settings.batch : (k + 1) * self.settings.batch]
+        return self._ready(self.dataset.train[chosen], np.random.default_rng([self.settings.seed, 2, step]))
+
+    def _ready(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return self.layout.to_model(dequantized(x, self.dataset.levels, rng)).astype(self.settings.dtype)
+
+
+class _Loop:
+    """The steps, with what is written between them."""
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        config: RunConfig,
+        trainer: Trainer,
+        batches: _Batches,
+        progress: _Progress,
+        watcher: Watcher,
+        scalars: Callable[[int, Mapping[str, float]], None] | None,
+    ) -> None:
+        self.run, self.config, self.trainer, self.batches = run, config, trainer, batches
+        self.progress, self.watcher, self.scalars = progress, watcher, scalars
+        self.settings = config.settings.training
+        self.saved = progress.step if run.checkpoint_path.exists() else -1
+
+    def share(self) -> float:
+        """How much of the training is done, from 0 to 1."""
+        if self.settings.steps is not None:
+            return self.progress.step / self.settings.steps
+        assert self.settings.minutes is not None
+        return self.progress.seconds / (60 * self.settings.minutes)
+
+    def done(self) -> bool:
+        return self.share() >= 1
+
+    def until_done(self, stopped: threading.Event) -> None:
+        progress, settings = self.progress, self.settings
+        before, begin = progress.seconds, time.monotonic()
+        while not self.done() and not stopped.is_set():
+            loss, norm = self.trainer.step(self.batches.at(progress.step), self._rate())
+            if not (math.isfinite(loss) and math.isfinite(norm or 0.0)):
+                kept = f"step {self.saved}, which stays" if self.saved >= 0 else "none"
+                raise NonFiniteError(
+                    f"at step {progress.step} the loss is {loss:g} and the norm of its gradient {norm}. The last "
+                    f"checkpoint is that of {kept}. Look at the data, and try a smaller --lr or --dtype float64."
+                )
+            progress.step += 1
+            progress.losses += loss
+            progress.norm = norm if progress.norm is None else max(progress.norm, norm or 0.0)
+            progress.since += 1
+            progress.seconds = before + time.monotonic() - begin
+            self.watcher.stepped(progress.step, progress.seconds, loss)
+            if progress.step % settings.evaluate_every == 0 or self.done():
+                self._evaluate()
+                progress.seconds = before + time.monotonic() - begin
+            if progress.step % settings.checkpoint_every == 0:
+                self._save()
+        if self.saved != progress.step:
+            self._save()
+
+    def _rate(self) -> float:
+        if self.settings.schedule == "constant":
+            return self.settings.lr
+        half = 0.5 * (1 + math.cos(math.pi * min(1.0, self.share())))
+        return self.settings.lr * (_SLOWEST + (1 - _SLOWEST) * half)
+
+    def _evaluate(self) -> None:
+        """Add a row to the log, and export the model if it is the best so far."""
+        progress, x = self.progress, self.batches.validation
+        chunks = [self.trainer.log_prob(x[i : i + _CHUNK], self.settings.seed + i) for i in range(0, len(x), _CHUNK)]
+        nats = -np.concatenate(chunks).astype(np.float64)
+        mean, deviation = float(np.mean(nats)), float(np.std(nats, ddof=1)) if len(nats) > 1 else 0.0
+        if not math.isfinite(mean):
+            raise NonFiniteError(f"at step {progress.step} the log-density of the validation set is {-mean:g}.")
+        row: dict[str, Any] = {
+            "step": progress.step,
+            "seconds": round(progress.seconds, 2),
+            "train_nats": progress.losses / progress.since,
+            "validation_nats": mean,
+            "validation_error": deviation / math.sqrt(len(nats)),
+        }
+        if self.config.levels is not None:
+            size = math.prod(self.config.layout.data_shape)
+            row["train_bits_per_dim"] = bits_per_dim(row["train_nats"], self.config.levels, size)
+            row["validation_bits_per_dim"] = bits_per_dim(mean, self.config.levels, size)
+        row |= {
+            "lipschitz": self.trainer.lipschitz(),
+            "gradient_norm": progress.norm,
+            "learning_rate": self._rate(),
+        }
+        if mean < progress.best:
+            self.trainer.export(self.run.model_path)
+            progress.best, progress.best_step = mean, progress.step
+        progress.losses, progress.norm, progress.since = 0.0, None, 0
+        self.run.append_row(row)
+        if self.scalars is not None:
+            known = {name: value for name, value in row.items() if name != "step" and value is not None}
+            self.scalars(progress.step, known)
+        self.watcher.evaluated(row)
+
+    def _save(self) -> None:
+        self.run.save_checkpoint(Checkpoint(self.trainer.state(), dict(vars(self.progress))))
+        self.saved = self.progress.step
+
+
+@contextmanager
+def _interruption() -> Iterator[threading.Event]:
+    """Set an event on the first SIGINT or SIGTERM; the second does what it always does."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.set()
+        restore()
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield stopped
+    finally:
+        restore()

@@ -1,0 +1,250 @@
+"""The settings of a training: what a run folder remembers, what the defaults are, and what may change on resuming."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from iresnet_core.branches.activations import Activation
+from iresnet_core.errors import InvalidArgumentError, RunError
+from iresnet_core.training.datasets import Dataset, DatasetSource, is_image_shape
+from iresnet_core.training.plans import ModelSettings
+
+__all__ = ["RunSettings", "TrainingSettings", "default_settings", "settings_from_json", "with_changes"]
+
+SCHEDULES = ("cosine", "constant")
+STARTS = ("orthogonal", "uniform")
+DTYPES = ("float32", "float64")
+# What a training may be resumed with although it was begun with something else.
+CHANGEABLE = frozenset({"steps", "minutes", "evaluate_every", "checkpoint_every"})
+_CONV_FROM = 16 * 16  # pixels from which convolutions are the default
+# Dimension up to which narrow layers do, with sines between them: those keep the slope of a block near its cap, where
+# lipswish and elu halve it at every layer, and a few blocks then bend the plane much further in the same time.
+_FEW = 16
+# Below so many samples to train on, a flow of the default size learns them by heart.
+_FEW_SAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a flow is trained.
+
+    Attributes
+    ----------
+    engine : str
+        The framework.
+    steps : int or None
+        Length of the training in steps of the optimiser; None where time is the measure.
+    minutes : float or None
+        Length in minutes, evaluations included.
+    batch : int
+        Samples a step.
+    lr : float
+        Learning rate of Adam at the start.
+    schedule : {"cosine", "constant"}
+        "cosine" takes the learning rate to a hundredth along half a cosine.
+    start : {"orthogonal", "uniform"}
+        Weights at the start: orthogonal, with all singular values at the cap, so that none has to grow first; or
+        uniform between +-1 / sqrt(inputs), below it.
+    weight_decay : float
+        Each step shrinks the weights, not biases and scales, by lr times this (Loshchilov and Hutter 2019); for few
+        samples, which a flow learns by heart.
+    clip : float
+        Largest norm of the gradient; longer ones are shortened to it.
+    seed : int
+        Of the initialisation, the order of the samples, the dequantisation and the probes.
+    dtype : {"float32", "float64"}
+        Of parameters and samples.
+    evaluate_every, checkpoint_every : int
+        Steps between evaluations on the validation set, and between checkpoints.
+    evaluation_samples : int
+        How many samples of the validation set an evaluation takes.
+    """
+
+    engine: str
+    steps: int | None
+    minutes: float | None
+    batch: int
+    lr: float
+    schedule: str
+    start: str
+    weight_decay: float
+    clip: float
+    seed: int
+    dtype: str
+    evaluate_every: int
+    checkpoint_every: int
+    evaluation_samples: int
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "evaluate_every", "checkpoint_every", "evaluation_samples"):
+            if getattr(self, name) < 1:
+                raise InvalidArgumentError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("lr", "clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InvalidArgumentError(f"{name} must be a positive number, got {getattr(self, name):g}.")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise InvalidArgumentError(f"weight_decay must be a number of at least 0, got {self.weight_decay:g}.")
+        if self.lr * self.weight_decay > 1:
+            raise InvalidArgumentError(
+                f"lr {self.lr:g} times weight_decay {self.weight_decay:g} is above 1, and would turn the signs of "
+                "weights at every step; lower one of them."
+            )
+        if (self.steps is None) == (self.minutes is None):
+            raise InvalidArgumentError("give either steps or minutes.")
+        if self.steps is not None and self.steps < 1:
+            raise InvalidArgumentError(f"steps must be at least 1, got {self.steps}.")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise InvalidArgumentError(f"minutes must be a positive number, got {self.minutes:g}.")
+        if self.schedule not in SCHEDULES:
+            raise InvalidArgumentError(f"there is no schedule {self.schedule!r}; there are {', '.join(SCHEDULES)}.")
+        if self.start not in STARTS:
+            raise InvalidArgumentError(f"there is no start {self.start!r}; there are {', '.join(STARTS)}.")
+        if self.dtype not in DTYPES:
+            raise InvalidArgumentError(f"dtype must be {' or '.join(DTYPES)}, got {self.dtype!r}.")
+        if self.seed < 0:
+            raise InvalidArgumentError(f"seed {self.seed}: a seed must not be negative.")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that a run folder remembers of how its training was begun.
+
+    Attributes
+    ----------
+    data, model, training : DatasetSource, ModelSettings, TrainingSettings
+        The three parts.
+    """
+
+    data: DatasetSource
+    model: ModelSettings
+    training: TrainingSettings
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data, which `settings_from_json` reads."""
+        return dataclasses.asdict(self)
+
+
+def default_settings(source: DatasetSource, dataset: Dataset, engine: str, asked: Mapping[str, Any]) -> RunSettings:
+    """Return the settings for a data set.
+
+    Parameters
+    ----------
+    source, dataset : DatasetSource, Dataset
+        What is trained on.
+    engine : str
+        The framework.
+    asked : mapping
+        Fields of `ModelSettings` and `TrainingSettings` that shall differ from their default.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a value has no meaning.
+    """
+    shape = dataset.event_shape
+    image = is_image_shape(shape)
+    large = image and shape[1] * shape[2] >= _CONV_FROM and not (shape[1] % 2 or shape[2] % 2)
+    kind = asked.get("kind", "conv" if large else "mlp")
+    size = 1
+    for n in shape:
+        size *= n
+    few = len(dataset.train) < _FEW_SAMPLES
+    model: dict[str, Any] = {
+        "kind": kind,
+        "blocks": 4 if kind == "conv" else 8,
+        "hidden": 32 if kind == "conv" else 64 if size < _FEW else 128,
+        "layers": 2,
+        "activation": "sin" if size < _FEW and not image else "elu",
+        "coeff": 0.9,
+        "alpha": 0.05 if dataset.levels is not None else None,
+    }
+    training: dict[str, Any] = {
+        "engine": engine,
+        "steps": None if asked.get("minutes") is not None else 2000,
+        "minutes": None,
+        "batch": min(64 if kind == "conv" else 256, len(dataset.train)),
+        "lr": 2e-3 if kind == "conv" else 5e-3,
+        "schedule": "cosine",
+        "start": "uniform" if few else "orthogonal",
+        "weight_decay": 2.0 if few else 0.0,
+        "clip": 10.0,
+        "seed": source.seed,
+        "dtype": "float32",
+        "evaluate_every": 100,
+        "checkpoint_every": 500,
+        "evaluation_samples": 1000,
+    }
+    for name, value in asked.items():
+        (model if name in model else training)[name] = value
+    if asked.get("steps") is not None and asked.get("minutes") is not None:
+        raise InvalidArgumentError("give either steps or minutes, not both.")
+    if dataset.levels is None and model["alpha"] is not None:
+        raise InvalidArgumentError(f"alpha is for images of grey levels, which {dataset.name} does not hold.")
+    Activation(model["activation"])
+    settings = RunSettings(source, ModelSettings(**model), TrainingSettings(**training))
+    if settings.training.batch > len(dataset.train):
+        raise InvalidArgumentError(
+            f"a batch of {settings.training.batch} is more than the {len(dataset.train)} samples to train on."
+        )
+    return settings
+
+
+def with_changes(old: RunSettings, asked: Mapping[str, Any], where: str) -> RunSettings:
+    """Return the settings of a run with the changes that a resumed training allows.
+
+    Raises
+    ------
+    RunError
+        If something else was asked for than what the run was begun with; the message lists it.
+    """
+    changes: dict[str, Any] = {}
+    different = []
+    for name, value in asked.items():
+        part: Any = old.model if hasattr(old.model, name) else old.training
+        before = getattr(part, name)
+        if name in CHANGEABLE:
+            changes[name] = value
+        elif before != value:
+            different.append(f"{name} {before} instead of {value}")
+    if different:
+        raise RunError(
+            f"{where} holds a training with {', '.join(different)}. Resume it with what it was begun with "
+            "(leave the options out), or give another --out."
+        )
+    if "minutes" in changes and "steps" not in changes:
+        changes["steps"] = None
+    if "steps" in changes and changes["steps"] is not None and "minutes" not in changes:
+        changes["minutes"] = None
+    return dataclasses.replace(old, training=dataclasses.replace(old.training, **changes))
+
+
+def settings_from_json(node: Any, where: str) -> RunSettings:
+    """Read what `RunSettings.as_json` wrote.
+
+    Raises
+    ------
+    RunError
+        If a field is missing, unknown or of another type.
+    """
+    if not isinstance(node, dict):
+        raise RunError(f"{where}: the settings are no object.")
+    kinds = {"data": DatasetSource, "model": ModelSettings, "training": TrainingSettings}
+    parts = {name: _from_json(kind, node.get(name), f"{where}: {name}") for name, kind in kinds.items()}
+    return RunSettings(**parts)
+
+
+def _from_json(kind: Any, node: Any, where: str) -> Any:
+    names = {field.name for field in dataclasses.fields(kind)}
+    if not isinstance(node, dict) or set(node) != names:
+        seen = ", ".join(sorted(set(node) ^ names)) if isinstance(node, dict) else type(node).__name__
+        raise RunError(f"{where} does not have the fields of this version ({seen}).")
+    for name, expected in get_type_hints(kind).items():
+        value = node[name]
+        allowed = expected | int if expected in (float, float | None) else expected
+        if isinstance(value, bool) or not isinstance(value, allowed):
+            raise RunError(f"{where}: {name} is {value!r}.")
+    try:
+        return kind(**node)
+    except InvalidArgumentError as error:
+        raise RunError(f"{where}: {error}") from error

@@ -1,0 +1,316 @@
+"""Agreement of the engines in `iresnet validate`: every method once more on each, on the same noise, beside NumPy's.
+
+Noise and start vectors are drawn with NumPy and passed as arrays, so that nothing but rounding can differ. What is
+compared, and relative to what, is in `QUANTITIES`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from iresnet_core.backends import Array
+from iresnet_core.backends import backend as find_backend
+from iresnet_core.branches.chain import Chain
+from iresnet_core.determinant.dispatch import logdet
+from iresnet_core.inverse.dispatch import invert
+from iresnet_core.lipschitz.bounds import lipschitz_bound
+from iresnet_core.lipschitz.estimates import spectral_norm
+from iresnet_core.lipschitz.normalization import normalize
+from iresnet_core.operators.matrices import Dense
+from iresnet_core.validation.checks import (
+    BOUND_METHODS,
+    ESTIMATORS,
+    FIELDS,
+    SOLVERS,
+    SPECTRAL_METHODS,
+    Record,
+    is_unbiased,
+)
+from iresnet_core.validation.problem import Exact, Floats, Problem, cut_convolution
+
+__all__ = ["COUNTS", "DTYPES", "LIMITS", "QUANTITIES", "REFERENCE", "agreement", "compared", "disagreeing"]
+
+REFERENCE = "numpy"
+DTYPES = ("float64", "float32")
+LIMITS = {"float64": 1e-10, "float32": 1e-4}
+# Far above the rounding, so that no sample stops a step earlier or later because of it.
+RTOL = 1e-6
+CAP = 0.5  # of the normalised branch; below the constants of the shipped ones, so that there is something to scale
+
+# What is compared, and what its largest difference is divided by.
+QUANTITIES = {
+    "value": "its own largest entry",
+    "left": "what rounding is multiplied by: sigma_1 / (sigma_1 - sigma_2)",
+    "right": "what rounding is multiplied by: sigma_1 / (sigma_1 - sigma_2)",
+    "std_error": "its own largest entry",
+    "jvp": "its own largest entry",
+    "vjp": "its own largest entry",
+    "trace": "its own largest entry",
+    "residual": "the largest entry of the value",
+    "error_bound": "the largest entry of the value",
+    "bias_bound": "the largest entry of the value",
+    "iterations": "nothing: a count",
+    "products": "nothing: a count",
+}
+COUNTS = frozenset(("iterations", "products"))
+VECTORS = ("left", "right")
+
+Answer = dict[str, Floats]
+
+
+class Noise:
+    """Everything random about one case, drawn with NumPy in float64."""
+
+    def __init__(self, exact: Exact, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        shape = exact.x.shape
+        constant = exact.chain.lipschitz
+        self.starts = [rng.standard_normal(layer.shape[0]) for layer in exact.chain.operators]
+        self.first = rng.standard_normal(shape)
+        self.tangents = rng.standard_normal((2, *shape))
+        probes = max(count for *_, count in ESTIMATORS)
+        self.probes = {
+            "rademacher": rng.choice([-1.0, 1.0], size=(probes, *shape)),
+            "gaussian": rng.standard_normal((probes, *shape)),
+        }
+        self.lengths = [int(n) - 1 for n in rng.geometric(1 - constant, size=probes)]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One case on one engine, with its share of the noise."""
+
+    problem: Problem
+    noise: Noise
+
+    def array(self, values: Floats) -> Array:
+        """Send noise to the engine, in the dtype of the problem."""
+        return self.problem.engine.from_numpy(values.astype(self.problem.dtype), self.problem.x)
+
+    def answer(self, result: Any) -> Answer:
+        """Copy the fields of a result that are compared."""
+        fields = result._asdict() if hasattr(result, "_asdict") else result
+        return {name: self.problem.host(array) for name, array in fields.items() if name in QUANTITIES}
+
+
+def _spectral_norms(trial: Trial) -> Iterator[tuple[str, Answer]]:
+    for method in SPECTRAL_METHODS:
+        answers = []
+        for layer, start in zip(trial.problem.chain.operators, trial.noise.starts, strict=True):
+            answer = trial.answer(spectral_norm(layer, method=method, start=trial.array(start)))
+            # A pair of singular vectors is known up to their common sign, which no start decides for an SVD.
+            sign = np.sign(answer["left"][np.argmax(np.abs(answer["left"]))])
+            gap = _relative_gap(trial.problem.host(layer.matrix()))
+            answers.append(answer | {side: sign * gap * answer[side] for side in VECTORS})
+        yield method, _joined(answers)
+
+
+def _relative_gap(matrix: Floats) -> float:
+    """Distance between the two largest singular values, relative to the larger one."""
+    first, second, *_ = (*np.linalg.svd(matrix)[1], 0.0)
+    return float((first - second) / first)
+
+
+def _lipschitz_bounds(trial: Trial) -> Iterator[tuple[str, Answer]]:
+    layers = trial.problem.chain.operators
+    for method in BOUND_METHODS:
+        options = {"rng": np.random.default_rng(trial.problem.seed)} if method == "lanczos" else {}
+        yield method, _joined([trial.answer(lipschitz_bound(layer, method=method, **options)) for layer in layers])
+    convolution = cut_convolution(trial.problem)
+    if convolution is not None:
+        yield "fft, 3x3 kernel", trial.answer(lipschitz_bound(convolution, method="fft"))
+    yield "block constant", {"value": np.array([trial.problem.chain.lipschitz])}
+
+
+def _normalized(trial: Trial) -> Iterator[tuple[str, Answer]]:
+    scaled = normalize(trial.problem.chain, CAP)
+    yield "branch", _joined([trial.answer({"value": layer.weight}) for layer in scaled.operators])
+
+
+def _branches(trial: Trial) -> Iterator[tuple[str, Answer]]:
+    at = trial.problem.chain.linearize(trial.problem.x)
+    tangent, cotangent = map(trial.array, trial.noise.tangents)
+    answer = {"value": at.value, "vjp": at.vjp(cotangent)}
+    if at.jvp is not None:
+        answer["jvp"] = at.jvp(tangent)
+    if at.trace is not None:
+        answer["trace"] = at.trace()
+    yield "chain", trial.answer(answer)
+
+
+def _inverses(trial: Trial) -> Iterator[tuple[str, Answer]]:
+    y = trial.problem.x + trial.problem.chain(trial.problem.x)
+    start = trial.array(trial.noise.first)
+    for solver in SOLVERS:
+        result = invert(trial.problem.chain, y, solver=solver, rtol=RTOL, start=start, on_failure="return")
+        yield solver, trial.answer(result)
+
+
+def _log_determinants(trial: Trial) -> Iterator[tuple[str, Answer]]:
+    chain, x = trial.problem.chain, trial.problem.x
+    yield "exact", trial.answer(logdet(chain, x, method="exact"))
+    first, *rest = chain.layers
+    opened = Chain([*rest, Dense(chain.operators[0].weight)])
+    yield "exact, narrow width", trial.answer(logdet(opened, first(x), method="exact"))
+    for label, method, options, count in ESTIMATORS:
+        settings = {"method": method, "probe_kind": "rademacher", "control_variate": "trace", **options}
+        probes = trial.array(trial.noise.probes[settings["probe_kind"]][:count])
+        noise = (probes, trial.noise.lengths[:count]) if is_unbiased(method, options) else probes
+        yield label, trial.answer(logdet(chain, x, noise=noise, **settings))
+
+
+PRIMITIVES: dict[str, Callable[[Trial], Iterator[tuple[str, Answer]]]] = {
+    "spectral_norm": _spectral_norms,
+    "lipschitz_bound": _lipschitz_bounds,
+    "normalize": _normalized,
+    "branch": _branches,
+    "inverse": _inverses,
+    "logdet": _log_determinants,
+}
+
+
+def _joined(answers: Sequence[Answer]) -> Answer:
+    """Put the answers for several layers into one."""
+    joined: dict[str, list[Floats]] = {}
+    for answer in answers:
+        for name, values in answer.items():
+            joined.setdefault(name, []).append(np.ravel(values))
+    return {name: np.concatenate(parts) for name, parts in joined.items()}
+
+
+class _Seen(NamedTuple):
+    """The largest disagreement so far, and where it was seen."""
+
+    disagreement: float
+    case: str
+    samples: int
+
+
+def _disagreement(name: str, answer: Answer, expected: Answer) -> float:
+    """Return the largest difference as `QUANTITIES` says; infinite where one is not a number or of another shape."""
+    mine, theirs = answer[name], expected[name]
+    if mine.shape != theirs.shape or not (np.all(np.isfinite(mine)) and np.all(np.isfinite(theirs))):
+        return float("inf")
+    difference = float(np.max(np.abs(mine - theirs), initial=0.0))
+    if name in COUNTS or name in VECTORS or difference == 0:
+        return difference  # vectors are multiplied by the gap already
+    of_value = QUANTITIES[name].endswith("of the value")
+    size = float(np.max(np.abs(expected["value"] if of_value else theirs)))
+    return difference / size if size > 0 else float("inf")
+
+
+def compared(backends: Sequence[str]) -> list[str]:
+    """Return the engines among `backends` that there is something to compare for: all but the reference."""
+    return [name for name in dict.fromkeys(backends) if name != REFERENCE]
+
+
+def agreement(
+    backends: Sequence[str],
+    cases: Sequence[str],
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Record]:
+    """Run every method of every primitive with the same noise on each engine and on NumPy, and compare.
+
+    Parameters
+    ----------
+    backends : sequence of str
+        Names of engines; NumPy itself is left out.
+    cases : sequence of str
+        Shipped branches.
+    seed : int
+        Of the noise.
+    progress : callable (done, total, label), optional
+        Called before each step and once at the end.
+
+    Returns
+    -------
+    list of dict
+        One record a primitive, method, engine, dtype and quantity, with the keys of `FIELDS`; `kind` is "agreement",
+        `disagreement` the largest of all cases, and `case` where that was. Counts may differ in float32, where
+        `limit` is None for them.
+
+    Raises
+    ------
+    InvalidArgumentError, MissingDependencyError
+        For an unknown backend or case, or a backend whose framework is absent.
+    """
+    engines = compared(backends)
+    if not engines:
+        return []
+    seen: dict[tuple[str, ...], _Seen] = {}
+    done, total = 0, len(cases) * len(DTYPES) * (len(engines) + 1)
+    for case in cases:
+        exact = Exact(case)
+        noise = Noise(exact, seed)
+        for dtype in DTYPES:
+            expected: dict[tuple[str, str], Answer] = {}
+            for name in (REFERENCE, *engines):
+                if progress is not None:
+                    progress(done, total, f"agreement of {name}, {case}")
+                answers = _answers(case, name, dtype, seed, exact, noise)
+                if name == REFERENCE:
+                    expected = answers
+                else:
+                    _keep_largest(seen, (name, dtype), case, answers, expected)
+                done += 1
+    if progress is not None:
+        progress(done, total, "done")
+    return list(_records(seen, engines))
+
+
+def _answers(
+    case: str, backend: str, dtype: str, seed: int, exact: Exact, noise: Noise
+) -> dict[tuple[str, str], Answer]:
+    """Return the answers of every method, by primitive and method."""
+    with find_backend(backend).float64():
+        trial = Trial(Problem.load(case, backend, dtype, seed, exact), noise)
+        return {
+            (primitive, method): answer
+            for primitive, compute in PRIMITIVES.items()
+            for method, answer in compute(trial)
+        }
+
+
+def _keep_largest(
+    seen: dict[tuple[str, ...], _Seen],
+    key: tuple[str, str],
+    case: str,
+    answers: dict[tuple[str, str], Answer],
+    expected: dict[tuple[str, str], Answer],
+) -> None:
+    """Compare one engine with the reference at one case, and keep what is larger than at the cases before."""
+    for method, answer in answers.items():
+        for name in answer:
+            now = _Seen(_disagreement(name, answer, expected[method]), case, expected[method][name].size)
+            before = seen.get((*method, *key, name))
+            seen[*method, *key, name] = now if before is None or now.disagreement > before.disagreement else before
+
+
+def _records(seen: dict[tuple[str, ...], _Seen], engines: Sequence[str]) -> Iterator[Record]:
+    """Turn the largest disagreements into records, engine by engine."""
+    for engine in engines:
+        for (primitive, method, name, dtype, quantity), largest in seen.items():
+            if name != engine:
+                continue
+            limit = LIMITS[dtype] if quantity not in COUNTS else 0.0 if dtype == DTYPES[0] else None
+            record: Record = dict.fromkeys(FIELDS)
+            yield record | {
+                "kind": "agreement",
+                "backend": engine,
+                "dtype": dtype,
+                "case": largest.case,
+                "primitive": primitive,
+                "method": method,
+                "samples": largest.samples,
+                "quantity": quantity,
+                "disagreement": largest.disagreement,
+                "limit": limit,
+            }
+
+
+def disagreeing(records: Iterable[Record]) -> list[Record]:
+    """Return the records of engines that differ from the reference by more than their limit."""
+    return [r for r in records if r["limit"] is not None and not r["disagreement"] <= r["limit"]]

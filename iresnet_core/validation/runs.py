@@ -1,0 +1,78 @@
+"""Every estimator on trained branches, next to the exact answer: the logic of `iresnet validate`, without printing."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from iresnet_core.backends import backend as find_backend
+from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.example_data import cases as all_cases
+from iresnet_core.validation.agreement import agreement, disagreeing
+from iresnet_core.validation.checks import CHECKS, FIELDS, Record
+from iresnet_core.validation.problem import Exact, Problem
+
+__all__ = ["FIELDS", "Progress", "Record", "agreement", "disagreeing", "run", "violated"]
+
+Progress = Callable[[int, int, str], None]
+
+
+def steps_of(backends: Sequence[str], cases: Sequence[str], dtypes: Sequence[str]) -> int:
+    """Return how many steps `run` reports to its progress callback."""
+    return len(backends) * len(dtypes) * len(cases) * len(CHECKS)
+
+
+def run(
+    backends: Sequence[str] = ("numpy",),
+    cases: Sequence[str] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    dtypes: Sequence[str] = ("float64",),
+) -> list[Record]:
+    """Run every method of every primitive and compare with the exact answers.
+
+    Parameters
+    ----------
+    backends : sequence of str
+        Names of engines.
+    cases : sequence of str, optional
+        Shipped branches (`iresnet_core.example_data.cases`); default all.
+    seed : int
+        Of the probes.
+    progress : callable (done, total, label), optional
+        Called before each step and once at the end.
+    dtypes : sequence of {"float64", "float32"}
+        Dtypes to run in.
+
+    Returns
+    -------
+    list of dict
+        One record a method and case, with the keys of `FIELDS`.
+
+    Raises
+    ------
+    InvalidArgumentError, MissingDependencyError
+        For an unknown backend, case or dtype, or a backend whose framework is absent.
+    """
+    cases = all_cases() if cases is None else cases
+    if seed < 0:
+        raise InvalidArgumentError(f"seed={seed}: a seed must not be negative.")
+    plan = [(backend, dtype, case) for backend in backends for dtype in dtypes for case in cases]
+    total, done = steps_of(backends, cases, dtypes), 0
+    records: list[Record] = []
+    answers: dict[str, Exact] = {}
+    for backend, dtype, case in plan:
+        if case not in answers:
+            answers[case] = Exact(case)
+        with find_backend(backend).float64():
+            problem = Problem.load(case, backend, dtype, seed, answers[case])
+            for name, check in CHECKS.items():
+                if progress is not None:
+                    progress(done, total, f"{backend} {case}: {name}")
+                records.extend(check(problem))
+                done += 1
+    if progress is not None:
+        progress(done, total, "done")
+    return records
+
+
+def violated(records: Iterable[Record]) -> list[Record]:
+    """Return the records with a bound that was certified, not merely probable, and did not hold."""
+    return [r for r in records if r["bound_violations"] and r["certificate"] != "probabilistic"]

@@ -1,0 +1,158 @@
+"""Records of the validation in words: what the terminal and the HTML page both say."""
+
+from collections.abc import Sequence
+
+from iresnet_core.validation.agreement import COUNTS, DTYPES, LIMITS, REFERENCE
+from iresnet_core.validation.runs import Record, disagreeing, violated
+
+__all__ = [
+    "AGREEMENT_HEADS",
+    "AGREEMENT_TITLE",
+    "TITLES",
+    "agreement_remarks",
+    "agreement_rows",
+    "agreement_verdict",
+    "bound",
+    "grouped",
+    "held",
+    "name",
+    "number",
+    "remarks",
+    "score",
+    "verdict",
+]
+
+TITLES = {
+    "spectral_norm": "spectral norm",
+    "lipschitz_bound": "Lipschitz bound",
+    "inverse": "inverse",
+    "logdet": "log-determinant",
+    "normalize": "normalised weights",
+    "branch": "branch, its products",
+}
+AGREEMENT_TITLE = f"Largest relative disagreement with {REFERENCE} on the same noise"
+AGREEMENT_HEADS = ("primitive", "engine", *(part for dtype in DTYPES for part in (dtype, "counts")), "held")
+
+
+def grouped(records: Sequence[Record]) -> list[list[Record]]:
+    """Return the records of each case, engine and dtype, in the order of the run."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record["case"], record["backend"], record["dtype"]), []).append(record)
+    return list(groups.values())
+
+
+def name(record: Record) -> str:
+    """Return what was compared, as one phrase."""
+    return " ".join(str(record[key]) for key in ("case", "backend", "dtype", "primitive", "method"))
+
+
+def number(value: float | None) -> str:
+    """Format with two digits; nothing for None."""
+    if value is None:
+        return ""
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def bound(record: Record) -> str:
+    """Format the bound: a bound on a norm with the digits that tell bounds apart."""
+    if record["primitive"] == "lipschitz_bound":
+        return f"{record['max_bound']:.4f}"
+    return number(record["max_bound"])
+
+
+def held(record: Record) -> str:
+    """Say whether the bound held: yes, NO, "no*" where it was only probable, "-" where there is none."""
+    if record["certificate"] == "unbiased":
+        return "-"
+    if not record["bound_violations"]:
+        return "yes"
+    return "no*" if record["certificate"] == "probabilistic" else "NO"
+
+
+def score(record: Record) -> str:
+    """Return the z score, with "!" where the estimate is outside its error bar."""
+    if record["z"] is None:
+        return ""
+    return f"{record['z']:.1f}" + ("" if record["within_error_bar"] else "!")
+
+
+def verdict(records: Sequence[Record]) -> str:
+    """Return the conclusion in one sentence."""
+    answers = sum(r["samples"] for r in records if r["certificate"] not in ("unbiased", "probabilistic"))
+    wrong = violated(records)
+    if wrong:
+        return f"{sum(r['bound_violations'] for r in wrong)} certified bounds VIOLATED, of {answers}."
+    noisy = [r for r in records if r["within_error_bar"] is not None]
+    inside = sum(r["within_error_bar"] for r in noisy)
+    sentence = f"All {answers} certified bounds held"
+    if not noisy:
+        return f"{sentence}."
+    return (
+        f"{sentence}; {inside} of {len(noisy)} randomised estimates agree with the exact value within their error bar."
+    )
+
+
+def remarks(records: Sequence[Record]) -> list[str]:
+    """Return one sentence for each comparison that went wrong or needs a look."""
+    found = [
+        f"violated: {name(r)}, {r['bound_violations']} of {r['samples']}, "
+        f"largest error {number(r['max_certified_error'])}"
+        for r in violated(records)
+    ]
+    found += [
+        f"* a probabilistic bound may fail, and did: {name(r)}"
+        for r in records
+        if r["certificate"] == "probabilistic" and r["bound_violations"]
+    ]
+    return found + [
+        f"! outside the error bar, z = {r['z']:.1f}: {name(r)}" for r in records if r["within_error_bar"] is False
+    ]
+
+
+def agreement_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    """Return the table of agreement, a row a primitive and engine, with the columns of `AGREEMENT_HEADS`.
+
+    The first row holds the limits. Counts are iterations and products: "equal", or by how much they differ.
+    """
+    rows: list[tuple[str, ...]] = [
+        ("limit", "", *(part for dtype in DTYPES for part in (number(LIMITS[dtype]), _count_limit(records, dtype))), "")
+    ]
+    for primitive in dict.fromkeys(record["primitive"] for record in records):
+        of_primitive = [record for record in records if record["primitive"] == primitive]
+        for engine in dict.fromkeys(record["backend"] for record in of_primitive):
+            group = [record for record in of_primitive if record["backend"] == engine]
+            cells = [part for dtype in DTYPES for part in _largest([r for r in group if r["dtype"] == dtype])]
+            rows.append((TITLES[primitive], engine, *cells, "NO" if disagreeing(group) else "yes"))
+    return rows
+
+
+def _count_limit(records: Sequence[Record], dtype: str) -> str:
+    limits = [r["limit"] for r in records if r["dtype"] == dtype and r["quantity"] in COUNTS]
+    return "equal" if any(limit is not None for limit in limits) else "-"
+
+
+def _largest(records: Sequence[Record]) -> tuple[str, str]:
+    """Return the largest disagreement of values and of counts; "" where there are no counts."""
+    values = [r["disagreement"] for r in records if r["quantity"] not in COUNTS]
+    counts = [r["disagreement"] for r in records if r["quantity"] in COUNTS]
+    words = "" if not counts else "equal" if max(counts) == 0 else f"\N{PLUS-MINUS SIGN}{max(counts):.0f}"
+    return number(max(values)), words
+
+
+def agreement_verdict(records: Sequence[Record]) -> str:
+    """Return the conclusion on the agreement in one sentence."""
+    wrong = disagreeing(records)
+    checked = [record for record in records if record["limit"] is not None]
+    engines = ", ".join(dict.fromkeys(record["backend"] for record in records))
+    if wrong:
+        return f"{len(wrong)} of {len(checked)} quantities DISAGREE with {REFERENCE} by more than their limit."
+    return f"{engines} agree with {REFERENCE} within the limits, in all {len(checked)} quantities."
+
+
+def agreement_remarks(records: Sequence[Record]) -> list[str]:
+    """Return one sentence for each quantity that disagrees."""
+    return [
+        f"disagrees: {name(r)}, {r['quantity']}, {number(r['disagreement'])} where {number(r['limit'])} is allowed"
+        for r in disagreeing(records)
+    ]

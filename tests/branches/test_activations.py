@@ -1,0 +1,276 @@
+"""Activations: values, slopes, and constants that are suprema."""
+
+import warnings
+from decimal import Decimal, localcontext
+
+import numpy as np
+import pytest
+import scipy.special
+from frameworks_for_tests import gradients
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import DTYPES, SEEDS, as_seen_by
+
+from iresnet_core import Activation
+from iresnet_core.branches.activations import ACTIVATIONS, SWISH_SLOPE
+from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownArrayError
+
+# name, parameters, closed form in NumPy, its constant
+CASES = [
+    ("lipswish", {}, lambda x: x * scipy.special.expit(x) / SWISH_SLOPE, 1),
+    ("lipswish", {"beta": 0.3}, lambda x: x * scipy.special.expit(0.3 * x) / SWISH_SLOPE, 1),
+    ("lipswish", {"beta": 7.0}, lambda x: x * scipy.special.expit(7 * x) / SWISH_SLOPE, 1),
+    ("elu", {}, lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))), 1),
+    ("elu", {"alpha": 0.25}, lambda x: np.where(x > 0, x, 0.25 * np.expm1(np.minimum(x, 0))), 1),
+    ("elu", {"alpha": 3.0}, lambda x: np.where(x > 0, x, 3 * np.expm1(np.minimum(x, 0))), 3),
+    ("celu", {}, lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))), 1),
+    ("celu", {"alpha": 0.25}, lambda x: np.where(x > 0, x, 0.25 * np.expm1(np.minimum(x, 0) / 0.25)), 1),
+    ("celu", {"alpha": 3.0}, lambda x: np.where(x > 0, x, 3 * np.expm1(np.minimum(x, 0) / 3)), 1),
+    ("relu", {}, lambda x: np.maximum(x, 0), 1),
+    ("softplus", {}, lambda x: np.logaddexp(x, 0), 1),
+    ("softplus", {"beta": 5.0}, lambda x: np.logaddexp(5 * x, 0) / 5, 1),
+    ("tanh", {}, np.tanh, 1),
+    ("sigmoid", {}, scipy.special.expit, 0.25),
+    ("sin", {}, np.sin, 1),
+    ("identity", {}, lambda x: x, 1),
+]
+IDS = ["-".join([name, *map(str, parameters.values())]) for name, parameters, _, _ in CASES]
+every_case = pytest.mark.parametrize(("name", "parameters", "formula", "constant"), CASES, ids=IDS)
+
+GRID = np.concatenate([np.linspace(-30, 30, 60001), -np.logspace(-300, 4, 2000), np.logspace(-300, 4, 2000)])
+FINITE = st.floats(-1e4, 1e4, allow_subnormal=True)
+
+
+def ratio_of(activation, engine, x):
+    """Largest slope on the grid x, over the constant."""
+    return np.max(abs(engine.to_numpy(activation.slope(engine.from_numpy(x)))).astype(float)) / activation.lipschitz
+
+
+def test_every_activation_is_tested():
+    assert {name for name, *_ in CASES} == set(ACTIVATIONS)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_values_are_those_of_the_closed_form(backend, name, parameters, formula, constant, dtype):
+    activation = Activation(name, **parameters)
+    x = GRID.astype(dtype).reshape(1, -1)
+    with np.errstate(under="ignore"):
+        expected = formula(as_seen_by(backend, x).astype(float))
+    value = activation(backend.from_numpy(x))
+    assert value.shape == x.shape
+    out = backend.to_numpy(value)
+    assert out.dtype == dtype
+    # What `Chain.rounding_error` allows for an activation.
+    u = np.finfo(dtype).eps / 2
+    allowance = 8 * u * (abs(expected) + activation.lipschitz * abs(x.astype(float)))
+    # An intermediate result that is subnormal may be taken as zero, and is then multiplied by alpha.
+    allowance = allowance + 4 * np.finfo(dtype).smallest_normal
+    if dtype == np.float64:
+        allowance = 2 * allowance  # the closed form is rounded too
+    assert (abs(out.astype(float) - expected) <= allowance).all()
+
+
+@every_case
+def test_slope_against_differences(backend, name, parameters, formula, constant):
+    activation = Activation(name, **parameters)
+    x = np.linspace(-8, 8, 1601) + 0.0037  # no kink within a step
+    h = 1e-5
+    difference = (formula(x + h) - formula(x - h)) / (2 * h)
+    np.testing.assert_allclose(backend.to_numpy(activation.slope(backend.from_numpy(x))), difference, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("lipswish", {}), ("lipswish", {"beta": 3.0}), ("tanh", {}), ("sigmoid", {}), ("sin", {})]
+)
+def test_slope_against_the_complex_step(name, parameters):
+    activation = Activation(name, **parameters)
+    x = np.linspace(-12, 12, 2001)
+    derivative = np.imag(activation(x + 1e-30j)) / 1e-30
+    np.testing.assert_allclose(activation.slope(x), derivative, rtol=0, atol=1e-14)
+
+
+def test_slope_at_the_kink_of_relu_and_elu(backend):
+    zero = backend.from_numpy(np.zeros((1, 1)))
+    for name, parameters, left in (("relu", {}, 0), ("elu", {"alpha": 3.0}, 3), ("celu", {"alpha": 3.0}, 1)):
+        assert float(Activation(name, **parameters).slope(zero)[0, 0]) == left
+
+
+@every_case
+def test_constant_is_the_supremum_of_the_slope(backend, name, parameters, formula, constant):
+    activation = Activation(name, **parameters)
+    assert activation.lipschitz == constant
+    for dtype in (np.float64, np.float32):
+        assert ratio_of(activation, backend, GRID.astype(dtype)) <= 1 + 8 * np.finfo(dtype).eps
+    assert ratio_of(activation, backend, GRID) >= 1 - 1e-6
+
+
+@given(case=st.sampled_from(CASES), x=st.lists(FINITE, min_size=1, max_size=20), dtype=DTYPES)
+def test_slope_never_exceeds_the_constant(backend, case, x, dtype):
+    activation = Activation(case[0], **case[1])
+    assert ratio_of(activation, backend, np.array(x, dtype)) <= 1 + 8 * np.finfo(dtype).eps
+
+
+@given(case=st.sampled_from(CASES), a=FINITE, gap=st.one_of(st.floats(0, 1e-3), st.floats(0, 1e3)))
+def test_no_two_values_are_further_apart_than_the_constant_allows(backend, case, a, gap):
+    activation = Activation(case[0], **case[1])
+    pair = np.array([[a, a + gap]])
+    value = backend.to_numpy(activation(backend.from_numpy(pair)))
+    rounding = 8 * np.finfo(float).eps * (abs(value).max() + activation.lipschitz * abs(pair).max())
+    assert abs(value[0, 1] - value[0, 0]) <= activation.lipschitz * (pair[0, 1] - pair[0, 0]) + rounding
+
+
+def test_constant_of_swish():
+    # The slope s + x s (1 - s) is largest where x tanh(x / 2) = 2, that is (x - 2) e^x = x + 2: Newton, 40 digits.
+    with localcontext(prec=40):
+        x = Decimal("2.4")
+        for _ in range(8):
+            x -= ((x - 2) * x.exp() - x - 2) / ((x - 1) * x.exp() - 1)
+        s = 1 / (1 + (-x).exp())
+        supremum = s + x * s * (1 - s)
+        assert supremum <= Decimal(SWISH_SLOPE) <= supremum + Decimal("1e-7")
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(("name", "parameters"), [(name, parameters) for name, parameters, _, _ in CASES], ids=IDS)
+def test_far_out_nothing_overflows(backend, name, parameters, dtype):
+    activation = Activation(name, **parameters)
+    far = backend.from_numpy(np.array([[-1e4, 1e4, -1e30, 1e30, 0.0, -0.0]], dtype))
+    with warnings.catch_warnings(), np.errstate(over="raise", invalid="raise", divide="raise"):
+        warnings.simplefilter("error")
+        value, slope = backend.to_numpy(activation(far)), backend.to_numpy(activation.slope(far))
+    assert np.isfinite(value).all()
+    assert np.isfinite(slope).all()
+    if name not in ("sin", "identity"):
+        left, right = {"tanh": (0, 0), "sigmoid": (0, 0), "lipswish": (0, 1 / SWISH_SLOPE)}.get(name, (0, 1))
+        np.testing.assert_allclose(slope[0, :4], [left, right, left, right], atol=1e-6)
+
+
+# --- maxmin ---
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((4,), 1), ((6,), -1), ((4, 3), 1), ((3, 4), 2), ((3, 4), -1), ((2, 3, 5), 1)]
+)
+@given(seed=SEEDS)
+def test_maxmin_sorts_pairs_of_channels(backend, shape, axis, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-2, 3, (3, *shape)).astype(float)  # with ties
+    activation = Activation("maxmin", axis=axis)
+    value, jacobian = activation.linearize(backend.from_numpy(x))
+    rows = np.moveaxis(x, axis, -1)
+    sorted_pairs = -np.sort(-rows.reshape(*rows.shape[:-1], -1, 2), axis=-1)
+    expected = np.moveaxis(sorted_pairs.reshape(rows.shape), -1, axis)
+    np.testing.assert_array_equal(backend.to_numpy(value), expected)
+    np.testing.assert_array_equal(backend.to_numpy(activation(backend.from_numpy(x))), expected)
+    # The Jacobian is a permutation of every sample, and its own transpose.
+    d = x[0].size
+    units = np.broadcast_to(np.eye(d).reshape(d, 1, *shape), (d, 3, *shape))
+    for product in (jacobian.apply, jacobian.adjoint):
+        J = backend.to_numpy(product(backend.from_numpy(units.copy()))).reshape(d, 3, d)
+        for i in range(3):
+            assert set(J[:, i].ravel()) == {0, 1}
+            assert (J[:, i].sum(axis=0) == 1).all()
+            assert (J[:, i].sum(axis=1) == 1).all()
+            np.testing.assert_array_equal(J[:, i], J[:, i].T)
+            np.testing.assert_array_equal(x[i].ravel() @ J[:, i], expected[i].ravel())
+
+
+def test_maxmin_is_one_lipschitz_and_not_entrywise(backend):
+    activation = Activation("maxmin")
+    assert (activation.lipschitz, activation.entrywise, activation.parameters) == (1.0, False, {"axis": 1})
+    with pytest.raises(InvalidArgumentError, match="linearize"):
+        activation.slope(backend.from_numpy(np.zeros((1, 2))))
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(1, (1, 3)), (2, (1, 4)), (-3, (1, 4)), (-2, (2, 4)), (1, (4,))])
+def test_maxmin_needs_an_even_channel_axis(backend, axis, shape):
+    with pytest.raises(ShapeError, match=r"'maxmin', axis=.*(no such axis|channels) in"):
+        Activation("maxmin", axis=axis)(backend.from_numpy(np.zeros(shape)))
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("swish", {}, "no activation 'swish'; there are lipswish, elu.*maxmin"),
+        ("relu", {"alpha": 1.0}, r"relu has the parameters \[\], not \['alpha'\]"),
+        ("elu", {"beta": 1.0}, r"\['alpha'\], not \['beta'\]"),
+        ("elu", {"alpha": 0.0}, "alpha must be a positive finite number, got 0"),
+        ("celu", {"alpha": -1.0}, "got -1"),
+        ("softplus", {"beta": float("nan")}, "got nan"),
+        ("lipswish", {"beta": float("inf")}, "got inf"),
+        ("maxmin", {"axis": 0}, "axis 0 would mix the samples"),
+        ("maxmin", {"axis": 1.0}, "whole number axis"),
+        ("maxmin", {"beta": 1.0}, "whole number axis"),
+    ],
+)
+def test_bad_activations(name, parameters, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        Activation(name, **parameters)
+
+
+@pytest.mark.parametrize("name", ["relu", "maxmin"])
+def test_activations_act_on_arrays(name):
+    with pytest.raises(UnknownArrayError, match="list"):
+        Activation(name)([[1.0, 2.0]])
+
+
+def test_representation():
+    assert repr(Activation("elu", alpha=2)) == "Activation('elu', alpha=2)"
+    assert repr(Activation("maxmin")) == "Activation('maxmin', axis=1)"
+    assert repr(Activation("tanh")) == "Activation('tanh')"
+
+
+@every_case
+def test_linearization_has_the_value_the_slope_and_its_derivative(backend, name, parameters, formula, constant):
+    """The second derivative too, which an engine may take from the one that is written out."""
+    activation = Activation(name, **parameters)
+    x = np.linspace(-4, 4, 41).reshape(1, -1) + 0.03
+    point = backend.from_numpy(x)
+    value, jacobian = activation.linearize(point)
+    np.testing.assert_allclose(backend.to_numpy(value), backend.to_numpy(activation(point)), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(backend.to_numpy(jacobian.slope), backend.to_numpy(activation.slope(point)), atol=1e-14)
+    bend = backend.to_numpy(activation.bend(point, *activation.with_slope(point)))
+    step = 1e-5
+    ahead, behind = (backend.to_numpy(activation.slope(backend.from_numpy(x + s))) for s in (step, -step))
+    np.testing.assert_allclose(bend, (ahead - behind) / (2 * step), atol=1e-7)
+
+
+@every_case
+@pytest.mark.needs("autodiff")
+def test_derivatives_through_a_linearization(backend, name, parameters, formula, constant):
+    """Of value and slope together, and of the value twice."""
+    activation = Activation(name, **parameters)
+    xp = backend.xp
+    x = np.array([[-2.3, -0.4, 0.3, 1.7]])
+    left, right = np.array([[1.0, 2.0, -1.0, 0.5]]), np.array([[0.3, -1.0, 2.0, 1.0]])
+
+    def loss(x):
+        value, jacobian = activation.linearize(x)
+        return xp.sum(value * backend.from_numpy(left) + jacobian.slope * backend.from_numpy(right))
+
+    (found,) = gradients(backend, loss, [backend.from_numpy(x)])
+    point = backend.from_numpy(x)
+    known = activation.with_slope(point)
+    bend = backend.to_numpy(activation.bend(point, *known))
+    np.testing.assert_allclose(found, left * backend.to_numpy(known[1]) + right * bend, atol=1e-12)
+
+
+@every_case
+def test_second_derivatives_in_torch(name, parameters, formula, constant):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    activation = Activation(name, **parameters)
+    x = torch.tensor([[-2.3, -0.4, 0.3, 1.7]], dtype=torch.float64, requires_grad=True)
+
+    def both(x):
+        value, jacobian = activation.linearize(x)
+        return value.square() + jacobian.slope
+
+    if name in ("relu", "identity"):
+        assert torch.autograd.grad(both(x).sum(), x)[0].isfinite().all()
+    else:
+        assert torch.autograd.gradcheck(both, x)
+        assert torch.autograd.gradgradcheck(both, x)

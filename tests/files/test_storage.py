@@ -1,0 +1,279 @@
+"""Files: what is saved comes back bit by bit on any engine, and what is damaged is refused with a reason."""
+
+import os
+import stat
+
+import numpy as np
+import pytest
+from flow_examples import (
+    actnorm,
+    array,
+    contents_of_file,
+    conv_block,
+    dense_block,
+    host,
+    image_flow,
+    images,
+    vector_flow,
+    vectors,
+    write_file,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from iresnet_core.backends import backend as find_backend
+from iresnet_core.branches.activations import Activation
+from iresnet_core.branches.chain import Chain
+from iresnet_core.errors import StorageError
+from iresnet_core.files.storage import load, save
+from iresnet_core.flows.actnorm import ActNorm
+from iresnet_core.flows.factor_out import FactorOut
+from iresnet_core.flows.flow import Flow
+from iresnet_core.flows.logit import Logit
+from iresnet_core.flows.reshaping import InjectivePad, Squeeze
+from iresnet_core.flows.residual_block import ResidualBlock
+from iresnet_core.operators.convolution import Convolution
+from iresnet_core.operators.matrices import Dense
+
+
+def normal(engine, dtype, *shape, seed=0):
+    return array(engine, np.random.default_rng(seed).normal(0, 0.1, shape), dtype)
+
+
+def block(engine, dtype):
+    return dense_block(engine, np.random.default_rng(1), 3, dtype=dtype)
+
+
+# Every kind of part, with every option away from its default somewhere.
+MODELS = {
+    "flow": lambda e, t: vector_flow(e, 1, dtype=t),
+    "multiscale flow": lambda e, t: image_flow(e, 1, dtype=t),
+    "flow without arrays": lambda e, t: Flow([Squeeze(), InjectivePad(1)], (1, 2, 2)),
+    "block": block,
+    "declared block": lambda e, t: ResidualBlock(block(e, t).branch, lipschitz=0.875),
+    "convolutional block": lambda e, t: conv_block(e, np.random.default_rng(2), (2, 3, 3), dtype=t),
+    "actnorm": lambda e, t: actnorm(e, np.random.default_rng(3), 3, t),
+    "actnorm without parameters": lambda e, t: ActNorm(axis=-1),
+    "squeeze": lambda e, t: Squeeze(3, "channels_last"),
+    "pad": lambda e, t: InjectivePad(2, axis=-1),
+    "logit": lambda e, t: Logit(0.1),
+    "factor out": lambda e, t: FactorOut(1, [Logit(), ActNorm()], axis=2),
+    "placed factor out": lambda e, t: FactorOut(2, Flow([actnorm(e, np.random.default_rng(3), 2, t)], (2, 3))),
+    "chain": lambda e, t: block(e, t).branch,
+    "dense": lambda e, t: Dense(normal(e, t, 2, 5)),
+    "convolution": lambda e, t: Convolution(
+        normal(e, t, 3, 2, 4),
+        normal(e, t, 4),
+        input_shape=(9, 4),
+        stride=2,
+        padding=[(1, 2)],
+        dilation=2,
+        groups=2,
+        data_format="channels_last",
+    ),
+    "circular convolution": lambda e, t: Convolution(
+        normal(e, t, 2, 2, 3), input_shape=(2, 7), padding=1, padding_mode="circular"
+    ),
+    "activation": lambda e, t: Activation("elu", alpha=0.7),
+    "maxmin": lambda e, t: Activation("maxmin", axis=2),
+}
+
+OPTIONS = {
+    Convolution: ("input_shape", "stride", "padding", "dilation", "groups", "data_format", "padding_mode"),
+    ResidualBlock: ("declared_lipschitz",),
+    ActNorm: ("axis",),
+    Squeeze: ("factor", "data_format"),
+    InjectivePad: ("padding", "axis"),
+    Logit: ("alpha",),
+    FactorOut: ("keep", "axis"),
+    Flow: ("event_shape", "base"),
+    Activation: ("name", "parameters"),
+}
+
+
+def assert_same(found, expected):
+    """Types, options and bits, part by part."""
+    assert type(found) is type(expected)
+    for name in OPTIONS.get(type(expected), ()):
+        assert getattr(found, name) == getattr(expected, name), name
+    if isinstance(expected, ResidualBlock):
+        assert_same(found.branch, expected.branch)
+    if isinstance(expected, FactorOut):
+        assert (found.flow is None) == (expected.flow is None)
+    if isinstance(expected, Flow | FactorOut | Chain):
+        for a, b in zip(found.layers, expected.layers, strict=True):
+            assert_same(a, b)
+    for name in ("weight", "bias", "log_scale"):
+        a, b = getattr(found, name, None), getattr(expected, name, None)
+        assert (a is None) == (b is None)
+        if b is not None:
+            a, b = host(a), host(b)
+            assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+
+
+@pytest.fixture
+def numpy_engine():
+    return find_backend("numpy")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.safetensors"
+
+
+# --- what comes back ---
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", MODELS)
+def test_models_come_back_bit_by_bit(backend, path, name, dtype):
+    model = MODELS[name](backend, dtype)
+    save(model, path)
+    assert_same(load(path, backend.name), model)
+    assert_same(load(path), MODELS[name](find_backend("numpy"), dtype))
+
+
+@pytest.mark.needs("float16")
+def test_half_precision_comes_back_bit_by_bit(backend, path):
+    model = vector_flow(backend, 1, dtype="float16")
+    save(model, path)
+    assert_same(load(path, backend.name), model)
+
+
+@pytest.mark.parametrize("writer", ["torch", "tensorflow", "jax"])
+def test_bfloat16_goes_from_engine_to_engine(backend, path, writer):
+    """Bit by bit where both engines have it, and with the same numbers where the reader has not."""
+    pytest.importorskip(writer, reason=f"{writer} is not installed")
+    engine = find_backend(writer)
+    numbers = [0.1, -3.0, 1e-39, -0.0, 3e38, 2.0**-133]
+    weight = engine.xp.astype(engine.from_numpy(np.array([numbers], np.float32)), engine.xp.bfloat16)
+    save(Dense(weight), path)
+    found = load(path, backend.name).weight
+    wide = backend.xp.astype(found, backend.xp.float32)
+    expected = engine.to_numpy(engine.xp.astype(weight, engine.xp.float32))
+    np.testing.assert_array_equal(backend.to_numpy(wide), expected)
+    assert ("bfloat16" in str(found.dtype)) == hasattr(backend.xp, "bfloat16")
+    again = path.with_suffix(".again")
+    save(load(path, writer), again)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_half_precision_is_refused_where_the_engine_has_none(path, numpy_engine):
+    save(vector_flow(numpy_engine, 1, dtype="float16"), path)
+    with pytest.raises(StorageError, match=r"layers\.0\.log_scale"):
+        load(path, "array_api_strict")
+
+
+@given(values=st.lists(st.floats(width=64, allow_nan=False, allow_infinity=False), min_size=1, max_size=6))
+def test_every_number_comes_back(backend, tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("numbers") / "dense"
+    save(Dense(array(backend, np.array([values]))), path)
+    assert host(load(path, backend.name).weight).tobytes() == np.array([values]).tobytes()
+
+
+def test_memory_layout_does_not_matter(path):
+    weight = np.arange(12.0).reshape(3, 4)
+    for layout in (np.asfortranarray(weight), weight.T[:, ::-1], weight[::2], weight.astype(">f8")):
+        save(Dense(layout), path)
+        np.testing.assert_array_equal(load(path).weight, layout)
+
+
+def test_a_loaded_flow_gives_the_same_density(backend, path):
+    for flow, x in ((vector_flow(backend, 4), vectors(backend, 4)), (image_flow(backend, 4), images(backend, 4))):
+        save(flow, path)
+        found = load(path, backend.name)
+        np.testing.assert_array_equal(host(found.log_prob(x).value), host(flow.log_prob(x).value))
+        np.testing.assert_array_equal(host(found.inverse(flow(x)).value), host(flow.inverse(flow(x)).value))
+
+
+def test_certificates_are_computed_from_the_weights_that_were_loaded(backend, path):
+    save(ResidualBlock(Chain([Dense(array(backend, 0.5 * np.eye(3)))])), path)
+    tensors, description = contents_of_file(path)
+    tensors["branch.layers.0.weight"] *= 1.5
+    write_file(path, tensors, description)
+    assert load(path, backend.name).lipschitz == pytest.approx(0.75)
+    save(MODELS["declared block"](backend, "float64"), path)
+    assert load(path, backend.name).lipschitz == 0.875
+
+
+def test_the_same_model_gives_the_same_bytes(backend, path):
+    save(image_flow(find_backend("numpy"), 1), path)
+    first = path.read_bytes()
+    save(image_flow(backend, 1), path)
+    assert path.read_bytes() == first
+    save(load(path, backend.name), path)
+    assert path.read_bytes() == first
+
+
+def test_tensors_are_named_by_their_place(path, numpy_engine):
+    save(vector_flow(numpy_engine, 1, blocks=1), path)
+    assert set(load_file(path)) == {
+        "layers.0.log_scale",
+        "layers.0.bias",
+        "layers.1.branch.layers.0.weight",
+        "layers.1.branch.layers.0.bias",
+        "layers.1.branch.layers.2.weight",
+        "layers.1.branch.layers.2.bias",
+    }
+
+
+# --- writing ---
+
+
+def test_saving_replaces_the_file_as_a_whole(path, monkeypatch):
+    save(Dense(np.eye(2)), path)
+    before = path.read_bytes()
+
+    def refuse(*_):
+        raise OSError("no space left")
+
+    for step in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, refuse)
+            with pytest.raises(OSError, match="no space left"):
+                save(Dense(np.eye(3)), path)
+        assert path.read_bytes() == before
+        assert os.listdir(path.parent) == [path.name]
+
+
+def test_saving_flushes_before_it_replaces(path, monkeypatch):
+    calls = []
+    flush, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda d: (calls.append("fsync"), flush(d))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append(os.path.dirname(a)), replace(a, b))[1])
+    save(Dense(np.eye(2)), path)
+    assert calls[:2] == ["fsync", str(path.parent)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and permissions of POSIX")
+def test_saving_follows_links_and_the_users_permissions(path):
+    target = path.with_name("target")
+    path.symlink_to(target)
+    previous = os.umask(0o027)
+    try:
+        save(Dense(np.eye(2)), path)
+    finally:
+        os.umask(previous)
+    assert path.is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+
+
+def branch_of_a_user(x):
+    return 0.5 * x
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (ResidualBlock(branch_of_a_user, lipschitz=0.5), r"layers\.1\.branch is the function branch_of_a_user"),
+        (ResidualBlock(lambda x: 0.5 * x, lipschitz=0.5), r"layers\.1\.branch is the function <lambda>"),
+        (ResidualBlock(type("Mine", (Chain,), {})([Dense(np.eye(2) / 2)])), r"layers\.1\.branch is a .*Mine"),
+    ],
+)
+def test_what_cannot_be_described_is_named_and_nothing_is_written(path, part, message):
+    with pytest.raises(StorageError, match=message):
+        save(Flow([ActNorm(), part], (2,)), path)
+    with pytest.raises(StorageError, match=r"the model is a builtins\.dict"):
+        save({}, path)
+    assert not os.listdir(path.parent)

@@ -1,0 +1,108 @@
+"""What tests/adapters/test_keras.py runs in interpreters of their own: ``python keras_processes.py NAME``."""
+
+import functools
+import sys
+import warnings
+
+import numpy as np
+
+
+def flow_model(d):
+    import keras
+
+    from iresnet_core.adapters.keras import ActNorm, FlowModel, InvertibleResidual
+
+    net = [keras.layers.Dense(6, activation="elu"), keras.layers.Dense(d)]
+    return FlowModel([ActNorm(), InvertibleResidual(net, coeff=0.8)], event_shape=(d,))
+
+
+def samples(d, n):
+    return (2 * np.random.default_rng(0).standard_normal((n, d)) + 1).astype("float32")
+
+
+def load():
+    """Print the constant, before any forward pass, and log-densities of a model that another process saved."""
+    import keras
+
+    import iresnet_core.adapters.keras  # noqa: F401  # registers the classes
+
+    flow = keras.saving.load_model("flow.keras")
+    print(repr(flow.lipschitz))
+    x = np.load("x.npy")
+    for value in keras.ops.convert_to_numpy(flow.initialize(x + 5).log_prob(x)):
+        print(float(value))
+
+
+def replicas():
+    """Train on two devices; the state of the normalisation is the same on both."""
+    import tensorflow as tf
+
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    import keras
+
+    keras.utils.set_random_seed(0)
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        flow = flow_model(2)
+        flow.compile(optimizer=keras.optimizers.Adam(1e-2))
+    x = samples(2, 64)
+    losses = flow.fit(x, batch_size=16, epochs=8, verbose=0).history["loss"]
+    assert losses[-1] < losses[0], losses
+    expected = -float(tf.reduce_mean(flow.log_prob(x)))
+    assert abs(flow.evaluate(x, batch_size=16, verbose=0) - expected) < 1e-3
+    for variable in flow.variables:
+        first, second = (part.numpy() for part in variable.value.values)
+        np.testing.assert_array_equal(first, second)
+    assert flow.lipschitz <= 0.8
+    print("agreed")
+
+
+def other_backend():
+    """Train compiled, evaluate, sample and save on the backend of Keras that the environment names."""
+    import keras
+
+    import iresnet_core as core
+
+    if keras.backend.backend() == "torch":
+        import torch
+
+        # Traces as the default does, and makes no C++ of it, which takes minutes.
+        torch.compile = functools.partial(torch.compile, backend="aot_eager")
+        # From inside the tracer, which looks at every tensor that a graph break hands over.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+    numbers = keras.ops.convert_to_numpy
+    histories = []
+    for compiled in (True, False, False):
+        keras.utils.set_random_seed(0)
+        flow = flow_model(3)
+        flow.compile(optimizer=keras.optimizers.Adam(3e-2), jit_compile=compiled)
+        assert flow.jit_compile == compiled
+        x = samples(3, 40)
+        histories.append(flow.fit(x, batch_size=20, epochs=6, verbose=0).history["loss"])
+        if compiled:  # evaluated, and asked, as one that is not
+            nats = numbers(flow.log_prob(x))
+            assert abs(flow.evaluate(x, batch_size=20, verbose=0) + nats.mean()) < 1e-3
+            assert flow.jit_compile
+            assert flow.sample(4).shape == (4, 3)
+    np.testing.assert_allclose(histories[0], histories[1], rtol=1e-3)
+    assert histories[1] == histories[2], histories
+    assert histories[2][-1] < histories[2][0], histories
+    nats = numbers(flow.log_prob(x))
+    assert abs(flow.evaluate(x, batch_size=20, verbose=0) + nats.mean()) < 1e-3
+    np.testing.assert_allclose(flow.predict(x, batch_size=20, verbose=0), nats, rtol=1e-4, atol=1e-4)
+    back = flow.inverse(flow.encode(x), errors=True)
+    assert (np.linalg.norm(numbers(back.value) - x, axis=1) <= numbers(back.error_bound)).all()
+    for capped in flow.flow_layers[1].capped:
+        used = numbers(capped.certified_layer().weight)
+        assert np.linalg.svd(used, compute_uv=False)[0] <= capped.cap * (1 + 1e-6)
+    flow.save("flow.keras")
+    np.save("x.npy", x[:5])
+    np.save("expected.npy", np.array([flow.lipschitz, *nats[:5]]))
+    flow.save_core("flow.safetensors")
+    host = core.load("flow.safetensors")
+    np.testing.assert_allclose(host.log_prob(x).value, nats, rtol=1e-5, atol=2e-5)
+    print("trained")
+
+
+if __name__ == "__main__":
+    {"load": load, "replicas": replicas, "other_backend": other_backend}[sys.argv[1]]()

@@ -1,0 +1,73 @@
+"""Weights below a cap in training: from any start, and where the matrix is zero."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from iresnet_core import Dense
+from iresnet_core.lipschitz.training_caps import basis_shape, steered
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (30, 20), (1, 7)])
+def test_weights_that_begin_as_zero_are_capped_once_they_are_not(backend, shape):
+    rng = np.random.default_rng(0)
+    weight, basis = np.zeros(shape), None
+    for step in range(12):
+        layer, basis = steered(Dense(backend.from_numpy(weight)), 0.5, basis)
+        used = backend.to_numpy(layer.weight)
+        assert tuple(basis.shape) == basis_shape(layer)
+        assert np.linalg.norm(used, 2) <= 0.5 * (1.05 if step < 3 else 1.01)
+        np.testing.assert_allclose(used * np.linalg.norm(weight), weight * np.linalg.norm(used), atol=1e-10)
+        if step >= 1:  # zero twice
+            weight = weight + 0.3 * rng.standard_normal(shape)
+    assert np.linalg.norm(used, 2) > 0.49
+
+
+NARROW = """
+import jax, jax.numpy as jnp, numpy as np
+import iresnet_core as core
+from iresnet_core.lipschitz.training_caps import any_size_bound, certificate, certified, moved_bound, steered
+from iresnet_core.backends import backend
+
+x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 6)), jnp.float32)
+weight = jnp.asarray(np.random.default_rng(1).normal(size=(6, 6)), jnp.float32)
+norm = core.ActNorm.initialize(x)
+
+def loss(weight, scale, certify):
+    layer = core.Dense(weight)
+    if certify:
+        known = certificate(core.Dense(constant))
+        bound = moved_bound(weight, constant, known.bound, layer)
+        layer = certified(layer, 0.8, known._replace(bound=bound)).capped(0.8)
+    else:
+        layer, _ = steered(layer, 0.8, None)
+    block = core.ResidualBlock(core.Chain([layer, core.Activation("elu")]), lipschitz=0.9)
+    flow = core.Flow([core.ActNorm(scale, norm.bias), block], (6,))
+    return flow.log_prob(x, terms=2, noise=[jnp.ones_like(x)]).value.mean()
+
+constant = weight
+for certify in (False, True):
+    found = jax.jit(jax.grad(lambda w, s: loss(w, s, certify), (0, 1)))(weight, norm.log_scale)
+    assert all(a.dtype == jnp.float32 and np.isfinite(np.asarray(a)).all() for a in found)
+flow = core.Flow([norm, core.ResidualBlock(core.normalize(core.Chain([core.Dense(weight)]), 0.8))], (6,))
+z = flow.forward(x, rng=0).value
+found = flow.inverse(z)
+assert (np.linalg.norm(np.asarray(found.value - x), axis=1) <= np.asarray(found.error_bound)).all()
+assert float(any_size_bound(backend("jax"), jnp.ones((2, 2, 3), jnp.float32))) >= 6
+"""
+
+
+def test_jax_without_64_bit_types(tmp_path):
+    pytest.importorskip("jax", reason="jax is not installed")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", NARROW],
+        cwd=tmp_path,
+        env={**os.environ, "JAX_ENABLE_X64": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

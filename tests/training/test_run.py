@@ -1,0 +1,437 @@
+"""The training loop and its folder: what is written, and that an interrupted training resumes as if it had not been."""
+
+import dataclasses
+import itertools
+import json
+import math
+import signal
+import sys
+
+import numpy as np
+import numpy_trainer
+import pytest
+from safetensors.numpy import load_file
+
+import iresnet_core
+from iresnet_core.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError, RunError
+from iresnet_core.training import loop as training
+from iresnet_core.training import tensorboard_log
+from iresnet_core.training.datasets import DatasetSource, fingerprint, load_dataset
+from iresnet_core.training.loop import bits_per_dim, find_trainer, train
+from iresnet_core.training.plans import planned_layers, planned_shape
+from iresnet_core.training.run import Checkpoint, RunConfig, TrainingRun, model_file
+from iresnet_core.training.sample_layout import SampleLayout
+from iresnet_core.training.settings import default_settings, with_changes
+
+ENGINES = ["numpy", "torch", "keras"]
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request, monkeypatch):
+    """Each engine that can train here, and one without a framework."""
+    monkeypatch.setitem(training._TRAINERS, "numpy", ("numpy_trainer", "numpy", ""))
+    for module in {"torch": ["torch"], "keras": ["keras", "tensorflow"]}.get(request.param, []):
+        pytest.importorskip(module)
+    return request.param
+
+
+@pytest.fixture
+def numpy_engine(monkeypatch):
+    monkeypatch.setitem(training._TRAINERS, "numpy", ("numpy_trainer", "numpy", ""))
+    return "numpy"
+
+
+class Watcher:
+    """Remembers the rows; sends a signal after a step."""
+
+    def __init__(self, stop_after=None, number=signal.SIGINT):
+        self.stop_after, self.number, self.rows, self.steps = stop_after, number, [], []
+
+    def stepped(self, step, seconds, loss):
+        self.steps.append(step)
+        if step == self.stop_after:
+            signal.raise_signal(self.number)
+
+    def evaluated(self, row):
+        self.rows.append(dict(row))
+
+
+def prepared(folder, engine, data="moons", samples=600, **asked):
+    """A new run with its data."""
+    source = DatasetSource(data, samples=samples)
+    dataset = load_dataset(source)
+    small = {
+        "blocks": 1 if engine == "keras" else 2,
+        "hidden": 8,
+        "batch": 50,
+        "steps": 20,
+        "evaluate_every": 6,
+        "checkpoint_every": 7,
+    }
+    settings = default_settings(source, dataset, engine, {**small, **asked})
+    shape = planned_shape(settings.model, dataset.event_shape)
+    if len(shape) == 3 and find_trainer(engine).channels_last:
+        shape = (*shape[1:], shape[0])
+    layout = SampleLayout(dataset.event_shape, shape)
+    config = RunConfig(settings, layout, dataset.levels, dataset.name, fingerprint(dataset), {})
+    return TrainingRun.create(folder, config), config, dataset
+
+
+def trained(run, config, dataset, watcher=None, **options):
+    plan = planned_layers(config.settings.model, config.layout.data_shape)
+    return train(run, config, dataset, plan, watcher or Watcher(), **options)
+
+
+def without_times(run):
+    return [{name: cell for name, cell in row.items() if name != "seconds"} for row in run.read_log()]
+
+
+def test_a_training_writes_its_folder(engine, tmp_path):
+    run, config, dataset = prepared(tmp_path / "run", engine)
+    watcher = Watcher()
+    outcome = trained(run, config, dataset, watcher)
+    assert outcome.finished
+    assert outcome.step == 20
+    assert watcher.steps == list(range(1, 21))
+    assert [row["step"] for row in run.read_log()] == [6, 12, 18, 20]
+    for written, told in zip(run.read_log(), watcher.rows, strict=True):
+        assert written == {name: value if value is None else float(value) for name, value in told.items()}
+        assert written["lipschitz"] <= 0.9
+    assert sorted(path.name for path in run.folder.iterdir()) == [
+        "checkpoint.safetensors",
+        "config.json",
+        "log.csv",
+        "model.safetensors",
+    ]
+    best = min(watcher.rows, key=lambda row: row["validation_nats"])
+    assert (outcome.best_step, outcome.best) == (best["step"], best["validation_nats"])
+    # The exported model on NumPy has the validation score of the row that it was exported at.
+    flow = iresnet_core.load(run.model_path)
+    nats = -flow.log_prob(dataset.validation.astype(flow.arrays[0].dtype)).value
+    assert np.mean(nats) == pytest.approx(best["validation_nats"], abs=1e-3)
+    error = np.std(nats, ddof=1) / math.sqrt(len(nats))
+    assert error == pytest.approx(best["validation_error"], rel=1e-2)
+
+
+@pytest.mark.parametrize("stop", [3, 12, 17])
+def test_an_interrupted_training_resumes_as_if_it_had_not_been(engine, tmp_path, stop):
+    if engine == "keras" and stop != 12:
+        pytest.skip("it compiles for seconds")
+    whole, config, dataset = prepared(tmp_path / "whole", engine)
+    trained(whole, config, dataset)
+    run, _, _ = prepared(tmp_path / "run", engine)
+    outcome = trained(run, config, dataset, Watcher(stop_after=stop))
+    assert not outcome.finished
+    assert outcome.step == stop
+    assert run.load_checkpoint().progress["step"] == stop
+    # What was written after the checkpoint, had the machine been switched off.
+    run.append_row({**dict.fromkeys(watcher_columns(whole), 1.0), "step": 19})
+    resumed = trained(run, config, dataset)
+    assert resumed.finished
+    assert resumed.seconds > outcome.seconds
+    first, second = load_file(whole.checkpoint_path), load_file(run.checkpoint_path)
+    assert set(first) == set(second)
+    for name, array in first.items():
+        assert np.array_equal(array, second[name]), name
+    assert without_times(run) == without_times(whole)
+    assert run.model_path.read_bytes() == whole.model_path.read_bytes()
+
+
+def watcher_columns(run):
+    return list(run.read_log()[0])
+
+
+def test_a_training_on_images_resumes_too(engine, tmp_path):
+    if engine != "torch":
+        pytest.skip("NumPy's has vectors only; Keras' compiles for long, and is compared with PyTorch's")
+    asked = {"steps": 4, "evaluate_every": 3, "evaluation_samples": 20, "blocks": 1, "hidden": 4, "kind": "conv"}
+    whole, config, dataset = prepared(tmp_path / "whole", engine, "digits", 300, **asked)
+    trained(whole, config, dataset)
+    assert config.levels == 17
+    assert config.layout.model_shape == (1, 8, 8)
+    run, _, _ = prepared(tmp_path / "run", engine, "digits", 300, **asked)
+    trained(run, config, dataset, Watcher(stop_after=2))
+    trained(run, config, dataset)
+    for name, array in load_file(whole.checkpoint_path).items():
+        assert np.array_equal(array, load_file(run.checkpoint_path)[name]), name
+    row = run.read_log()[-1]
+    assert row["validation_bits_per_dim"] == pytest.approx(bits_per_dim(row["validation_nats"], 17, 64))
+    assert 2 < row["validation_bits_per_dim"] < 6
+    assert iresnet_core.load(run.model_path).event_shape == (1, 8, 8)
+
+
+def test_both_engines_have_the_same_architecture(tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("tensorflow")
+    kinds = {}
+    for name in ("torch", "keras"):
+        _, config, dataset = prepared(tmp_path / name, name, "digits", 300, blocks=1, hidden=4, kind="conv")
+        plan = planned_layers(config.settings.model, config.layout.data_shape)
+        first = config.layout.to_model(dataset.train[:20] / 17).astype("float32")
+        trainer = find_trainer(name)(plan, config.layout.model_shape, config.settings.training, first)
+        trainer.export(tmp_path / f"{name}.safetensors")
+        flow = iresnet_core.load(tmp_path / f"{name}.safetensors")
+        assert flow.event_shape == config.layout.model_shape == ((1, 8, 8) if name == "torch" else (8, 8, 1))
+        kinds[name] = [type(layer).__name__ for layer in flow.layers], sum(a.size for a in flow.arrays)
+        assert trainer.parameter_count() == kinds[name][1]
+        assert trainer.lipschitz() <= 0.9
+        # No branch begins as an odd function, as one of sines without biases would.
+        operators = [o for layer in flow.layers if hasattr(layer, "branch") for o in layer.branch.operators]
+        assert operators
+        assert all(np.all(o.bias != 0) for o in operators)
+    assert kinds["torch"] == kinds["keras"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_the_training_after_the_step_and_are_as_before_afterwards(numpy_engine, tmp_path, number):
+    before = signal.getsignal(number)
+    run, config, dataset = prepared(tmp_path / "run", numpy_engine)
+    assert trained(run, config, dataset, Watcher(stop_after=4, number=number)).step == 4
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_ends_it_at_once_and_leaves_the_checkpoint(numpy_engine, tmp_path):
+    run, config, dataset = prepared(tmp_path / "run", numpy_engine)
+
+    class Impatient(Watcher):
+        def stepped(self, step, seconds, loss):
+            if step == 9:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trained(run, config, dataset, Impatient())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert run.load_checkpoint().progress["step"] == 7
+
+
+def test_minutes_are_the_length_over_all_sittings(numpy_engine, tmp_path, monkeypatch):
+    clock = iter(range(0, 10_000, 3))
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    run, config, dataset = prepared(tmp_path / "run", numpy_engine, steps=None, minutes=2.0)
+    first = trained(run, config, dataset, Watcher(stop_after=5))
+    assert not first.finished
+    second = trained(run, config, dataset)
+    assert second.finished
+    assert 120 <= second.seconds < 130
+    assert second.step > first.step
+
+
+def test_a_longer_training_goes_on(numpy_engine, tmp_path):
+    run, config, dataset = prepared(tmp_path / "run", numpy_engine)
+    trained(run, config, dataset)
+    settings = with_changes(config.settings, {"steps": 30}, "run")
+    outcome = trained(run, dataclasses.replace(config, settings=settings), dataset)
+    assert outcome.step == 30
+    assert [row["step"] for row in run.read_log()] == [6, 12, 18, 20, 24, 30]
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(numpy_engine, tmp_path, monkeypatch):
+    run, config, dataset = prepared(tmp_path / "run", numpy_engine)
+    sound = numpy_trainer.Trainer.step
+
+    def failing(self, x, lr):
+        result = sound(self, x, lr)
+        failing.count += 1
+        return result._replace(loss=math.nan) if failing.count == 10 else result
+
+    failing.count = 0
+    monkeypatch.setattr(numpy_trainer.Trainer, "step", failing)
+    with pytest.raises(NonFiniteError, match=r"step 9 .*loss is nan.*step 7, which stays.*--lr"):
+        trained(run, config, dataset)
+    assert run.load_checkpoint().progress["step"] == 7
+
+
+def test_every_sample_comes_once_an_epoch(numpy_engine, tmp_path):
+    _, config, dataset = prepared(tmp_path / "run", numpy_engine, batch=48)
+    batches = training._Batches(dataset, config.layout, config.settings.training)
+    epoch = np.concatenate([batches.at(k) for k in range(10)])
+    assert len(np.unique(epoch, axis=0)) == 480
+    again = training._Batches(dataset, config.layout, config.settings.training)
+    assert np.array_equal(again.at(7), batches.at(7))
+    assert not np.array_equal(batches.at(0), batches.at(10))
+
+
+def test_the_learning_rate_falls_along_a_cosine(numpy_engine, tmp_path):
+    run, config, dataset = prepared(tmp_path / "run", numpy_engine, evaluate_every=1, lr=0.5)
+    watcher = Watcher()
+    trained(run, config, dataset, watcher)
+    rates = [row["learning_rate"] for row in watcher.rows]
+    assert rates[9] == pytest.approx(0.5 * 0.505)
+    assert rates[-1] == pytest.approx(0.005)
+    assert all(a > b for a, b in itertools.pairwise(rates))
+
+
+def test_tensorboard_gets_the_log_where_it_is_installed(numpy_engine, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, config, dataset = prepared(tmp_path / "run", numpy_engine)
+    trained(run, config, dataset, Watcher(stop_after=12), tensorboard=True)
+    trained(run, config, dataset, tensorboard=True)
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload().Scalars("validation_nats")
+    assert [event.step for event in events] == [6, 12, 18, 20]
+    assert [event.value for event in events] == pytest.approx([row["validation_nats"] for row in run.read_log()])
+
+
+def test_without_tensorboard_the_message_says_how_to_install_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(tensorboard_log, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match="pip install tensorboard"):
+        tensorboard_log.scalar_writer(tmp_path, 0)
+
+
+# --- the folder ---
+
+
+def test_settings_survive_the_file(numpy_engine, tmp_path):
+    run, config, _ = prepared(tmp_path / "run", numpy_engine)
+    assert TrainingRun.open(run.folder).read_config() == config
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    for place, word in ((tmp_path / "absent", "is not there"), (tmp_path, "no config.json")):
+        with pytest.raises(RunError, match=word):
+            TrainingRun.open(place)
+    with pytest.raises(RunError, match="no run folder"):
+        model_file(tmp_path)
+
+
+def test_a_run_is_made_only_in_an_empty_folder(numpy_engine, tmp_path):
+    run, config, _ = prepared(tmp_path / "run", numpy_engine)
+    with pytest.raises(RunError, match="holds a run already"):
+        TrainingRun.create(run.folder, config)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    with pytest.raises(RunError, match="holds other files"):
+        TrainingRun.create(tmp_path / "other", config)
+    with pytest.raises(RunError, match="is a file"):
+        TrainingRun.create(tmp_path / "other" / "thesis.tex", config)
+    with pytest.raises(RunError, match="no model yet"):
+        model_file(run.folder)
+
+
+def damaged(node, path, value):
+    *place, last = path
+    inner = node
+    for name in place:
+        inner = inner[name]
+    if value is ...:
+        del inner[last]
+    else:
+        inner[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["format"], "other", "does not describe a run"),
+        (["version"], 99, "version 99"),
+        (["settings"], None, "no object"),
+        (["settings", "model", "blocks"], "two", "blocks is 'two'"),
+        (["settings", "model", "blocks"], True, "blocks is True"),
+        (["settings", "model", "coeff"], 1.5, "coeff must be in"),
+        (["settings", "training", "lr"], ..., "lr"),
+        (["settings", "data", "more"], 1, "more"),
+        (["layout"], {}, "damaged"),
+        (["data_hash"], ..., "damaged"),
+    ],
+)
+def test_damaged_settings_are_refused_with_the_field(numpy_engine, tmp_path, path, value, message):
+    run, _, _ = prepared(tmp_path / "run", numpy_engine)
+    node = json.loads(run.config_path.read_text())
+    damaged(node, path, value)
+    run.config_path.write_text(json.dumps(node))
+    with pytest.raises(RunError) as caught:
+        run.read_config()
+    assert message in str(caught.value)
+    assert str(run.config_path) in str(caught.value)
+
+
+def test_damaged_files_are_refused_by_name(numpy_engine, tmp_path):
+    run, config, dataset = prepared(tmp_path / "run", numpy_engine)
+    trained(run, config, dataset)
+    for path, read in (
+        (run.config_path, run.read_config),
+        (run.checkpoint_path, run.load_checkpoint),
+        (run.log_path, run.read_log),
+        (run.result_path, run.read_result),
+    ):
+        path.write_bytes(b"step\nwhat")
+        with pytest.raises(RunError) as caught:
+            read()
+        assert path.name in str(caught.value)
+
+
+def test_a_row_that_was_cut_off_is_dropped(numpy_engine, tmp_path):
+    run, config, dataset = prepared(tmp_path / "run", numpy_engine)
+    trained(run, config, dataset)
+    rows = run.read_log()
+    with open(run.log_path, "a", encoding="utf-8") as file:
+        file.write("13,4.")
+    run.forget_after(20)
+    assert run.read_log() == rows
+    run.forget_after(12)
+    assert [row["step"] for row in run.read_log()] == [6, 12]
+    run.forget_after(0)
+    assert run.read_log() == []
+
+
+def test_a_checkpoint_of_another_model_is_refused(engine, tmp_path):
+    run, config, dataset = prepared(tmp_path / "run", engine)
+    trained(run, config, dataset, Watcher(stop_after=1))
+    saved = run.load_checkpoint()
+    name, array = next((n, a) for n, a in saved.arrays.items() if a.ndim and n != "random.cpu")
+    arrays = {**saved.arrays, name: np.zeros((*array.shape, 2), dtype=array.dtype)}
+    run.save_checkpoint(Checkpoint(arrays, saved.progress))
+    with pytest.raises(RunError, match="another model"):
+        trained(run, config, dataset)
+    run.save_checkpoint(Checkpoint(saved.arrays, {"step": 1, "colour": 3}))
+    with pytest.raises(RunError, match="another version"):
+        trained(run, config, dataset)
+
+
+@pytest.mark.parametrize("decay", [0.0, 400.0])
+def test_the_decay_shrinks_weights_but_not_biases_and_scales(engine, tmp_path, decay):
+    if engine == "numpy":
+        pytest.skip("its trainer is that of the tests, and has no optimiser")
+    _, config, dataset = prepared(tmp_path / "run", engine, weight_decay=decay, lr=1e-3, dtype="float64")
+    plan = planned_layers(config.settings.model, config.layout.data_shape)
+    first = dataset.train[:50]
+    trainer = find_trainer(engine)(plan, config.layout.model_shape, config.settings.training, first)
+    variables = list(trainer.flow.parameters() if engine == "torch" else trainer.model.trainable_variables)
+
+    def values():
+        return [np.array(v.detach().cpu() if engine == "torch" else v) for v in variables]
+
+    lr, before = config.settings.training.lr, values()
+    trainer.step(first, lr)
+    for old, new in zip(before, values(), strict=True):
+        kept = 1 - lr * decay if old.ndim > 1 else 1.0
+        np.testing.assert_allclose(new, kept * old, rtol=0, atol=1.01 * lr)  # Adam's own step is at most lr
+
+
+@pytest.mark.parametrize("start", ["orthogonal", "uniform"])
+def test_weights_start_at_their_caps_if_orthogonal(engine, tmp_path, start):
+    if engine == "numpy":
+        pytest.skip("its trainer is that of the tests")
+    _, config, dataset = prepared(tmp_path / "run", engine, start=start, layers=1, dtype="float64")
+    plan = planned_layers(config.settings.model, config.layout.data_shape)
+    trainer = find_trainer(engine)(plan, config.layout.model_shape, config.settings.training, dataset.train[:50])
+    variables = list(trainer.flow.parameters() if engine == "torch" else trainer.model.trainable_variables)
+    spectra = [
+        np.linalg.svd(np.array(v.detach().cpu() if engine == "torch" else v))[1] for v in variables if v.ndim > 1
+    ]
+    assert spectra
+    assert all(np.ptp(s) < 1e-5 for s in spectra) == (start == "orthogonal")
+
+
+def test_engines_that_are_missing_are_answered_with_the_command_that_installs_them(monkeypatch):
+    with pytest.raises(InvalidArgumentError, match="torch, keras"):
+        find_trainer("fortran")
+    for name in ("torch", "keras"):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(MissingDependencyError, match=rf"pip install 'iresnet-core\[{name}"):
+            find_trainer(name)

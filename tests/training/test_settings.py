@@ -1,0 +1,80 @@
+"""Settings of a training: their defaults, what has no meaning, what a resumed training may change, and plans."""
+
+import json
+import math
+
+import pytest
+
+from iresnet_core.errors import InvalidArgumentError, RunError, ShapeError
+from iresnet_core.training.datasets import DatasetSource, load_dataset
+from iresnet_core.training.plans import FactorOutPlan, ModelSettings, SqueezePlan, planned_layers
+from iresnet_core.training.settings import default_settings, settings_from_json, with_changes
+
+
+def moons_settings(**asked):
+    source = DatasetSource("moons", samples=100)
+    return default_settings(source, load_dataset(source), "torch", asked)
+
+
+def test_what_a_resumed_training_may_change():
+    settings = moons_settings()
+    changed = with_changes(settings, {"minutes": 3.0, "checkpoint_every": 5, "coeff": 0.9}, "run")
+    assert (changed.training.minutes, changed.training.steps, changed.training.checkpoint_every) == (3.0, None, 5)
+    assert with_changes(changed, {"steps": 7}, "run").training.minutes is None
+    with pytest.raises(RunError, match=r"blocks 8 instead of 4, lr 0\.005 instead of 0\.1"):
+        with_changes(settings, {"blocks": 4, "lr": 0.1}, "run")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"kind": "cnn"},
+        {"blocks": 0},
+        {"coeff": 1.0},
+        {"alpha": 0.05},
+        {"activation": "swish"},
+        {"steps": 0},
+        {"steps": 5, "minutes": 1.0},
+        {"minutes": -1.0},
+        {"batch": 0},
+        {"batch": 1000},
+        {"lr": math.nan},
+        {"weight_decay": -1.0},
+        {"weight_decay": math.inf},
+        {"lr": 0.1, "weight_decay": 20.0},
+        {"schedule": "linear"},
+        {"start": "zeros"},
+        {"dtype": "float16"},
+        {"seed": -1},
+        {"kind": "conv", "layers": 3},
+    ],
+)
+def test_settings_without_meaning_are_refused(asked):
+    with pytest.raises(InvalidArgumentError):
+        moons_settings(**asked)
+
+
+def test_settings_are_plain_data():
+    settings = moons_settings()
+    assert settings_from_json(json.loads(json.dumps(settings.as_json())), "here") == settings
+
+
+def test_convolutions_have_two_scales():
+    settings = ModelSettings("conv", 1, 8, 2, "elu", 0.9, 0.05)
+    plan = planned_layers(settings, (1, 28, 28))
+    inner = plan[-1]
+    assert isinstance(inner, FactorOutPlan)
+    assert isinstance(inner.layers[0], SqueezePlan)
+    assert not any(isinstance(layer, FactorOutPlan) for layer in inner.layers)
+    assert not any(isinstance(layer, FactorOutPlan) for layer in planned_layers(settings, (1, 6, 6)))
+    for shape in ((2,), (1, 7, 8)):
+        with pytest.raises(ShapeError, match="--model mlp"):
+            planned_layers(settings, shape)
+
+
+def test_few_samples_are_trained_on_with_decay_from_a_lower_start():
+    few = moons_settings().training
+    assert (few.weight_decay, few.start) == (2, "uniform")
+    source = DatasetSource("moons")
+    many = default_settings(source, load_dataset(source), "torch", {}).training
+    assert (many.weight_decay, many.start) == (0, "orthogonal")
