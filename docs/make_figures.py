@@ -8,7 +8,7 @@ constant 0.9) the spectral norm, the inverse and the log-determinant, each with 
 
 from pathlib import Path
 
-from iresnet_core.validation.curves import curves
+from iresnet_core.validation.curves import error_curves
 from iresnet_core.validation.report_plots import overview_figure
 
 CASE = "d64_c0.9"
@@ -18,7 +18,7 @@ IMAGES = Path(__file__).resolve().parent / "images"
 def main():
     """Write every picture."""
     IMAGES.mkdir(exist_ok=True)
-    figure = overview_figure(curves(cases=[CASE]), CASE)
+    figure = overview_figure(error_curves(cases=[CASE]), CASE)
     figure.savefig(IMAGES / "validation.png", dpi=160, metadata={"Software": None})
 
 

@@ -4,27 +4,25 @@ Three primitives, written once against the Python array API: spectral norm (`spe
 contraction inverse (`invert`) and log-determinant (`logdet`). Every answer carries its error.
 """
 
-from iresnet_core.branches.activations import Activation
-from iresnet_core.branches.chain import Chain
-from iresnet_core.branches.linearization import Branch, Linearization
-from iresnet_core.determinant.dispatch import logdet
-from iresnet_core.determinant.preconditioning import MeanJacobian, mean_jacobian
+from iresnet_core.branches import Activation, Branch, Chain, Linearization
+from iresnet_core.determinant import MeanJacobian, logdet, mean_jacobian
 from iresnet_core.errors import IResNetError
-from iresnet_core.files.storage import load, save
-from iresnet_core.flows.actnorm import ActNorm
-from iresnet_core.flows.factor_out import FactorOut
-from iresnet_core.flows.flow import Flow, LogProb
-from iresnet_core.flows.layer import Layer, Transformed
-from iresnet_core.flows.logit import Logit
-from iresnet_core.flows.reshaping import InjectivePad, Squeeze
-from iresnet_core.flows.residual_block import ResidualBlock
-from iresnet_core.inverse.dispatch import invert
-from iresnet_core.lipschitz.batched_bounds import lipschitz_bounds
-from iresnet_core.lipschitz.bounds import lipschitz_bound
-from iresnet_core.lipschitz.estimates import spectral_norm
-from iresnet_core.lipschitz.normalization import normalize, spectral_penalty
-from iresnet_core.operators.convolution import Convolution
-from iresnet_core.operators.matrices import Dense, as_operator
+from iresnet_core.files import load, save
+from iresnet_core.flows import (
+    ActNorm,
+    FactorOut,
+    Flow,
+    InjectivePad,
+    Layer,
+    Logit,
+    LogProb,
+    ResidualBlock,
+    Squeeze,
+    Transformed,
+)
+from iresnet_core.inverse import invert
+from iresnet_core.lipschitz import lipschitz_bound, lipschitz_bounds, normalize, spectral_norm, spectral_penalty
+from iresnet_core.operators import Convolution, Dense, as_operator
 from iresnet_core.results import Inverse, LipschitzBound, LogDet, SpectralNorm
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """The command line `iresnet`.
 
 typer, rich and matplotlib come with the extra ``cli`` and are imported only when the command runs, so that a missing
-one is answered with a sentence and not with a traceback. Each command has a module of its own, ``cli_*``.
+one is answered with a sentence and not with a traceback. Each command is a module of `iresnet_core.commands`.
 """
 
 import os
@@ -10,12 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
+from iresnet_core.commands import USAGE_ERROR
+
 if TYPE_CHECKING:
     import typer
 
 __all__ = ["build_app", "main"]
 
-USAGE_ERROR = 2
 _EXTRA = ("typer", "rich", "matplotlib")
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}  # frameworks that would log between the tables, unless the user wants it
 

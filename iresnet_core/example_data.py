@@ -15,10 +15,9 @@ import numpy as np
 
 from iresnet_core import backends
 from iresnet_core.backends import Array
-from iresnet_core.branches.activations import Activation
-from iresnet_core.branches.chain import Chain
+from iresnet_core.branches import Activation, Chain
 from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.operators.matrices import Dense
+from iresnet_core.operators import Dense
 
 __all__ = ["cases", "load_case", "nominal_constant"]
 

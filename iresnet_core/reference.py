@@ -14,11 +14,9 @@ from scipy.linalg import logm, svdvals
 from scipy.special import expit
 
 from iresnet_core.backends import Array, get_backend
-from iresnet_core.branches.activations import SWISH_SLOPE, Activation
-from iresnet_core.branches.chain import Chain
+from iresnet_core.branches import SWISH_SLOPE, Activation, Chain
 from iresnet_core.errors import NotConvergedError, ShapeError
-from iresnet_core.operators.convolution import Convolution
-from iresnet_core.operators.matrices import Dense, LinearLayer, LinearOperator, Matrices, as_operator
+from iresnet_core.operators import Convolution, Dense, LinearLayer, LinearOperator, Matrices, as_operator
 
 __all__ = ["inverse", "jacobian", "log_matrix", "logdet", "matrix", "probe_value", "spectral_norm"]
 

@@ -18,27 +18,60 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FRAMEWORKS = {"torch", "tensorflow", "jax", "jaxlib", "cupy", "keras"}
 ENGINES = {"numpy", "cupy", "torch", "tensorflow", "jax", "array_api_strict"}
 
-# Modules of the core that may compute with NumPy and SciPy, and why; "report" stands for report_plots as well. All
-# others work on the engine's arrays alone.
+# Who may import whom, as in docs/design.md. Everything may import what is in EVERYWHERE; backends import errors only.
+ALLOWED = {
+    "common": set(),
+    "operators": {"common"},
+    "branches": {"common", "operators"},
+    "lipschitz": {"common", "operators", "branches"},
+    "inverse": {"common", "branches"},
+    "determinant": {"common", "branches", "lipschitz"},
+    "flows": {"common", "branches", "inverse", "determinant"},
+    "files": {"operators", "branches", "flows"},
+    "training": {"branches", "determinant", "flows", "files"},
+    "validation": {
+        "operators",
+        "branches",
+        "lipschitz",
+        "inverse",
+        "determinant",
+        "files",
+        "reference",
+        "example_data",
+    },
+    "commands": {
+        *("common", "operators", "branches", "lipschitz", "inverse", "determinant", "flows", "files"),
+        *("training", "validation", "reference", "example_data"),
+    },
+    "adapters": {
+        *("common", "operators", "branches", "lipschitz", "inverse", "determinant", "flows", "files"),
+        "training",
+    },
+    "reference": {"branches", "operators"},
+    "example_data": {"branches", "operators"},
+    "cli": {"commands"},
+    "backends": set(),
+    "errors": set(),
+    "results": set(),
+}
+EVERYWHERE = {"errors", "results", "backends"}
+# The one arrow upwards, inside of a function: a layer that is asked for its Lipschitz constant asks for the bound.
+UPWARDS = {("iresnet_core.operators.base", "iresnet_core.lipschitz.lipschitz_bound")}
+FOLDERS = sorted(entry.name for entry in PACKAGE.iterdir() if (entry / "__init__.py").is_file())
+# Modules that need an extra: they are imported by their own name, late, and not through their folder.
+WITH_EXTRA = {"report_plots", "flow_plots", "plots_of_a_run"}
+
+# Where NumPy and SciPy compute, and why. All other modules work on the backend's arrays alone.
 HOST_MODULES = {
-    "array_files": "files hold NumPy's arrays",
-    "cli": "prints and plots on the host",
-    "datasets": "data are read, drawn and split on the host",
-    "flow_plots": "plots on the host",
-    "model_evaluation": "scores and samples are handed out as NumPy's arrays",
+    "commands": "prints and plots on the host",
+    "determinant.quadrature": "nodes and weights are constants, made on the host",
+    "determinant.series": "tails of the series of the logarithm are numbers, summed on the host",
     "example_data": "the shipped files hold NumPy arrays",
-    "probabilistic": "a root of a small polynomial per operator, found in float64 on the host",
-    "quadratic_forms": "tails of the series of the logarithm are numbers, summed on the host",
-    "quadrature": "nodes and weights are constants, made on the host",
+    "files": "files hold NumPy's arrays",
+    "lipschitz.fourier": "the phases are constants of the geometry, made on the host",
+    "lipschitz.probabilistic": "a root of a small polynomial per operator, found in float64 on the host",
     "reference": "the exact answers are NumPy's and SciPy's",
-    "report": "plots on the host",
-    "run_pictures": "plots on the host",
-    "sample_layout": "data are rearranged on the host",
-    "storage": "files hold NumPy's bytes",
-    "torus": "the phases are constants of the geometry, made on the host",
-    "toy_data": "data are drawn on the host",
-    "training": "batches and checkpoints are NumPy's",
-    "validate": "compares with the exact answers on the host",
+    "training": "batches, checkpoints and scores are NumPy's",
     "validation": "compares with the exact answers on the host",
 }
 
@@ -59,18 +92,14 @@ def name_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def layer_of(name):
-    """Name of the layer that a module is in: backends, adapters or core."""
-    for layer in ("backends", "adapters"):
-        if name == f"iresnet_core.{layer}" or name.startswith(f"iresnet_core.{layer}."):
-            return layer
-    return "core"
+def folder_of(name):
+    """Folder that a module is in, or the module's own name at the root of the package."""
+    return (*name.split("."), "")[1]
 
 
 def host_module(name):
     """Return the entry of HOST_MODULES that a module falls under, or None."""
-    stem = name.removeprefix("iresnet_core.").split(".")[0]
-    return next((entry for entry in HOST_MODULES if stem == entry or stem.startswith(f"{entry}_")), None)
+    return next((entry for entry in HOST_MODULES if within(name, f"iresnet_core.{entry}")), None)
 
 
 def imports_in(tree):
@@ -124,21 +153,28 @@ def within(name, *packages):
 
 def violations(name, tree):
     """Every forbidden import of one module."""
-    layer = layer_of(name)
+    mine = folder_of(name)
+    core = mine not in ("backends", "adapters")
     found = []
     for target, level in imports_in(tree):
-        inside = within(target, "iresnet_core")
         if level:
             found.append(f"relative import of {target!r}")
-        if layer == "core" and within(target, *FRAMEWORKS):
+        if core and within(target, *FRAMEWORKS):
             found.append(f"the core imports the framework {target}")
-        if layer == "core" and within(target, *(f"iresnet_core.backends.{engine}" for engine in ENGINES)):
+        if core and within(target, *(f"iresnet_core.backends.{engine}" for engine in ENGINES)):
             found.append(f"the core imports one engine, {target}, instead of asking get_backend")
-        if layer != "adapters" and within(target, "iresnet_core.adapters"):
-            found.append(f"{target} is imported outside the adapters")
-        if layer == "backends" and inside and not within(target, "iresnet_core.backends", "iresnet_core.errors"):
-            found.append(f"a backend imports {target} from the core")
-    if layer == "core" and host_module(name) is None:
+        theirs = folder_of(target)
+        if not within(target, "iresnet_core") or theirs in ("", mine) or mine in ("", "__init__"):
+            continue
+        if any(name == module and within(late, target) for module, late in UPWARDS):
+            continue
+        if theirs not in ALLOWED.get(mine, set()) | (EVERYWHERE if mine != "backends" else {"errors"}):
+            found.append(f"{mine} may not import {theirs} ({target})")
+        elif theirs in FOLDERS and theirs != "backends" and mine != "cli":
+            inner = (*target.split("."), "", "")[2]
+            if (PACKAGE / theirs / f"{inner}.py").is_file() and inner not in WITH_EXTRA:
+                found.append(f"{target} belongs to {theirs}: import what {theirs}/__init__.py exports")
+    if core and host_module(name) is None:
         foreign = [used for used in HostUses(tree).found if not within(used, *HOST_CONSTANTS)]
         found += [f"{used} is used, but the module is not in HOST_MODULES" for used in foreign]
     return found
@@ -157,6 +193,12 @@ def engine_branches(tree):
             for leaf in ast.walk(side):
                 if isinstance(leaf, ast.Constant) and leaf.value in ENGINES:
                     yield node.lineno if isinstance(node, ast.Compare) else node.value.lineno
+
+
+def may_lack_its_dependency(path):
+    """Whether a module imports what may not be installed: a framework, or an extra."""
+    frameworks = within(name_of(path), "iresnet_core.adapters", *(f"iresnet_core.backends.{e}" for e in ENGINES))
+    return frameworks or path.stem in WITH_EXTRA
 
 
 def parsed(path):
@@ -188,10 +230,14 @@ def test_imports_follow_the_layers(path):
         ("iresnet_core.lipschitz.estimates", "import scipy.linalg\nscipy.linalg.svd(x)", "scipy.linalg.svd is used"),
         ("iresnet_core.lipschitz.estimates", "from iresnet_core.backends.numpy import Engine", "one engine"),
         ("iresnet_core.lipschitz.estimates", "from iresnet_core.backends import torch", "one engine"),
-        ("iresnet_core.lipschitz.estimates", "from iresnet_core import adapters", "outside the adapters"),
+        ("iresnet_core.lipschitz.estimates", "from iresnet_core import adapters", "may not import adapters"),
         ("iresnet_core.lipschitz.estimates", "from . import errors", "relative"),
-        ("iresnet_core.backends.torch", "from iresnet_core.lipschitz.estimates import f", "from the core"),
-        ("iresnet_core.backends.torch", "from iresnet_core.adapters.torch import f", "outside the adapters"),
+        ("iresnet_core.backends.torch", "from iresnet_core.lipschitz import f", "may not import lipschitz"),
+        ("iresnet_core.backends.torch", "from iresnet_core.adapters.torch import f", "may not import adapters"),
+        ("iresnet_core.backends.torch", "from iresnet_core.results import LogDet", "may not import results"),
+        ("iresnet_core.inverse.dispatch", "from iresnet_core.determinant import logdet", "may not import determinant"),
+        ("iresnet_core.operators.dense", "from iresnet_core.lipschitz import lipschitz_bound", "may not import"),
+        ("iresnet_core.flows.flow", "from iresnet_core.branches.chain import Chain", "belongs to branches"),
     ],
 )
 def test_the_check_of_imports_sees_a_violation(name, source, message):
@@ -206,7 +252,8 @@ def test_the_check_of_imports_sees_a_violation(name, source, message):
         ("iresnet_core.lipschitz.estimates", "import numpy as np\nstart = np.random.default_rng(0).standard_normal(3)"),
         ("iresnet_core.lipschitz.estimates", "from iresnet_core.backends.base import Backend"),
         ("iresnet_core.backends.torch", "import torch, numpy\nfrom iresnet_core.errors import DtypeError"),
-        ("iresnet_core.adapters.torch", "import torch\nfrom iresnet_core.lipschitz.estimates import f"),
+        ("iresnet_core.adapters.torch", "import torch\nfrom iresnet_core.lipschitz import f"),
+        ("iresnet_core.operators.base", "def f():\n    from iresnet_core.lipschitz import lipschitz_bound"),
     ],
 )
 def test_the_check_of_imports_lets_the_layers_through(name, source):
@@ -217,7 +264,9 @@ def test_host_modules_exist():
     assert set(HOST_MODULES) - {host_module(name_of(path)) for path in MODULES} == set()
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if layer_of(name_of(p)) == "core"], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if folder_of(name_of(p)) not in ("backends", "adapters")], ids=name_of
+)
 def test_core_asks_for_no_engine_by_name(path):
     assert list(engine_branches(parsed(path))) == []
 
@@ -259,7 +308,7 @@ def test_public_names_resolve():
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_all_names_what_the_module_has(path):
-    optional = layer_of(name_of(path)) == "adapters" or path.stem.split("_")[0] in FRAMEWORKS
+    optional = may_lack_its_dependency(path)
     module = pytest.importorskip(name_of(path), exc_type=ImportError) if optional else None
     module = module or importlib.import_module(name_of(path))
     for name in getattr(module, "__all__", ()):
@@ -271,7 +320,7 @@ def test_no_public_name_is_that_of_a_module(path):
     if path.name == "__init__.py":
         # A name of the package that is also a module of it would mean now the one, now the other.
         beside = {entry.stem for entry in path.parent.iterdir()}
-        optional = layer_of(name_of(path)) == "adapters"  # whose framework may be missing
+        optional = may_lack_its_dependency(path)
         module = pytest.importorskip(name_of(path), exc_type=ImportError) if optional else None
         module = module or importlib.import_module(name_of(path))
         assert beside & set(getattr(module, "__all__", ())) == set()

@@ -1,1 +1,23 @@
 """Residual branches g: activations, their linearization at a batch, chains of layers, exact traces."""
+
+from iresnet_core.branches.activations import SWISH_SLOPE, Activation
+from iresnet_core.branches.chain import Chain
+from iresnet_core.branches.conditioning import conditioned, require_context, require_taken
+from iresnet_core.branches.joint_derivative import Control, JointPass
+from iresnet_core.branches.linearization import Branch, Linearization, evaluate, linearize, stated_lipschitz
+
+__all__ = [
+    "SWISH_SLOPE",
+    "Activation",
+    "Branch",
+    "Chain",
+    "Control",
+    "JointPass",
+    "Linearization",
+    "conditioned",
+    "evaluate",
+    "linearize",
+    "require_context",
+    "require_taken",
+    "stated_lipschitz",
+]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from iresnet_core.backends import Array, device_of, get_backend
-from iresnet_core.common.copying import Copyable
+from iresnet_core.common import Copyable
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 
 __all__ = ["ACTIVATIONS", "SWISH_SLOPE", "Activation", "Diagonal", "PairSwap"]

@@ -20,14 +20,9 @@ from iresnet_core.branches.dense_traces import (
 )
 from iresnet_core.branches.joint_derivative import JointPass, can_join
 from iresnet_core.branches.linearization import Branch, Linearization
-from iresnet_core.common.checks import require_same_device
-from iresnet_core.common.copying import Copyable
-from iresnet_core.common.kept_property import kept_property
-from iresnet_core.common.precision import gamma, unit_roundoff
-from iresnet_core.common.samples import flatten
+from iresnet_core.common import Copyable, flatten, gamma, kept_property, require_same_device, unit_roundoff
 from iresnet_core.errors import InvalidArgumentError, ShapeError
-from iresnet_core.operators.convolution import Convolution
-from iresnet_core.operators.matrices import Dense, LinearLayer
+from iresnet_core.operators import Convolution, Dense, LinearLayer
 
 __all__ = ["Activation", "Branch", "Chain", "Linearization"]
 

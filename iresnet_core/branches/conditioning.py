@@ -6,7 +6,7 @@ from typing import Any
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.branches.activations import Activation
 from iresnet_core.errors import InvalidArgumentError, ShapeError
-from iresnet_core.operators.convolution import Convolution
+from iresnet_core.operators import Convolution
 
 __all__ = ["Shift", "conditioned", "require_context", "require_taken"]
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.branches.activations import Activation
-from iresnet_core.operators.convolution import Convolution, wrapped
+from iresnet_core.operators import Convolution, wrapped
 
 __all__ = ["ConvolutionPlan", "convolution_kernels", "convolution_plan", "convolution_trace"]
 

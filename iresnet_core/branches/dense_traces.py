@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.branches.activations import Activation
-from iresnet_core.operators.matrices import Dense, LinearLayer
+from iresnet_core.operators import Dense, LinearLayer
 
 __all__ = [
     "SlopePlan",

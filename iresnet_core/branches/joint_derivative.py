@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend
 from iresnet_core.branches.activations import Activation, Diagonal
-from iresnet_core.operators.matrices import Dense
+from iresnet_core.operators import Dense
 
 __all__ = ["Control", "JointPass", "can_join"]
 

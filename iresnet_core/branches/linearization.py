@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.branches.dense_traces import SlopeTrace
 from iresnet_core.branches.joint_derivative import JointPass
-from iresnet_core.common.checks import require_finite, require_same_dtype
+from iresnet_core.common import require_finite, require_same_dtype
 from iresnet_core.errors import DerivativeError, InvalidArgumentError, ShapeError, UnknownLipschitzError
 
 __all__ = ["Branch", "Linearization", "evaluate", "linearize", "stated_lipschitz"]

@@ -17,7 +17,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from iresnet_core.files.atomic_write import write_bytes
+from iresnet_core.files import write_bytes
 from iresnet_core.validation.report_plots import BLACK, BLUE, ORANGE, RED, STYLE
 
 __all__ = [

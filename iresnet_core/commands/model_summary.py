@@ -5,13 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from iresnet_core.branches.chain import Chain
-from iresnet_core.flows.factor_out import FactorOut
-from iresnet_core.flows.flow import Flow
-from iresnet_core.flows.layer import Layer, Shape
-from iresnet_core.flows.residual_block import ResidualBlock
-from iresnet_core.operators.convolution import Convolution
-from iresnet_core.operators.matrices import LinearLayer
+from iresnet_core.branches import Chain
+from iresnet_core.flows import FactorOut, Flow, Layer, ResidualBlock, Shape
+from iresnet_core.operators import Convolution, LinearLayer
 
 __all__ = ["SummaryRow", "largest_constant", "summary_rows"]
 

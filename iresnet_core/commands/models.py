@@ -24,15 +24,24 @@ from iresnet_core.backends import backend as find_backend
 from iresnet_core.commands.model_summary import largest_constant, summary_rows
 from iresnet_core.commands.terminal import one_thread, progress_bar, usage_errors, wide_console
 from iresnet_core.errors import DataFileError, InvalidArgumentError, RunError, ShapeError
-from iresnet_core.files.array_files import SUFFIXES, write_array
-from iresnet_core.files.atomic_write import write_text
-from iresnet_core.files.storage import load
-from iresnet_core.flows.flow import Flow
-from iresnet_core.training.datasets import Dataset, dequantized, load_dataset, samples_from_file
-from iresnet_core.training.evaluation import MeanScore, Scores, draw_samples, mean_score, scores
-from iresnet_core.training.loop import bits_per_dim
-from iresnet_core.training.run import RunConfig, TrainingRun, model_file
-from iresnet_core.training.sample_layout import SampleLayout
+from iresnet_core.files import SUFFIXES, load, write_array, write_text
+from iresnet_core.flows import Flow
+from iresnet_core.training import (
+    Dataset,
+    MeanScore,
+    RunConfig,
+    SampleLayout,
+    Scores,
+    TrainingRun,
+    bits_per_dim,
+    dequantized,
+    draw_samples,
+    load_dataset,
+    mean_score,
+    model_file,
+    samples_from_file,
+    scores,
+)
 
 __all__ = ["info_command", "plot_command", "sample_command", "score_command"]
 

@@ -18,9 +18,8 @@ from iresnet_core.commands.flow_plots import (
     window_of,
     write_png,
 )
-from iresnet_core.flows.flow import Flow
-from iresnet_core.training.evaluation import draw_samples, preimages, scores, transformed
-from iresnet_core.training.sample_layout import SampleLayout
+from iresnet_core.flows import Flow
+from iresnet_core.training import SampleLayout, draw_samples, preimages, scores, transformed
 
 __all__ = ["draw_pictures", "grid_density", "samples_figure"]
 

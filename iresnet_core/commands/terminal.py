@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from iresnet_core.cli import USAGE_ERROR
+from iresnet_core.commands import USAGE_ERROR
 from iresnet_core.errors import IResNetError
 
 __all__ = ["FAILED", "one_thread", "progress_bar", "usage_errors", "wide_console"]

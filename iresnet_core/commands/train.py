@@ -15,16 +15,32 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from iresnet_core.commands.terminal import FAILED, one_thread, usage_errors, wide_console
 from iresnet_core.errors import InvalidArgumentError, IResNetError, MissingDependencyError, RunError
-from iresnet_core.files.storage import load
-from iresnet_core.training.datasets import IMAGES, Dataset, DatasetSource, dequantized, fingerprint, load_dataset
-from iresnet_core.training.evaluation import mean_score, scores
-from iresnet_core.training.loop import Outcome, bits_per_dim, find_trainer, train, trainer_names
-from iresnet_core.training.plans import planned_layers, planned_shape
-from iresnet_core.training.run import RunConfig, TrainingRun
-from iresnet_core.training.sample_layout import SampleLayout
-from iresnet_core.training.settings import RunSettings, default_settings, with_changes
-from iresnet_core.training.tensorboard_log import has_tensorboard
-from iresnet_core.training.toy_data import toy_names
+from iresnet_core.files import load
+from iresnet_core.training import (
+    IMAGES,
+    Dataset,
+    DatasetSource,
+    Outcome,
+    RunConfig,
+    RunSettings,
+    SampleLayout,
+    TrainingRun,
+    bits_per_dim,
+    default_settings,
+    dequantized,
+    find_trainer,
+    fingerprint,
+    has_tensorboard,
+    load_dataset,
+    mean_score,
+    planned_layers,
+    planned_shape,
+    scores,
+    toy_names,
+    train,
+    trainer_names,
+    with_changes,
+)
 
 __all__ = ["train_command"]
 

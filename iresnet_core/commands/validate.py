@@ -12,17 +12,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from iresnet_core import example_data
+from iresnet_core import example_data, validation
 from iresnet_core.backends import available_backends, backend
 from iresnet_core.commands.terminal import FAILED, one_thread, progress_bar, usage_errors, wide_console
 from iresnet_core.errors import InvalidArgumentError, IResNetError, MissingDependencyError
-from iresnet_core.files.atomic_write import write_text
-from iresnet_core.validation import runs as validate
-from iresnet_core.validation.runs import Record
-from iresnet_core.validation.summary import (
+from iresnet_core.files import write_text
+from iresnet_core.validation import (
     AGREEMENT_HEADS,
     AGREEMENT_TITLE,
     TITLES,
+    Record,
     agreement_remarks,
     agreement_rows,
     agreement_verdict,
@@ -89,8 +88,8 @@ def validate_command(
     begin = time.perf_counter()
     try:
         with one_thread(), progress_bar() as progress:
-            records = validate.run(engines, chosen, seed, progress, precisions)
-            common = validate.agreement(engines, chosen, seed, progress)
+            records = validation.run(engines, chosen, seed, progress, precisions)
+            common = validation.compare_backends(engines, chosen, seed, progress)
     except IResNetError as error:
         print(f"iresnet: the validation could not finish: {error}", file=sys.stderr)
         raise typer.Exit(FAILED) from error
@@ -113,7 +112,7 @@ def validate_command(
     for sentence in (*remarks(records), *agreement_remarks(common)):
         console.print(sentence, style="bold red" if sentence.startswith(("violated", "disagrees")) else "yellow")
     console.print(f"{len(records)} comparisons on {branches} in {seconds:.0f} s.")
-    wrong, apart = validate.violated(records), validate.disagreeing(common)
+    wrong, apart = validation.violated(records), validation.disagreeing(common)
     console.print(verdict(records), style="bold red" if wrong else "bold green")
     if common:
         console.print(agreement_verdict(common), style="bold red" if apart else "bold green")
@@ -226,9 +225,8 @@ def _write_report(
     directory: Path,
 ) -> Path:
     """Compute the curves and write the page."""
-    from iresnet_core.validation.curves import curves
-    from iresnet_core.validation.report import write_report
+    from iresnet_core.validation import error_curves, write_report
 
     with one_thread(), progress_bar() as progress:
-        computed = curves(engine, cases, seed, progress)
+        computed = error_curves(engine, cases, seed, progress)
     return write_report(records, computed, directory, common)

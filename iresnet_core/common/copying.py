@@ -1,17 +1,18 @@
-"""Deep copies of objects that hold arrays.
+"""Objects that never change: deep copies of those that hold arrays, and properties that are computed once.
 
 `copy.deepcopy` alone is not enough: PyTorch refuses it for results of recorded computations, such as normalised
 weights, and NumPy gives a copy that everybody may write to. A copy holds arrays of its own; where they were computed
 from parameters that require a gradient, they still belong to those.
 """
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Self
 
 from iresnet_core.backends import get_backend
 from iresnet_core.errors import UnknownArrayError
 
-__all__ = ["Copyable"]
+__all__ = ["Copyable", "kept_property"]
 
 
 class Copyable:
@@ -42,3 +43,17 @@ def _copy_arrays(value: Any, memo: dict[int, Any]) -> None:
             memo[id(value)] = get_backend(value).copied(value, memo)
         except UnknownArrayError:
             return
+
+
+class kept_property:  # noqa: N801  # named like the built-in property
+    """Like `functools.cached_property`, without a lock: compilers that trace Python cannot follow one."""
+
+    def __init__(self, fn: Callable[[Any], Any]) -> None:
+        self.fn, self.name, self.__doc__ = fn, fn.__name__, fn.__doc__
+
+    def __get__(self, owner: Any, kind: type) -> Any:
+        if owner is None:
+            return self
+        value = self.fn(owner)
+        setattr(owner, self.name, value)
+        return value

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 from iresnet_core.backends import Array, Backend
-from iresnet_core.common.precision import round_up
+from iresnet_core.common import round_up
 from iresnet_core.determinant.hessenberg import SMALL, SmallResolvent
 from iresnet_core.determinant.hessenberg_solve import resolvent_coefficients
 from iresnet_core.determinant.quadrature import Rule

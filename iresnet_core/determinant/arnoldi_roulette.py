@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array
-from iresnet_core.common.precision import round_up
+from iresnet_core.common import round_up
 from iresnet_core.determinant.arnoldi import ArnoldiProcess
 from iresnet_core.determinant.hessenberg_solve import resolvent_coefficients
 from iresnet_core.determinant.roulette import Roulette

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, get_backend
-from iresnet_core.branches.linearization import Linearization, linearize, stated_lipschitz
-from iresnet_core.common.checks import (
+from iresnet_core.branches import Linearization, linearize, stated_lipschitz
+from iresnet_core.common import (
+    flatten,
     require_batch,
     require_contraction,
     require_finite,
@@ -14,9 +15,8 @@ from iresnet_core.common.checks import (
     require_nonnegative,
     require_nonnegative_int,
     require_positive_int,
+    working_dtype,
 )
-from iresnet_core.common.precision import working_dtype
-from iresnet_core.common.samples import flatten
 from iresnet_core.determinant.choice import (
     ENVIRONMENT,
     Costs,

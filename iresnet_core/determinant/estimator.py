@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of
-from iresnet_core.branches.linearization import Linearization
-from iresnet_core.common.precision import unit_roundoff
+from iresnet_core.branches import Linearization
+from iresnet_core.common import unit_roundoff
 from iresnet_core.determinant.arnoldi import arnoldi_estimate, run_arnoldi
 from iresnet_core.determinant.arnoldi_roulette import with_roulette
 from iresnet_core.determinant.preconditioning import (

@@ -4,10 +4,8 @@ import math
 from typing import Any
 
 from iresnet_core.backends import Array, Backend, device_of
-from iresnet_core.branches.joint_derivative import JointPass
-from iresnet_core.branches.linearization import Linearization, linearize
-from iresnet_core.common.checks import require_finite
-from iresnet_core.common.precision import round_up, unit_roundoff, widest
+from iresnet_core.branches import JointPass, Linearization, linearize
+from iresnet_core.common import require_finite, round_up, unit_roundoff, widest
 from iresnet_core.errors import NotContractiveError
 from iresnet_core.results import LogDet
 

@@ -21,23 +21,25 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
-from iresnet_core.branches.linearization import Linearization, linearize, stated_lipschitz
-from iresnet_core.common.checks import (
+from iresnet_core.branches import Linearization, linearize, stated_lipschitz
+from iresnet_core.common import (
+    gamma,
     require_batch,
     require_contraction,
     require_finite,
     require_floating,
     require_same_device,
     require_same_dtype,
+    widest,
+    working_dtype,
 )
-from iresnet_core.common.precision import gamma, widest, working_dtype
 from iresnet_core.determinant.arnoldi import arnoldi_estimate, run_arnoldi
 from iresnet_core.determinant.arnoldi_roulette import with_roulette
 from iresnet_core.determinant.quadrature import Rule, preconditioned_rule
 from iresnet_core.determinant.roulette import Roulette
 from iresnet_core.determinant.series import FormEstimate, Products
 from iresnet_core.errors import DerivativeError, InvalidArgumentError, NotContractiveError, ShapeError
-from iresnet_core.lipschitz.certificates import gram_bound
+from iresnet_core.lipschitz import gram_bound
 
 __all__ = [
     "MeanJacobian",

@@ -5,7 +5,7 @@ from typing import Any
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.backends.base import NoiseKind
-from iresnet_core.common.checks import require_finite, require_same_device, require_same_dtype
+from iresnet_core.common import require_finite, require_same_device, require_same_dtype
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 
 __all__ = ["ExplicitProbes", "HadamardProbes", "IndependentProbes", "ProbeSource", "explicit_probes", "make_source"]

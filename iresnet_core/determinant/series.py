@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iresnet_core.backends import Array, Backend
-from iresnet_core.branches.linearization import Linearization
+from iresnet_core.branches import Linearization
 from iresnet_core.determinant.quadrature import Rule, contraction_rule
 
 __all__ = [

@@ -3,8 +3,8 @@
 import math
 
 from iresnet_core.backends import Array, Backend
-from iresnet_core.branches.linearization import Linearization
-from iresnet_core.common.samples import flatten
+from iresnet_core.branches import Linearization
+from iresnet_core.common import flatten
 from iresnet_core.determinant.estimator import Estimator, Sums
 from iresnet_core.determinant.probes import ExplicitProbes, ProbeSource, make_source
 from iresnet_core.determinant.request import Request, given_lengths, given_probes, refuse_tolerance

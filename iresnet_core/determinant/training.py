@@ -20,9 +20,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from iresnet_core.backends import Array, Backend, device_of
-from iresnet_core.branches.joint_derivative import Control
-from iresnet_core.branches.linearization import Linearization
-from iresnet_core.common.precision import unit_roundoff, widest
+from iresnet_core.branches import Control, Linearization
+from iresnet_core.common import unit_roundoff, widest
 from iresnet_core.determinant.estimator import refuse_expansion, with_derivative
 from iresnet_core.determinant.preconditioning import require_reference
 from iresnet_core.results import LogDet

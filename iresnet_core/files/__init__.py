@@ -1,1 +1,7 @@
 """Models on disk: safetensors files with a description, written under a temporary name and renamed."""
+
+from iresnet_core.files.array_files import SUFFIXES, read_array, read_arrays, write_array
+from iresnet_core.files.atomic_write import write_bytes, write_text
+from iresnet_core.files.storage import load, save
+
+__all__ = ["SUFFIXES", "load", "read_array", "read_arrays", "save", "write_array", "write_bytes", "write_text"]

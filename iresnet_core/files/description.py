@@ -9,18 +9,11 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeGuard
 
 from iresnet_core.backends import Array, get_backend
-from iresnet_core.branches.activations import Activation
-from iresnet_core.branches.chain import Chain
+from iresnet_core.branches import Activation, Chain
 from iresnet_core.errors import IResNetError, StorageError
 from iresnet_core.files.storage_bfloat16 import is_bfloat16, to_bits
-from iresnet_core.flows.actnorm import ActNorm
-from iresnet_core.flows.factor_out import FactorOut
-from iresnet_core.flows.flow import Flow
-from iresnet_core.flows.logit import Logit
-from iresnet_core.flows.reshaping import InjectivePad, Squeeze
-from iresnet_core.flows.residual_block import ResidualBlock
-from iresnet_core.operators.convolution import Convolution
-from iresnet_core.operators.matrices import Dense
+from iresnet_core.flows import ActNorm, FactorOut, Flow, InjectivePad, Logit, ResidualBlock, Squeeze
+from iresnet_core.operators import Convolution, Dense
 
 __all__ = ["TensorSource", "brief", "build", "describe", "some"]
 

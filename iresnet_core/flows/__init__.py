@@ -1,1 +1,23 @@
 """Flows: residual blocks and the other layers, pure functions of arrays, and their composition."""
+
+from iresnet_core.flows.actnorm import ActNorm
+from iresnet_core.flows.factor_out import FactorOut
+from iresnet_core.flows.flow import Flow, LogProb
+from iresnet_core.flows.layer import Layer, Shape, Transformed
+from iresnet_core.flows.logit import Logit
+from iresnet_core.flows.reshaping import InjectivePad, Squeeze
+from iresnet_core.flows.residual_block import ResidualBlock
+
+__all__ = [
+    "ActNorm",
+    "FactorOut",
+    "Flow",
+    "InjectivePad",
+    "Layer",
+    "LogProb",
+    "Logit",
+    "ResidualBlock",
+    "Shape",
+    "Squeeze",
+    "Transformed",
+]

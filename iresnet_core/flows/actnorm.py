@@ -5,8 +5,14 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from iresnet_core.backends import Array, Backend, get_backend
-from iresnet_core.common.checks import require_batch, require_finite, require_floating, require_same_dtype
-from iresnet_core.common.precision import unit_roundoff, widest
+from iresnet_core.common import (
+    require_batch,
+    require_finite,
+    require_floating,
+    require_same_dtype,
+    unit_roundoff,
+    widest,
+)
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows.layer import (
     InverseOptions,

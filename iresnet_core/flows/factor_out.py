@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from iresnet_core.backends import Array, Backend
-from iresnet_core.common.checks import require_positive_int
-from iresnet_core.common.samples import flatten
+from iresnet_core.common import flatten, require_positive_int
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.layer import InverseOptions, Layer, LogDetOptions, Shape, Transformed, channel_axis

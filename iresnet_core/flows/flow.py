@@ -7,16 +7,19 @@ from numbers import Integral
 from typing import Any, Literal, NamedTuple, Self, Unpack, cast
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
-from iresnet_core.common.checks import (
+from iresnet_core.common import (
+    flatten,
     require_finite,
     require_floating,
     require_nonnegative,
     require_nonnegative_int,
     require_positive_int,
     require_shape,
+    round_up,
+    unit_roundoff,
+    widest,
+    working_dtype,
 )
-from iresnet_core.common.precision import round_up, unit_roundoff, widest, working_dtype
-from iresnet_core.common.samples import flatten
 from iresnet_core.errors import DtypeError, InvalidArgumentError, ShapeError, UnknownArrayError
 from iresnet_core.flows.layer import InverseOptions, Layer, LogDetOptions, Shape, Transformed, located
 from iresnet_core.results import Inverse, LogDet

@@ -10,16 +10,19 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
-from iresnet_core.common.checks import (
+from iresnet_core.common import (
+    Copyable,
+    norms,
     require_batch,
     require_finite,
     require_floating,
     require_same_device,
     require_same_dtype,
+    round_up,
+    unit_roundoff,
+    widest,
+    working_dtype,
 )
-from iresnet_core.common.copying import Copyable
-from iresnet_core.common.precision import round_up, unit_roundoff, widest, working_dtype
-from iresnet_core.common.samples import norms
 from iresnet_core.errors import InvalidArgumentError, IResNetError, ShapeError
 from iresnet_core.results import Inverse, LogDet
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from iresnet_core.backends import Array, Backend
-from iresnet_core.common.precision import unit_roundoff, widest
-from iresnet_core.common.samples import flatten
+from iresnet_core.common import flatten, unit_roundoff, widest
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.flows.layer import (
     InverseOptions,

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from iresnet_core.backends import Array, Backend, device_of
-from iresnet_core.common.checks import require_positive_int
-from iresnet_core.common.precision import widest
+from iresnet_core.common import require_positive_int, widest
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows.layer import (
     InverseOptions,

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from iresnet_core.backends import Array, Backend
-from iresnet_core.branches.linearization import evaluate, stated_lipschitz
-from iresnet_core.common.checks import require_contraction
-from iresnet_core.determinant.dispatch import value_and_logdet
+from iresnet_core.branches import evaluate, stated_lipschitz
+from iresnet_core.common import require_contraction
+from iresnet_core.determinant import value_and_logdet
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows.layer import InverseOptions, Layer, LogDetOptions, Shape, Transformed
-from iresnet_core.inverse.dispatch import invert
+from iresnet_core.inverse import invert
 from iresnet_core.results import Inverse
 
 __all__ = ["ResidualBlock"]

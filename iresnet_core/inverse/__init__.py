@@ -1,1 +1,5 @@
 """The solution x of x + g(x) = y, with a certified distance to the exact one."""
+
+from iresnet_core.inverse.dispatch import invert
+
+__all__ = ["invert"]

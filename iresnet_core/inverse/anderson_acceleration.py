@@ -4,7 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, device_of
-from iresnet_core.common.samples import flatten, per_sample
+from iresnet_core.common import flatten, per_sample
 from iresnet_core.inverse.fixed_point import FixedPoint, Progress
 
 __all__ = ["anderson"]

@@ -5,8 +5,9 @@ import warnings
 from typing import Any, Literal, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
-from iresnet_core.branches.linearization import evaluate, stated_lipschitz
-from iresnet_core.common.checks import (
+from iresnet_core.branches import evaluate, stated_lipschitz
+from iresnet_core.common import (
+    norms,
     require_batch,
     require_contraction,
     require_finite,
@@ -15,9 +16,10 @@ from iresnet_core.common.checks import (
     require_positive_int,
     require_same_device,
     require_same_dtype,
+    unit_roundoff,
+    widest,
+    working_dtype,
 )
-from iresnet_core.common.precision import unit_roundoff, widest, working_dtype
-from iresnet_core.common.samples import norms
 from iresnet_core.errors import (
     InvalidArgumentError,
     NonFiniteError,

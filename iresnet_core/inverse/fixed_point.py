@@ -6,9 +6,8 @@ A solver returns the last iterate at which g was evaluated, so that its residual
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of
-from iresnet_core.branches.linearization import evaluate
-from iresnet_core.common.precision import unit_roundoff
-from iresnet_core.common.samples import norms, per_sample
+from iresnet_core.branches import evaluate
+from iresnet_core.common import norms, per_sample, unit_roundoff
 
 __all__ = ["STALLED", "FixedPoint", "Progress", "picard"]
 

@@ -5,10 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from iresnet_core.backends import Array, Backend
-from iresnet_core.branches.chain import Chain
-from iresnet_core.branches.linearization import evaluate, linearize
-from iresnet_core.common.precision import unit_roundoff, working_dtype
-from iresnet_core.common.samples import flatten, norms, per_sample
+from iresnet_core.branches import Chain, evaluate, linearize
+from iresnet_core.common import flatten, norms, per_sample, unit_roundoff, working_dtype
 from iresnet_core.errors import DerivativeError, NotConvergedError
 from iresnet_core.inverse.fixed_point import FixedPoint
 from iresnet_core.inverse.solvers import SOLVERS

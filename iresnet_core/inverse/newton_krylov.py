@@ -4,8 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from iresnet_core.backends import Array, device_of
-from iresnet_core.common.precision import unit_roundoff
-from iresnet_core.common.samples import flatten, norms, per_sample
+from iresnet_core.common import flatten, norms, per_sample, unit_roundoff
 from iresnet_core.inverse.fixed_point import FixedPoint, Progress
 
 __all__ = ["newton"]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from iresnet_core.backends import Array, Backend
-from iresnet_core.branches.linearization import evaluate
+from iresnet_core.branches import evaluate
 
 __all__ = ["InUnits", "length_unit"]
 

@@ -1,1 +1,38 @@
 """Spectral norms from below and certified Lipschitz bounds from above, and weights kept below their caps."""
+
+from iresnet_core.lipschitz.batched_bounds import lipschitz_bounds
+from iresnet_core.lipschitz.bounds import lipschitz_bound
+from iresnet_core.lipschitz.certificates import gram_bound
+from iresnet_core.lipschitz.estimates import spectral_norm
+from iresnet_core.lipschitz.normalization import normalize, spectral_penalty
+from iresnet_core.lipschitz.training_caps import (
+    Certificate,
+    any_size_bound,
+    basis_shape,
+    certificate,
+    certified,
+    layer_cap,
+    moved_bound,
+    steered,
+    steered_together,
+    training_constant,
+)
+
+__all__ = [
+    "Certificate",
+    "any_size_bound",
+    "basis_shape",
+    "certificate",
+    "certified",
+    "gram_bound",
+    "layer_cap",
+    "lipschitz_bound",
+    "lipschitz_bounds",
+    "moved_bound",
+    "normalize",
+    "spectral_norm",
+    "spectral_penalty",
+    "steered",
+    "steered_together",
+    "training_constant",
+]

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
-from iresnet_core.common.precision import round_up, widest
+from iresnet_core.common import round_up, widest
 from iresnet_core.lipschitz.bounds import lipschitz_bound
 from iresnet_core.lipschitz.certificates import cholesky_bound, cholesky_certificates, gram_bound, smaller_gram
 from iresnet_core.lipschitz.estimates import power_of_two_near
 from iresnet_core.lipschitz.lanczos import cleaned, filled_stack, tridiagonal, unit
-from iresnet_core.operators.matrices import Dense, LinearOperator, Matrices, as_operator, constant_operator
+from iresnet_core.operators import Dense, LinearOperator, Matrices, as_operator, constant_operator
 from iresnet_core.results import LipschitzBound
 
 __all__ = ["lipschitz_bounds"]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from iresnet_core.backends import Array, device_of
-from iresnet_core.operators.matrices import LinearOperator, Matrices
+from iresnet_core.operators import LinearOperator, Matrices
 
 __all__ = ["first_basis", "refine_basis"]
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from iresnet_core.backends import Array
-from iresnet_core.common.precision import round_up, widest
+from iresnet_core.common import round_up, widest
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.lipschitz.certificates import (
     cholesky_bound,
@@ -15,8 +15,7 @@ from iresnet_core.lipschitz.certificates import (
 from iresnet_core.lipschitz.estimates import SMALL, prepared, spectral_norm
 from iresnet_core.lipschitz.fourier import torus_bound
 from iresnet_core.lipschitz.probabilistic import probabilistic_bound
-from iresnet_core.operators.convolution import Convolution
-from iresnet_core.operators.matrices import Dense, LinearOperator, Matrices, as_operator, constant_operator
+from iresnet_core.operators import Convolution, Dense, LinearOperator, Matrices, as_operator, constant_operator
 from iresnet_core.results import Certificate, LipschitzBound
 
 __all__ = ["lipschitz_bound"]

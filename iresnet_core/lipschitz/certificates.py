@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from iresnet_core.backends import Array, Backend, device_of
-from iresnet_core.common.precision import gamma
+from iresnet_core.common import gamma
 from iresnet_core.errors import NotConvergedError
 from iresnet_core.lipschitz.lanczos import cleaned, filled_stack, tridiagonal, unit
 

@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
-from iresnet_core.common.checks import (
+from iresnet_core.common import (
     require_finite,
     require_floating,
     require_nonnegative,
     require_positive_int,
     require_same_device,
+    working_dtype,
 )
-from iresnet_core.common.precision import working_dtype
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.lipschitz.lanczos import bidiagonalize, filled_stack, unit
-from iresnet_core.operators.matrices import (
+from iresnet_core.operators import (
     LinearLayer,
     LinearOperator,
     Matrices,

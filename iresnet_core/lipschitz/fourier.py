@@ -20,7 +20,7 @@ from iresnet_core.lipschitz.certificates import (
     singular_value_bound,
     smaller_gram,
 )
-from iresnet_core.operators.convolution import Convolution
+from iresnet_core.operators import Convolution
 
 __all__ = ["torus_bound"]
 

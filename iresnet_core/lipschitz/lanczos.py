@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from iresnet_core.backends import Array, device_of
-from iresnet_core.operators.matrices import LinearOperator
+from iresnet_core.operators import LinearOperator
 
 __all__ = ["Bidiagonalization", "bidiagonalize", "cleaned", "filled_stack", "tridiagonal", "unit"]
 

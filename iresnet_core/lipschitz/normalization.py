@@ -5,13 +5,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from iresnet_core.backends import Array, device_of
-from iresnet_core.branches.chain import Chain
-from iresnet_core.common.checks import require_finite, require_nonnegative
-from iresnet_core.common.precision import unit_roundoff, widest
+from iresnet_core.branches import Chain
+from iresnet_core.common import require_finite, require_nonnegative, unit_roundoff, widest
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.lipschitz.bounds import lipschitz_bound
 from iresnet_core.lipschitz.estimates import spectral_norm
-from iresnet_core.operators.matrices import LinearLayer, LinearOperator, Matrices, as_operator
+from iresnet_core.operators import LinearLayer, LinearOperator, Matrices, as_operator
 from iresnet_core.results import LipschitzBound
 
 __all__ = ["normalize", "spectral_penalty"]

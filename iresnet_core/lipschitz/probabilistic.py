@@ -7,7 +7,7 @@ import numpy as np
 
 from iresnet_core.backends import Array
 from iresnet_core.lipschitz.lanczos import Bidiagonalization, bidiagonalize
-from iresnet_core.operators.matrices import LinearOperator, Transposed
+from iresnet_core.operators import LinearOperator, Transposed
 
 __all__ = ["FAILURE_PROBABILITY", "probabilistic_bound"]
 

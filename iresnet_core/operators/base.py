@@ -4,7 +4,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar, Self
 
 from iresnet_core.backends import Array, get_backend
-from iresnet_core.common.checks import require_finite, require_floating, require_same_device, require_same_dtype
+from iresnet_core.common import require_finite, require_floating, require_same_device, require_same_dtype
 from iresnet_core.errors import ShapeError, UnknownLipschitzError
 from iresnet_core.operators.linear_operator import LinearOperator
 from iresnet_core.results import LipschitzBound
@@ -88,7 +88,7 @@ class LinearLayer(LinearOperator):
     def bound(self) -> LipschitzBound:
         """Certified bound on the operator norm, computed once (`lipschitz_bound` with method "auto")."""
         if self._bound is None:
-            from iresnet_core.lipschitz.bounds import lipschitz_bound
+            from iresnet_core.lipschitz import lipschitz_bound
 
             engine = self.engine
             if engine.is_constant(self.weight) and (engine.is_tracing() or not engine.may_differentiate(self.weight)):

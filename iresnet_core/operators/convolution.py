@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from iresnet_core.backends import Array, device_of, get_backend
-from iresnet_core.common.checks import require_positive_int, require_shape
+from iresnet_core.common import require_positive_int, require_shape
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.operators.matrices import LinearLayer
 

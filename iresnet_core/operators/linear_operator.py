@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 
 from iresnet_core.backends import Array, Backend, device_of
-from iresnet_core.common.copying import Copyable
+from iresnet_core.common import Copyable
 
 __all__ = ["LinearOperator"]
 

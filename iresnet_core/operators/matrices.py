@@ -8,7 +8,7 @@ import sys
 from typing import Any, cast
 
 from iresnet_core.backends import Array, backend, get_backend
-from iresnet_core.common.checks import require_finite, require_floating
+from iresnet_core.common import require_finite, require_floating
 from iresnet_core.errors import DtypeError, ShapeError, UnknownArrayError
 from iresnet_core.operators.base import LinearLayer
 from iresnet_core.operators.dense import Dense

@@ -1,1 +1,59 @@
 """What the trainers of both frameworks share: plans of models, data, settings, the loop, the run folder, scores."""
+
+from iresnet_core.training.classifier_plan import planned_features
+from iresnet_core.training.datasets import (
+    IMAGES,
+    Dataset,
+    DatasetSource,
+    dequantized,
+    fingerprint,
+    load_dataset,
+    samples_from_file,
+)
+from iresnet_core.training.evaluation import MeanScore, Scores, draw_samples, mean_score, preimages, scores, transformed
+from iresnet_core.training.layer_building import build_layers
+from iresnet_core.training.loop import Outcome, StepResult, bits_per_dim, find_trainer, train, trainer_names
+from iresnet_core.training.plans import LayerPlan, planned_layers, planned_shape
+from iresnet_core.training.run import RunConfig, TrainingRun, model_file
+from iresnet_core.training.sample_layout import SampleLayout
+from iresnet_core.training.settings import RunSettings, TrainingSettings, default_settings, with_changes
+from iresnet_core.training.tensorboard_log import has_tensorboard
+from iresnet_core.training.toy_data import toy_names
+
+__all__ = [
+    "IMAGES",
+    "Dataset",
+    "DatasetSource",
+    "LayerPlan",
+    "MeanScore",
+    "Outcome",
+    "RunConfig",
+    "RunSettings",
+    "SampleLayout",
+    "Scores",
+    "StepResult",
+    "TrainingRun",
+    "TrainingSettings",
+    "bits_per_dim",
+    "build_layers",
+    "default_settings",
+    "dequantized",
+    "draw_samples",
+    "find_trainer",
+    "fingerprint",
+    "has_tensorboard",
+    "load_dataset",
+    "mean_score",
+    "model_file",
+    "planned_features",
+    "planned_layers",
+    "planned_shape",
+    "preimages",
+    "samples_from_file",
+    "scores",
+    "toy_names",
+    "train",
+    "trainer_names",
+    "transformed",
+    "with_changes",
+]

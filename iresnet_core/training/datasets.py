@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from iresnet_core.errors import DataFileError, InvalidArgumentError, NonFiniteError, ShapeError
-from iresnet_core.files.array_files import SUFFIXES, read_array, read_arrays
+from iresnet_core.files import SUFFIXES, read_array, read_arrays
 from iresnet_core.training.toy_data import draw_toy, toy_names
 
 __all__ = [

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iresnet_core.backends import get_backend
-from iresnet_core.determinant.choice import DOCUMENTED_LIMIT
+from iresnet_core.determinant import DOCUMENTED_LIMIT
 from iresnet_core.errors import InvalidArgumentError, ShapeError
-from iresnet_core.flows.flow import Flow
+from iresnet_core.flows import Flow
 
 __all__ = ["MeanScore", "Samples", "Scores", "draw_samples", "mean_score", "preimages", "scores", "transformed"]
 

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from iresnet_core.errors import RunError
-from iresnet_core.files.atomic_write import write_bytes, write_text
+from iresnet_core.files import write_bytes, write_text
 from iresnet_core.training.sample_layout import SampleLayout
 from iresnet_core.training.settings import RunSettings, settings_from_json
 

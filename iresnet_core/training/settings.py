@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-from iresnet_core.branches.activations import Activation
+from iresnet_core.branches import Activation
 from iresnet_core.errors import InvalidArgumentError, RunError
 from iresnet_core.training.datasets import Dataset, DatasetSource, is_image_shape
 from iresnet_core.training.plans import ModelSettings

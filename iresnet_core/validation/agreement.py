@@ -12,13 +12,11 @@ import numpy as np
 
 from iresnet_core.backends import Array
 from iresnet_core.backends import backend as find_backend
-from iresnet_core.branches.chain import Chain
-from iresnet_core.determinant.dispatch import logdet
-from iresnet_core.inverse.dispatch import invert
-from iresnet_core.lipschitz.bounds import lipschitz_bound
-from iresnet_core.lipschitz.estimates import spectral_norm
-from iresnet_core.lipschitz.normalization import normalize
-from iresnet_core.operators.matrices import Dense
+from iresnet_core.branches import Chain
+from iresnet_core.determinant import logdet
+from iresnet_core.inverse import invert
+from iresnet_core.lipschitz import lipschitz_bound, normalize, spectral_norm
+from iresnet_core.operators import Dense
 from iresnet_core.validation.checks import (
     BOUND_METHODS,
     ESTIMATORS,
@@ -30,7 +28,7 @@ from iresnet_core.validation.checks import (
 )
 from iresnet_core.validation.problem import Exact, Floats, Problem, cut_convolution
 
-__all__ = ["COUNTS", "DTYPES", "LIMITS", "QUANTITIES", "REFERENCE", "agreement", "compared", "disagreeing"]
+__all__ = ["COUNTS", "DTYPES", "LIMITS", "QUANTITIES", "REFERENCE", "compare_backends", "compared", "disagreeing"]
 
 REFERENCE = "numpy"
 DTYPES = ("float64", "float32")
@@ -206,7 +204,7 @@ def compared(backends: Sequence[str]) -> list[str]:
     return [name for name in dict.fromkeys(backends) if name != REFERENCE]
 
 
-def agreement(
+def compare_backends(
     backends: Sequence[str],
     cases: Sequence[str],
     seed: int = 0,

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from iresnet_core import reference
-from iresnet_core.branches.chain import Chain
-from iresnet_core.determinant.dispatch import logdet
-from iresnet_core.inverse.dispatch import invert
-from iresnet_core.lipschitz.bounds import lipschitz_bound
-from iresnet_core.lipschitz.estimates import spectral_norm
-from iresnet_core.operators.matrices import Dense
+from iresnet_core.branches import Chain
+from iresnet_core.determinant import logdet
+from iresnet_core.inverse import invert
+from iresnet_core.lipschitz import lipschitz_bound, spectral_norm
+from iresnet_core.operators import Dense
 from iresnet_core.validation.problem import Floats, Problem, cut_convolution
 
 __all__ = ["CHECKS", "FIELDS", "Record", "is_unbiased"]

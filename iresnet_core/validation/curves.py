@@ -7,13 +7,12 @@ import numpy as np
 
 from iresnet_core import reference
 from iresnet_core.backends import backend as find_backend
-from iresnet_core.determinant.dispatch import logdet
-from iresnet_core.inverse.dispatch import invert
-from iresnet_core.lipschitz.bounds import lipschitz_bound
-from iresnet_core.lipschitz.estimates import spectral_norm
+from iresnet_core.determinant import logdet
+from iresnet_core.inverse import invert
+from iresnet_core.lipschitz import lipschitz_bound, spectral_norm
 from iresnet_core.validation.problem import Floats, Problem
 
-__all__ = ["BOUNDS", "SOLVERS", "TRUNCATED", "VARIANCE", "curves"]
+__all__ = ["BOUNDS", "SOLVERS", "TRUNCATED", "VARIANCE", "error_curves"]
 
 Curves = dict[str, Any]
 
@@ -44,7 +43,7 @@ VARIANCE: dict[str, dict[str, Any]] = {
 }
 
 
-def curves(
+def error_curves(
     backend: str = "numpy",
     cases: Sequence[str] = (),
     seed: int = 0,

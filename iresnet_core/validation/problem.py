@@ -9,13 +9,10 @@ from numpy.typing import NDArray
 
 from iresnet_core import reference
 from iresnet_core.backends import Array, Backend, get_backend
-from iresnet_core.branches.chain import Chain
-from iresnet_core.determinant.dispatch import logdet
-from iresnet_core.determinant.preconditioning import MeanJacobian, mean_jacobian
-from iresnet_core.determinant.series import linear_share
+from iresnet_core.branches import Chain
+from iresnet_core.determinant import MeanJacobian, linear_share, logdet, mean_jacobian
 from iresnet_core.example_data import load_case
-from iresnet_core.operators.convolution import Convolution
-from iresnet_core.operators.matrices import Dense
+from iresnet_core.operators import Convolution, Dense
 from iresnet_core.results import LogDet
 
 __all__ = ["Exact", "Floats", "Problem", "cut_convolution"]

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from iresnet_core.files.atomic_write import write_text
+from iresnet_core.files import write_text
 from iresnet_core.validation.agreement import REFERENCE
 from iresnet_core.validation.runs import Record, disagreeing, violated
 from iresnet_core.validation.summary import (

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from iresnet_core.backends import backend as find_backend
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.example_data import cases as all_cases
-from iresnet_core.validation.agreement import agreement, disagreeing
+from iresnet_core.validation.agreement import compare_backends, disagreeing
 from iresnet_core.validation.checks import CHECKS, FIELDS, Record
 from iresnet_core.validation.problem import Exact, Problem
 
-__all__ = ["FIELDS", "Progress", "Record", "agreement", "disagreeing", "run", "violated"]
+__all__ = ["FIELDS", "Progress", "Record", "compare_backends", "disagreeing", "run", "steps_of", "violated"]
 
 Progress = Callable[[int, int, str], None]
 

@@ -13,13 +13,13 @@ import pytest
 from frameworks_for_tests import without_notices
 
 import iresnet_core
-from iresnet_core import backends, cli
+from iresnet_core import backends, cli, validation
 from iresnet_core.backends import get_backend
 from iresnet_core.commands import validate as cli_validate
 from iresnet_core.errors import MissingDependencyError
 from iresnet_core.validation import agreement as validation_agreement
 from iresnet_core.validation import checks as validation_checks
-from iresnet_core.validation import runs as validate
+from iresnet_core.validation import runs
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("matplotlib")
@@ -64,7 +64,7 @@ def test_json_is_a_list_of_records(done):
     needed = "backend case primitive method samples max_abs_error rmse max_bound bound_violations products seconds"
     for record in records:
         assert set(needed.split()) <= set(record)
-        assert set(record) == set(validate.FIELDS)
+        assert set(record) == set(validation.FIELDS)
     assert {record["primitive"] for record in records} == {"spectral_norm", "lipschitz_bound", "inverse", "logdet"}
 
 
@@ -139,7 +139,7 @@ def test_usage_errors_name_the_choices_and_give_status_2(arguments, message):
 
 
 def test_places_that_cannot_be_written_are_refused_before_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(validate, "run", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(validation, "run", lambda *_: pytest.fail("it ran"))
     (tmp_path / "file").write_text("")
     for arguments in (["--json", str(tmp_path)], ["--report", str(tmp_path / "file")]):
         result = iresnet("validate", *arguments)
@@ -165,8 +165,8 @@ def test_backend_all_takes_those_that_run_here(monkeypatch):
             raise MissingDependencyError("backend 'cupy' needs a GPU")
         return sound(name)
 
-    monkeypatch.setattr(validate, "run", run)
-    monkeypatch.setattr(validate, "agreement", agreement)
+    monkeypatch.setattr(validation, "run", run)
+    monkeypatch.setattr(validation, "compare_backends", agreement)
     monkeypatch.setattr(cli_validate, "backend", find)
     result = iresnet("validate", "--backend", "all", "--case", CASE, "--case", CASE, "--seed", "7")
     assert result.exit_code == 0
@@ -202,7 +202,7 @@ def other():
 def one_check(monkeypatch):
     """Leave one quick check of accuracy; the agreement is the subject."""
     quick = {"spectral norm": validation_checks.CHECKS["spectral norm"]}
-    monkeypatch.setattr(validate, "CHECKS", quick)
+    monkeypatch.setattr(runs, "CHECKS", quick)
 
 
 def test_agreement_is_printed_and_stored(other, monkeypatch, tmp_path):
@@ -221,7 +221,7 @@ def test_agreement_is_printed_and_stored(other, monkeypatch, tmp_path):
     assert f"{other} agree with numpy within the limits" in " ".join(result.stdout.split())
     records = json.loads(json_file.read_text())
     assert {record["kind"] for record in records} == {"accuracy", "agreement"}
-    assert all(set(record) == set(validate.FIELDS) for record in records)
+    assert all(set(record) == set(validation.FIELDS) for record in records)
     assert {record["backend"] for record in records} == {other}
     page = (report / "index.html").read_text(encoding="utf-8")
     assert '<table id="agreement">' in page
@@ -256,8 +256,9 @@ def test_engines_in_a_process_of_their_own(name, tmp_path):
     """JAX needs 64-bit arrays, and TensorFlow logs; the command sees to both."""
     pytest.importorskip(name)
     code = (
-        "from iresnet_core import cli, validate, validation_agreement as a\n"
-        "validate.CHECKS = {'spectral norm': validate.CHECKS['spectral norm']}\n"
+        "from iresnet_core import cli\n"
+        "from iresnet_core.validation import agreement as a, runs\n"
+        "runs.CHECKS = {'spectral norm': runs.CHECKS['spectral norm']}\n"
         "a.PRIMITIVES = {'branch': a.PRIMITIVES['branch']}\n"
         "cli.main()"
     )

@@ -28,7 +28,7 @@ from strategies import (
 )
 
 from iresnet_core import Convolution, Dense, as_operator, lipschitz_bound, spectral_norm
-from iresnet_core.common.precision import gamma, round_up
+from iresnet_core.common.arrays import gamma, round_up
 from iresnet_core.errors import DtypeError, InvalidArgumentError, NonFiniteError, ShapeError, UnknownArrayError
 from iresnet_core.lipschitz import certificates
 from iresnet_core.lipschitz import fourier as torus

@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 
+from iresnet_core import validation
 from iresnet_core.backends import backend as find_backend
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.example_data import cases, load_case, nominal_constant
 from iresnet_core.validation import agreement as validation_agreement
 from iresnet_core.validation import checks as validation_checks
 from iresnet_core.validation import problem as validation_problem
-from iresnet_core.validation import runs as validate
 from iresnet_core.validation.problem import Exact, Problem
 
 CASE = "d2_c0.9"
@@ -34,12 +34,12 @@ ALWAYS = {
 
 @pytest.fixture(scope="module")
 def records():
-    return validate.run(cases=[CASE])
+    return validation.run(cases=[CASE])
 
 
 def test_records_have_the_documented_fields(records):
     for record in records:
-        assert list(record) == list(validate.FIELDS)
+        assert list(record) == list(validation.FIELDS)
         for key, kind in ALWAYS.items():
             assert type(record[key]) is kind, key
         assert record["kind"] == "accuracy"
@@ -65,7 +65,7 @@ def test_every_method_is_there(records):
 
 
 def test_nothing_is_violated_and_every_estimate_is_within_its_error_bar(records):
-    assert validate.violated(records) == []
+    assert validation.violated(records) == []
     assert [r["method"] for r in records if r["within_error_bar"] is False] == []
     assert all(r["bound_violations"] == 0 for r in records)
 
@@ -79,7 +79,7 @@ def test_products_are_reported_where_they_are_counted(records):
 def test_certified_estimates_keep_their_promises(case):
     problem = Problem.load(case)
     records = [*validation_checks.CHECKS["inverse"](problem), *validation_checks.CHECKS["Lipschitz bound"](problem)]
-    assert validate.violated(records) == []
+    assert validation.violated(records) == []
 
 
 def test_work_at_d_64_c_09():
@@ -89,7 +89,7 @@ def test_work_at_d_64_c_09():
         for name in ("inverse", "log-determinant estimators")
         for record in validation_checks.CHECKS[name](problem)
     }
-    assert validate.violated(records.values()) == []
+    assert validation.violated(records.values()) == []
     assert records["arnoldi"]["products"] <= 10
     assert records["arnoldi"]["bias_bound"] <= 1e-3
     assert records["anderson, rtol 1e-06"]["products"] <= 13
@@ -97,9 +97,9 @@ def test_work_at_d_64_c_09():
 
 
 def test_float32_holds_too():
-    records = validate.run(cases=["d2_c0.97"], dtypes=["float32"])
+    records = validation.run(cases=["d2_c0.97"], dtypes=["float32"])
     assert {r["dtype"] for r in records} == {"float32"}
-    assert validate.violated(records) == []
+    assert validation.violated(records) == []
 
 
 def test_other_engines(backend):
@@ -110,25 +110,25 @@ def test_other_engines(backend):
         problem = dataclasses.replace(problem, x=problem.x[:16, :], exact=exact)
     records = [record for check in validation_checks.CHECKS.values() for record in check(problem)]
     assert {r["backend"] for r in records} == {backend.name}
-    assert validate.violated(records) == []
+    assert validation.violated(records) == []
 
 
 def test_a_seed_repeats_everything_but_the_time(records):
-    again = validate.run(cases=[CASE])
+    again = validation.run(cases=[CASE])
     for first, second in zip(records, again, strict=True):
         assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
-    other = validate.run(cases=[CASE], seed=1)
+    other = validation.run(cases=[CASE], seed=1)
     assert [r["rmse"] for r in other] != [r["rmse"] for r in records]
 
 
 @pytest.fixture(scope="module")
 def agreement(backend):
     """Agreement of one engine with NumPy; none where the engine is NumPy."""
-    return validate.agreement([backend.name], [CASE])
+    return validation.compare_backends([backend.name], [CASE])
 
 
 def test_engines_agree_with_numpy_on_the_same_noise(backend, agreement):
-    assert validate.disagreeing(agreement) == []
+    assert validation.disagreeing(agreement) == []
     compared = validation_agreement.compared([backend.name])
     assert {record["backend"] for record in agreement} == set(compared)
     if not compared:
@@ -142,7 +142,7 @@ def test_engines_agree_with_numpy_on_the_same_noise(backend, agreement):
 
 def test_records_of_agreement_have_the_documented_fields(agreement):
     for record in agreement:
-        assert list(record) == list(validate.FIELDS)
+        assert list(record) == list(validation.FIELDS)
         assert record["kind"] == "agreement"
         assert record["case"] == CASE
         assert record["quantity"] in validation_agreement.QUANTITIES
@@ -152,11 +152,11 @@ def test_records_of_agreement_have_the_documented_fields(agreement):
             assert record["limit"] == (0 if counted else 1e-10)
         else:
             assert record["limit"] == (None if counted else 1e-4)
-    assert validate.violated(agreement) == []
+    assert validation.violated(agreement) == []
 
 
 def test_numpy_alone_has_nothing_to_agree_with():
-    assert validate.agreement(["numpy"], [CASE]) == []
+    assert validation.compare_backends(["numpy"], [CASE]) == []
 
 
 # What an engine might return -> the primitive that has to notice.
@@ -182,7 +182,7 @@ def test_a_disagreement_is_noticed(what, monkeypatch):
         return result if isinstance(result.value, np.ndarray | np.generic) else changed(result)
 
     monkeypatch.setattr(validation_agreement, function, other)
-    wrong = validate.disagreeing(validate.agreement(["array_api_strict"], ["d2_c0.5"]))
+    wrong = validation.disagreeing(validation.compare_backends(["array_api_strict"], ["d2_c0.5"]))
     dtypes = {record["dtype"] for record in wrong if record["quantity"] == quantity}
     assert dtypes == ({"float64"} if what == "counts" else {"float64", "float32"})
 
@@ -198,33 +198,33 @@ def test_the_case_that_agrees_least_is_named(monkeypatch):
 
     monkeypatch.setattr(validation_agreement, "logdet", other)
     for order in (["d2_c0.5", "d2_c0.7"], ["d2_c0.7", "d2_c0.5"]):
-        wrong = validate.disagreeing(validate.agreement(["array_api_strict"], order))
+        wrong = validation.disagreeing(validation.compare_backends(["array_api_strict"], order))
         assert {record["case"] for record in wrong} == {"d2_c0.7"}
 
 
 def test_progress_of_agreement_is_reported():
     pytest.importorskip("array_api_strict")
     steps = []
-    validate.agreement(["array_api_strict"], ["d2_c0.5"], progress=lambda *step: steps.append(step))
+    validation.compare_backends(["array_api_strict"], ["d2_c0.5"], progress=lambda *step: steps.append(step))
     assert [step[:2] for step in steps] == [(i, 4) for i in range(5)]
 
 
 def test_progress_is_reported():
     steps = []
-    validate.run(cases=["d2_c0.5"], progress=lambda *step: steps.append(step))
+    validation.run(cases=["d2_c0.5"], progress=lambda *step: steps.append(step))
     total = len(validation_checks.CHECKS)
     assert [step[:2] for step in steps] == [(i, total) for i in range(total + 1)]
 
 
 def test_unknown_names_and_seeds_are_refused():
     with pytest.raises(InvalidArgumentError, match=r"nothing.*d2_c0\.5"):
-        validate.run(cases=["nothing"])
+        validation.run(cases=["nothing"])
     with pytest.raises(InvalidArgumentError, match="numpy"):
-        validate.run(backends=["nothing"], cases=[CASE])
+        validation.run(backends=["nothing"], cases=[CASE])
     with pytest.raises(InvalidArgumentError, match="float32"):
-        validate.run(cases=[CASE], dtypes=["float16"])
+        validation.run(cases=[CASE], dtypes=["float16"])
     with pytest.raises(InvalidArgumentError, match="-1"):
-        validate.run(cases=[CASE], seed=-1)
+        validation.run(cases=[CASE], seed=-1)
 
 
 # What a broken core might return -> the check that has to notice.
@@ -252,7 +252,7 @@ def test_a_broken_core_is_noticed(breakage, monkeypatch):
         if sound is not None:
             monkeypatch.setattr(module, function, lambda *args, sound=sound, **options: breaks(sound(*args, **options)))
     problem = Problem.load("d2_c0.7")
-    assert validate.violated(validation_checks.CHECKS[check](problem))
+    assert validation.violated(validation_checks.CHECKS[check](problem))
 
 
 def test_a_bias_is_noticed(monkeypatch):
@@ -269,9 +269,9 @@ def test_a_bias_is_noticed(monkeypatch):
 
 
 def test_a_probabilistic_bound_may_fail():
-    record = dict.fromkeys(validate.FIELDS) | {"bound_violations": 1, "certificate": "probabilistic"}
-    assert validate.violated([record]) == []
-    assert validate.violated([record | {"certificate": "certified"}])
+    record = dict.fromkeys(validation.FIELDS) | {"bound_violations": 1, "certificate": "probabilistic"}
+    assert validation.violated([record]) == []
+    assert validation.violated([record | {"certificate": "certified"}])
 
 
 @pytest.mark.parametrize("case", cases())

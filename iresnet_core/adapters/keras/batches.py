@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from iresnet_core.backends import get_backend
-from iresnet_core.common.checks import require_finite
+from iresnet_core.common import require_finite
 from iresnet_core.errors import InvalidArgumentError
 
 __all__ = ["representative_batch", "require_finite_arrays"]

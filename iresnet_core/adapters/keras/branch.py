@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from iresnet_core.branches import activations
+from iresnet_core.branches import Activation as CoreActivation
 from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownLipschitzError
 
 __all__ = ["Activation", "convolution_options", "linear_layers", "steps_of"]
@@ -36,7 +36,7 @@ class Activation(keras.layers.Layer):
         super().__init__(dtype=dtype, trainable=trainable)
         if name == "maxmin":
             parameters = {"axis": -1, **parameters}
-        self.core = activations.Activation(name, **parameters)
+        self.core = CoreActivation(name, **parameters)
 
     def call(self, x: Any) -> Any:
         """Apply it to x (batch, ...)."""
@@ -64,15 +64,15 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
 }
 
 
-def _of_function(function: Any) -> activations.Activation | None:
+def _of_function(function: Any) -> CoreActivation | None:
     """Return the core's activation for what a layer has as its `activation`, or None if the core does not know it."""
     if isinstance(function, keras.layers.Layer):
         return _of_layer(function)
     name = _FUNCTIONS.get(function)
-    return None if name is None else activations.Activation(name)
+    return None if name is None else CoreActivation(name)
 
 
-def _of_layer(layer: keras.layers.Layer) -> activations.Activation | None:
+def _of_layer(layer: keras.layers.Layer) -> CoreActivation | None:
     """Return the core's activation that a layer computes, or None if it is no activation that the core knows."""
     kind = type(layer)
     if kind is Activation:
@@ -80,11 +80,11 @@ def _of_layer(layer: keras.layers.Layer) -> activations.Activation | None:
     if kind is keras.layers.Activation:
         return _of_function(layer.activation)
     if kind is keras.layers.ELU:
-        return activations.Activation("elu", alpha=float(layer.alpha))
+        return CoreActivation("elu", alpha=float(layer.alpha))
     plain = kind is keras.layers.ReLU and layer.max_value is None and not (layer.negative_slope or layer.threshold)
     if plain:
-        return activations.Activation("relu")
-    return activations.Activation("identity") if kind is keras.layers.Identity else None
+        return CoreActivation("relu")
+    return CoreActivation("identity") if kind is keras.layers.Identity else None
 
 
 def _layers(net: Any) -> Iterator[keras.layers.Layer]:
@@ -126,7 +126,7 @@ def steps_of(net: Any) -> list[Any]:
 
 def linear_layers(steps: list[Any]) -> list[keras.layers.Layer]:
     """Return the linear layers among the steps."""
-    return [step for step in steps if not isinstance(step, activations.Activation)]
+    return [step for step in steps if not isinstance(step, CoreActivation)]
 
 
 def _unknown(layer: Any, linear: bool) -> str:

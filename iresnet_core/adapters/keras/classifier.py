@@ -10,8 +10,7 @@ from iresnet_core.adapters.keras.building import Builder
 from iresnet_core.adapters.keras.fitting import PreparedModel
 from iresnet_core.adapters.keras.flow import FlowModel
 from iresnet_core.adapters.keras.layer import ActNorm
-from iresnet_core.training.classifier_plan import planned_features
-from iresnet_core.training.layer_building import build_layers
+from iresnet_core.training import build_layers, planned_features
 
 __all__ = ["Classifier"]
 

@@ -12,10 +12,10 @@ from iresnet_core.adapters.keras.layer import FlowLayer, require_layers
 from iresnet_core.adapters.keras.replicas import own_seed
 from iresnet_core.adapters.keras.residual import InvertibleResidual
 from iresnet_core.backends import get_backend
-from iresnet_core.branches.conditioning import require_context, require_taken
-from iresnet_core.common.checks import require_shape
+from iresnet_core.branches import require_context, require_taken
+from iresnet_core.common import require_shape
 from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.files.storage import save
+from iresnet_core.files import save
 
 __all__ = ["FlowModel"]
 

@@ -9,7 +9,7 @@ import iresnet_core as core
 from iresnet_core.adapters.keras.tensors import constant, is_known, tensor_of
 from iresnet_core.backends import get_backend
 from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.flows.layer import Layer, Shape
+from iresnet_core.flows import Layer, Shape
 
 __all__ = ["ActNorm", "FactorOut", "FlowLayer", "InjectivePad", "Logit", "Squeeze", "require_layers"]
 

@@ -11,12 +11,9 @@ from iresnet_core.adapters.keras.building import Builder
 from iresnet_core.adapters.keras.flow import FlowModel
 from iresnet_core.adapters.keras.tensors import constant
 from iresnet_core.backends import get_backend
-from iresnet_core.determinant.choice import DOCUMENTED_LIMIT
+from iresnet_core.determinant import DOCUMENTED_LIMIT
 from iresnet_core.errors import RunError
-from iresnet_core.training.layer_building import build_layers
-from iresnet_core.training.loop import StepResult
-from iresnet_core.training.plans import LayerPlan
-from iresnet_core.training.settings import TrainingSettings
+from iresnet_core.training import LayerPlan, StepResult, TrainingSettings, build_layers
 
 __all__ = ["Trainer"]
 

@@ -6,10 +6,9 @@ import keras
 
 from iresnet_core.adapters.keras.branch import convolution_options
 from iresnet_core.adapters.keras.tensors import constant, is_known, same, tensor_of
-from iresnet_core.flows.layer import Shape
-from iresnet_core.lipschitz.training_caps import Certificate, basis_shape, certificate, certified, moved_bound, steered
-from iresnet_core.operators.convolution import Convolution
-from iresnet_core.operators.matrices import Dense, LinearLayer
+from iresnet_core.flows import Shape
+from iresnet_core.lipschitz import Certificate, basis_shape, certificate, certified, moved_bound, steered
+from iresnet_core.operators import Convolution, Dense, LinearLayer
 
 __all__ = ["CappedWeight"]
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from iresnet_core.backends import backend
-from iresnet_core.branches import activations
+from iresnet_core.branches import Activation as CoreActivation
 from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownLipschitzError
 
 __all__ = ["Activation", "activation_of", "convolution_options", "described", "flattened", "is_linear", "output_shape"]
@@ -33,7 +33,7 @@ class Activation(nn.Module):
 
     def __init__(self, name: str, **parameters: Any) -> None:
         super().__init__()
-        self.core = activations.Activation(name, **parameters)
+        self.core = CoreActivation(name, **parameters)
 
     def extra_repr(self) -> str:
         """Show name and parameters."""
@@ -44,20 +44,20 @@ class Activation(nn.Module):
         return self.core(x)  # type: ignore[no-any-return]
 
 
-def activation_of(module: nn.Module) -> activations.Activation | None:
+def activation_of(module: nn.Module) -> CoreActivation | None:
     """Return the core's activation that a module computes, or None if it is no activation that the core knows."""
     if isinstance(module, Activation):
         return module.core
     if type(module) in _ACTIVATIONS:
         name, parameters = _ACTIVATIONS[type(module)]
         values = backend("torch").fixed(*(getattr(module, key) for key in parameters))
-        return activations.Activation(name, **dict(zip(parameters, values, strict=True)))
+        return CoreActivation(name, **dict(zip(parameters, values, strict=True)))
     if type(module) is nn.Softplus:
         if module.beta != 1:
             raise UnknownLipschitzError(
                 f"{described(module)}: softplus is known with beta = 1 only, got {module.beta:g}."
             )
-        return activations.Activation("softplus")
+        return CoreActivation("softplus")
     return None
 
 

@@ -9,8 +9,7 @@ from iresnet_core.adapters.torch.branch import Activation
 from iresnet_core.adapters.torch.building import Builder
 from iresnet_core.adapters.torch.flow import Flow
 from iresnet_core.adapters.torch.layer import ActNorm
-from iresnet_core.training.classifier_plan import planned_features
-from iresnet_core.training.layer_building import build_layers
+from iresnet_core.training import build_layers, planned_features
 
 __all__ = ["Classifier"]
 

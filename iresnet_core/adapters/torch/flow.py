@@ -13,10 +13,10 @@ from iresnet_core.adapters.torch.processes import probe_generator
 from iresnet_core.adapters.torch.residual import InvertibleResidual
 from iresnet_core.adapters.torch.transform import FlowTransform
 from iresnet_core.adapters.torch.weight import steered_layers
-from iresnet_core.branches.conditioning import require_taken
-from iresnet_core.common.checks import require_shape
+from iresnet_core.branches import require_taken
+from iresnet_core.common import require_shape
 from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.files.storage import save
+from iresnet_core.files import save
 
 __all__ = ["Flow"]
 

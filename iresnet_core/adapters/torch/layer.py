@@ -11,8 +11,8 @@ from iresnet_core.adapters.torch.processes import gathered
 from iresnet_core.adapters.torch.weight import Capped
 from iresnet_core.backends.torch.precision import own_dtype
 from iresnet_core.errors import InvalidArgumentError, UnknownArrayError
-from iresnet_core.flows.layer import Layer, Shape
-from iresnet_core.operators.matrices import LinearLayer
+from iresnet_core.flows import Layer, Shape
+from iresnet_core.operators import LinearLayer
 
 # Linear layers with the weights in use in training, by their modules.
 Steered = Mapping[nn.Module, LinearLayer]

@@ -26,11 +26,11 @@ from iresnet_core.adapters.torch.weight import (
     weight_before_cap,
 )
 from iresnet_core.backends import get_backend
-from iresnet_core.branches.conditioning import conditioned, require_context
-from iresnet_core.common.checks import require_nonnegative
+from iresnet_core.branches import conditioned, require_context
+from iresnet_core.common import require_nonnegative
 from iresnet_core.errors import InvalidArgumentError, ShapeError
-from iresnet_core.flows.layer import Layer, Shape
-from iresnet_core.lipschitz.training_caps import layer_cap, training_constant
+from iresnet_core.flows import Layer, Shape
+from iresnet_core.lipschitz import layer_cap, training_constant
 
 __all__ = ["InvertibleResidual"]
 

@@ -9,12 +9,9 @@ from torch import Tensor
 
 from iresnet_core.adapters.torch.building import Builder
 from iresnet_core.adapters.torch.flow import Flow
-from iresnet_core.determinant.choice import DOCUMENTED_LIMIT
+from iresnet_core.determinant import DOCUMENTED_LIMIT
 from iresnet_core.errors import RunError
-from iresnet_core.training.layer_building import build_layers
-from iresnet_core.training.loop import StepResult
-from iresnet_core.training.plans import LayerPlan
-from iresnet_core.training.settings import TrainingSettings
+from iresnet_core.training import LayerPlan, StepResult, TrainingSettings, build_layers
 
 __all__ = ["Trainer"]
 

@@ -10,21 +10,20 @@ from torch.nn.utils import parametrize
 from iresnet_core.adapters.torch.branch import described
 from iresnet_core.backends import get_backend
 from iresnet_core.backends.torch.precision import own_dtype
-from iresnet_core.common.precision import working_dtype
+from iresnet_core.common import working_dtype
 from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.lipschitz.normalization import normalize
-from iresnet_core.lipschitz.training_caps import (
+from iresnet_core.lipschitz import (
     Certificate,
     any_size_bound,
     basis_shape,
     certificate,
     certified,
     moved_bound,
+    normalize,
     steered,
     steered_together,
 )
-from iresnet_core.operators.convolution import Convolution
-from iresnet_core.operators.matrices import Dense, LinearLayer
+from iresnet_core.operators import Convolution, Dense, LinearLayer
 
 __all__ = ["Capped", "CappedWeight", "cap_of", "cap_weight", "steered_layers", "weight_before_cap"]
 

@@ -5,7 +5,8 @@ dtype of the array beside it. The default dtypes are float32, int64 and complex6
 eager tensor has as its attribute; inside a traced program placement is the compiler's affair and it is ignored.
 """
 
-from iresnet_core.backends.tensorflow import fft, linalg
+from iresnet_core.backends.tensorflow import fourier as fft
+from iresnet_core.backends.tensorflow import linalg
 from iresnet_core.backends.tensorflow.creation import (
     arange,
     asarray,

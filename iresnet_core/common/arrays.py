@@ -1,10 +1,11 @@
-"""Dtypes: where results are accumulated, and how far rounding reaches."""
+"""Arrays: dtypes, how far rounding reaches, and samples, which the first axis of an array counts."""
 
+import math
 from typing import Any
 
 from iresnet_core.backends import Array, Backend
 
-__all__ = ["gamma", "round_up", "unit_roundoff", "widest", "working_dtype"]
+__all__ = ["flatten", "gamma", "norms", "per_sample", "round_up", "unit_roundoff", "widest", "working_dtype"]
 
 
 def unit_roundoff(engine: Backend, dtype: Any) -> float:
@@ -41,3 +42,18 @@ def round_up(engine: Backend, value: Array, dtype: Any) -> Array:
         return xp.where((value > 0) & (value < tiny), value + tiny * float(info.eps), value)
     raised = value * (1 + 2 * float(info.eps)) + tiny
     return xp.astype(xp.where(value > 0, raised, value), dtype)
+
+
+def flatten(xp: Any, x: Array) -> Array:
+    """Return the samples as rows (batch, d)."""
+    return xp.reshape(x, (x.shape[0], math.prod(x.shape[1:])))
+
+
+def norms(xp: Any, x: Array) -> Array:
+    """Return the Euclidean norm of every sample (batch,)."""
+    return xp.linalg.vector_norm(flatten(xp, x), axis=-1)
+
+
+def per_sample(xp: Any, values: Array, like: Array) -> Array:
+    """Shape values (batch,) so that they broadcast over the samples of `like`."""
+    return xp.reshape(values, (values.shape[0],) + (1,) * (like.ndim - 1))
