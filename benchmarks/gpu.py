@@ -1,6 +1,6 @@
 """Speed on a GPU: power iteration against the memory's bandwidth, and 64 branches at once.
 
-``python benchmarks/gpu.py [cupy] [torch] [jax]`` prints for each engine the time of one step of the power iteration on
+``python benchmarks/gpu.py [cupy] [torch] [jax]`` prints for each backend the time of one step of the power iteration on
 a 4096 x 4096 float32 matrix, next to the time of reading the matrix twice at the bandwidth that a copy has in the same
 run; and the time of the norms of one layer 512 x 512 of each of 64 branches, in one call next to 64 calls. Medians over
 the repetitions, after a warm-up, each measurement closed by a synchronisation. Without a GPU it says so and stops with
@@ -71,21 +71,21 @@ def power(A, steps):
 
 
 def measure(name):
-    """Print the figures of one engine."""
-    engine = backend(name)
+    """Print the figures of one found."""
+    found = backend(name)
     device, array, wait = DEVICES[name]()
     print(f"{name} on {device}")
     rng = np.random.default_rng(0)
     A = array(rng.standard_normal((N, N), dtype=np.float32))
     # A copy reads and writes its array; of 1 GiB, so that no cache holds it.
     large = array(np.zeros(2**28, dtype=np.float32))
-    bandwidth = 2 * 4 * 2**28 / median(lambda: engine.xp.asarray(large, copy=True), wait)
+    bandwidth = 2 * 4 * 2**28 / median(lambda: found.xp.asarray(large, copy=True), wait)
     step = (median(lambda: power(A, MANY), wait) - median(lambda: power(A, FEW), wait)) / (MANY - FEW)
     least = 2 * 4 * N * N / bandwidth
     print(f"  bandwidth of a copy                    {bandwidth / 1e9:9.0f} GB/s")
     print(f"  power step, {N} x {N}, eager        {1e6 * step:9.0f} us")
-    compiled = {k: engine.jit(lambda A, k=k: power(A, k)) for k in (FEW, MANY)}
-    if engine.differentiates:  # those without have no compiler either
+    compiled = {k: found.jit(lambda A, k=k: power(A, k)) for k in (FEW, MANY)}
+    if found.differentiates:  # those without have no compiler either
         fast = median(lambda: compiled[MANY](A), wait) - median(lambda: compiled[FEW](A), wait)
         print(f"  power step, {N} x {N}, compiled     {1e6 * fast / (MANY - FEW):9.0f} us")
     print(f"  two reads of the matrix take           {1e6 * least:9.0f} us")

@@ -1,6 +1,6 @@
 """What the core adds to the lines that one would write directly against a framework: ratios, from one run.
 
-``python benchmarks/overhead.py [engine ...]`` times, for every engine that runs here (``--help``: more options),
+``python benchmarks/overhead.py [backend ...]`` times, for every backend that runs here (``--help``: more options),
 
 - a step of the power iteration on a 512 x 512 matrix, ``spectral_norm(A, method="power", rtol=0, max_iter=k)``;
 - a term of the series of the log-determinant of a chain 64-128-128-64 with lipswish at 500 inputs, one probe,
@@ -130,11 +130,11 @@ def waiting(name):
 
 def tasks(name, device):
     """For each task: the arguments, and label -> function of (k, *arguments)."""
-    engine, direct = backend(name), Direct(name)
+    found, direct = backend(name), Direct(name)
     rng = np.random.default_rng(0)
 
     def array(*shape):
-        made = engine.from_numpy(rng.standard_normal(shape).astype("float32"))
+        made = found.from_numpy(rng.standard_normal(shape).astype("float32"))
         return made.to(device) if name == "torch" and device else made
 
     A, start = array(N, N), array(N)
@@ -184,7 +184,7 @@ def medians(functions, arguments, wait, repetitions, clock):
 
 
 def compare(name, repetitions, clock, eager, device=None):
-    """Print the rows of one engine."""
+    """Print the rows of one backend."""
     wait = waiting(name)
     for task, (arguments, functions) in tasks(name, device).items():
         few, many = STEPS[task]
@@ -210,9 +210,9 @@ def compare(name, repetitions, clock, eager, device=None):
             )
 
 
-def limit_threads(engines, threads):
+def limit_threads(backends, threads):
     """Keep every framework to a number of threads, which makes small ratios repeatable."""
-    for name in engines:
+    for name in backends:
         if name == "torch":
             import_module("torch").set_num_threads(threads)
         elif name == "tensorflow":
@@ -222,25 +222,25 @@ def limit_threads(engines, threads):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("engines", nargs="*", help="default: all that run here")
+    parser.add_argument("backends", nargs="*", help="default: all that run here")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=25)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--device", help="of PyTorch's tensors, such as cuda")
     options = parser.parse_args()
-    engines = []
-    for name in options.engines or (name for name in available_backends() if name not in FOR_TESTS):
+    backends = []
+    for name in options.backends or (name for name in available_backends() if name not in FOR_TESTS):
         try:
-            engines.append(backend(name).name)
+            backends.append(backend(name).name)
         except MissingDependencyError as error:
             print(f"left out: {error}")
     print(f"{'':42} {'us a step or term':>19} {'ratio to':>19} {'us once':>19}")
     heads = ("core", "direct", "direct", "bare", "core", "direct")
-    print(f"{'engine':11} {'':17} {'':12} {' '.join(f'{head:>9}' for head in heads)}")
-    with limit_threads(engines, options.threads):
-        for name in engines:
-            with backend(name).float64():
+    print(f"{'backend':11} {'':17} {'':12} {' '.join(f'{head:>9}' for head in heads)}")
+    with limit_threads(backends, options.threads):
+        for name in backends:
+            with backend(name).full_precision():
                 compare(name, options.repetitions, CLOCKS[options.clock], options.eager, options.device)
 
 

@@ -66,7 +66,7 @@ class UnknownLipschitzError(IResNetError, ValueError):
 
 
 class DerivativeError(IResNetError, TypeError):
-    """A derivative is needed that neither the branch nor the engine provides."""
+    """A derivative is needed that neither the branch nor the backend provides."""
 
 
 class NotConvergedError(IResNetError, ArithmeticError):

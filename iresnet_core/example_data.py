@@ -63,7 +63,7 @@ def load_case(name: str, *, dtype: str = "float64", backend: str = "numpy") -> t
     dtype : {"float64", "float32"}
         Dtype of weights and inputs; the values are the same.
     backend : str
-        Engine of the arrays.
+        Backend of the arrays.
 
     Returns
     -------
@@ -88,10 +88,10 @@ def load_case(name: str, *, dtype: str = "float64", backend: str = "numpy") -> t
     _require_case(name)
     if dtype not in ("float64", "float32"):
         raise InvalidArgumentError(f"dtype must be 'float64' or 'float32', got {dtype!r}.")
-    engine = backends.backend(backend)
+    found = backends.backend(backend)
 
     def read(key: str) -> Any:
-        return engine.from_numpy(archive[f"{name}/{key}"].astype(dtype))
+        return found.from_numpy(archive[f"{name}/{key}"].astype(dtype))
 
     path = files("iresnet_core").joinpath("examples", "trained_branches.npz")
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:

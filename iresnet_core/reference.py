@@ -33,7 +33,7 @@ def matrix(A: Any) -> Floats:
     Parameters
     ----------
     A : array (..., m, n), Dense, Convolution, or an object with shape, matvec and rmatvec
-        Of any engine.
+        Of any backend.
 
     Returns
     -------
@@ -52,9 +52,9 @@ def matrix(A: Any) -> Floats:
 
 
 def _unit_vectors(operator: LinearOperator) -> Iterator[Array]:
-    xp = operator.engine.xp
+    xp = operator.backend.xp
     for row in np.eye(operator.shape[1]):
-        yield xp.astype(operator.engine.from_numpy(row, operator.like), operator.like.dtype)
+        yield xp.astype(operator.backend.from_numpy(row, operator.like), operator.like.dtype)
 
 
 def _convolution_matrix(layer: Convolution) -> Floats:
@@ -193,10 +193,10 @@ class _Called:
     """A plain callable in float64, with its Jacobian by central differences of fourth order."""
 
     def __init__(self, g: Any, like: Array) -> None:
-        self.g, self.like, self.engine = g, like, get_backend(like)
+        self.g, self.like, self.backend = g, like, get_backend(like)
 
     def __call__(self, x: Floats) -> Floats:
-        return _to_numpy(self.g(self.engine.from_numpy(np.asarray(x, dtype=np.float64), self.like)))
+        return _to_numpy(self.g(self.backend.from_numpy(np.asarray(x, dtype=np.float64), self.like)))
 
     def jacobian(self, x: Floats) -> Floats:
         flat = x.reshape(len(x), -1)

@@ -1,4 +1,4 @@
-"""What the primitives return: the answer together with its error, the same tuples for every engine."""
+"""What the primitives return: the answer together with its error, the same tuples for every backend."""
 
 from typing import Any, Literal, NamedTuple
 

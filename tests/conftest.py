@@ -34,7 +34,7 @@ settings.register_profile(
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-# For the engines that compile every operation for every shape; the same properties on fewer examples and shapes.
+# For the backends that compile every operation for every shape; the same properties on fewer examples and shapes.
 settings.register_profile("few", parent=settings.get_profile("ci"), max_examples=4)
 settings.register_profile(
     "strict",
@@ -131,13 +131,13 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-# Module scope, because hypothesis refuses function-scoped fixtures; an engine has no state.
+# Module scope, because hypothesis refuses function-scoped fixtures; a backend has no state.
 @pytest.fixture(scope="module")
 def backend(request):
-    """Each engine that is installed, or those named by --backend."""
-    engine = find_backend(request.param)
-    yield engine
-    if engine.name == "jax":
+    """Each backend that is installed, or those named by --backend."""
+    backend = find_backend(request.param)
+    yield backend
+    if backend.name == "jax":
         sys.modules["jax"].clear_caches()  # the programs of thousands of shapes, several gigabytes of them
 
 

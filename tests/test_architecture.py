@@ -16,7 +16,7 @@ PACKAGE = Path(iresnet_core.__file__).parent
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 FRAMEWORKS = {"torch", "tensorflow", "jax", "jaxlib", "cupy", "keras"}
-ENGINES = {"numpy", "cupy", "torch", "tensorflow", "jax", "array_api_strict"}
+BACKENDS = {"numpy", "cupy", "torch", "tensorflow", "jax", "array_api_strict"}
 
 # Who may import whom, as in docs/design.md. Everything may import what is in EVERYWHERE; backends import errors only.
 ALLOWED = {
@@ -75,13 +75,13 @@ HOST_MODULES = {
     "validation": "compares with the exact answers on the host",
 }
 
-# What the other modules may use of NumPy and SciPy: constants that are made on the host and sent to the engine.
+# What the other modules may use of NumPy and SciPy: constants that are made on the host and sent to the backend.
 HOST_CONSTANTS = {
     "numpy.arange": "the exponents in a table of powers of two",
     "numpy.ldexp": "the powers, which a GPU's own are not exactly",
     "numpy.ndarray": "the type of such a constant",
     "numpy.polynomial.legendre.leggauss": "the nodes of a quadrature",
-    "numpy.random.default_rng": "a start vector that is the same on every engine",
+    "numpy.random.default_rng": "a start vector that is the same on every backend",
     "scipy.sparse.linalg.aslinearoperator": "what SciPy accepts as a linear operator",
 }
 
@@ -161,8 +161,8 @@ def violations(name, tree):
             found.append(f"relative import of {target!r}")
         if core and within(target, *FRAMEWORKS):
             found.append(f"the core imports the framework {target}")
-        if core and within(target, *(f"iresnet_core.backends.{engine}" for engine in ENGINES)):
-            found.append(f"the core imports one engine, {target}, instead of asking get_backend")
+        if core and within(target, *(f"iresnet_core.backends.{backend}" for backend in BACKENDS)):
+            found.append(f"the core imports one backend, {target}, instead of asking get_backend")
         theirs = folder_of(target)
         if not within(target, "iresnet_core") or theirs in ("", mine) or mine in ("", "__init__"):
             continue
@@ -180,8 +180,8 @@ def violations(name, tree):
     return found
 
 
-def engine_branches(tree):
-    """Yield the lines that compare something with the name of an engine."""
+def backend_branches(tree):
+    """Yield the lines that compare something with the name of a backend."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
             compared = [node.left, *node.comparators]
@@ -191,13 +191,13 @@ def engine_branches(tree):
             continue
         for side in compared:
             for leaf in ast.walk(side):
-                if isinstance(leaf, ast.Constant) and leaf.value in ENGINES:
+                if isinstance(leaf, ast.Constant) and leaf.value in BACKENDS:
                     yield node.lineno if isinstance(node, ast.Compare) else node.value.lineno
 
 
 def may_lack_its_dependency(path):
     """Whether a module imports what may not be installed: a framework, or an extra."""
-    frameworks = within(name_of(path), "iresnet_core.adapters", *(f"iresnet_core.backends.{e}" for e in ENGINES))
+    frameworks = within(name_of(path), "iresnet_core.adapters", *(f"iresnet_core.backends.{e}" for e in BACKENDS))
     return frameworks or path.stem in WITH_EXTRA
 
 
@@ -228,8 +228,8 @@ def test_imports_follow_the_layers(path):
             "scipy.linalg.svd is used",
         ),
         ("iresnet_core.lipschitz.estimates", "import scipy.linalg\nscipy.linalg.svd(x)", "scipy.linalg.svd is used"),
-        ("iresnet_core.lipschitz.estimates", "from iresnet_core.backends.numpy import Engine", "one engine"),
-        ("iresnet_core.lipschitz.estimates", "from iresnet_core.backends import torch", "one engine"),
+        ("iresnet_core.lipschitz.estimates", "from iresnet_core.backends.numpy import NumPyBackend", "one backend"),
+        ("iresnet_core.lipschitz.estimates", "from iresnet_core.backends import torch", "one backend"),
         ("iresnet_core.lipschitz.estimates", "from iresnet_core import adapters", "may not import adapters"),
         ("iresnet_core.lipschitz.estimates", "from . import errors", "relative"),
         ("iresnet_core.backends.torch", "from iresnet_core.lipschitz import f", "may not import lipschitz"),
@@ -268,20 +268,20 @@ def test_host_modules_exist():
     "path", [p for p in MODULES if folder_of(name_of(p)) not in ("backends", "adapters")], ids=name_of
 )
 def test_core_asks_for_no_engine_by_name(path):
-    assert list(engine_branches(parsed(path))) == []
+    assert list(backend_branches(parsed(path))) == []
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        "if engine.name == 'torch': pass",
-        "if 'numpy' != engine.name: pass",
-        "x = engine.name in ('jax', 'cupy')",
-        "match engine.name:\n    case 'tensorflow': pass",
+        "if backend.name == 'torch': pass",
+        "if 'numpy' != backend.name: pass",
+        "x = backend.name in ('jax', 'cupy')",
+        "match backend.name:\n    case 'tensorflow': pass",
     ],
 )
 def test_the_check_of_names_sees_a_branch(source):
-    assert list(engine_branches(ast.parse(source))) != []
+    assert list(backend_branches(ast.parse(source))) != []
 
 
 def fresh_process(code, folder):

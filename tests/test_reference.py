@@ -10,8 +10,8 @@ from iresnet_core.errors import NotConvergedError, ShapeError
 from iresnet_core.example_data import load_case
 
 
-def diagonal_chain(engine, *entries):
-    return Chain([Dense(array(engine, np.diag(entries)))])
+def diagonal_chain(backend, *entries):
+    return Chain([Dense(array(backend, np.diag(entries)))])
 
 
 def test_spectral_norm_by_hand(backend):

@@ -1,6 +1,6 @@
-"""One file per engine, and the dispatch that finds the engine of an array.
+"""One file per backend, and the dispatch that finds the backend of an array.
 
-An engine is looked up by the type of the array, through a cached dictionary; only frameworks that the program has
+A backend is looked up by the type of the array, through a cached dictionary; only frameworks that the program has
 already imported are asked whether a new type is theirs. There is no global state to set and no environment switch.
 """
 
@@ -13,23 +13,23 @@ from iresnet_core.errors import InvalidArgumentError, MissingDependencyError, Mi
 
 __all__ = ["Array", "Backend", "available_backends", "backend", "device_of", "get_backend"]
 
-# engine -> (the framework's module, how to install it). The engine `name` is the class `Engine` of
-# iresnet_core.backends.<name>; one more engine is one more file and one more row.
-_ENGINES: dict[str, tuple[str, str]] = {
-    "numpy": ("numpy", "pip install numpy"),
-    "torch": ("torch", "pip install 'iresnet-core[torch]'"),
-    "tensorflow": ("tensorflow", "pip install 'iresnet-core[tensorflow]'"),
-    "jax": ("jax", "pip install 'iresnet-core[jax]'"),
-    "cupy": ("cupy", "pip install 'iresnet-core[cupy]'"),
-    "array_api_strict": ("array_api_strict", "pip install array-api-strict"),
+# backend -> (its class in iresnet_core.backends.<name>, the framework's module, how to install that); one more backend
+# is one more file and one more row.
+_BACKENDS: dict[str, tuple[str, str, str]] = {
+    "numpy": ("NumPyBackend", "numpy", "pip install numpy"),
+    "torch": ("TorchBackend", "torch", "pip install 'iresnet-core[torch]'"),
+    "tensorflow": ("TensorFlowBackend", "tensorflow", "pip install 'iresnet-core[tensorflow]'"),
+    "jax": ("JaxBackend", "jax", "pip install 'iresnet-core[jax]'"),
+    "cupy": ("CuPyBackend", "cupy", "pip install 'iresnet-core[cupy]'"),
+    "array_api_strict": ("ArrayAPIStrictBackend", "array_api_strict", "pip install array-api-strict"),
 }
 
-_engine_of_type: dict[type, Backend] = {}
-_engine_of_name: dict[str, Backend] = {}  # no functools.cache, which torch.compile warns of
+_backend_of_type: dict[type, Backend] = {}
+_backend_of_name: dict[str, Backend] = {}  # no functools.cache, which torch.compile warns of
 
 
 def backend(name: str) -> Backend:
-    """Return the engine called `name`, importing its framework.
+    """Return the backend called `name`, importing its framework.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def backend(name: str) -> Backend:
     Raises
     ------
     InvalidArgumentError
-        If there is no engine of that name.
+        If there is no backend of that name.
     MissingDependencyError
         If its framework is not installed; the message says how to install it.
 
@@ -48,38 +48,38 @@ def backend(name: str) -> Backend:
     >>> backend("numpy").name
     'numpy'
     """
-    if name in _engine_of_name:
-        return _engine_of_name[name]
-    if name not in _ENGINES:
+    if name in _backend_of_name:
+        return _backend_of_name[name]
+    if name not in _BACKENDS:
         raise InvalidArgumentError(
-            f"there is no backend {name!r} in this release; the backends are {', '.join(_ENGINES)}."
+            f"there is no backend {name!r} in this release; the backends are {', '.join(_BACKENDS)}."
         )
-    framework, hint = _ENGINES[name]
+    kind, framework, hint = _BACKENDS[name]
     try:
         importlib.import_module(framework)
     except ImportError as error:
         raise MissingDependencyError(
             f"backend {name!r} needs {framework}, which cannot be imported ({error}). Try: {hint}"
         ) from error
-    engine: Backend = importlib.import_module(f"iresnet_core.backends.{name}").Engine()
-    return _engine_of_name.setdefault(name, engine)
+    found: Backend = getattr(importlib.import_module(f"iresnet_core.backends.{name}"), kind)()
+    return _backend_of_name.setdefault(name, found)
 
 
 def available_backends() -> tuple[str, ...]:
-    """Return the names of the engines, installed or not, that `backend` knows."""
-    return tuple(_ENGINES)
+    """Return the names of the backends, installed or not, that `backend` knows."""
+    return tuple(_BACKENDS)
 
 
 def _load(kind: type) -> str | None:
-    """Import the engine of a type of arrays, and return its name."""
-    for name, (framework, _) in _ENGINES.items():
+    """Import the found of a type of arrays, and return its name."""
+    for name, (_, framework, _) in _BACKENDS.items():
         if sys.modules.get(framework) is not None:
             try:
-                engine = backend(name)
+                found = backend(name)
             except MissingDependencyError:  # imported, but it cannot run here, and so has no arrays
                 continue
-            if engine.owns(kind):
-                setattr(_loaded, name, engine)
+            if found.owns(kind):
+                setattr(_loaded, name, found)
                 return name
     return None
 
@@ -91,21 +91,21 @@ _load._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Loaded:
-    """The engines that arrays have been found to belong to, by name."""
+    """The backends that arrays have been found to belong to, by name."""
 
 
 _loaded = _Loaded()
 
 
 def get_backend(*arrays: Array) -> Backend:
-    """Return the one engine that all `arrays` belong to.
+    """Return the one backend that all `arrays` belong to.
 
     Raises
     ------
     UnknownArrayError
         If an argument is no array of a framework that has been imported (a list, say), or none is given.
     MixedBackendsError
-        If two arrays belong to two engines; the message names both types.
+        If two arrays belong to two backends; the message names both types.
 
     Examples
     --------
@@ -117,22 +117,22 @@ def get_backend(*arrays: Array) -> Backend:
     first: Any = None
     for array in arrays:
         kind = type(array)
-        engine = _engine_of_type.get(kind)
-        if engine is None:
+        backend = _backend_of_type.get(kind)
+        if backend is None:
             name = _load(kind)
             if name is None:
                 raise UnknownArrayError(
-                    f"expected an array of {', '.join(one for one in _ENGINES if _ENGINES[one][0] in sys.modules)}, "
+                    f"expected an array of {', '.join(one for one in _BACKENDS if _BACKENDS[one][1] in sys.modules)}, "
                     f"got {kind.__module__}.{kind.__qualname__}. "
                     "Convert it first, for example with numpy.asarray(..., dtype=numpy.float64)."
                 )
-            engine = _engine_of_type[kind] = getattr(_loaded, name)
+            backend = _backend_of_type[kind] = getattr(_loaded, name)
         if found is None:
-            found, first = engine, array
-        elif engine is not found:
+            found, first = backend, array
+        elif backend is not found:
             raise MixedBackendsError(
                 f"arrays of two frameworks in one call: {_type_name(first)} ({found.name}) and "
-                f"{_type_name(array)} ({engine.name}). Convert one of them."
+                f"{_type_name(array)} ({backend.name}). Convert one of them."
             )
     if found is None:
         raise UnknownArrayError("no array was given, so the backend is unknown.")

@@ -1,4 +1,4 @@
-"""Engine over `array_api_strict`, which has nothing but the standard: it shows that the core uses nothing else."""
+"""Backend over `array_api_strict`, which has nothing but the standard: it shows that the core uses nothing else."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ import numpy as np
 from iresnet_core.backends.base import Array
 from iresnet_core.backends.numpy_family import NumPyFamily
 
-__all__ = ["Engine"]
+__all__ = ["ArrayAPIStrictBackend"]
 
 
-class Engine(NumPyFamily):
+class ArrayAPIStrictBackend(NumPyFamily):
     """The array API standard and no more; for tests."""
 
     name = "array_api_strict"

@@ -1,7 +1,7 @@
-"""The protocol of an engine: what the core asks of an array framework beyond the Python array API.
+"""The protocol of a backend: what the core asks of an array framework beyond the Python array API.
 
-A new engine is a class `Engine(Backend)` in one file of this folder and one row in the table of
-`iresnet_core.backends`. The mathematics stays in the core; an engine only says how its framework differentiates,
+A new backend is a class `NameBackend(Backend)` in one file of this folder and one row in the table of
+`iresnet_core.backends`. The mathematics stays in the core; a backend only says how its framework differentiates,
 loops, convolves and draws noise.
 """
 
@@ -17,7 +17,7 @@ Array = Any
 Pullback = Callable[[Array], Array]
 NoiseKind = Literal["rademacher", "gaussian"]
 
-# What an engine says where `map_cotangent` meets forward mode.
+# What a backend says where `map_cotangent` meets forward mode.
 NO_FORWARD_MODE = (
     "forward-mode differentiation reached an inverse or a stochastic log-determinant, whose derivative is a backward "
     "pass "
@@ -25,7 +25,7 @@ NO_FORWARD_MODE = (
     "method='exact' "
     "knows both."
 )
-# What an engine says where `uniform` would need numbers that a traced program does not have.
+# What a backend says where `uniform` would need numbers that a traced program does not have.
 NO_HOST_DRAW = (
     "the roulette draws how many products are computed, which a program has to know when it is compiled. Draw the "
     "lengths "
@@ -72,7 +72,7 @@ class Backend(ABC):
 
     @abstractmethod
     def from_numpy(self, x: Any, like: Array | None = None) -> Array:
-        """Make an array of this engine from a NumPy array, on the device of `like`; the dtype is kept."""
+        """Make an array of this backend from a NumPy array, on the device of `like`; the dtype is kept."""
 
     @abstractmethod
     def generator(self, rng: Any) -> Any:
@@ -90,7 +90,7 @@ class Backend(ABC):
             Shape of the result.
         like : array
             Gives dtype and device.
-        rng : None, int or the engine's own generator
+        rng : None, int or the backend's own generator
             An int is a seed; None draws from the framework's own global generator.
         """
 
@@ -146,7 +146,7 @@ class Backend(ABC):
         return y if bias is None else y + bias
 
     def scaled_product(self, v: Array, scale: Array, weight: Array) -> Array:
-        """Return (scale * v) W^T for v (..., rows, in) and scale (rows, in); an engine need not keep scale * v."""
+        """Return (scale * v) W^T for v (..., rows, in) and scale (rows, in); a backend need not keep scale * v."""
         u = scale * v
         if len(u.shape) == 2:
             return self.affine(u, weight)
@@ -222,7 +222,7 @@ class Backend(ABC):
         """Return `x` as a constant for differentiation."""
         return x
 
-    def unrecorded(self) -> AbstractContextManager[Any]:
+    def no_grad(self) -> AbstractContextManager[Any]:
         """Context in which nothing is recorded for a backward pass, where the framework records at all.
 
         It saves memory; what makes a result a constant is `stop_gradient`.
@@ -242,7 +242,7 @@ class Backend(ABC):
     ) -> tuple[Array, Array]:
         """Return a function that acts on every entry of `x`, and its slope; both are differentiable.
 
-        ``both(x)`` gives the two, and more arrays that ``bend(x, *both(x))``, the second derivative, can use: an engine
+        ``both(x)`` gives the two, and more arrays that ``bend(x, *both(x))``, the second derivative, can use: a backend
         may write the backward pass by hand with it.
         """
         value, slope, *_ = both(x)
@@ -263,7 +263,7 @@ class Backend(ABC):
 
         The second is a tuple of arrays to keep: ``backward(arrays, kept, cotangents, needed)`` gives a cotangent for
         each of `arrays`, of which those that are not `needed` may be None. ``plainly(arrays, kept)`` is the same
-        program in a form that the engine can differentiate by itself, for second derivatives.
+        program in a form that the backend can differentiate by itself, for second derivatives.
         """
         return plainly(arrays, forward(*arrays)[1])
 
@@ -280,7 +280,7 @@ class Backend(ABC):
         """
         return False
 
-    def sized_by(self, x: Array) -> AbstractContextManager[Any]:
+    def batch_of_unknown_size(self, x: Array) -> AbstractContextManager[Any]:
         """Context in which None in a shape means the size of the batch `x`, where a program is traced for any size."""
         return nullcontext()
 
@@ -315,7 +315,7 @@ class Backend(ABC):
         """Say whether `while_loop` may call a pullback of `vjp` at this place."""
         return True
 
-    def at_compile_time(self, fn: Callable[[], Any]) -> Any:
+    def concretely(self, fn: Callable[[], Any]) -> Any:
         """Return ``fn()``, computed from concrete arrays also where a compiler is tracing the program around it.
 
         For constants that are kept, such as the Lipschitz constant of weights that are no arguments of the traced
@@ -323,7 +323,7 @@ class Backend(ABC):
         """
         return fn()
 
-    def fixed(self, *numbers: float) -> tuple[float, ...]:
+    def as_program_constants(self, *numbers: float) -> tuple[float, ...]:
         """Return the numbers as constants of the program, where a compiler might take them for variables."""
         return numbers
 
@@ -338,11 +338,11 @@ class Backend(ABC):
         """Return the NumPy array ``fn(*numbers)`` on the device of `like`; `fn` as in `host_constant`."""
         return self.from_numpy(fn(*numbers), like)
 
-    def float64(self) -> AbstractContextManager[Any]:
+    def full_precision(self) -> AbstractContextManager[Any]:
         """Context in which float64 arrays can be made, and arrays are computed with in the dtype that they have.
 
         The precision that the program around has chosen for its layers (autocast, TF32) would break the error bounds.
-        An engine that knows nothing of the kind has nothing to do.
+        A backend that knows nothing of the kind has nothing to do.
         """
         return nullcontext()
 
@@ -351,7 +351,7 @@ class Backend(ABC):
         return fn(x)
 
     def jit(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Compile `fn`; engines without a compiler return it as it is."""
+        """Compile `fn`; backends without a compiler return it as it is."""
         return fn
 
     def copied(self, x: Array, memo: dict[int, Any]) -> Array:
@@ -360,11 +360,11 @@ class Backend(ABC):
         return deepcopy(x, memo) if frozen is x else frozen
 
     def __reduce__(self) -> Any:
-        """Copies and pickles of an engine are the engine."""
+        """Copies and pickles of a backend are the backend."""
         from iresnet_core.backends import backend
 
         return backend, (self.name,)
 
     def frozen(self, x: Array) -> Array:
-        """Return `x` such that nobody can change it behind our back; engines without such arrays return it as it is."""
+        """Return a copy of `x` that nobody else can write to; backends whose arrays never change return `x` itself."""
         return x

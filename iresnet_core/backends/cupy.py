@@ -1,4 +1,4 @@
-"""CuPy engine: NumPy's functions on one GPU."""
+"""CuPy backend: NumPy's functions on one GPU."""
 
 import importlib
 import math
@@ -15,7 +15,7 @@ from iresnet_core.backends.kept_constants import KeptConstants
 from iresnet_core.backends.numpy_family import NumPyFamily
 from iresnet_core.errors import InvalidArgumentError, MissingDependencyError
 
-__all__ = ["Engine"]
+__all__ = ["CuPyBackend"]
 
 # Each look at the condition of a loop waits for the GPU; up to this number of steps less one are taken in vain.
 _STEPS_PER_LOOK = 8
@@ -49,7 +49,7 @@ def _normal(source: Any, shape: tuple[int, ...]) -> Array:
     return source.standard_normal(size=shape, dtype=np.float64)
 
 
-class Engine(NumPyFamily):
+class CuPyBackend(NumPyFamily):
     """CuPy on the GPU; the arrays of one call lie on one device, which is the current one.
 
     Raises

@@ -1,6 +1,6 @@
-"""Convolution as one matrix product per kernel offset without a write into an array, for engines that differentiate.
+"""Convolution as one matrix product per kernel offset without a write into an array, for backends that differentiate.
 
-The same method as `offset_convolution`, in functions that every engine with immutable arrays has. It knows all
+The same method as `offset_convolution`, in functions that every backend with immutable arrays has. It knows all
 geometries, and serves where a framework's own convolution knows only some.
 """
 

@@ -1,4 +1,4 @@
-"""Noise drawn on the host by NumPy's generators, so that a seed means the same on every engine."""
+"""Noise drawn on the host by NumPy's generators, so that a seed means the same on every backend."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""NumPy engine."""
+"""NumPy backend."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from iresnet_core.backends.base import Array
 from iresnet_core.backends.host_noise import draw, generator
 from iresnet_core.backends.numpy_family import NumPyFamily
 
-__all__ = ["Engine", "draw", "generator"]
+__all__ = ["NumPyBackend", "draw", "generator"]
 
 
-class Engine(NumPyFamily):
+class NumPyBackend(NumPyFamily):
     """NumPy itself."""
 
     name = "numpy"

@@ -1,4 +1,4 @@
-"""Convolution as one matrix product per kernel offset, for engines that have no convolution of their own.
+"""Convolution as one matrix product per kernel offset, for backends that have no convolution of their own.
 
 Works in any array-API namespace; memory stays at the size of the result, unlike the usual patch matrix.
 """
@@ -83,7 +83,7 @@ def conv_transpose(
 
 
 class OffsetConvolution(Backend):
-    """The convolutions of an engine that has only an array-API namespace."""
+    """The convolutions of a backend that has only an array-API namespace."""
 
     def conv(
         self,

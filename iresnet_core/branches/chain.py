@@ -34,7 +34,7 @@ class Chain(Copyable):
     """Composition of linear layers and activations: a residual branch that carries its own linearisation.
 
     Its products are the layers' own, J^T u = W1^T (D1 (W2^T ... u)): no automatic differentiation is needed, on any
-    engine, and all products at one batch share the slopes.
+    backend, and all products at one batch share the slopes.
 
     Parameters
     ----------
@@ -87,11 +87,11 @@ class Chain(Copyable):
         self.operators = tuple(layer for layer in flat if isinstance(layer, LinearLayer))
         if not self.operators:
             raise InvalidArgumentError("a Chain needs at least one linear layer.")
-        engine = get_backend(*(operator.weight for operator in self.operators))
+        backend = get_backend(*(operator.weight for operator in self.operators))
         for before, after in zip(self.operators, self.operators[1:], strict=False):
             if before.output_shape != after.input_shape:
                 raise ShapeError(f"{before!r} is followed by {after!r}, which takes samples of another shape.")
-            require_same_device(engine, before.weight, f"the weight of {before!r}", after.weight, f"that of {after!r}")
+            require_same_device(backend, before.weight, f"the weight of {before!r}", after.weight, f"that of {after!r}")
         self.arrays = tuple(array for layer in flat for array in _arrays_of(layer) if array is not None)
         self.input_shape = self.operators[0].input_shape
         self.output_shape = self.operators[-1].output_shape
@@ -130,10 +130,10 @@ class Chain(Copyable):
         """Return the chain in another dtype."""
         if all(operator.weight.dtype == dtype for operator in self.operators):
             return self
-        engine = self.operators[0].engine
+        backend = self.operators[0].backend
         # A cast made where nothing is recorded has no derivative, and one made in a traced program belongs to that.
         key = dtype
-        if engine.is_tracing() or engine.differentiates:
+        if backend.is_tracing() or backend.differentiates:
             return self._cast(dtype)
         if key not in self._casts:
             self._casts[key] = self._cast(dtype)
@@ -146,14 +146,14 @@ class Chain(Copyable):
 
     def _constant(self, fn: Callable[[], Any]) -> Any:
         """``fn()``, a function of the weights alone, as concrete numbers wherever the weights are concrete."""
-        engine = self.operators[0].engine
-        return engine.at_compile_time(fn) if engine.is_constant(*self.arrays) else fn()
+        backend = self.operators[0].backend
+        return backend.concretely(fn) if backend.is_constant(*self.arrays) else fn()
 
     def linearize(self, x: Array) -> Linearization:
         """Return value and Jacobian products at x (batch, *input_shape); costs one evaluation.
 
         The result has `trace` where at most two groups of slopes separate the dense layers, or the convolutions, and
-        `matrix` and `narrow` where the chain keeps the shape.
+        `matrix` and `sylvester_matrix` where the chain keeps the shape.
         """
         jacobians: list[Jacobian] = []
         for layer in self.layers:
@@ -166,12 +166,12 @@ class Chain(Copyable):
         return self._linearization(tuple(jacobians), x)
 
     def linearize_jointly(self, x: Array) -> Linearization:
-        """Return what `linearize` does, with the derivative written by hand where layers and engine allow it."""
-        engine = get_backend(x, self.operators[0].weight)
+        """Return what `linearize` does, with the derivative written by hand where layers and backend allow it."""
+        backend = get_backend(x, self.operators[0].weight)
         square = self.input_shape == self.output_shape
-        if not (square and can_join(self.layers) and engine.takes_derivatives_by_hand(x, *self.arrays)):
+        if not (square and can_join(self.layers) and backend.takes_derivatives_by_hand(x, *self.arrays)):
             return self.linearize(x)
-        joint = JointPass(engine, self.layers, x)
+        joint = JointPass(backend, self.layers, x)
         found = self._linearization(tuple(joint.jacobians), joint.value)
         return replace(found, vjp=joint.transposed_products, joint=joint)
 
@@ -187,7 +187,7 @@ class Chain(Copyable):
             preconditioned_trace=product.preconditioned_trace if self._slope_plan is not None else None,
             cheap_mean=all(isinstance(operator, Dense) for operator in self.operators),
             matrix=product.matrix if square else None,
-            narrow=product.narrow if square else None,
+            sylvester_matrix=product.sylvester_matrix if square else None,
             width=min(self._widths) if square else None,
             depth=len(self.operators),
             leading_axes=True,
@@ -203,9 +203,9 @@ class Chain(Copyable):
         Running error analysis with Higham's gamma (2002, Lemma 3.1), so that it holds for every order of summation;
         the activations are taken to be accurate to four units in the last place.
         """
-        engine = get_backend(x)
-        xp = engine.xp
-        u = unit_roundoff(engine, x.dtype)
+        backend = get_backend(x)
+        xp = backend.xp
+        u = unit_roundoff(backend, x.dtype)
         error = xp.zeros((x.shape[0],), dtype=x.dtype, device=device_of(x))
         for layer, scale in zip(self.layers, self._rounding_scales, strict=True):
             if isinstance(layer, LinearLayer):
@@ -215,14 +215,14 @@ class Chain(Copyable):
                 # Where a compiler is at work the norm may be unknown; that of the absolute values is a bound on it.
                 norm = layer.lipschitz if layer.has_constant else absolute_norm
                 error = error * norm + gamma(scale[0] + 2, u) * (
-                    absolute_norm * (_sample_norm(xp, engine.stop_gradient(x)) + error) + bias_norm
+                    absolute_norm * (_sample_norm(xp, backend.stop_gradient(x)) + error) + bias_norm
                 )
                 x = layer(x)
             else:
                 # sigmoid and lipswish cancel where they are small, so that the input counts as well as the output.
-                size = layer.lipschitz * _sample_norm(xp, engine.stop_gradient(x))
+                size = layer.lipschitz * _sample_norm(xp, backend.stop_gradient(x))
                 x = layer(x)
-                error = error * layer.lipschitz + 8 * u * (size + _sample_norm(xp, engine.stop_gradient(x)))
+                error = error * layer.lipschitz + 8 * u * (size + _sample_norm(xp, backend.stop_gradient(x)))
         return x, error
 
     @kept_property
@@ -238,16 +238,16 @@ class Chain(Copyable):
     @property
     def _trace_kernel(self) -> Any:
         # With a derivative the kernel belongs to one backward pass, or to one traced program.
-        if self.operators[0].engine.may_differentiate(*self.arrays):
+        if self.operators[0].backend.may_differentiate(*self.arrays):
             return self._new_trace_kernel()
         return self._constant_trace_kernel
 
     def _new_trace_kernel(self) -> Any:
-        engine = self.operators[0].engine
+        backend = self.operators[0].backend
         if self._convolution_plan is not None:
-            return convolution_kernels(engine, self.layers, self._convolution_plan)
+            return convolution_kernels(backend, self.layers, self._convolution_plan)
         assert self._slope_groups is not None
-        return cyclic_kernel(engine, self.layers, self._slope_groups)
+        return cyclic_kernel(backend, self.layers, self._slope_groups)
 
     @kept_property
     def _constant_trace_kernel(self) -> Any:
@@ -280,30 +280,30 @@ def _sample_norm(xp: Any, x: Array) -> Array:
 
 def _rounding_scale(layer: LinearLayer) -> tuple[int, Any, Any]:
     """Terms in one inner product, a bound on the norm of the operator of absolute values, and the bias's norm."""
-    xp = layer.engine.xp
+    xp = layer.backend.xp
     if isinstance(layer, Convolution):
         kernel = xp.reshape(layer.standard_kernel, (*layer.standard_kernel.shape[:2], math.prod(layer.window)))
         # Young's inequality: the sum over the taps of their Frobenius norms.
-        absolute = sum(_frobenius(layer.engine, kernel[:, :, tap]) for tap in range(kernel.shape[2]))
+        absolute = sum(_frobenius(layer.backend, kernel[:, :, tap]) for tap in range(kernel.shape[2]))
         absolute = absolute * (1 + kernel.shape[2] * 2.0**-52)
         terms = kernel.shape[1] * kernel.shape[2]
         repeats = math.prod(layer.out_spatial)
     else:
-        absolute = _frobenius(layer.engine, layer.weight)
+        absolute = _frobenius(layer.backend, layer.weight)
         terms, repeats = layer.shape[1], 1
-    bias = 0.0 if layer.bias is None else math.sqrt(repeats) * _frobenius(layer.engine, layer.bias)
+    bias = 0.0 if layer.bias is None else math.sqrt(repeats) * _frobenius(layer.backend, layer.bias)
     return terms, absolute, bias
 
 
-def _frobenius(engine: Backend, a: Array) -> Any:
+def _frobenius(backend: Backend, a: Array) -> Any:
     """Root of the sum of squares, in float64 and in units of the largest entry, without derivative.
 
     A number; for weights that are computed in a program that is being compiled, an array ().
     """
-    xp = engine.xp
-    flat = xp.reshape(xp.astype(engine.stop_gradient(a), xp.float64), (1, math.prod(a.shape)))
+    xp = backend.xp
+    flat = xp.reshape(xp.astype(backend.stop_gradient(a), xp.float64), (1, math.prod(a.shape)))
     norm = _sample_norm(xp, flat)[0]
-    return norm if engine.is_tracing(norm) else float(norm)
+    return norm if backend.is_tracing(norm) else float(norm)
 
 
 def _applied(jacobians: Sequence[Jacobian], v: Array) -> Array:
@@ -312,7 +312,7 @@ def _applied(jacobians: Sequence[Jacobian], v: Array) -> Array:
     while place < len(jacobians):
         jacobian, behind = jacobians[place], jacobians[place + 1] if place + 1 < len(jacobians) else None
         if isinstance(jacobian, Diagonal) and isinstance(behind, Dense):
-            v = behind.engine.scaled_product(v, jacobian.slope, behind.weight)
+            v = behind.backend.scaled_product(v, jacobian.slope, behind.weight)
             place += 1
         else:
             v = jacobian.apply(v)
@@ -338,7 +338,7 @@ class _Product:
         while place >= 0:
             jacobian, before = self.jacobians[place], self.jacobians[place - 1] if place else None
             if isinstance(jacobian, Dense) and isinstance(before, Diagonal):
-                u = jacobian.engine.product_scaled(u, jacobian.weight, before.slope)
+                u = jacobian.backend.product_scaled(u, jacobian.weight, before.slope)
                 place -= 1
             else:
                 u = jacobian.adjoint(u)
@@ -397,7 +397,7 @@ class _Product:
         """Return J (batch, d, d)."""
         return self._cyclic_matrix(0)
 
-    def narrow(self) -> Array:
+    def sylvester_matrix(self) -> Array:
         """Return M (batch, r, r), the chain cut open where it is narrowest (Sylvester's determinant identity)."""
         widths = self.chain._widths
         return self._cyclic_matrix(widths.index(min(widths)))

@@ -93,9 +93,9 @@ class Kernels(NamedTuple):
     kernels: tuple[Array, ...]
 
 
-def convolution_kernels(engine: Backend, layers: Sequence[Any], plan: ConvolutionPlan) -> Kernels:
+def convolution_kernels(backend: Backend, layers: Sequence[Any], plan: ConvolutionPlan) -> Kernels:
     """The kernels of the trace: functions of the weights alone."""
-    xp = engine.xp
+    xp = backend.xp
     known = next(layers[place] for place in (plan.first, plan.middle, plan.last) if place is not None)
     spatial, circular = known.spatial, known.padding_mode == "circular"
     first = _taps(layers, plan.first, len(spatial))
@@ -195,7 +195,7 @@ def _inside(box: Box, offset: Offset, spatial: tuple[int, ...]) -> bool:
 
 
 def convolution_trace(
-    engine: Backend,
+    backend: Backend,
     layers: Sequence[Any],
     plan: ConvolutionPlan,
     kernels: Kernels,
@@ -203,7 +203,7 @@ def convolution_trace(
     outer: Array | None,
 ) -> Array:
     """Return tr J (batch,) for slopes D1 and D2, given as (batch, channels, *spatial)."""
-    xp = engine.xp
+    xp = backend.xp
     axes = inner.ndim - 2
     total: Any = 0.0
     middle = None if plan.middle is None else layers[plan.middle]
@@ -215,7 +215,7 @@ def convolution_trace(
         else:
             sides = (slice(a, b + r) for (a, b), r in zip(box, middle.reach, strict=True))
             slab = padded[(slice(None), slice(None), *sides)]
-            image = engine.conv(
+            image = backend.conv(
                 slab, kernel, stride=(1,) * axes, padding=((0, 0),) * axes, dilation=middle.dilation, groups=1
             )
         total = total + xp.sum(xp.reshape(here * image, (inner.shape[0], math.prod(here.shape[1:]))), axis=-1)

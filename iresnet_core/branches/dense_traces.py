@@ -68,99 +68,99 @@ def slope_plan(layers: Sequence[Any]) -> SlopePlan | None:
     return SlopePlan(tuple(map(tuple, segments)), tuple(map(tuple, groups)))
 
 
-def mean_matrix(engine: Backend, layers: Sequence[Any], plan: SlopePlan, slopes: Sequence[Array]) -> Array:
+def mean_matrix(backend: Backend, layers: Sequence[Any], plan: SlopePlan, slopes: Sequence[Array]) -> Array:
     """The Jacobian (d, d) at the mean slopes of the batch; of norm at most the chain's constant, by convexity."""
-    xp = engine.xp
+    xp = backend.xp
     total = None
     for place, segment in enumerate(plan.segments):
         if place:
             mean = xp.mean(slopes[place - 1], axis=0)
-            total = _diagonal(engine, mean) if total is None else mean[:, None] * total
+            total = _diagonal(backend, mean) if total is None else mean[:, None] * total
         for at in segment:
-            total = _times(engine, _matrix(engine, layers[at]), total)
+            total = _times(backend, _matrix(backend, layers[at]), total)
     return total
 
 
 def preconditioned_trace(
-    engine: Backend, layers: Sequence[Any], plan: SlopePlan, slopes: Sequence[Array], B: Array, batch: int
+    backend: Backend, layers: Sequence[Any], plan: SlopePlan, slopes: Sequence[Array], B: Array, batch: int
 ) -> SlopeTrace:
     """tr(B J) for slopes D_i (batch, h_i), as far as it is cheap.
 
     Cost: products of the weights once a batch; for L = 2 one bilinear form, half a Jacobian product, and for L > 2 one
     for every pair of groups. A product with T^T costs L - 2 Jacobian products.
     """
-    xp = engine.xp
-    matrices = [_run(engine, layers, segment) for segment in plan.segments]
-    closing = _times(engine, _times(engine, matrices[0], B), matrices[-1])
+    xp = backend.xp
+    matrices = [_run(backend, layers, segment) for segment in plan.segments]
+    closing = _times(backend, _times(backend, matrices[0], B), matrices[-1])
     nothing = xp.zeros((batch,), dtype=B.dtype, device=device_of(B))
     if not slopes:
-        return SlopeTrace(xp.linalg.trace(_times(engine, matrices[0], B)) + nothing, None)
+        return SlopeTrace(xp.linalg.trace(_times(backend, matrices[0], B)) + nothing, None)
     if len(slopes) == 1:
         return SlopeTrace(xp.matmul(slopes[0], xp.linalg.diagonal(closing)), None)
     if len(slopes) == 2:
         kernel = matrices[1] * xp.matrix_transpose(closing)
         return SlopeTrace(xp.linalg.vecdot(xp.matmul(slopes[1], kernel), slopes[0]), None)
-    means = [engine.stop_gradient(xp.mean(s, axis=0)) for s in slopes]
+    means = [backend.stop_gradient(xp.mean(s, axis=0)) for s in slopes]
     deviations = [s - mean for s, mean in zip(slopes, means, strict=True)]
     inner = matrices[1:-1]
-    value = _second_order(engine, inner, closing, means, deviations)
-    return SlopeTrace(value + nothing, lambda u: _remainder(engine, matrices, means, deviations, u))
+    value = _second_order(backend, inner, closing, means, deviations)
+    return SlopeTrace(value + nothing, lambda u: _remainder(backend, matrices, means, deviations, u))
 
 
-def _run(engine: Backend, layers: Sequence[Any], segment: tuple[int, ...]) -> Array | None:
+def _run(backend: Backend, layers: Sequence[Any], segment: tuple[int, ...]) -> Array | None:
     """Product of the weights of neighbouring dense layers; None for the identity."""
     total = None
     for place in segment:
-        total = _times(engine, _matrix(engine, layers[place]), total)
+        total = _times(backend, _matrix(backend, layers[place]), total)
     return total
 
 
-def _matrix(engine: Backend, layer: LinearLayer) -> Array:
+def _matrix(backend: Backend, layer: LinearLayer) -> Array:
     """The matrix of a layer, with its derivative; that of a convolution from its images of the unit vectors."""
     if isinstance(layer, Dense):
         return layer.weight
-    xp, n = engine.xp, math.prod(layer.input_shape)
+    xp, n = backend.xp, math.prod(layer.input_shape)
     units = xp.eye(n, dtype=layer.weight.dtype, device=device_of(layer.weight))
     images = layer.apply(xp.reshape(units, (n, *layer.input_shape)))
     return xp.matrix_transpose(xp.reshape(images, (n, math.prod(layer.output_shape))))
 
 
-def _times(engine: Backend, left: Array | None, right: Array | None) -> Array:
+def _times(backend: Backend, left: Array | None, right: Array | None) -> Array:
     if left is None or right is None:
         return right if left is None else left
-    return engine.xp.matmul(left, right)
+    return backend.xp.matmul(left, right)
 
 
-def _diagonal(engine: Backend, entries: Array) -> Array:
-    xp = engine.xp
+def _diagonal(backend: Backend, entries: Array) -> Array:
+    xp = backend.xp
     return entries[:, None] * xp.eye(entries.shape[0], dtype=entries.dtype, device=device_of(entries))
 
 
 def _second_order(
-    engine: Backend, inner: list[Array], closing: Array, means: list[Array], deviations: list[Array]
+    backend: Backend, inner: list[Array], closing: Array, means: list[Array], deviations: list[Array]
 ) -> Array:
     """Terms of tr(D_L M_(L-1) .. D_1 C) up to the second order in the deviations (batch,).
 
     `forward[i][j]` is the path from behind D_i to before D_j with mean slopes between, `around[j][i]` that from behind
     D_j through C to before D_i: the coefficient of the deviations of the two is forward * around^T, entry by entry.
     """
-    xp, count = engine.xp, len(means)
+    xp, count = backend.xp, len(means)
     into = [closing]  # from the closing matrix's input to before D_i
     for i in range(1, count):
         into.append(xp.matmul(inner[i - 1], means[i - 1][:, None] * into[-1]))
     out: list[Array | None] = [None]  # from behind D_j to behind D_L; None for the identity
     for j in reversed(range(count - 1)):
         step = means[j + 1][:, None] * inner[j]
-        out.insert(0, _times(engine, out[0], step))
+        out.insert(0, _times(backend, out[0], step))
     constant = xp.sum(means[-1] * xp.linalg.diagonal(into[-1]))
     value = constant
     for j in range(count):
-        around = _times(engine, into[j], out[j])  # from behind D_j, once around, to before D_j
+        around = _times(backend, into[j], out[j])  # from behind D_j, once around, to before D_j
         value = value + xp.matmul(deviations[j], xp.linalg.diagonal(around))
     for i in range(count):
         forward = inner[i] if i < count - 1 else None
         for j in range(i + 1, count):
-            around = _times(engine, into[i], out[j])
+            around = _times(backend, into[i], out[j])
             kernel = forward * xp.matrix_transpose(around)
             value = value + xp.sum(xp.matmul(deviations[j], kernel) * deviations[i], axis=-1)
             if j < count - 1:
@@ -169,15 +169,15 @@ def _second_order(
 
 
 def _remainder(
-    engine: Backend, matrices: list[Array | None], means: list[Array], deviations: list[Array], u: Array
+    backend: Backend, matrices: list[Array | None], means: list[Array], deviations: list[Array], u: Array
 ) -> Array:
     """T^T u for u (probes, batch, d): the paths that take a deviation in at least three groups.
 
     One vector for every number of deviations so far is carried through the chain, but those which can no longer reach
     the third order are left out.
     """
-    xp, count = engine.xp, len(means)
-    carried: dict[int, Array] = {0: _through(engine, matrices[-1], u)}
+    xp, count = backend.xp, len(means)
+    carried: dict[int, Array] = {0: _through(backend, matrices[-1], u)}
     for place in reversed(range(count)):
         grown: dict[int, Array] = {}
         for order, vector in carried.items():
@@ -187,15 +187,15 @@ def _remainder(
                     continue
                 term = scale * vector
                 grown[reached] = grown[reached] + term if reached in grown else term
-        carried = {order: _through(engine, matrices[place], vector) for order, vector in grown.items()}
+        carried = {order: _through(backend, matrices[place], vector) for order, vector in grown.items()}
     return carried[REMAINDER_ORDER] if carried else xp.zeros_like(u)
 
 
-def _through(engine: Backend, matrix: Array | None, u: Array) -> Array:
+def _through(backend: Backend, matrix: Array | None, u: Array) -> Array:
     """Multiply the last axis of u (..., out) by a matrix (out, in), as one product."""
     if matrix is None:
         return u
-    xp = engine.xp
+    xp = backend.xp
     rows = xp.reshape(u, (-1, u.shape[-1]))
     return xp.reshape(xp.matmul(rows, matrix), (*u.shape[:-1], matrix.shape[1]))
 
@@ -228,12 +228,12 @@ def cyclic_groups(layers: Sequence[Any]) -> tuple[tuple[int, ...], ...] | None:
     return tuple(map(tuple, groups)) if len(groups) <= 2 else None
 
 
-def cyclic_kernel(engine: Backend, layers: Sequence[Any], groups: tuple[tuple[int, ...], ...]) -> Array:
+def cyclic_kernel(backend: Backend, layers: Sequence[Any], groups: tuple[tuple[int, ...], ...]) -> Array:
     """What the slopes are multiplied by: tr(W3 D2 W2 D1 W1) = d2^T (W2 * (W1 W3)^T) d1, and the shorter cases.
 
     A number without slopes, the vector k of sum_j k_j d_j for one group, the matrix K of d2^T K d1 for two.
     """
-    xp = engine.xp
+    xp = backend.xp
     segments: list[Array] = []  # product of the weights of each run of dense layers
     previous_is_dense = False
     for place in _once_around(layers):

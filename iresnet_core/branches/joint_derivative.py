@@ -28,7 +28,7 @@ __all__ = ["Control", "JointPass", "can_join"]
 FEW = 8
 
 # The same log-determinant as a function of J v and J0 and of the arrays of the pass: a program that may be
-# differentiated by the engine as often as that makes sense.
+# differentiated by the backend as often as that makes sense.
 PlainLogDet = Callable[[Array, Array | None, Sequence[Array]], Array]
 
 
@@ -90,8 +90,8 @@ class JointPass:
 
     Parameters
     ----------
-    engine : Backend
-        An engine that takes derivatives written by hand, see `Backend.with_derivative_by_hand`.
+    backend : Backend
+        A backend that takes derivatives written by hand, see `Backend.with_derivative_by_hand`.
     layers : sequence
         As `can_join` wants them.
     x : array (batch, d)
@@ -105,8 +105,8 @@ class JointPass:
         Those of the layers: the dense ones themselves, and a `Diagonal` for every activation.
     """
 
-    def __init__(self, engine: Backend, layers: Sequence[Any], x: Array) -> None:
-        self.engine, self.layers, self.x = engine, tuple(layers), x
+    def __init__(self, backend: Backend, layers: Sequence[Any], x: Array) -> None:
+        self.backend, self.layers, self.x = backend, tuple(layers), x
         self.jacobians: list[Any] = []
         self._arguments: list[Array] = []
         self._hard_parts: list[Any] = []
@@ -114,7 +114,7 @@ class JointPass:
         self._v: Any = None
         self._tangents: list[Array] = []
         self._means: tuple[list[Array], list[Any]] = ([], [])
-        with engine.unrecorded():
+        with backend.no_grad():
             self._dense = [
                 layer.with_parameters(_scaled(self.layers, 2 * k, layer.weight), layer.bias)
                 for k, layer in enumerate(self.layers[::2])
@@ -137,29 +137,29 @@ class JointPass:
 
     def products(self, v: Array) -> Array:
         """Return J v (tangents, batch, m) for the tangents v, (tangents, batch, d) or (tangents, 1, d)."""
-        with self.engine.unrecorded():
+        with self.backend.no_grad():
             t, tangents = self._dense[0].apply(v), []
             for slope, layer in zip_longest(self._slopes, self._dense[1:]):
                 tangents.append(t)
                 t = slope * t
                 t = t if layer is None else layer.apply(t)
         self._v, self._tangents = v, tangents
-        return _for_all_samples(self.engine, t, self.x)
+        return _for_all_samples(self.backend, t, self.x)
 
     def transposed_products(self, u: Array) -> Array:
         """Return J^T u for u (..., batch, m), without derivative."""
-        engine = self.engine
-        with engine.unrecorded():
+        backend = self.backend
+        with backend.no_grad():
             if len(self._slopes) == len(self._dense):
                 u = self._slopes[-1] * u
             for layer, slope in zip(self._dense[:0:-1], self._slopes[len(self._dense) - 2 :: -1], strict=True):
-                u = engine.product_scaled(u, layer.weight, slope)
+                u = backend.product_scaled(u, layer.weight, slope)
             return self._dense[0].adjoint(u)
 
     def mean_matrix(self) -> Array:
         """Return the Jacobian J0 (m, d) at the mean slopes of the batch."""
-        xp = self.engine.xp
-        with self.engine.unrecorded():
+        xp = self.backend.xp
+        with self.backend.no_grad():
             means = [xp.mean(slope, axis=0) for slope in self._slopes]
             t, tangents = xp.matrix_transpose(self._dense[0].weight), []
             for mean, layer in zip_longest(means, self._dense[1:]):
@@ -186,9 +186,9 @@ class JointPass:
         control : Control, optional
             Further terms of that derivative, with the J0 of `mean_matrix`, which was called before.
         """
-        engine, layers, count = self.engine, self.layers, len(self._slopes)
+        backend, layers, count = self.backend, self.layers, len(self._slopes)
         means = ([], []) if control is None else self._means
-        known = engine.xp.asarray(logdet, copy=True)  # the caller may add to the other one in place
+        known = backend.xp.asarray(logdet, copy=True)  # the caller may add to the other one in place
         kept = _Kept(self._v, w, known, self._arguments, self._hard_parts, self._tangents, control or (), *means)
         value = self.value
 
@@ -196,13 +196,13 @@ class JointPass:
             return (value, logdet), kept.flat()
 
         def backward(arrays: Any, saved: Any, cotangents: Any, needed: Any) -> list[Any]:
-            return _Backward(engine, layers, arrays, _Kept.of_flat(saved, count)).run(cotangents, needed)
+            return _Backward(backend, layers, arrays, _Kept.of_flat(saved, count)).run(cotangents, needed)
 
         def plainly(arrays: Any, saved: Any) -> tuple[Array, ...]:
-            return _plainly(engine, layers, arrays, _Kept.of_flat(saved, count), plain)
+            return _plainly(backend, layers, arrays, _Kept.of_flat(saved, count), plain)
 
         parameters = [array for layer in layers if isinstance(layer, Dense) for array in (layer.weight, layer.bias)]
-        out = engine.with_derivative_by_hand(forward, backward, plainly, (self.x, *parameters))
+        out = backend.with_derivative_by_hand(forward, backward, plainly, (self.x, *parameters))
         return out[0], out[1]
 
 
@@ -221,15 +221,15 @@ def _scaled(layers: Sequence[Any], place: int, weight: Array) -> Array:
     return weight if factor == 1 else factor * weight
 
 
-def _for_all_samples(engine: Backend, t: Array, x: Array) -> Array:
-    return t if t.shape[1] == x.shape[0] else engine.xp.broadcast_to(t, (t.shape[0], x.shape[0], t.shape[2]))
+def _for_all_samples(backend: Backend, t: Array, x: Array) -> Array:
+    return t if t.shape[1] == x.shape[0] else backend.xp.broadcast_to(t, (t.shape[0], x.shape[0], t.shape[2]))
 
 
 def _plainly(
-    engine: Backend, layers: Sequence[Any], arrays: Sequence[Any], kept: _Kept, plain: PlainLogDet
+    backend: Backend, layers: Sequence[Any], arrays: Sequence[Any], kept: _Kept, plain: PlainLogDet
 ) -> tuple[Array, Array]:
-    """The same as a program that the engine can differentiate."""
-    xp = engine.xp
+    """The same as a program that the backend can differentiate."""
+    xp = backend.xp
     (x, *parameters), mean_matrix = arrays, None
     h, t, m = x, kept.v, None
     for place, layer in enumerate(layers):
@@ -242,20 +242,20 @@ def _plainly(
             t, m = slope * t, xp.mean(slope, axis=0) * m
     if kept.control:
         mean_matrix = xp.matrix_transpose(m)
-    images = _for_all_samples(engine, t, x)
+    images = _for_all_samples(backend, t, x)
     return h, plain(images, mean_matrix, (kept.v, kept.w, kept.logdet, *kept.control))
 
 
 class _Backward:
     """One pass back through the layers."""
 
-    def __init__(self, engine: Backend, layers: Sequence[Any], arrays: Sequence[Any], kept: _Kept) -> None:
-        self.engine, self.layers, self.kept = engine, layers, kept
+    def __init__(self, backend: Backend, layers: Sequence[Any], arrays: Sequence[Any], kept: _Kept) -> None:
+        self.backend, self.layers, self.kept = backend, layers, kept
         self.x, *self.parameters = arrays
 
     def run(self, cotangents: Sequence[Array], needed: Sequence[bool]) -> list[Any]:
         """Return the cotangents of x and of the parameters; None for those that are not `needed`."""
-        xp, kept, layers = self.engine.xp, self.kept, self.layers
+        xp, kept, layers = self.backend.xp, self.kept, self.layers
         of_value, of_logdet = cotangents
         grads: list[Any] = [None] * len(needed)
         of_images = of_logdet[:, None] * kept.w
@@ -284,7 +284,7 @@ class _Backward:
 
     def _of_mean(self, of_logdet: Array) -> Array:
         """Cotangent of the images of the unit vectors under J0, (d, m)."""
-        xp, d = self.engine.xp, self.kept.v.shape[2]
+        xp, d = self.backend.xp, self.kept.v.shape[2]
         inverse, first = self.kept.control
         weighted = xp.reshape(of_logdet[:, None] * first, (-1, first.shape[2]))
         return xp.sum(of_logdet) * inverse - xp.matmul(xp.matrix_transpose(xp.reshape(self.kept.v, (-1, d))), weighted)
@@ -302,7 +302,7 @@ class _Backward:
         return known[0], known[1] * self.kept.tangents[number], known
 
     def _of_weight(self, place: int, of_value: Array, of_images: Array, of_mean: Array | None, before: Any) -> Array:
-        xp = self.engine.xp
+        xp = self.backend.xp
         value, tangents, *_ = before
         if of_images.shape[1] != tangents.shape[1]:  # tangents that are the same for all samples
             of_images = xp.sum(of_images, axis=1, keepdims=True)
@@ -319,21 +319,21 @@ class _Backward:
 
     def _add_outer(self, total: Array | None, cotangents: Array, rows: Array, factor: float) -> Array:
         """Add the sum over all rows of factor * cotangent row^T to `total`."""
-        xp = self.engine.xp
+        xp = self.backend.xp
         left, right = (a if a.ndim == 2 else xp.reshape(a, (-1, a.shape[-1])) for a in (cotangents, rows))
-        return self.engine.gemm(factor, xp.matrix_transpose(left), right, total)
+        return self.backend.gemm(factor, xp.matrix_transpose(left), right, total)
 
     def _through(self, cotangents: Array, weight: Array, factor: float) -> Array:
         if cotangents.ndim == 2:
-            return self.engine.gemm(factor, cotangents, weight)
-        xp = self.engine.xp
-        rows = self.engine.gemm(factor, xp.reshape(cotangents, (-1, weight.shape[0])), weight)
+            return self.backend.gemm(factor, cotangents, weight)
+        xp = self.backend.xp
+        rows = self.backend.gemm(factor, xp.reshape(cotangents, (-1, weight.shape[0])), weight)
         return xp.reshape(rows, (*cotangents.shape[:-1], weight.shape[1]))
 
     def _activation(
         self, place: int, known: Any, of_value: Array, of_images: Array, of_mean: Array | None
     ) -> tuple[Array, Array, Array | None]:
-        engine, xp, kept, number = self.engine, self.engine.xp, self.kept, place // 2
+        backend, xp, kept, number = self.backend, self.backend.xp, self.kept, place // 2
         layer: Activation = self.layers[place]
         value, slope, *more = known[-1]
         tangents = kept.tangents[number]
@@ -347,9 +347,9 @@ class _Backward:
         else:  # without the product as a whole
             for p in range(tangents.shape[0]):
                 image, tangent = of_images[p, ...], tangents[p, ...]
-                of_slope = image * tangent if of_slope is None else engine.multiply_add(of_slope, image, tangent)
+                of_slope = image * tangent if of_slope is None else backend.multiply_add(of_slope, image, tangent)
         bend = layer.bend(kept.arguments[number], value, slope, *more)
-        of_value = engine.multiply_add(of_value * slope, of_slope, bend)
+        of_value = backend.multiply_add(of_value * slope, of_slope, bend)
         of_images = slope * of_images
         if tangents.shape[1] != slope.shape[0]:
             of_images = xp.sum(of_images, axis=1, keepdims=True)

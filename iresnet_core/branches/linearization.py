@@ -38,7 +38,7 @@ class Linearization:
         Whether the last two cost little beside the products, so that "auto" may ask for them at every batch.
     matrix : callable, optional
         () -> J (batch, d, d), explicit; d products a sample.
-    narrow : callable, optional
+    sylvester_matrix : callable, optional
         () -> M (batch, r, r) with det(I + M) = det(I + J), r the narrowest width (Sylvester); r products a sample.
     width : int, optional
         r.
@@ -58,7 +58,7 @@ class Linearization:
     preconditioned_trace: Callable[[Array], SlopeTrace] | None = None
     cheap_mean: bool = True
     matrix: Callable[[], Array] | None = None
-    narrow: Callable[[], Array] | None = None
+    sylvester_matrix: Callable[[], Array] | None = None
     width: int | None = None
     joint: JointPass | None = None
     depth: int = 1
@@ -102,7 +102,7 @@ class Branch(Protocol):
         """Return value and Jacobian products at x."""
 
 
-def _check_output(engine: Backend, g: Any, x: Array, value: Array) -> Array:
+def _check_output(backend: Backend, g: Any, x: Array, value: Array) -> Array:
     get_backend(x, value)
     if tuple(value.shape) != tuple(x.shape):
         raise ShapeError(
@@ -112,20 +112,20 @@ def _check_output(engine: Backend, g: Any, x: Array, value: Array) -> Array:
     return value
 
 
-def evaluate(engine: Backend, g: Any, x: Array) -> Array:
+def evaluate(backend: Backend, g: Any, x: Array) -> Array:
     """Return g(x) after checking its framework, shape and dtype; whether it is finite is the caller's to look at."""
-    return _check_output(engine, g, x, g(x))
+    return _check_output(backend, g, x, g(x))
 
 
-def linearize(engine: Backend, g: Any, x: Array, *, jointly: bool = False) -> Linearization:
-    """Linearise a branch, or a plain callable through the engine's automatic differentiation.
+def linearize(backend: Backend, g: Any, x: Array, *, jointly: bool = False) -> Linearization:
+    """Linearise a branch, or a plain callable through the backend's automatic differentiation.
 
     With `jointly` a branch that can do so gives a linearisation whose derivative is recorded later on, see `joint`.
 
     Raises
     ------
     DerivativeError
-        If g carries no derivative and the engine has none, or ``g.linearize`` returns something else.
+        If g carries no derivative and the backend has none, or ``g.linearize`` returns something else.
     ShapeError, DtypeError, MixedBackendsError, NonFiniteError
         If what g returns does not fit x, or is not finite.
     """
@@ -137,12 +137,12 @@ def linearize(engine: Backend, g: Any, x: Array, *, jointly: bool = False) -> Li
                 f"{_name(g)}.linearize(x) must return a Linearization, got {type(linearization).__name__}."
             )
     elif callable(g):
-        value, pullback = engine.vjp(g, x)
+        value, pullback = backend.vjp(g, x)
         linearization = Linearization(value=value, vjp=pullback)
     else:
         raise InvalidArgumentError(f"a branch must be callable, got {type(g).__name__}.")
-    _check_output(engine, g, x, linearization.value)
-    require_finite(engine, linearization.value, f"the output of {_name(g)}")
+    _check_output(backend, g, x, linearization.value)
+    require_finite(backend, linearization.value, f"the output of {_name(g)}")
     return linearization
 
 

@@ -1,6 +1,6 @@
 """The commands `iresnet sample`, `score`, `plot` and `info`: what one does with a model file or a run.
 
-They need no framework: the model is loaded into the core, on NumPy unless another engine is asked for.
+They need no framework: the model is loaded into the core, on NumPy unless another backend is asked for.
 """
 
 import csv
@@ -46,7 +46,7 @@ from iresnet_core.training import (
 __all__ = ["info_command", "plot_command", "sample_command", "score_command"]
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a model file.", show_default=False)]
-BackendOption = Annotated[str, typer.Option("--backend", metavar="NAME", help="Engine that computes.")]
+BackendOption = Annotated[str, typer.Option("--backend", metavar="NAME", help="Backend that computes.")]
 DtypeOption = Annotated[
     str, typer.Option("--dtype", metavar="DTYPE", help="float64 or float32, whatever the model was trained in.")
 ]
@@ -70,16 +70,16 @@ class _Model:
 
 @contextmanager
 def _opened(path: Path, backend: str, dtype: str) -> Iterator[_Model]:
-    """Load a model in the dtype asked for; inside, that dtype exists on the engine."""
+    """Load a model in the dtype asked for; inside, that dtype exists on the computing."""
     if dtype not in ("float64", "float32"):
         raise InvalidArgumentError(f"dtype must be float64 or float32, got {dtype!r}.")
-    engine = find_backend(backend)
-    with engine.float64() if dtype == "float64" else nullcontext(), one_thread():
+    computing = find_backend(backend)
+    with computing.full_precision() if dtype == "float64" else nullcontext(), one_thread():
         flow = load(model_file(path), backend=backend)
         if not isinstance(flow, Flow):
             raise RunError(f"{path} holds a {type(flow).__name__}; a flow is needed to score and to sample.")
         if flow.arrays:
-            flow = flow.astype(getattr(engine.xp, dtype))
+            flow = flow.astype(getattr(computing.xp, dtype))
         if path.is_dir():
             run = TrainingRun.open(path)
             config = run.read_config()
@@ -283,7 +283,7 @@ def _print_facts(console: Console, model: Any, rows: Any, run: Any, config: RunC
         facts["data"] = f"{config.data_name} of shape {_shape(config.layout.data_shape)}"
         if config.levels is not None:
             facts["data"] += f", {config.levels} levels"
-        facts["trained with"] = f"{settings.training.engine}, seed {settings.training.seed}"
+        facts["trained with"] = f"{settings.training.framework}, seed {settings.training.seed}"
         log = run.read_log()
         if log:
             best = min(log, key=lambda row: row["validation_nats"] or math.inf)

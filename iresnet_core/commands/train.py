@@ -59,8 +59,9 @@ def train_command(
     ] = None,
     out: Annotated[Path | None, _option("--out", metavar="RUN", help="Run folder; default runs/DATA.")] = None,
     resume: Annotated[Path | None, _option("--resume", metavar="RUN", help="Go on with this run.")] = None,
-    engine: Annotated[
-        str | None, _option("--engine", metavar="NAME", help=f"{' or '.join(trainer_names())}; default torch.")
+    framework: Annotated[
+        str | None,
+        _option("--framework", "--engine", metavar="NAME", help=f"{' or '.join(trainer_names())}; default torch."),
     ] = None,
     model: Annotated[str | None, _option("--model", metavar="KIND", help="mlp or conv; default by the data.")] = None,
     blocks: Annotated[int | None, _option("--blocks", help="Residual blocks (8; of conv 4 a scale).")] = None,
@@ -117,7 +118,7 @@ def train_command(
         "activation": activation,
         "coeff": coeff,
         "alpha": alpha,
-        "engine": engine,
+        "framework": framework,
         "steps": steps,
         "minutes": minutes,
         "batch": batch,
@@ -146,7 +147,7 @@ def train_command(
                 TrainingRun.open(resume)
             config, dataset = _begun(data or "", asked, of_data)
         plan = planned_layers(config.settings.model, config.layout.data_shape)
-        find_trainer(config.settings.training.engine)
+        find_trainer(config.settings.training.framework)
         if tensorboard and not has_tensorboard():
             raise MissingDependencyError("--tensorboard needs tensorboard. Try: pip install tensorboard")
         if tensorboard is None:
@@ -198,8 +199,8 @@ def _begun(data: str, asked: Mapping[str, Any], of_data: Mapping[str, Any]) -> t
         name = data  # for the error, which names it as it was written
     source = DatasetSource(name, seed=asked.get("seed", 0), **of_data)
     dataset = load_dataset(source)
-    settings = default_settings(source, dataset, asked.get("engine", "torch"), asked)
-    trainer = find_trainer(settings.training.engine)
+    settings = default_settings(source, dataset, asked.get("framework", "torch"), asked)
+    trainer = find_trainer(settings.training.framework)
     shape = planned_shape(settings.model, dataset.event_shape)
     if len(shape) == 3 and trainer.channels_last:
         shape = (*shape[1:], shape[0])
@@ -237,7 +238,7 @@ def _resumed(
 
 def _versions(settings: RunSettings) -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("iresnet-core", "numpy", settings.training.engine):
+    for package in ("iresnet-core", "numpy", settings.training.framework):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -256,7 +257,7 @@ def _announce(console: Console, config: RunConfig, dataset: Dataset, run: Traini
     length = f"{training.steps} steps" if training.steps is not None else f"{training.minutes:g} minutes"
     console.print(
         f"{model.kind}, {model.blocks} blocks of {model.layers} x {model.hidden} {model.activation}, cap "
-        f"{model.coeff:g}; {training.engine}, {length} of {training.batch}, learning rate {training.lr:g}",
+        f"{model.coeff:g}; {training.framework}, {length} of {training.batch}, learning rate {training.lr:g}",
         soft_wrap=True,
     )
     going_on = " (going on from its checkpoint)" if run.checkpoint_path.exists() else ""

@@ -36,7 +36,7 @@ from iresnet_core.validation import (
 
 __all__ = ["validate_command"]
 
-_FOR_TESTS = frozenset({"array_api_strict"})  # an engine, but nobody's choice
+_FOR_TESTS = frozenset({"array_api_strict"})  # a backend, but nobody's choice
 _LEGEND = (
     "rmse: against the exact answer, probe noise included. max error: the part that the bound is about (randomised "
     "log-determinants: distance to what the same probes give without truncation; Lipschitz bounds: excess over the "
@@ -45,7 +45,7 @@ _LEGEND = (
     "answer, or evaluations of g."
 )
 _AGREEMENT_LEGEND = (
-    "Every method once more on each engine, with noise and start vectors drawn with NumPy: the largest difference to "
+    "Every method once more on each backend, with noise and start vectors drawn with NumPy: the largest difference to "
     "NumPy's answer, relative to the size of the answer. counts: iterations and products an answer, which rounding may "
     "change in float32."
 )
@@ -54,7 +54,7 @@ _AGREEMENT_LEGEND = (
 def validate_command(
     backends: Annotated[
         list[str] | None,
-        typer.Option("--backend", metavar="NAME", help="Engine, repeatable; 'all' takes those that run here."),
+        typer.Option("--backend", metavar="NAME", help="Backend, repeatable; 'all' takes those that run here."),
     ] = None,
     cases: Annotated[
         list[str] | None,
@@ -74,11 +74,11 @@ def validate_command(
 ) -> None:
     """Compare every method with the exact answer on trained branches that ship with the package.
 
-    Engines other than NumPy are also compared with NumPy on the same noise. Exit status 1 means that a certified
-    bound did not hold, engines disagree or a method gave up, 2 that the command could not run.
+    Backends other than NumPy are also compared with NumPy on the same noise. Exit status 1 means that a certified
+    bound did not hold, backends disagree or a method gave up, 2 that the command could not run.
     """
     with usage_errors():
-        engines = _chosen_backends(backends or ["numpy"])
+        backends = _chosen_backends(backends or ["numpy"])
         chosen = _distinct(cases or example_data.cases(), example_data.cases(), "case")
         precisions = _distinct(dtypes or ["float64"], ("float64", "float32"), "dtype")
         if seed < 0:
@@ -88,8 +88,8 @@ def validate_command(
     begin = time.perf_counter()
     try:
         with one_thread(), progress_bar() as progress:
-            records = validation.run(engines, chosen, seed, progress, precisions)
-            common = validation.compare_backends(engines, chosen, seed, progress)
+            records = validation.run(backends, chosen, seed, progress, precisions)
+            common = validation.compare_backends(backends, chosen, seed, progress)
     except IResNetError as error:
         print(f"iresnet: the validation could not finish: {error}", file=sys.stderr)
         raise typer.Exit(FAILED) from error
@@ -97,7 +97,7 @@ def validate_command(
     branches = f"{len(chosen)} branch{'es' if len(chosen) > 1 else ''}"
     for group in grouped(records):
         console.print()
-        console.print(_table(group, several=len(engines) * len(precisions) > 1))
+        console.print(_table(group, several=len(backends) * len(precisions) > 1))
     console.print(f"\n{_LEGEND}\n", style="dim")
     if common:
         console.print(_agreement_table(common))
@@ -107,7 +107,7 @@ def validate_command(
             write_text(json_file, json.dumps([_finite(record) for record in (*records, *common)], indent=1) + "\n")
             console.print(f"Records: {json_file}", soft_wrap=True)
         if report is not None:
-            page = _write_report(records, common, engines[0], chosen, seed, report)
+            page = _write_report(records, common, backends[0], chosen, seed, report)
             console.print(f"Report: {page}", soft_wrap=True)
     for sentence in (*remarks(records), *agreement_remarks(common)):
         console.print(sentence, style="bold red" if sentence.startswith(("violated", "disagrees")) else "yellow")
@@ -163,9 +163,9 @@ def _require_places(report: Path | None, json_file: Path | None) -> None:
 def _table(records: Sequence[Record], several: bool) -> Table:
     """Lay out one case, a row a method, narrow enough for 80 columns."""
     first = records[0]
-    engine = f" ({first['backend']}, {first['dtype']})" if several else ""
+    backend = f" ({first['backend']}, {first['dtype']})" if several else ""
     table = Table(
-        title=f"{first['case']}{engine}",
+        title=f"{first['case']}{backend}",
         title_justify="left",
         title_style="bold",
         box=None,
@@ -194,12 +194,14 @@ def _table(records: Sequence[Record], several: bool) -> Table:
 
 
 def _agreement_table(records: Sequence[Record]) -> Table:
-    """Lay out the agreement, a row a primitive and engine."""
+    """Lay out the agreement, a row a primitive and backend."""
     table = Table(
         title=AGREEMENT_TITLE, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0)
     )
     for column in AGREEMENT_HEADS:
-        table.add_column(column, justify="left" if column in ("primitive", "engine", "held") else "right", no_wrap=True)
+        table.add_column(
+            column, justify="left" if column in ("primitive", "backend", "held") else "right", no_wrap=True
+        )
     shown = ""
     for primitive, *cells, word in agreement_rows(records):
         table.add_row(
@@ -219,7 +221,7 @@ def _finite(record: Record) -> Record:
 def _write_report(
     records: Sequence[Record],
     common: Sequence[Record],
-    engine: str,
+    backend: str,
     cases: Sequence[str],
     seed: int,
     directory: Path,
@@ -228,5 +230,5 @@ def _write_report(
     from iresnet_core.validation import error_curves, write_report
 
     with one_thread(), progress_bar() as progress:
-        computed = error_curves(engine, cases, seed, progress)
+        computed = error_curves(backend, cases, seed, progress)
     return write_report(records, computed, directory, common)

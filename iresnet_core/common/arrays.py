@@ -8,9 +8,9 @@ from iresnet_core.backends import Array, Backend
 __all__ = ["flatten", "gamma", "norms", "per_sample", "round_up", "unit_roundoff", "widest", "working_dtype"]
 
 
-def unit_roundoff(engine: Backend, dtype: Any) -> float:
+def unit_roundoff(backend: Backend, dtype: Any) -> float:
     """Half the distance from 1 to the next number: the relative error of one rounding."""
-    return float(engine.xp.finfo(dtype).eps) / 2
+    return float(backend.xp.finfo(dtype).eps) / 2
 
 
 def gamma(n: int, u: float) -> float:
@@ -20,22 +20,22 @@ def gamma(n: int, u: float) -> float:
     return n * u / (1 - n * u)
 
 
-def widest(engine: Backend) -> Any:
+def widest(backend: Backend) -> Any:
     """The dtype of certificates: float64."""
-    return engine.xp.float64
+    return backend.xp.float64
 
 
-def working_dtype(engine: Backend, dtype: Any) -> Any:
+def working_dtype(backend: Backend, dtype: Any) -> Any:
     """The dtype of an iteration on arrays of `dtype`: at least float32, since half precision cannot carry norms."""
-    return engine.xp.float32 if engine.xp.finfo(dtype).bits < 32 else dtype
+    return backend.xp.float32 if backend.xp.finfo(dtype).bits < 32 else dtype
 
 
-def round_up(engine: Backend, value: Array, dtype: Any) -> Array:
+def round_up(backend: Backend, value: Array, dtype: Any) -> Array:
     """Convert a float64 bound to `dtype` without letting it fall.
 
     One that has the dtype already is exact, unless scaling made it subnormal and so rounded it.
     """
-    xp = engine.xp
+    xp = backend.xp
     info = xp.finfo(dtype)
     tiny = float(info.smallest_normal)
     if value.dtype == dtype:

@@ -28,26 +28,26 @@ __all__ = [
 ]
 
 
-def require_floating(engine: Backend, x: Array, name: str) -> None:
+def require_floating(backend: Backend, x: Array, name: str) -> None:
     """Refuse arrays that are not real floating-point numbers of at most 64 bits."""
-    if not engine.xp.isdtype(x.dtype, "real floating"):
+    if not backend.xp.isdtype(x.dtype, "real floating"):
         raise DtypeError(f"{name} must hold real floating-point numbers, got {x.dtype}. Convert it, say to float64.")
-    if not engine.has_values(x):
+    if not backend.has_values(x):
         raise DeviceError(
             f"{name} of shape {tuple(x.shape)} is on the device {device_of(x)}, where arrays have no values. Give it "
             "values first: in PyTorch module.to_empty(device=...) and load_state_dict, or load_state_dict(assign=True)."
         )
-    if engine.xp.finfo(x.dtype).bits > 64:
+    if backend.xp.finfo(x.dtype).bits > 64:
         raise DtypeError(f"{name} has dtype {x.dtype}; the certificates are written for at most float64.")
 
 
-def require_finite(engine: Backend, x: Array, name: str) -> None:
+def require_finite(backend: Backend, x: Array, name: str) -> None:
     """Refuse NaN and infinity; nothing is looked at while a compiler traces."""
-    if engine.is_tracing(x):
+    if backend.is_tracing(x):
         return
-    if engine.all_finite(x):
+    if backend.all_finite(x):
         return
-    xp = engine.xp
+    xp = backend.xp
     finite = xp.isfinite(x)
     bad = int(xp.sum(xp.astype(~finite, xp.int32)))
     kind = "NaN" if bool(xp.any(xp.isnan(x))) else "infinity"
@@ -62,9 +62,9 @@ def require_same_dtype(first: Array, first_name: str, second: Array, second_name
         )
 
 
-def require_same_device(engine: Backend, first: Array, first_name: str, second: Array, second_name: str) -> None:
+def require_same_device(backend: Backend, first: Array, first_name: str, second: Array, second_name: str) -> None:
     """Refuse arrays on two devices, between which nothing is moved unasked."""
-    if not engine.are_together(first, second):
+    if not backend.are_together(first, second):
         raise DeviceError(
             f"{first_name} is on the device {device_of(first)} and {second_name} on {device_of(second)}: move one."
         )

@@ -16,7 +16,7 @@ __all__ = ["Copyable", "kept_property"]
 
 
 class Copyable:
-    """Base class that copies the arrays among the attributes as their engine does."""
+    """Base class that copies the arrays among the attributes as their backend does."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy everything. A pickle, by contrast, forgets what its arrays were computed from."""

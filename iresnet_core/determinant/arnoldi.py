@@ -45,8 +45,8 @@ SQUARE_ROUNDING = 32
 class _ResolventIntegral:
     """The integrals over t, for the growing Hessenberg matrices of all probes; float64, (nodes, probes, batch)."""
 
-    def __init__(self, engine: Backend, rule: Rule, eps: float) -> None:
-        self.xp = engine.xp
+    def __init__(self, backend: Backend, rule: Rule, eps: float) -> None:
+        self.xp = backend.xp
         self.t, self.weight, self.damping, self.crossing, self.error, norm = rule
         self.completions = None if norm is None else Completions(self.xp, self.t, norm, eps)
         self.upper: list[list[Array]] = []  # columns of U
@@ -145,7 +145,7 @@ class ArnoldiProcess:
     resolvent: Any = _ResolventIntegral
 
     def __init__(self, multiply: Products, v: Array) -> None:
-        xp = multiply.engine.xp
+        xp = multiply.backend.xp
         self.multiply, self.v, self.xp, self.d = multiply, v, xp, v.shape[-1]
         info = xp.finfo(v.dtype)
         self.eps = float(info.eps)
@@ -154,7 +154,7 @@ class ArnoldiProcess:
         self.v_length = xp.sqrt(xp.linalg.vecdot(v, v))
         zero = xp.astype(self.v_length == 0, v.dtype)
         self.basis = [v / (self.v_length + zero)[..., None]]
-        self.integral = self.resolvent(multiply.engine, multiply.rule(v), self.eps)
+        self.integral = self.resolvent(multiply.backend, multiply.rule(v), self.eps)
         self.columns: list[list[Array]] = []
         self._bound: Array | None = None
 
@@ -337,7 +337,7 @@ def arnoldi_estimate(process: ArnoldiProcess, linear: Array | float | None) -> F
         squared_form = scaled(_dot(pulled, image))
     return FormEstimate(
         value=scaled(value),
-        bias=round_up(multiply.engine, square * process.bound(), v.dtype),
+        bias=round_up(multiply.backend, square * process.bound(), v.dtype),
         squared_image=squared_image,
         squared_form=squared_form,
         sensitivity=scaled(sensitivity),

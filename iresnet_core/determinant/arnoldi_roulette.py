@@ -42,8 +42,8 @@ def with_roulette(
     falls from step to step, to zero after d.
     """
     multiply, xp, dtype = process.multiply, process.xp, process.v.dtype
-    engine = multiply.engine
-    traced = engine.is_tracing(process.v, multiply.linearization.value)
+    backend = multiply.backend
+    traced = backend.is_tracing(process.v, multiply.linearization.value)
     floor = process.integral.error + 8 * process.eps
     best, bound = process.form(linear), process.bound()
     if ceiling is not None:
@@ -88,7 +88,7 @@ def with_roulette(
         resolvent = resolvent + xp.concat([part[1] for part in reversed(done)])
     return form._replace(
         value=xp.astype(square * (start + value), dtype),
-        bias=round_up(engine, floor * square, dtype),
+        bias=round_up(backend, floor * square, dtype),
         extra_variance=xp.astype(variance, dtype),
         products=products,
         resolvent=resolvent,

@@ -1,4 +1,4 @@
-"""Whether "auto" takes the exact determinant or an estimate, by what the two cost on the engine at hand.
+"""Whether "auto" takes the exact determinant or an estimate, by what the two cost on the backend at hand.
 
 The exact answer has no noise, and is taken as long as it costs at most `WORTH` times the estimate. Both are timed on
 the very branch and samples (the exact answer on as many as take little time), once a process for each kind of problem,
@@ -36,7 +36,7 @@ __all__ = [
 
 # Order of the determinant up to which it is computed exactly where nothing may be measured.
 DOCUMENTED_LIMIT = 32
-# Up to this order the exact answer is as cheap as a few products, on every engine.
+# Up to this order the exact answer is as cheap as a few products, on every backend.
 SMALLEST = 8
 # Beyond these orders it never is, with the matrix from the branch itself and from one product a column.
 LARGEST = 512
@@ -56,7 +56,7 @@ clock: Callable[[], float] = time.perf_counter
 class Kind(NamedTuple):
     """What the costs depend on; sizes are rounded up to powers of two."""
 
-    engine: str
+    backend: str
     device: str
     dtype: str
     order: int
@@ -126,7 +126,7 @@ def by_cost(order: int, matrices: bool, kind: Kind | None, measure: Callable[[],
             _measured[kind] = costs
     exact = costs.exact <= WORTH * costs.estimate
     reason = (
-        f"measured for order {kind.order} and {kind.samples} samples on {kind.engine} ({kind.device}, "
+        f"measured for order {kind.order} and {kind.samples} samples on {kind.backend} ({kind.device}, "
         f"{kind.dtype}): exact {1e3 * costs.exact:.3g} ms, {kind.method} {1e3 * costs.estimate:.3g} ms; exact is "
         f"taken up to {WORTH:g} times that"
     )
@@ -139,14 +139,14 @@ def forget() -> None:
         _measured.clear()
 
 
-def sample(engine: Backend, x: Array, order: int) -> int:
+def sample(backend: Backend, x: Array, order: int) -> int:
     """How many of the samples x to time the exact answer with."""
-    entries = ENTRIES_ACCELERATED if engine.is_accelerated(x) else ENTRIES
+    entries = ENTRIES_ACCELERATED if backend.is_accelerated(x) else ENTRIES
     return min(int(x.shape[0]), max(1, entries // (order * order)))
 
 
 def kind_of(
-    engine: Backend,
+    backend: Backend,
     x: Array,
     *,
     order: int,
@@ -160,18 +160,18 @@ def kind_of(
     """Under what the costs are kept."""
     order, d, samples, probes = (1 << max(0, n - 1).bit_length() for n in (order, d, samples, probes))
     device = str(device_of(x))
-    return Kind(engine.name, device, str(x.dtype), order, d, samples, probes, terms, method, errors)
+    return Kind(backend.name, device, str(x.dtype), order, d, samples, probes, terms, method, errors)
 
 
-def time_both(engine: Backend, exact: Callable[[], Any], estimate: Callable[[], Any], scale: float) -> Costs:
+def time_both(backend: Backend, exact: Callable[[], Any], estimate: Callable[[], Any], scale: float) -> Costs:
     """Take the time of two functions that return a `LogDet`, in turn; that of the first is multiplied by `scale`."""
     best, result = [float("inf"), float("inf")], None
     for repeat in range(REPEATS + 1):
         for i, answer in enumerate((exact, estimate)):
             begin = clock()
             result = answer()
-            engine.to_numpy(engine.stop_gradient(result.value))  # waits for the device
+            backend.to_numpy(backend.stop_gradient(result.value))  # waits for the device
             if repeat:
                 best[i] = min(best[i], clock() - begin)
     assert result is not None
-    return Costs(scale * best[0], best[1], int(engine.to_numpy(result.products)[0]))
+    return Costs(scale * best[0], best[1], int(backend.to_numpy(result.products)[0]))

@@ -67,7 +67,7 @@ def logdet(
     Parameters
     ----------
     g : Branch or callable
-        The contraction; a plain callable needs an engine with automatic differentiation.
+        The contraction; a plain callable needs a backend with automatic differentiation.
     x : array (batch, ...)
         Where the Jacobian is taken; a sample has d entries.
     method : {"auto", "exact", "series", "roulette", "arnoldi", "mean-jacobian"}
@@ -79,7 +79,7 @@ def logdet(
         Some hundred times less noise than "arnoldi" on trained branches, in half the products; needs a `Chain` of
         dense layers, or convolutions on small images, and entrywise activations (or a branch whose linearisation has
         `mean_matrix`). "auto": "exact"
-        where it costs at most twice as much as an estimate, by a measurement on this engine (see `exact_up_to`), or
+        where it costs at most twice as much as an estimate, by a measurement on this backend (see `exact_up_to`), or
         where the tolerance asks for as much; else "mean-jacobian" where the branch allows it and d is at most 1024
         (with convolutions: and a `reference` is given), else "arnoldi".
     tol : float, optional
@@ -122,7 +122,7 @@ def logdet(
     exact_up_to : int, optional
         "auto" is exact up to this order of the determinant, and nothing is measured, so that all runs choose alike. The
         environment variable IRESNET_EXACT_UP_TO does the same for a process. Without either the first call for a kind
-        of problem (engine, device, dtype, sizes) takes the time of both answers, and later ones go by that. A program
+        of problem (backend, device, dtype, sizes) takes the time of both answers, and later ones go by that. A program
         that is being compiled cannot: there the limit is 32.
 
     Returns
@@ -142,7 +142,7 @@ def logdet(
     NotConvergedError
         If `tol` cannot be reached.
     DerivativeError
-        If neither g nor the engine provides products.
+        If neither g nor the backend provides products.
     UnknownLipschitzError, NonFiniteError, ShapeError, DtypeError, MixedBackendsError, InvalidArgumentError
         For arguments that make no sense.
 
@@ -156,7 +156,7 @@ def logdet(
     "arnoldi" and "mean-jacobian" with m products: the Krylov basis, m probes batch d numbers, and some m^2 / 2 numbers
     for each of 10 to 200 quadrature nodes, probe and sample.
 
-    Where the engine differentiates, `value` has its derivative with respect to x and to what g closes over, apart from
+    Where the backend differentiates, `value` has its derivative with respect to x and to what g closes over, apart from
     the value: for each probe v the derivative of w^T J v with w = (I + J)^-T v held fixed, from the same products (one
     product with J more, and a backward pass through that), and the exact one of the trace; "exact" is differentiated as
     it is. "mean-jacobian" differentiates its own trace, so that only (w - B^T v)^T dJ v, B near (I + J)^-1, is left to
@@ -211,10 +211,10 @@ def value_and_logdet(
     exact_up_to: int | None = None,
 ) -> tuple[Array, LogDet]:
     """Return g(x), which the log-determinant needs anyway, and `logdet`; same arguments, costs and errors."""
-    engine = get_backend(x)
+    backend = get_backend(x)
     require_batch(x, "x")
-    require_floating(engine, x, "x")
-    require_finite(engine, x, "x")
+    require_floating(backend, x, "x")
+    require_finite(backend, x, "x")
     if not isinstance(method, str) or method not in ("auto", "exact", *_STOCHASTIC):
         raise InvalidArgumentError(f"logdet has the methods auto, exact, {', '.join(_STOCHASTIC)}; got {method!r}.")
     if exact_up_to is not None:
@@ -230,28 +230,28 @@ def value_and_logdet(
         if method not in ("auto", "mean-jacobian"):
             raise InvalidArgumentError(f"a reference is for method 'mean-jacobian', not {method!r}.")
         request = request._replace(reference=reference)
-    with engine.float64(), engine.sized_by(x):
-        given, working = x.dtype, working_dtype(engine, x.dtype)
+    with backend.full_precision(), backend.batch_of_unknown_size(x):
+        given, working = x.dtype, working_dtype(backend, x.dtype)
         if working != x.dtype:
-            g, x, request = _raised(engine, g, x, request, working)
+            g, x, request = _raised(backend, g, x, request, working)
         if reference is not None:
             require_reference(reference, x)
             if control_variate == "none":
                 raise InvalidArgumentError("a reference is a control variate itself; control_variate='none' is not.")
-        linearization = linearize(engine, g, x, jointly=_recorded_later(x, method, request))
+        linearization = linearize(backend, g, x, jointly=_recorded_later(x, method, request))
         reason = ""
         if method == "auto":
-            problem = _Problem(engine, g, x, linearization, constant, request)
+            problem = _Problem(backend, g, x, linearization, constant, request)
             method, reason, give_up_at = _choose(problem, exact_up_to)
             request = request._replace(give_up_at=give_up_at)
         result = None
         if method != "exact" and x.shape[0] != 0:
-            value, result = _estimate(engine, linearization, x, constant, method, request)
+            value, result = _estimate(backend, linearization, x, constant, method, request)
             if result is None:
                 reason = f"tol={tol:g} would cost as much as the exact answer"
         if result is None:
-            value, result = _exact(engine, g, x, linearization, constant, errors)
-        return value if working == given else engine.xp.astype(value, given), result._replace(reason=reason)
+            value, result = _exact(backend, g, x, linearization, constant, errors)
+        return value if working == given else backend.xp.astype(value, given), result._replace(reason=reason)
 
 
 def _recorded_later(x: Array, method: str, request: Request) -> bool:
@@ -263,21 +263,21 @@ def _recorded_later(x: Array, method: str, request: Request) -> bool:
 
 
 def _exact(
-    engine: Backend, g: Any, x: Array, linearization: Linearization, constant: float, errors: bool
+    backend: Backend, g: Any, x: Array, linearization: Linearization, constant: float, errors: bool
 ) -> tuple[Array, LogDet]:
     """The value g(x) and the exact answer."""
     if linearization.joint is not None:
         d = math.prod(x.shape[1:])
         if determinant_order(linearization, x) == d and samples_at_a_time(d, d) >= x.shape[0]:
-            return exact_jointly(engine, linearization.joint, x, constant)
-        linearization = linearize(engine, g, x)
-    return linearization.value, exact_logdet(engine, g, x, linearization, constant, errors=errors)
+            return exact_jointly(backend, linearization.joint, x, constant)
+        linearization = linearize(backend, g, x)
+    return linearization.value, exact_logdet(backend, g, x, linearization, constant, errors=errors)
 
 
 class _Problem(NamedTuple):
     """What is to be answered."""
 
-    engine: Backend
+    backend: Backend
     g: Any
     x: Array
     linearization: Linearization
@@ -287,13 +287,13 @@ class _Problem(NamedTuple):
 
 def _choose(problem: _Problem, exact_up_to: int | None) -> tuple[str, str, int | None]:
     """What "auto" takes, why, and at how many products a sample a tolerance is given up for the exact answer."""
-    engine, _, x, linearization, _, request = problem
+    backend, _, x, linearization, _, request = problem
     method, order = _stochastic_choice(linearization, x, request), determinant_order(linearization, x)
     if request.noise is not None:
         return method, "noise rules out the exact answer", None
     limit, whose = exact_up_to, "exact_up_to"
     if limit is None:
-        limit, whose = engine.host_constant(environment_limit), ENVIRONMENT
+        limit, whose = backend.host_constant(environment_limit), ENVIRONMENT
     choice = by_limit(order, limit, whose) if limit >= 0 else by_cost(order, *_timeable(problem, method, order))
     return "exact" if choice.exact else method, choice.reason, choice.worth
 
@@ -304,32 +304,32 @@ def _timeable(problem: _Problem, method: str, order: int) -> tuple[bool, Kind | 
     A branch that carries its linearisation is a pure function, and may be evaluated at some of the samples for the time
     of the exact answer. Any other is not evaluated again.
     """
-    engine, g, x, linearization, constant, request = problem
-    matrices = linearization.matrix is not None or linearization.narrow is not None
-    if engine.is_tracing(x, linearization.value) or not x.shape[0]:
+    backend, g, x, linearization, constant, request = problem
+    matrices = linearization.matrix is not None or linearization.sylvester_matrix is not None
+    if backend.is_tracing(x, linearization.value) or not x.shape[0]:
         return matrices, None, None
-    count = sample(engine, x, order)
+    count = sample(backend, x, order)
     if count < x.shape[0] and not hasattr(g, "linearize"):
         return matrices, None, None
     probes = request.probes if request.tol is None else max(request.probes, FEWEST_PROBES)
     plain = request._replace(rng=0, tol=None, probes=probes)
 
     def measure() -> Costs:
-        with engine.unrecorded():
+        with backend.no_grad():
             part, at = x, linearization
             if count < x.shape[0]:
                 part = x[:count, ...]
-                at = linearize(engine, g, part)
+                at = linearize(backend, g, part)
             return time_both(
-                engine,
-                lambda: exact_logdet(engine, g, part, at, constant, errors=request.errors),
-                lambda: _estimate(engine, linearization, x, constant, method, plain)[1],
+                backend,
+                lambda: exact_logdet(backend, g, part, at, constant, errors=request.errors),
+                lambda: _estimate(backend, linearization, x, constant, method, plain)[1],
                 scale=x.shape[0] / count,
             )
 
     label = method if request.reference is None else f"{method} with a reference"
     sizes = {"order": order, "d": math.prod(x.shape[1:]), "samples": x.shape[0], "probes": probes}
-    return matrices, kind_of(engine, x, **sizes, terms=request.terms, method=label, errors=request.errors), measure
+    return matrices, kind_of(backend, x, **sizes, terms=request.terms, method=label, errors=request.errors), measure
 
 
 def _stochastic_choice(linearization: Linearization, x: Array, request: Request) -> str:
@@ -347,30 +347,30 @@ def _stochastic_choice(linearization: Linearization, x: Array, request: Request)
 
 
 def _estimate(
-    engine: Backend, linearization: Linearization, x: Array, constant: float, method: str, request: Request
+    backend: Backend, linearization: Linearization, x: Array, constant: float, method: str, request: Request
 ) -> tuple[Array, LogDet | None]:
     """The value g(x), and the estimate by a method; None if a tolerance costs more than the exact answer."""
     short = not (request.errors or request.unbiased)
     if method == "mean-jacobian" and short and linearization.jvp is not None:
-        return _controlled(engine, linearization, x, constant, request)
-    return linearization.value, stochastic_logdet(engine, linearization, x, constant, method, request)
+        return _controlled(backend, linearization, x, constant, request)
+    return linearization.value, stochastic_logdet(backend, linearization, x, constant, method, request)
 
 
 def _controlled(
-    engine: Backend, linearization: Linearization, x: Array, constant: float, request: Request
+    backend: Backend, linearization: Linearization, x: Array, constant: float, request: Request
 ) -> tuple[Array, LogDet]:
     """The mean-Jacobian method without errors, see `controlled_determinant`."""
     if request.control_variate == "none":
         raise InvalidArgumentError("method 'mean-jacobian' is a control variate itself; control_variate='none' is not.")
     if linearization.mean_matrix is None:
         raise no_mean_jacobian()
-    flat = flatten(engine.xp, x)
+    flat = flatten(backend.xp, x)
     if request.noise is None:
-        drawn = make_source(engine, request.probe_kind, flat, request.rng).draw(request.probes)
+        drawn = make_source(backend, request.probe_kind, flat, request.rng).draw(request.probes)
     else:
-        drawn = given_probes(engine, x, request.noise, request.probes, "mean-jacobian")
+        drawn = given_probes(backend, x, request.noise, request.probes, "mean-jacobian")
     products = request.terms or CONTROLLED_PRODUCTS
-    return controlled_logdet(engine, linearization, x, constant, drawn, products=products, reference=request.reference)
+    return controlled_logdet(backend, linearization, x, constant, drawn, products=products, reference=request.reference)
 
 
 def _request(
@@ -403,9 +403,9 @@ def _request(
     )
 
 
-def _raised(engine: Backend, g: Any, x: Array, request: Request, working: Any) -> tuple[Any, Array, Request]:
+def _raised(backend: Backend, g: Any, x: Array, request: Request, working: Any) -> tuple[Any, Array, Request]:
     """Move a half-precision problem to float32, where its norms can be taken."""
-    xp = engine.xp
+    xp = backend.xp
     if hasattr(g, "astype"):
         g = g.astype(working)
     else:

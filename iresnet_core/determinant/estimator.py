@@ -65,14 +65,14 @@ class Estimator:
     """One method at one batch."""
 
     def __init__(
-        self, engine: Backend, linearization: Linearization, x: Array, constant: float, method: str, request: Request
+        self, backend: Backend, linearization: Linearization, x: Array, constant: float, method: str, request: Request
     ) -> None:
-        self.engine, self.constant, self.method, self.request = engine, constant, method, request
+        self.backend, self.constant, self.method, self.request = backend, constant, method, request
         self.d = math.prod(x.shape[1:])
         self.errors = request.errors
         self.linearization, self.event = linearization, tuple(x.shape[1:])
-        self.differentiable = engine.differentiates and engine.may_differentiate(linearization.value, x)
-        u = unit_roundoff(engine, x.dtype)
+        self.differentiable = backend.differentiates and backend.may_differentiate(linearization.value, x)
+        u = unit_roundoff(backend, x.dtype)
         # Rounding perturbs every product by some u per layer.
         self.product_error = 8 * (linearization.depth + 2) * u
         # `trace` is known and added exactly, of J the share `linear` of it; its rounding is in `known_error`.
@@ -85,7 +85,7 @@ class Estimator:
             self._precondition(x)
         else:
             self.products = Products(
-                engine,
+                backend,
                 linearization,
                 self.event,
                 constant,
@@ -118,43 +118,43 @@ class Estimator:
             )
         if trace is not None and wanted != "none":
             whole = trace()
-            self.linear = linear_share(self.engine.xp, self.engine.stop_gradient(whole), self.d, self.constant)
+            self.linear = linear_share(self.backend.xp, self.backend.stop_gradient(whole), self.d, self.constant)
             self.trace = self.linear * whole
 
     def _precondition(self, x: Array) -> None:
         """Precondition by the mean Jacobian: log det(I + J) = -log det B + tr E + what is left to the probes."""
-        engine, xp, request = self.engine, self.engine.xp, self.request
+        backend, xp, request = self.backend, self.backend.xp, self.request
         if request.control_variate == "none":
             raise InvalidArgumentError("method 'mean-jacobian' takes the trace exactly; control_variate='none' is not.")
         if request.reference is None:
-            with engine.unrecorded():
-                mean = preconditioner(engine, self.linearization, x, self.constant)
+            with backend.no_grad():
+                mean = preconditioner(backend, self.linearization, x, self.constant)
         else:
             mean = require_reference(request.reference, x)
         self.products = PreconditionedProducts(
-            engine, self.linearization, self.event, self.constant, mean, resolvent=self.differentiable
+            backend, self.linearization, self.event, self.constant, mean, resolvent=self.differentiable
         )
         assert self.linearization.preconditioned_trace is not None
-        B = engine.stop_gradient(mean.inverse)
+        B = backend.stop_gradient(mean.inverse)
         exact, self.remainder = self.linearization.preconditioned_trace(B)
         constant = mean.log_determinant + xp.linalg.trace(xp.astype(B, xp.float64)) - self.d
-        self.trace = exact + xp.astype(engine.stop_gradient(constant), exact.dtype)
+        self.trace = exact + xp.astype(backend.stop_gradient(constant), exact.dtype)
         # ||B|| <= 1 / (1 - norm); a product with E rounds like one with B and one with J.
-        inflation = (1 + self.constant) / (1 - engine.stop_gradient(mean.norm))
+        inflation = (1 + self.constant) / (1 - backend.stop_gradient(mean.norm))
         self.product_error = 2 * self.product_error
         self.known_error = xp.astype(self.product_error * self.d * inflation, exact.dtype)
         self.inflation = xp.astype(inflation, exact.dtype)
 
     def forms(self, v: Array) -> FormEstimate:
         """Estimate v^T f(J) v for probes v (probes, batch, d)."""
-        xp, terms = self.engine.xp, self.request.terms
-        if self.engine.is_tracing(v, self.linearization.value):  # the probes may be all that is traced, or the weights
+        xp, terms = self.backend.xp, self.request.terms
+        if self.backend.is_tracing(v, self.linearization.value):  # the probes may be all that is traced, or the weights
             refuse_tolerance(self.request)
             if terms is None:
-                terms = self.engine.host_constant(traced_terms, self.method, self.constant, self.d)
+                terms = self.backend.host_constant(traced_terms, self.method, self.constant, self.d)
         roulette, lengths = self.roulette, self.lengths
         if roulette is not None and lengths is None:
-            lengths = draw_lengths(self.engine, v.shape[0], roulette, self.request.rng)
+            lengths = draw_lengths(self.backend, v.shape[0], roulette, self.request.rng)
         chances: dict[str, Any] = {"lengths": lengths, "roulette": roulette}
         steps: dict[str, Any] = {"terms": terms, "enough": self._small_enough}
         if isinstance(self.products, PreconditionedProducts):
@@ -184,13 +184,13 @@ class Estimator:
         A branch that breaks its constant would never get there, and is refused here.
         """
         self._refuse()
-        xp = self.engine.xp
+        xp = self.backend.xp
         return bool(xp.all(xp.mean(bias, axis=0) <= self.target))
 
     def add(self, sums: Sums | None, v: Array, kind: str) -> Sums:
         """Add the estimates of further probes."""
-        xp = self.engine.xp
-        with self.engine.unrecorded():
+        xp = self.backend.xp
+        with self.backend.no_grad():
             form = self.forms(v)
         self._refuse()
         surrogate = self._surrogate(form, v)
@@ -213,10 +213,10 @@ class Estimator:
 
     def _surrogate(self, form: FormEstimate, v: Array) -> Array:
         """Sum over the probes of w^T J v (batch,), whose derivative for fixed w is that of the value; else zeros."""
-        xp = self.engine.xp
+        xp = self.backend.xp
         if form.resolvent is None:
             return xp.zeros_like(form.value[0, ...])
-        w = self.engine.stop_gradient(self.products.pulled_back(form.resolvent))
+        w = self.backend.stop_gradient(self.products.pulled_back(form.resolvent))
         left, right = (xp.reshape(a, (*a.shape[:2], *self.event)) for a in (w, v))
         if self.linearization.jvp is None:
             left, right = self.linearization.transposed_products(left), right
@@ -230,20 +230,20 @@ class Estimator:
     def _refuse(self) -> None:
         """Refuse products that are not finite, or expand by more than the constant."""
         largest = self.products.largest_factor
-        if largest is None or self.engine.is_tracing(largest):
+        if largest is None or self.backend.is_tracing(largest):
             return
         refuse_expansion(float(largest), self.constant, self.product_error)
 
     def result(self, sums: Sums, source: ProbeSource) -> LogDet:
         """Average, and state the errors."""
-        xp, p = self.engine.xp, sums.probes
+        xp, p = self.backend.xp, sums.probes
         value = sums.value / p
         surrogate = sums.surrogate / p
         if self.trace is not None:
-            value = value + self.engine.stop_gradient(self.trace)
+            value = value + self.backend.stop_gradient(self.trace)
             surrogate = surrogate + self.trace
         if self.differentiable:
-            value = with_derivative(self.engine, value, surrogate)
+            value = with_derivative(self.backend, value, surrogate)
         products = xp.full(value.shape, sums.products, dtype=xp.int32, device=device_of(value))
         if not self.errors:
             return LogDet(value, sums.bias, sums.bias, products, self.method)
@@ -282,10 +282,10 @@ def refuse_expansion(factor: float, constant: float, product_error: float) -> No
         )
 
 
-def with_derivative(engine: Backend, value: Array, surrogate: Array) -> Array:
+def with_derivative(backend: Backend, value: Array, surrogate: Array) -> Array:
     """Return `value` with the first derivative of `surrogate`; a second one would be wrong, and is refused."""
-    carrier = engine.first_order_only(surrogate)
-    return engine.stop_gradient(value) + (carrier - engine.stop_gradient(surrogate))
+    carrier = backend.first_order_only(surrogate)
+    return backend.stop_gradient(value) + (carrier - backend.stop_gradient(surrogate))
 
 
 def _with_remainder(xp: Any, form: FormEstimate, v: Array, image: Array) -> FormEstimate:

@@ -22,7 +22,7 @@ SMALL = -0.5
 def determinant_order(linearization: Linearization, x: Array) -> int:
     """Return the order of the determinant: d, or the narrowest width of the branch where it can be cut there."""
     d: int = math.prod(x.shape[1:])
-    return d if linearization.width is None or linearization.narrow is None else min(d, linearization.width)
+    return d if linearization.width is None or linearization.sylvester_matrix is None else min(d, linearization.width)
 
 
 def samples_at_a_time(order: int, d: int) -> int:
@@ -31,27 +31,27 @@ def samples_at_a_time(order: int, d: int) -> int:
 
 
 def exact_logdet(
-    engine: Backend, g: Any, x: Array, linearization: Linearization, constant: float, *, errors: bool = True
+    backend: Backend, g: Any, x: Array, linearization: Linearization, constant: float, *, errors: bool = True
 ) -> LogDet:
     """Compute log det(I + M) by LU factors, M the r x r matrix of the narrowest cut or the Jacobian itself.
 
     A branch that can be cast is evaluated in float64, unless its `errors` are of no interest. Cost: r products a sample
     in matrix form, and O(r^3).
     """
-    xp = engine.xp
+    xp = backend.xp
     dtype, batch, d = x.dtype, x.shape[0], math.prod(x.shape[1:])
-    order, wide = determinant_order(linearization, x), widest(engine)
+    order, wide = determinant_order(linearization, x), widest(backend)
     castable = errors and hasattr(g, "astype") and dtype != wide
 
     def value_of(x: Array) -> Array:
         if not castable:
-            return _in_parts(engine, g, x, linearization, order)
+            return _in_parts(backend, g, x, linearization, order)
         branch, point = g.astype(wide), xp.astype(x, wide)
-        return _in_parts(engine, branch, point, linearize(engine, branch, point), order)
+        return _in_parts(backend, branch, point, linearize(backend, branch, point), order)
 
-    value = engine.differentiated_in_float64(value_of, x)
-    u = unit_roundoff(engine, wide if castable else dtype)
-    _refuse_impossible(engine, value, constant, d, u)
+    value = backend.differentiated_in_float64(value_of, x)
+    u = unit_roundoff(backend, wide if castable else dtype)
+    _refuse_impossible(backend, value, constant, d, u)
     result = xp.astype(value, dtype)
     products = xp.full((batch,), order, dtype=xp.int32, device=device_of(x))
     if not errors:
@@ -59,26 +59,26 @@ def exact_logdet(
         return LogDet(result, unknown, unknown, products, "exact")
     allowance = 8 * u * order * (linearization.depth + math.sqrt(order)) / (1 - constant)
     rounding = xp.abs(xp.astype(result, xp.float64) - value)
-    return LogDet(result, xp.zeros_like(result), round_up(engine, rounding + allowance, dtype), products, "exact")
+    return LogDet(result, xp.zeros_like(result), round_up(backend, rounding + allowance, dtype), products, "exact")
 
 
-def exact_jointly(engine: Backend, joint: JointPass, x: Array, constant: float) -> tuple[Array, LogDet]:
+def exact_jointly(backend: Backend, joint: JointPass, x: Array, constant: float) -> tuple[Array, LogDet]:
     """g(x) and the exact log-determinant, without errors, differentiated together: ``sum_p w_p^T dJ e_p``.
 
     The e_p are the d unit vectors and the w_p the rows of ``(I + J)^-1``. Cost: d products a sample.
     """
-    xp, batch, d = engine.xp, x.shape[0], x.shape[1]
+    xp, batch, d = backend.xp, x.shape[0], x.shape[1]
     units = xp.reshape(xp.eye(d, dtype=x.dtype, device=device_of(x)), (d, 1, d))
-    with engine.unrecorded():
+    with backend.no_grad():
         matrix = xp.permute_dims(joint.products(units), (1, 2, 0))
-        require_finite(engine, matrix, "the Jacobian of g")
-        value, inverses = _with_inverses(engine, xp.astype(matrix, widest(engine)))
-        _refuse_impossible(engine, value, constant, d, unit_roundoff(engine, x.dtype))
+        require_finite(backend, matrix, "the Jacobian of g")
+        value, inverses = _with_inverses(backend, xp.astype(matrix, widest(backend)))
+        _refuse_impossible(backend, value, constant, d, unit_roundoff(backend, x.dtype))
         value, rows = xp.astype(value, x.dtype), xp.astype(xp.permute_dims(inverses, (1, 0, 2)), x.dtype)
     dtype = x.dtype  # the graph keeps the function, which is not to keep the samples
 
     def plain(images: Array, *_: Any) -> Array:
-        return xp.astype(_of_matrices(engine, xp.permute_dims(images, (1, 2, 0))), dtype)
+        return xp.astype(_of_matrices(backend, xp.permute_dims(images, (1, 2, 0))), dtype)
 
     g, result = joint.recorded(value, rows, plain)
     unknown = xp.full_like(value, math.nan)
@@ -86,9 +86,9 @@ def exact_jointly(engine: Backend, joint: JointPass, x: Array, constant: float) 
     return g, LogDet(result, unknown, unknown, products, "exact")
 
 
-def _with_inverses(engine: Backend, M: Array) -> tuple[Array, Array]:
+def _with_inverses(backend: Backend, M: Array) -> tuple[Array, Array]:
     """Return log det(I + M) (batch,), NaN where there is none, and (I + M)^-1, of known matrices M (batch, r, r)."""
-    xp, order = engine.xp, M.shape[-1]
+    xp, order = backend.xp, M.shape[-1]
     if order > WRITTEN_OUT:
         A = xp.eye(order, dtype=M.dtype, device=device_of(M)) + M
         return _signed(xp, *xp.linalg.slogdet(A)), xp.linalg.inv(A)
@@ -100,38 +100,38 @@ def _with_inverses(engine: Backend, M: Array) -> tuple[Array, Array]:
     return value, xp.reshape(xp.stack([d, b, c, a], axis=-1) / determinant[:, None], M.shape)
 
 
-def _in_parts(engine: Backend, g: Any, x: Array, linearization: Linearization, order: int) -> Array:
+def _in_parts(backend: Backend, g: Any, x: Array, linearization: Linearization, order: int) -> Array:
     """log|det(I + M)| (batch,) in float64, of as many samples at a time as fit."""
-    xp, batch = engine.xp, x.shape[0]
+    xp, batch = backend.xp, x.shape[0]
     step = samples_at_a_time(order, math.prod(x.shape[1:]))
-    if not engine.knows_size(batch):  # a compiled program is for any size, and works on the batch as a whole
-        return _log_determinants(engine, linearization, x)
-    if linearization.matrix is None and linearization.narrow is None:
+    if not backend.knows_size(batch):  # a compiled program is for any size, and works on the batch as a whole
+        return _log_determinants(backend, linearization, x)
+    if linearization.matrix is None and linearization.sylvester_matrix is None:
         step = max(1, batch)  # a function that draws or keeps statistics is evaluated once, for all products
     values = []
     for begin in range(0, batch, step):
         part = x[begin : min(begin + step, batch), ...]
-        here = linearization if step >= batch else linearize(engine, g, part)
-        values.append(_log_determinants(engine, here, part))
+        here = linearization if step >= batch else linearize(backend, g, part)
+        values.append(_log_determinants(backend, here, part))
     return xp.concat(values) if values else xp.zeros((0,), dtype=xp.float64, device=device_of(x))
 
 
-def _log_determinants(engine: Backend, linearization: Linearization, x: Array) -> Array:
+def _log_determinants(backend: Backend, linearization: Linearization, x: Array) -> Array:
     """log|det(I + M)| (batch,) in float64; -inf or NaN where the determinant is not positive."""
-    if linearization.narrow is not None:
-        matrix = linearization.narrow()
+    if linearization.sylvester_matrix is not None:
+        matrix = linearization.sylvester_matrix()
     elif linearization.matrix is not None:
         matrix = linearization.matrix()
     else:
-        matrix = _from_products(engine, linearization, x)
-    return _of_matrices(engine, matrix)
+        matrix = _from_products(backend, linearization, x)
+    return _of_matrices(backend, matrix)
 
 
-def _of_matrices(engine: Backend, matrix: Array) -> Array:
+def _of_matrices(backend: Backend, matrix: Array) -> Array:
     """log|det(I + M)| (batch,) in float64 of matrices (batch, r, r)."""
-    xp = engine.xp
-    require_finite(engine, matrix, "the Jacobian of g")
-    matrix = xp.astype(matrix, widest(engine))
+    xp = backend.xp
+    require_finite(backend, matrix, "the Jacobian of g")
+    matrix = xp.astype(matrix, widest(backend))
     order = matrix.shape[-1]
     if order <= WRITTEN_OUT:
         return _logarithms(xp, *_excess_and_determinant(matrix))
@@ -163,9 +163,9 @@ def _logarithms(xp: Any, excess: Array, determinant: Array) -> Array:
     return xp.where(small & ~(determinant > 0), xp.full_like(value, math.nan), value)
 
 
-def _from_products(engine: Backend, linearization: Linearization, x: Array) -> Array:
+def _from_products(backend: Backend, linearization: Linearization, x: Array) -> Array:
     """The Jacobian from one product with J^T for each unit vector; (batch, d, d)."""
-    xp = engine.xp
+    xp = backend.xp
     batch, d = x.shape[0], math.prod(x.shape[1:])
     units = xp.eye(d, dtype=x.dtype, device=device_of(x))
     units = xp.broadcast_to(xp.reshape(units, (d, 1, *x.shape[1:])), (d, *x.shape))
@@ -173,11 +173,11 @@ def _from_products(engine: Backend, linearization: Linearization, x: Array) -> A
     return xp.permute_dims(rows, (1, 0, 2))
 
 
-def _refuse_impossible(engine: Backend, value: Array, constant: float, d: int, u: float) -> None:
+def _refuse_impossible(backend: Backend, value: Array, constant: float, d: int, u: float) -> None:
     """Refuse log-determinants outside d log(1 - c) .. d log(1 + c), where those of a c-contraction lie."""
-    if engine.is_tracing(value) or not value.shape[0]:
+    if backend.is_tracing(value) or not value.shape[0]:
         return
-    xp = engine.xp
+    xp = backend.xp
     low, high = d * math.log1p(-constant), d * math.log1p(constant)
     slack = 1e-6 * (1 + high - low) + 64 * u * d / (1 - constant)
     bad = ~((value >= low - slack) & (value <= high + slack))

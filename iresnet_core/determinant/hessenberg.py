@@ -30,8 +30,8 @@ class SmallResolvent:
     beyond any that could be used.
     """
 
-    def __init__(self, engine: Backend, rule: Rule, eps: float) -> None:
-        self.xp: Any = engine.xp
+    def __init__(self, backend: Backend, rule: Rule, eps: float) -> None:
+        self.xp: Any = backend.xp
         self.error = ROUNDING
         # Of the bound on the norm of the resolvent; of that between orthogonal vectors, and of t times that.
         self.damping = self.xp.sum(rule.damping, axis=0) * (1 + INTEGRAL)

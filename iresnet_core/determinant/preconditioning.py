@@ -125,18 +125,18 @@ def mean_jacobian(g: Any, x: Array, *, lipschitz: float | None = None) -> MeanJa
     >>> bool(abs(result.value[0] - exact.value[0]) < 4 * result.std_error[0] + result.bias_bound[0])
     True
     """
-    engine = get_backend(x)
+    backend = get_backend(x)
     require_batch(x, "x")
-    require_floating(engine, x, "x")
-    require_finite(engine, x, "x")
+    require_floating(backend, x, "x")
+    require_finite(backend, x, "x")
     constant = require_contraction(*stated_lipschitz(g, lipschitz))
     if x.shape[0] == 0:
         raise ShapeError("a mean over an empty batch was asked for.")
-    with engine.float64(), engine.unrecorded(), engine.sized_by(x):
-        working = working_dtype(engine, x.dtype)
+    with backend.full_precision(), backend.no_grad(), backend.batch_of_unknown_size(x):
+        working = working_dtype(backend, x.dtype)
         if working != x.dtype and hasattr(g, "astype"):
-            g, x = g.astype(working), engine.xp.astype(x, working)
-        return preconditioner(engine, linearize(engine, g, x), x, constant)
+            g, x = g.astype(working), backend.xp.astype(x, working)
+        return preconditioner(backend, linearize(backend, g, x), x, constant)
 
 
 def no_mean_jacobian() -> DerivativeError:
@@ -147,17 +147,17 @@ def no_mean_jacobian() -> DerivativeError:
     )
 
 
-def preconditioner(engine: Backend, linearization: Linearization, x: Array, constant: float) -> MeanJacobian:
+def preconditioner(backend: Backend, linearization: Linearization, x: Array, constant: float) -> MeanJacobian:
     """The mean Jacobian of a batch x that has been linearised, in the dtype of x."""
     if linearization.mean_matrix is None or linearization.preconditioned_trace is None:
         raise no_mean_jacobian()
-    xp, wide = engine.xp, widest(engine)
-    J0 = xp.astype(engine.stop_gradient(linearization.mean_matrix()), wide)
+    xp, wide = backend.xp, widest(backend)
+    J0 = xp.astype(backend.stop_gradient(linearization.mean_matrix()), wide)
     d = J0.shape[-1]
-    J0, norm = _shrunk(engine, J0, constant)
+    J0, norm = _shrunk(backend, J0, constant)
     identity = xp.eye(d, dtype=wide, device=device_of(x))
     A = identity + J0
-    inverse, log_determinant = engine.inverse_and_log_determinant(A)
+    inverse, log_determinant = backend.inverse_and_log_determinant(A)
     B = xp.astype(inverse, x.dtype)
     stored = xp.astype(B, wide)
     # B A = I + R, hence B^-1 - A = -A R (I + R)^-1.
@@ -165,9 +165,9 @@ def preconditioner(engine: Backend, linearization: Linearization, x: Array, cons
     rounding = gamma(2 * d + 4, 2.0**-53) * xp.sqrt(_squared(xp, stored) * _squared(xp, A))
     defect = xp.sqrt(_squared(xp, R)) * (1 + 1e-12) + rounding
     norm = norm + (1 + norm) * defect / (1 - defect)
-    certain = not engine.is_tracing(norm)
+    certain = not backend.is_tracing(norm)
     if certain and not (float(defect) < 0.5 and float(norm) < 1):
-        require_finite(engine, J0, "the mean Jacobian of g")
+        require_finite(backend, J0, "the mean Jacobian of g")
         raise NotContractiveError(
             f"the mean Jacobian cannot be inverted in {x.dtype} (c = {constant:.6g}). Use float64, or method 'arnoldi'."
         )
@@ -178,14 +178,14 @@ def preconditioner(engine: Backend, linearization: Linearization, x: Array, cons
     return MeanJacobian(B, log_determinant, norm, 1 + norm, constant)
 
 
-def _shrunk(engine: Backend, J0: Array, constant: float) -> tuple[Array, Array]:
+def _shrunk(backend: Backend, J0: Array, constant: float) -> tuple[Array, Array]:
     """Return J0, and a bound on its norm; a stated constant may be below that, and then J0 is scaled: any will do."""
-    xp, limit = engine.xp, (1 - ROOM) * constant
-    norm = gram_bound(engine, J0, rtol=0.0, max_steps=SQUARINGS) + 1e-100
-    tracing = engine.is_tracing(J0)
+    xp, limit = backend.xp, (1 - ROOM) * constant
+    norm = gram_bound(backend, J0, rtol=0.0, max_steps=SQUARINGS) + 1e-100
+    tracing = backend.is_tracing(J0)
     if not tracing and float(norm) <= limit:
         return J0, norm
-    more = gram_bound(engine, J0, rtol=0.0, max_steps=MORE_SQUARINGS) + 1e-100
+    more = gram_bound(backend, J0, rtol=0.0, max_steps=MORE_SQUARINGS) + 1e-100
     scale = xp.minimum(xp.ones_like(more), limit / more)
     if tracing:  # the same choice, so that a compiled program has the certificate of an eager one
         more = xp.where(norm <= limit, norm, more)
@@ -225,22 +225,22 @@ class PreconditionedProducts(Products):
 
     def __init__(
         self,
-        engine: Backend,
+        backend: Backend,
         linearization: Linearization,
         event: tuple[int, ...],
         constant: float,
         mean: MeanJacobian,
         resolvent: bool = False,
     ) -> None:
-        super().__init__(engine, linearization, event, constant, resolvent)
+        super().__init__(backend, linearization, event, constant, resolvent)
         self.mean = mean
-        self.inverse = engine.stop_gradient(mean.inverse)
+        self.inverse = backend.stop_gradient(mean.inverse)
         self.first_square: Array | None = None
         self._rule: Rule | None = None
 
     def of_unit(self, u: Array, inverse: Array | None = None) -> Array:
         """Return E^T u for u (probes, batch, d), see `Products.of_unit`."""
-        xp = self.engine.xp
+        xp = self.backend.xp
         w = self.pulled_back(u)
         product = self._transposed(w)
         square = xp.linalg.vecdot(w, w) + 1e-30  # in place of zero; B^T u is no shorter than half of u
@@ -254,7 +254,7 @@ class PreconditionedProducts(Products):
         """Quadrature of (I + t E)^-1."""
         if self._rule is None:
             largest, mean = max(self.constant, self.mean.constant), self.mean
-            self._rule = preconditioned_rule(self.engine, like, largest, self.constant, mean.norm, mean.growth)
+            self._rule = preconditioned_rule(self.backend, like, largest, self.constant, mean.norm, mean.growth)
         return self._rule
 
     def a_priori(self, m: int) -> float | None:
@@ -263,7 +263,7 @@ class PreconditionedProducts(Products):
 
     def pulled_back(self, w: Array) -> Array:
         """Return B^T w for w (probes, batch, d)."""
-        xp = self.engine.xp
+        xp = self.backend.xp
         rows = xp.reshape(w, (-1, w.shape[2]))
         return xp.reshape(xp.matmul(rows, self.inverse), tuple(w.shape))
 
@@ -283,8 +283,8 @@ def preconditioned_form(
     be zero within that: |v^T (log(I + E) - E) v| <= ||v|| ||E^T v|| (||A - I|| + c) times the integral of
     t / (1 - (1 - t) ||A - I|| - t c).
     """
-    engine, mean, c = multiply.engine, multiply.mean, multiply.constant
-    xp = engine.xp
+    backend, mean, c = multiply.backend, multiply.mean, multiply.constant
+    xp = backend.xp
     multiply.first_square = None
     process = run_arnoldi(multiply, v, terms=terms, enough=enough, goes_on=lengths is not None)
     form = arnoldi_estimate(process, 1.0)
@@ -294,7 +294,7 @@ def preconditioned_form(
     ceiling = 1.01 * xp.sqrt(multiply.first_square) * xp.astype(share, v.dtype)  # for a unit v
     unless = square * ceiling
     good = form.bias <= unless  # False for NaN
-    if engine.is_tracing(good) or not bool(xp.all(good)):
+    if backend.is_tracing(good) or not bool(xp.all(good)):
         size = unless * ceiling
         squared_image = xp.where(good, form.squared_image, size)
         form = form._replace(

@@ -29,13 +29,13 @@ class ProbeSource:
 class IndependentProbes(ProbeSource):
     """Independent Gaussian vectors."""
 
-    def __init__(self, engine: Backend, like: Array, rng: Any) -> None:
-        self.engine, self.like, self.rng = engine, like, engine.generator(rng)
+    def __init__(self, backend: Backend, like: Array, rng: Any) -> None:
+        self.backend, self.like, self.rng = backend, like, backend.generator(rng)
         self.kind = "gaussian"
 
     def draw(self, count: int) -> Array:
-        """Draw with the engine's generator."""
-        return self.engine.sample(self.kind, (count, *self.like.shape), self.like, self.rng)
+        """Draw with the backend's generator."""
+        return self.backend.sample(self.kind, (count, *self.like.shape), self.like, self.rng)
 
 
 class HadamardProbes(ProbeSource):
@@ -46,8 +46,8 @@ class HadamardProbes(ProbeSource):
     probes carries the factor (D - p) / (D - 1). After D probes new signs are drawn.
     """
 
-    def __init__(self, engine: Backend, like: Array, rng: Any) -> None:
-        self.engine, self.like, self.rng = engine, like, engine.generator(rng)
+    def __init__(self, backend: Backend, like: Array, rng: Any) -> None:
+        self.backend, self.like, self.rng = backend, like, backend.generator(rng)
         self.kind = "rademacher"
         self.order = 1 << (like.shape[1] - 1).bit_length()
         self.exhausted_after = self.order
@@ -57,16 +57,16 @@ class HadamardProbes(ProbeSource):
 
     def draw(self, count: int) -> Array:
         """Take the next rows; their order is that of random numbers, drawn and sorted where the samples are."""
-        xp, parts = self.engine.xp, []
+        xp, parts = self.backend.xp, []
         while count:
             if not self._left:
-                self._signs = self.engine.sample("rademacher", tuple(self.like.shape), self.like, self.rng)
+                self._signs = self.backend.sample("rademacher", tuple(self.like.shape), self.like, self.rng)
                 self._rows, self._left = None, self.order - 1
                 parts.append(self._signs[None, ...])  # the first row is all ones
                 count -= 1
                 continue
             if self._rows is None:
-                keys = self.engine.sample("gaussian", (self.order - 1,), self.like, self.rng)
+                keys = self.backend.sample("gaussian", (self.order - 1,), self.like, self.rng)
                 self._rows = 1 + xp.argsort(keys)
             taken, begin = min(count, self._left), self.order - 1 - self._left
             table = _hadamard_rows(xp, self._rows[begin : begin + taken], self.like)
@@ -108,28 +108,28 @@ class ExplicitProbes(ProbeSource):
         return self._probes
 
 
-def explicit_probes(engine: Backend, x: Array, noise: Array) -> Array:
+def explicit_probes(backend: Backend, x: Array, noise: Array) -> Array:
     """Check given probes, (probes, *x.shape) or x.shape for a single one, and return them as (probes, batch, d)."""
     get_backend(x, noise)
     require_same_dtype(noise, "noise", x, "x")
-    require_same_device(engine, noise, "noise", x, "x")
+    require_same_device(backend, noise, "noise", x, "x")
     shape = tuple(noise.shape)
     if shape == tuple(x.shape):
         noise = noise[None, ...]
     elif noise.ndim != x.ndim + 1 or shape[1:] != tuple(x.shape) or shape[0] < 1:
         raise ShapeError(f"noise must have shape (probes, {', '.join(map(str, x.shape))}), got {shape}.")
-    require_finite(engine, noise, "noise")
-    _require_moderate(engine, noise, math.prod(shape[-x.ndim + 1 :]))
-    return engine.xp.reshape(noise, (noise.shape[0], x.shape[0], math.prod(x.shape[1:])))
+    require_finite(backend, noise, "noise")
+    _require_moderate(backend, noise, math.prod(shape[-x.ndim + 1 :]))
+    return backend.xp.reshape(noise, (noise.shape[0], x.shape[0], math.prod(x.shape[1:])))
 
 
-def _require_moderate(engine: Backend, noise: Array, d: int) -> None:
+def _require_moderate(backend: Backend, noise: Array, d: int) -> None:
     """Refuse probes whose fourth powers, which standard errors are made of, overflow; not looked at in a trace."""
-    if engine.is_tracing(noise):
+    if backend.is_tracing(noise):
         return
-    xp = engine.xp
+    xp = backend.xp
     limit = float(xp.finfo(noise.dtype).max) ** 0.25 / (16 * d**0.5)
-    largest = xp.max(xp.abs(engine.stop_gradient(noise)))
+    largest = xp.max(xp.abs(backend.stop_gradient(noise)))
     if bool(largest > limit):
         raise InvalidArgumentError(
             f"noise has an entry of size {float(largest):.3g}, and squares of probes beyond {limit:.3g} overflow in "
@@ -137,10 +137,10 @@ def _require_moderate(engine: Backend, noise: Array, d: int) -> None:
         )
 
 
-def make_source(engine: Backend, kind: str, like: Array, rng: Any) -> ProbeSource:
+def make_source(backend: Backend, kind: str, like: Array, rng: Any) -> ProbeSource:
     """Return the source of probes of a kind, for samples like (batch, d)."""
     if kind == "rademacher":
-        return HadamardProbes(engine, like, rng)
+        return HadamardProbes(backend, like, rng)
     if kind == "gaussian":
-        return IndependentProbes(engine, like, rng)
+        return IndependentProbes(backend, like, rng)
     raise InvalidArgumentError(f"probe_kind must be 'rademacher' or 'gaussian', got {kind!r}.")

@@ -127,15 +127,15 @@ class Rule(NamedTuple):
     norm: float | None = None
 
 
-def contraction_rule(engine: Backend, like: Array, c: float) -> Rule:
+def contraction_rule(backend: Backend, like: Array, c: float) -> Rule:
     """The rule for ||J|| <= c, to the rounding of the dtype of `like`, which its error includes."""
-    exponent = 36.0 if engine.xp.finfo(like.dtype).bits == 64 else 20.0
-    table = engine.constant_array(_rule, c, exponent, like=like)
+    exponent = 36.0 if backend.xp.finfo(like.dtype).bits == 64 else 20.0
+    table = backend.constant_array(_rule, c, exponent, like=like)
     t, weight, damping, crossing = (table[i, ...] for i in range(4))
-    return Rule(t, weight, damping, crossing, engine.host_constant(_rule_error, c, exponent), c)
+    return Rule(t, weight, damping, crossing, backend.host_constant(_rule_error, c, exponent), c)
 
 
-def preconditioned_rule(engine: Backend, like: Array, largest: float, c: float, norm: Array, growth: Array) -> Rule:
+def preconditioned_rule(backend: Backend, like: Array, largest: float, c: float, norm: Array, growth: Array) -> Rule:
     """The rule for I + E = B (I + J), ||J|| <= c <= largest, ||B^-1 - I|| <= norm, ||B^-1|| <= growth.
 
     With A = B^-1 and P = (1 - t) (A - I) + t J, of norm k at most, (I + t E)^-1 = (I + P)^-1 A. For orthogonal u and v,
@@ -143,12 +143,12 @@ def preconditioned_rule(engine: Backend, like: Array, largest: float, c: float, 
 
     Where `norm` is above `largest`, but for rounding, nothing is certified.
     """
-    xp = engine.xp
-    table = engine.constant_array(_segment_nodes, largest, like=like)
+    xp = backend.xp
+    table = backend.constant_array(_segment_nodes, largest, like=like)
     t, weight = table[0, ...], table[1, ...]
     k = (1 - t) * norm + t * c
     damping = weight * growth / (1 - k)
     by_ball = weight * (norm + k * growth) / (1 - k) / (1 + k)
     by_step = weight * t * (norm + c) / (1 - k)
     crossing = xp.where(xp.sum(by_ball) <= xp.sum(by_step), by_ball, by_step)
-    return Rule(t, weight, damping, crossing, engine.host_constant(_segment_error, largest))
+    return Rule(t, weight, damping, crossing, backend.host_constant(_segment_error, largest))

@@ -35,13 +35,13 @@ def refuse_tolerance(request: Request) -> None:
         )
 
 
-def given_probes(engine: Backend, x: Array, noise: Any, count: int, method: str) -> Array:
+def given_probes(backend: Backend, x: Array, noise: Any, count: int, method: str) -> Array:
     """Check probes that were given as `noise`, of which there are `count`, or any number where that is 1."""
     if isinstance(noise, tuple):
         raise InvalidArgumentError(
             f"for method {method!r} noise is one array, got a tuple; a pair is for unbiased=True."
         )
-    probes = explicit_probes(engine, x, noise)
+    probes = explicit_probes(backend, x, noise)
     if count not in (1, probes.shape[0]):
         raise InvalidArgumentError(f"probes={count}, but noise holds {probes.shape[0]}.")
     return probes

@@ -52,12 +52,12 @@ def roulette_on_remainder(keep: float) -> Roulette:
     return Roulette(min(FIRST, keep), keep)
 
 
-def draw_lengths(engine: Backend, probes: int, roulette: Roulette, rng: Any) -> list[int]:
+def draw_lengths(backend: Backend, probes: int, roulette: Roulette, rng: Any) -> list[int]:
     """Numbers of further products for every probe, in descending order; drawn on the host."""
     first, keep = roulette
     if first <= 0:
         return [0] * probes
-    uniforms = 1.0 - engine.uniform((probes,), rng)
+    uniforms = 1.0 - backend.uniform((probes,), rng)
     return sorted(
         (0 if u > first else 1 + math.floor(math.log(u / first) / math.log(keep)) for u in uniforms), reverse=True
     )
@@ -79,7 +79,7 @@ def roulette_form(
     computed with probability P_j and divided by it. `lengths` (probes,), descending, are the numbers of further terms:
     the probes with the longest tails come first, so that those which are done drop off the end of the stack.
     """
-    xp, c = multiply.engine.xp, multiply.constant
+    xp, c = multiply.backend.xp, multiply.constant
     series = PowerSeries(multiply, v, linear)
     zero = xp.zeros_like(series.length)
     sums = _Sums(zero, zero, zero)
@@ -87,7 +87,7 @@ def roulette_form(
         series.step(multiply)
         sums = sums.plus(series.term(), 1.0)
         if terms is None:
-            tail = multiply.engine.host_constant(series_tail, c, series.terms)
+            tail = multiply.backend.host_constant(series_tail, c, series.terms)
             if enough(series.v_length * series.length * tail):
                 break
     certain = series.terms

@@ -71,14 +71,14 @@ class Products:
 
     def __init__(
         self,
-        engine: Backend,
+        backend: Backend,
         linearization: Linearization,
         event: tuple[int, ...],
         constant: float,
         resolvent: bool = False,
         errors: bool = True,
     ) -> None:
-        self.engine, self.linearization, self.event, self.constant = engine, linearization, event, constant
+        self.backend, self.linearization, self.event, self.constant = backend, linearization, event, constant
         self.resolvent, self.errors = resolvent, errors
         self._lengths: list[tuple[Array, Array]] = []
         self._squares: list[Array] = []
@@ -86,20 +86,20 @@ class Products:
 
     def of_unit(self, u: Array, inverse: Array | None = None) -> Array:
         """Return J^T u for u (probes, batch, d): zeros, unit vectors, or those of given `inverse` lengths."""
-        xp = self.engine.xp
+        xp = self.backend.xp
         w = self._transposed(u)
         square = xp.linalg.vecdot(w, w)
         self._squares.append(square if inverse is None else square * inverse * inverse)
         return w
 
     def _transposed(self, u: Array) -> Array:
-        xp = self.engine.xp
+        xp = self.backend.xp
         shaped = xp.reshape(u, (*u.shape[:2], *self.event))
-        return self.engine.stop_gradient(xp.reshape(self.linearization.transposed_products(shaped), tuple(u.shape)))
+        return self.backend.stop_gradient(xp.reshape(self.linearization.transposed_products(shaped), tuple(u.shape)))
 
     def __call__(self, u: Array, length: Array) -> tuple[Array, Array]:
         """Return J^T u for u (probes, batch, d) of the given length (probes, batch), and the length of that."""
-        xp = self.engine.xp
+        xp = self.backend.xp
         w = self._transposed(u)
         new_length = xp.linalg.vector_norm(w, axis=-1)
         self._lengths.append((length, new_length))
@@ -111,7 +111,7 @@ class Products:
 
         Found when it is asked for, from all products at once: on a GPU, an operation costs the same for one as for all.
         """
-        xp = self.engine.xp
+        xp = self.backend.xp
         found = [] if self._largest is None else [self._largest]
         if self._squares:
             found.append(xp.sqrt(xp.max(_joined(xp, self._squares))))
@@ -130,11 +130,11 @@ class Products:
 
     def rule(self, like: Array) -> Rule:
         """Quadrature of the resolvent with a bound on its norm, for arrays like `like`."""
-        return contraction_rule(self.engine, like, self.constant)
+        return contraction_rule(self.backend, like, self.constant)
 
     def a_priori(self, m: int) -> float | None:
         """Bound on the error of m steps of Arnoldi's method from a unit vector that needs no look at it, if any."""
-        bound: float = 2 * self.constant**m * self.engine.host_constant(series_tail, self.constant, m)
+        bound: float = 2 * self.constant**m * self.backend.host_constant(series_tail, self.constant, m)
         return bound
 
     def pulled_back(self, w: Array) -> Array:
@@ -183,8 +183,8 @@ class PowerSeries:
     """Running sums of sum over k of a_k v^T J^k v, a_k = (-1)^(k+1) / k, as (probes, batch) arrays and one vector."""
 
     def __init__(self, multiply: Products, v: Array, linear: Array | None) -> None:
-        xp = multiply.engine.xp
-        self.engine, self.xp, self.v = multiply.engine, xp, v
+        xp = multiply.backend.xp
+        self.backend, self.xp, self.v = multiply.backend, xp, v
         self.first: Array | None = None if linear is None else 1 - linear  # a_1, where it is not 1
         self.resolvent: Array | None = v if multiply.resolvent else None
         if multiply.resolvent and self.first is not None:
@@ -223,7 +223,7 @@ class PowerSeries:
     def keep(self, count: int) -> "PowerSeries":
         """Split off the probes beyond the first `count`, which are returned as a series of their own."""
         rest = PowerSeries.__new__(PowerSeries)
-        rest.engine, rest.xp, rest.first, rest.terms = self.engine, self.xp, self.first, self.terms
+        rest.backend, rest.xp, rest.first, rest.terms = self.backend, self.xp, self.first, self.terms
         for name in ("v", "v_length", "length", "previous", "w", "image", "resolvent"):
             array = getattr(self, name)
             if array is None:
@@ -256,7 +256,7 @@ class PowerSeries:
         if self.terms < 3:
             return xp.zeros_like(self.moments[0])
         moments = xp.stack(self.moments[2:])
-        weights = xp.astype(self.engine.constant_array(coefficients, self.terms, like=moments), moments.dtype)
+        weights = xp.astype(self.backend.constant_array(coefficients, self.terms, like=moments), moments.dtype)
         return xp.sum(moments * weights[:, None, None], axis=0)
 
     def sensitivity(self, c: float) -> Array:
@@ -296,7 +296,7 @@ def series_form(
     Truncation error at most ||v|| ||(J^T)^n v|| series_tail(c, n). With `terms` None, products are added until
     ``enough(bound)``; the a-priori bound ends that.
     """
-    xp, c = multiply.engine.xp, multiply.constant
+    xp, c = multiply.backend.xp, multiply.constant
     series = PowerSeries(multiply, v, linear)
     while True:
         series.step(multiply)
@@ -304,7 +304,7 @@ def series_form(
         # The tail is at least its first term: as long as that is too much, its sum need not be known.
         if series.terms != terms and (terms is not None or not enough(scale * (c / (series.terms + 1)))):
             continue
-        bias = scale * multiply.engine.host_constant(series_tail, c, series.terms)
+        bias = scale * multiply.backend.host_constant(series_tail, c, series.terms)
         if series.terms == terms or enough(bias):
             break
     return FormEstimate(

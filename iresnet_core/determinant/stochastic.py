@@ -24,19 +24,19 @@ MOST_PROBES = 2**14
 
 
 def stochastic_logdet(
-    engine: Backend, linearization: Linearization, x: Array, constant: float, method: str, request: Request
+    backend: Backend, linearization: Linearization, x: Array, constant: float, method: str, request: Request
 ) -> LogDet | None:
     """Estimate the log-determinant; None if the tolerance costs more than the exact answer (``give_up_at``)."""
-    xp = engine.xp
+    xp = backend.xp
     flat = flatten(xp, x)
     if method == "arnoldi" and not request.errors and request.terms is None:
         request = request._replace(terms=min(UNSEEN_PRODUCTS, flat.shape[1]))
-    if engine.is_tracing(x, linearization.value):  # before anything is drawn, which may fail there for a lesser reason
+    if backend.is_tracing(x, linearization.value):  # before anything is drawn, which may fail there for a lesser reason
         refuse_tolerance(request)
-    estimator = Estimator(engine, linearization, x, constant, method, request)
-    source, count = _source(engine, x, flat, estimator, request)
+    estimator = Estimator(backend, linearization, x, constant, method, request)
+    source, count = _source(backend, x, flat, estimator, request)
     # A batch of unknown size is worked on as a whole.
-    batch = max(1, x.shape[0]) if engine.knows_size(x.shape[0]) else 1
+    batch = max(1, x.shape[0]) if backend.knows_size(x.shape[0]) else 1
     sums: Sums | None = None
     goal = count if request.tol is None else max(count, FEWEST_PROBES)
     while True:
@@ -47,7 +47,7 @@ def stochastic_logdet(
         result = estimator.result(sums, source)
         if request.tol is None:
             return result
-        goal = _next_goal(engine, result, sums, source, request)
+        goal = _next_goal(backend, result, sums, source, request)
         if goal <= sums.probes:
             return result
         cost = goal * sums.products / sums.probes
@@ -61,9 +61,9 @@ def stochastic_logdet(
             )
 
 
-def _next_goal(engine: Backend, result: LogDet, sums: Sums, source: ProbeSource, request: Request) -> int:
+def _next_goal(backend: Backend, result: LogDet, sums: Sums, source: ProbeSource, request: Request) -> int:
     """How many probes the tolerance needs in all, judged by the sample that needs most."""
-    xp = engine.xp
+    xp = backend.xp
     assert request.tol is not None
     worst = float(xp.max(result.std_error))
     if worst <= request.tol:
@@ -78,12 +78,12 @@ def _next_goal(engine: Backend, result: LogDet, sums: Sums, source: ProbeSource,
     return needed
 
 
-def _source(engine: Backend, x: Array, flat: Array, estimator: Estimator, request: Request) -> tuple[ProbeSource, int]:
+def _source(backend: Backend, x: Array, flat: Array, estimator: Estimator, request: Request) -> tuple[ProbeSource, int]:
     """Where the probes come from, and how many to begin with."""
     if request.noise is None:
-        rng = engine.generator(request.rng)
+        rng = backend.generator(request.rng)
         estimator.request = request._replace(rng=rng)
-        return make_source(engine, request.probe_kind, flat, rng), request.probes
+        return make_source(backend, request.probe_kind, flat, rng), request.probes
     noise = request.noise
     if estimator.roulette is not None:
         if not (isinstance(noise, tuple) and len(noise) == 2):
@@ -92,13 +92,13 @@ def _source(engine: Backend, x: Array, flat: Array, estimator: Estimator, reques
             )
         noise, lengths = noise
         estimator.lengths = given_lengths(lengths)
-    probes = given_probes(engine, x, noise, request.probes, estimator.method)
+    probes = given_probes(backend, x, noise, request.probes, estimator.method)
     if estimator.lengths is not None:
         if len(estimator.lengths) != probes.shape[0] or min(estimator.lengths) < 0:
             raise InvalidArgumentError(
                 f"lengths must hold one number >= 0 for each of the {probes.shape[0]} probes, got {estimator.lengths}."
             )
         order = sorted(range(len(estimator.lengths)), key=lambda i: -estimator.lengths[i])  # type: ignore[index]
-        probes = engine.xp.stack([probes[i, ...] for i in order])
+        probes = backend.xp.stack([probes[i, ...] for i in order])
         estimator.lengths = [estimator.lengths[i] for i in order]
     return ExplicitProbes(probes, request.probe_kind), probes.shape[0]  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ CONTROLLED_PRODUCTS = 1
 
 
 def controlled_logdet(
-    engine: Backend,
+    backend: Backend,
     linearization: Linearization,
     x: Array,
     constant: float,
@@ -47,7 +47,7 @@ def controlled_logdet(
     `flat` are the probes (probes, batch, d). The value g(x) comes with the estimate. `linearization` offers
     `mean_matrix` and `jvp`. The mean Jacobian behind B is that of the batch, or the one given as `reference`.
     """
-    xp = engine.xp
+    xp = backend.xp
     probes = flat.shape[0]
     v = xp.reshape(flat, (probes, *x.shape))
     joint = linearization.joint
@@ -55,23 +55,23 @@ def controlled_logdet(
         recorded = False
         image, mean = xp.reshape(joint.products(v), tuple(flat.shape)), joint.mean_matrix()
     else:
-        recorded = engine.differentiates and engine.may_differentiate(linearization.value, x)
+        recorded = backend.differentiates and backend.may_differentiate(linearization.value, x)
         image = xp.reshape(linearization.products(v), tuple(flat.shape))
         assert linearization.mean_matrix is not None
         mean = linearization.mean_matrix()
-    with engine.unrecorded():
-        fixed = engine.stop_gradient(image)
-        _refuse_expansion(engine, flat, fixed, constant, linearization.depth)
+    with backend.no_grad():
+        fixed = backend.stop_gradient(image)
+        _refuse_expansion(backend, flat, fixed, constant, linearization.depth)
         if reference is None:
-            inverse, start = _inverse(engine, engine.stop_gradient(mean), x)
+            inverse, start = _inverse(backend, backend.stop_gradient(mean), x)
         else:
             known = require_reference(reference, x)
-            inverse, start = (engine.stop_gradient(a) for a in (known.inverse, known.log_determinant))
+            inverse, start = (backend.stop_gradient(a) for a in (known.inverse, known.log_determinant))
         pulled = _times(xp, flat, inverse)
         first, w, u, series, sign = pulled, pulled, flat, None, 1.0
         for k in range(1, products + 1):
             pushed = linearization.transposed_products(xp.reshape(pulled, tuple(v.shape)))
-            u = pulled - u + engine.stop_gradient(xp.reshape(pushed, tuple(flat.shape)))  # (E^T)^k v
+            u = pulled - u + backend.stop_gradient(xp.reshape(pushed, tuple(flat.shape)))  # (E^T)^k v
             term = xp.linalg.vecdot(flat, u)
             series = term if series is None else series + (sign / k) * term
             sign = -sign
@@ -84,30 +84,30 @@ def controlled_logdet(
     if probes > 1:
         w, first = w / probes, first / probes
     if recorded:
-        value = _with_derivative(engine, image, mean, (flat, w, value, inverse, first))
+        value = _with_derivative(backend, image, mean, (flat, w, value, inverse, first))
     elif joint is not None:
-        g, value = joint.recorded(value, w, lambda *known: _with_derivative(engine, *known), Control(inverse, first))
+        g, value = joint.recorded(value, w, lambda *known: _with_derivative(backend, *known), Control(inverse, first))
     unknown = xp.full_like(value, math.nan)
     count = xp.full(value.shape, probes * products, dtype=xp.int32, device=device_of(value))
     return g, LogDet(value, unknown, unknown, count, "mean-jacobian")
 
 
-def _with_derivative(engine: Backend, image: Array, mean: Array | None, known: Sequence[Array]) -> Array:
+def _with_derivative(backend: Backend, image: Array, mean: Array | None, known: Sequence[Array]) -> Array:
     """The log-determinant with the derivative of the forms, summed over probes that carry their share."""
-    xp = engine.xp
+    xp = backend.xp
     flat, w, value, inverse, first = known
     assert mean is not None
     control = _times(xp, flat, xp.matrix_transpose(mean))
     forms = xp.linalg.vecdot(w, image) - xp.linalg.vecdot(first, control)
     trace = xp.sum(xp.matrix_transpose(inverse) * mean)
-    return with_derivative(engine, value, xp.sum(forms, axis=0) + trace)
+    return with_derivative(backend, value, xp.sum(forms, axis=0) + trace)
 
 
-def _inverse(engine: Backend, J0: Array, x: Array) -> tuple[Array, Array]:
+def _inverse(backend: Backend, J0: Array, x: Array) -> tuple[Array, Array]:
     """(I + J0)^-1 in the dtype of x, and log det(I + J0)."""
-    xp, wide = engine.xp, widest(engine)
+    xp, wide = backend.xp, widest(backend)
     A = xp.eye(J0.shape[-1], dtype=wide, device=device_of(x)) + xp.astype(J0, wide)
-    inverse, log_determinant = engine.inverse_and_log_determinant(A)
+    inverse, log_determinant = backend.inverse_and_log_determinant(A)
     return xp.astype(inverse, x.dtype), log_determinant
 
 
@@ -117,17 +117,17 @@ def _times(xp: Any, rows: Array, matrix: Array) -> Array:
     return xp.reshape(xp.matmul(joined, matrix), tuple(rows.shape))
 
 
-def _refuse_expansion(engine: Backend, v: Array, image: Array, constant: float, depth: int) -> None:
+def _refuse_expansion(backend: Backend, v: Array, image: Array, constant: float, depth: int) -> None:
     """Refuse products that are not finite, or expand by more than the constant."""
-    if engine.is_tracing(image, v):
+    if backend.is_tracing(image, v):
         return
-    xp = engine.xp
+    xp = backend.xp
     # Zero where the probe is zero: then so is its image.
-    squares = xp.linalg.vecdot(image, image) / xp.maximum(xp.linalg.vecdot(v, v), _smallest(engine, v))
-    rounding = 8 * (depth + 2) * unit_roundoff(engine, v.dtype)
+    squares = xp.linalg.vecdot(image, image) / xp.maximum(xp.linalg.vecdot(v, v), _smallest(backend, v))
+    rounding = 8 * (depth + 2) * unit_roundoff(backend, v.dtype)
     refuse_expansion(math.sqrt(float(xp.max(squares))), constant, rounding)
 
 
-def _smallest(engine: Backend, v: Array) -> Array:
-    xp = engine.xp
+def _smallest(backend: Backend, v: Array) -> Array:
+    xp = backend.xp
     return xp.full((), float(xp.finfo(v.dtype).smallest_normal), dtype=v.dtype, device=device_of(v))

@@ -39,7 +39,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     model : Flow, any layer of a flow, Chain, Dense, Convolution or Activation
-        Arrays of any engine; bfloat16, float16, float32 or float64, stored bit by bit.
+        Arrays of any backend; bfloat16, float16, float32 or float64, stored bit by bit.
     path : str or path
         The file; one that exists is replaced, as a whole or not at all.
 
@@ -72,13 +72,13 @@ def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
     path : str or path
         The file.
     backend : str
-        The engine of its arrays, whichever engine wrote them.
+        The found of its arrays, whichever found wrote them.
 
     Returns
     -------
     Flow, layer, Chain, Dense, Convolution or Activation
         The model, with the dtypes and bits that were saved; bfloat16 becomes float32, with the same numbers, where the
-        engine does not have it.
+        found does not have it.
 
     Raises
     ------
@@ -88,9 +88,9 @@ def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
     OSError
         If there is no such file, or it cannot be read.
     InvalidArgumentError, MissingDependencyError
-        If there is no such engine, or its framework is not installed.
+        If there is no such found, or its framework is not installed.
     """
-    engine = find_backend(backend)
+    found = find_backend(backend)
     source = f"{os.fspath(path)!r}"
     if os.path.isdir(path):
         raise StorageError(f"{source} is a folder, not a file.")
@@ -98,7 +98,7 @@ def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
         with safe_open(path, framework="numpy") as file:
             model = _model_node(file.metadata(), source)
             names = set(file.keys())
-            tensors = _Tensors(file, names, engine, source)
+            tensors = _Tensors(file, names, found, source)
             result = build(model, "", tensors)
     except SafetensorError as error:
         raise StorageError(f"{source} is no intact safetensors file: {error}") from error
@@ -115,10 +115,10 @@ def _storable(name: str, array: Any) -> Any:
 
 
 class _Tensors:
-    """The tensors of an open file, handed out as arrays of one engine."""
+    """The tensors of an open file, handed out as arrays of one backend."""
 
-    def __init__(self, file: Any, names: set[str], engine: Backend, source: str) -> None:
-        self.file, self.names, self.engine, self.source = file, names, engine, source
+    def __init__(self, file: Any, names: set[str], backend: Backend, source: str) -> None:
+        self.file, self.names, self.backend, self.source = file, names, backend, source
         self.unread = set(names)
 
     def take(self, name: str, dtype: str, shape: tuple[int, ...]) -> Any:
@@ -135,10 +135,10 @@ class _Tensors:
         self.unread.discard(name)
         try:
             host = self.file.get_tensor(name)
-            return from_bits(self.engine, host) if kind == "bfloat16" else self.engine.from_numpy(host)
+            return from_bits(self.backend, host) if kind == "bfloat16" else self.backend.from_numpy(host)
         except (TypeError, ValueError) as error:
             raise StorageError(
-                f"{self.source}: {name} is {dtype}, which the backend {self.engine.name} does not have ({error})."
+                f"{self.source}: {name} is {dtype}, which the backend {self.backend.name} does not have ({error})."
             ) from error
 
 

@@ -70,18 +70,18 @@ class ActNorm(Layer):
         if (log_scale is None) != (bias is None):
             raise InvalidArgumentError("give both log_scale and bias, or neither for a layer to be initialised.")
         if log_scale is not None and bias is not None:
-            engine = get_backend(log_scale, bias)
+            backend = get_backend(log_scale, bias)
             for parameter, name in ((log_scale, "log_scale"), (bias, "bias")):
-                require_floating(engine, parameter, name)
-                require_finite(engine, parameter, name)
+                require_floating(backend, parameter, name)
+                require_finite(backend, parameter, name)
             require_same_dtype(bias, "bias", log_scale, "log_scale")
             if log_scale.ndim != 1 or tuple(bias.shape) != tuple(log_scale.shape) or not log_scale.shape[0]:
                 raise ShapeError(
                     "log_scale and bias must have one shape (channels,), "
                     f"got {tuple(log_scale.shape)} and {tuple(bias.shape)}."
                 )
-            _require_normal_scales(engine, log_scale)
-            log_scale, bias = engine.frozen(log_scale), engine.frozen(bias)
+            _require_normal_scales(backend, log_scale)
+            log_scale, bias = backend.frozen(log_scale), backend.frozen(bias)
         self._keep(log_scale=log_scale, bias=bias, axis=axis)
 
     def __repr__(self) -> str:
@@ -109,14 +109,14 @@ class ActNorm(Layer):
         A channel that is constant up to the rounding of its entries says nothing about its scale: it is centred, and
         its scale stays 1. With a batch of one vector this is every channel.
         """
-        engine = get_backend(x)
-        require_floating(engine, x, "the data of the initialisation")
+        backend = get_backend(x)
+        require_floating(backend, x, "the data of the initialisation")
         require_batch(x, "the data of the initialisation")
-        require_finite(engine, x, "the data of the initialisation")
+        require_finite(backend, x, "the data of the initialisation")
         if not x.shape[0]:
             raise ShapeError(f"ActNorm cannot be initialised from an empty batch, got shape {tuple(x.shape)}.")
-        with engine.float64():
-            return cls(*_statistics(engine, x, channel_axis(axis, x.ndim, "ActNorm")), axis=axis)
+        with backend.full_precision():
+            return cls(*_statistics(backend, x, channel_axis(axis, x.ndim, "ActNorm")), axis=axis)
 
     def initialized(self, x: Array) -> "ActNorm":
         """Return `ActNorm.initialize(x)`, or the layer itself if it has its parameters already."""
@@ -130,11 +130,11 @@ class ActNorm(Layer):
     @property
     def inverse_lipschitz(self) -> Any:
         """Largest reciprocal scale, as an array ()."""
-        engine, log_scale, _ = self._parameters()
-        xp = engine.xp
-        with engine.float64():
-            return xp.max(xp.exp(-xp.astype(log_scale, widest(engine)))) * (
-                1 + 4 * unit_roundoff(engine, widest(engine))
+        backend, log_scale, _ = self._parameters()
+        xp = backend.xp
+        with backend.full_precision():
+            return xp.max(xp.exp(-xp.astype(log_scale, widest(backend)))) * (
+                1 + 4 * unit_roundoff(backend, widest(backend))
             )
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
@@ -154,8 +154,8 @@ class ActNorm(Layer):
         """Return the layer with parameters of another dtype."""
         if self.log_scale is None or self.log_scale.dtype == dtype:
             return self
-        engine, log_scale, bias = self._parameters()
-        return type(self)(engine.xp.astype(log_scale, dtype), engine.xp.astype(bias, dtype), axis=self.axis)
+        backend, log_scale, bias = self._parameters()
+        return type(self)(backend.xp.astype(log_scale, dtype), backend.xp.astype(bias, dtype), axis=self.axis)
 
     def _parameters(self) -> tuple[Backend, Array, Array]:
         if self.log_scale is None:
@@ -165,47 +165,47 @@ class ActNorm(Layer):
             )
         return get_backend(self.log_scale), self.log_scale, self.bias
 
-    def _per_channel(self, engine: Backend, x: Array) -> tuple[Array, Array]:
+    def _per_channel(self, backend: Backend, x: Array) -> tuple[Array, Array]:
         """Return the parameters in a shape that broadcasts against x."""
         _, log_scale, bias = self._parameters()
         shape = [1] * x.ndim
         shape[channel_axis(self.axis, x.ndim, repr(self))] = -1
-        return engine.xp.reshape(log_scale, tuple(shape)), engine.xp.reshape(bias, tuple(shape))
+        return backend.xp.reshape(log_scale, tuple(shape)), backend.xp.reshape(bias, tuple(shape))
 
-    def _map(self, engine: Backend, x: Array) -> Array:
-        log_scale, bias = self._per_channel(engine, x)
-        return (x + bias) * engine.xp.exp(log_scale)
+    def _map(self, backend: Backend, x: Array) -> Array:
+        log_scale, bias = self._per_channel(backend, x)
+        return (x + bias) * backend.xp.exp(log_scale)
 
-    def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
-        value = self._map(engine, x)
-        xp = engine.xp
-        log_scale = xp.astype(self.log_scale, widest(engine))
+    def _forward(self, backend: Backend, x: Array, options: LogDetOptions) -> Transformed:
+        value = self._map(backend, x)
+        xp = backend.xp
+        log_scale = xp.astype(self.log_scale, widest(backend))
         channels = log_scale.shape[0]
         pixels = math.prod(x.shape[1:]) // channels
-        u = unit_roundoff(engine, widest(engine))
+        u = unit_roundoff(backend, widest(backend))
         logdet = xp.broadcast_to(pixels * xp.sum(log_scale), (x.shape[0],))
         rounding = xp.broadcast_to((channels + 2) * u * pixels * xp.sum(xp.abs(log_scale)), (x.shape[0],))
-        return Transformed(value, exact_logdet(engine, logdet, rounding, x.dtype))
+        return Transformed(value, exact_logdet(backend, logdet, rounding, x.dtype))
 
-    def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
-        log_scale, bias = self._per_channel(engine, z)
-        scaled = z * engine.xp.exp(-log_scale)
+    def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
+        log_scale, bias = self._per_channel(backend, z)
+        scaled = z * backend.xp.exp(-log_scale)
         x = scaled - bias
-        info = engine.xp.finfo(z.dtype)
+        info = backend.xp.finfo(z.dtype)
         # Four roundings of eps at most for exp, one for each operation; the last term is for results that underflow.
-        rounding = 8 * float(info.eps) * (sample_norm(engine, scaled) + sample_norm(engine, x)) + math.sqrt(
+        rounding = 8 * float(info.eps) * (sample_norm(backend, scaled) + sample_norm(backend, x)) + math.sqrt(
             math.prod(z.shape[1:])
         ) * float(info.smallest_normal)
-        return exact_inverse(engine, x, rounding)
+        return exact_inverse(backend, x, rounding)
 
 
-def _statistics(engine: Backend, x: Array, position: int) -> tuple[Array, Array]:
+def _statistics(backend: Backend, x: Array, position: int) -> tuple[Array, Array]:
     """Return the log-scale and bias (channels,) that give every channel of `x` mean zero and variance one."""
-    xp = engine.xp
+    xp = backend.xp
     others = tuple(a for a in range(x.ndim) if a != position)
     info = xp.finfo(x.dtype)
     # Entries of at most 1 keep the squares of huge and tiny data within range.
-    wide = xp.astype(x, widest(engine))
+    wide = xp.astype(x, widest(backend))
     largest = xp.max(xp.abs(wide), axis=others, keepdims=True)
     largest = xp.where(largest > 0, largest, xp.ones_like(largest))
     unit = wide / largest
@@ -215,23 +215,23 @@ def _statistics(engine: Backend, x: Array, position: int) -> tuple[Array, Array]
     largest = xp.reshape(largest, std.shape)
     spread = xp.where(constant, xp.ones_like(std), std)
     log_std = xp.where(constant, xp.zeros_like(std), xp.log(spread) + xp.log(largest))
-    limit = 0.999 * _scale_limit(engine, x.dtype)
+    limit = 0.999 * _scale_limit(backend, x.dtype)
     log_std = xp.where(log_std < -limit, xp.full_like(std, -limit), log_std)
     log_std = xp.where(log_std > limit, xp.full_like(std, limit), log_std)
     centre = xp.reshape(mean, std.shape) * largest
     return xp.astype(-log_std, x.dtype), xp.astype(-centre, x.dtype)
 
 
-def _scale_limit(engine: Backend, dtype: Any) -> float:
+def _scale_limit(backend: Backend, dtype: Any) -> float:
     """Largest |log_scale| for which the scale and its reciprocal are normal numbers."""
-    return -math.log(float(engine.xp.finfo(dtype).smallest_normal))
+    return -math.log(float(backend.xp.finfo(dtype).smallest_normal))
 
 
-def _require_normal_scales(engine: Backend, log_scale: Array) -> None:
-    if engine.is_tracing(log_scale):
+def _require_normal_scales(backend: Backend, log_scale: Array) -> None:
+    if backend.is_tracing(log_scale):
         return
-    limit = _scale_limit(engine, log_scale.dtype)
-    largest = float(engine.xp.max(engine.xp.abs(engine.stop_gradient(log_scale))))
+    limit = _scale_limit(backend, log_scale.dtype)
+    largest = float(backend.xp.max(backend.xp.abs(backend.stop_gradient(log_scale))))
     if largest > limit:
         raise InvalidArgumentError(
             f"|log_scale| reaches {largest:.6g}, but exp of it and its reciprocal are normal numbers of "

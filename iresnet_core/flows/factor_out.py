@@ -150,26 +150,26 @@ class FactorOut(Layer):
         before = (slice(None),) * channel_axis(self.axis, x.ndim, "FactorOut")
         return x[(*before, slice(None, self.keep), ...)], x[(*before, slice(self.keep, None), ...)]
 
-    def _together(self, engine: Backend, inner: Array, rest: Array) -> Array:
-        xp = engine.xp
+    def _together(self, backend: Backend, inner: Array, rest: Array) -> Array:
+        xp = backend.xp
         return xp.concat([flatten(xp, inner), flatten(xp, rest)], axis=1)
 
-    def _map(self, engine: Backend, x: Array) -> Array:
+    def _map(self, backend: Backend, x: Array) -> Array:
         kept, rest = self._split(x)
-        return self._together(engine, self.at_shape(tuple(x.shape[1:]))._known()._map(engine, kept), rest)
+        return self._together(backend, self.at_shape(tuple(x.shape[1:]))._known()._map(backend, kept), rest)
 
-    def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
+    def _forward(self, backend: Backend, x: Array, options: LogDetOptions) -> Transformed:
         kept, rest = self._split(x)
-        inner = self.at_shape(tuple(x.shape[1:]))._known()._forward(engine, kept, options)
-        return Transformed(self._together(engine, inner.value, rest), inner.logdet)
+        inner = self.at_shape(tuple(x.shape[1:]))._known()._forward(backend, kept, options)
+        return Transformed(self._together(backend, inner.value, rest), inner.logdet)
 
-    def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
+    def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
         inner, batch = self._known(), z.shape[0]
         shape = self.input_shape(z.shape[1:])
         position = channel_axis(self.axis, len(shape) + 1, "FactorOut")
         size = math.prod(inner.latent_shape)
-        latents = engine.xp.reshape(z[:, :size], (batch, *inner.latent_shape))
+        latents = backend.xp.reshape(z[:, :size], (batch, *inner.latent_shape))
         left = tuple(n - self.keep if a == position - 1 else n for a, n in enumerate(shape))
-        rest = engine.xp.reshape(z[:, size:], (batch, *left))
-        solved = inner._inverse(engine, latents, options)
-        return solved._replace(value=engine.xp.concat([solved.value, rest], axis=position))
+        rest = backend.xp.reshape(z[:, size:], (batch, *left))
+        solved = inner._inverse(backend, latents, options)
+        return solved._replace(value=backend.xp.concat([solved.value, rest], axis=position))

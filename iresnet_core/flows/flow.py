@@ -85,7 +85,7 @@ class Flow(Layer):
     InvalidArgumentError
         If an entry is no layer, or there is no such base.
     MixedBackendsError, DtypeError
-        If the parameters come from two engines or have two dtypes.
+        If the parameters come from two backends or have two dtypes.
 
     Examples
     --------
@@ -178,14 +178,14 @@ class Flow(Layer):
         ShapeError, DtypeError, MixedBackendsError, NonFiniteError
             If `x` does not fit or is empty.
         """
-        engine = self._admit(x, "the data of the initialisation")
+        backend = self._admit(x, "the data of the initialisation")
         self._require_input(x)
         layers = []
         for index, layer in enumerate(self.layers):
-            with located(index, layer), engine.float64():
+            with located(index, layer), backend.full_precision():
                 layers.append(layer.initialized(x))
-                x = layers[-1]._map(engine, x)
-                require_finite(engine, x, "the output of the layer")
+                x = layers[-1]._map(backend, x)
+                require_finite(backend, x, "the output of the layer")
         return Flow(layers, self.event_shape, base=self.base)
 
     initialized = initialize
@@ -214,24 +214,24 @@ class Flow(Layer):
             As `forward`.
         """
         z, logdet = self.forward(x, **options)
-        engine = get_backend(z)
-        with engine.float64():
-            return self._log_prob(engine, z, logdet)
+        backend = get_backend(z)
+        with backend.full_precision():
+            return self._log_prob(backend, z, logdet)
 
-    def _log_prob(self, engine: Backend, z: Array, logdet: LogDet) -> LogProb:
+    def _log_prob(self, backend: Backend, z: Array, logdet: LogDet) -> LogProb:
         """Add the log-density of the latents."""
-        xp, wide = engine.xp, widest(engine)
+        xp, wide = backend.xp, widest(backend)
         size = math.prod(self.latent_shape)
         squares = xp.sum(flatten(xp, xp.astype(z, wide)) ** 2, axis=1)
         constant = 0.5 * size * math.log(2 * math.pi)
         value = xp.astype(logdet.value, wide) - 0.5 * squares - constant
         dtype = logdet.value.dtype
-        u = unit_roundoff(engine, wide)
-        rounding = (size + 4) * u * (squares + constant + xp.abs(value)) + unit_roundoff(engine, dtype) * xp.abs(value)
+        u = unit_roundoff(backend, wide)
+        rounding = (size + 4) * u * (squares + constant + xp.abs(value)) + unit_roundoff(backend, dtype) * xp.abs(value)
         return LogProb(
             xp.astype(value, dtype),
             logdet.std_error,
-            round_up(engine, xp.astype(logdet.bias_bound, wide) + rounding, dtype),
+            round_up(backend, xp.astype(logdet.bias_bound, wide) + rounding, dtype),
             logdet.products,
             logdet.method,
             logdet.reason,
@@ -257,9 +257,9 @@ class Flow(Layer):
         shift = math.log2(require_positive_int(levels, "levels"))
         scale = 1 / (math.prod(self.event_shape) * math.log(2))
         nats = self.log_prob(x, **options)
-        engine = get_backend(nats.value)
+        backend = get_backend(nats.value)
         value = shift - scale * nats.value
-        rounding = 4 * unit_roundoff(engine, value.dtype) * (engine.xp.abs(value) + shift)
+        rounding = 4 * unit_roundoff(backend, value.dtype) * (backend.xp.abs(value) + shift)
         return nats._replace(
             value=value, std_error=scale * nats.std_error, bias_bound=scale * nats.bias_bound + rounding
         )
@@ -273,10 +273,10 @@ class Flow(Layer):
         ----------
         n : int
             How many; 0 gives an empty batch.
-        rng : None, int or the engine's own generator
+        rng : None, int or the backend's own generator
             An int is a seed; None draws from the framework's own global generator.
         like : array, optional
-            Gives engine, dtype and device; default the first parameter.
+            Gives backend, dtype and device; default the first parameter.
         **options
             As in `inverse`.
 
@@ -296,35 +296,35 @@ class Flow(Layer):
         """
         if like is None:
             if not self.arrays:
-                raise UnknownArrayError("the flow has no parameters to tell the engine from; pass like=, an array.")
+                raise UnknownArrayError("the flow has no parameters to tell the backend from; pass like=, an array.")
             like = self.arrays[0]
-        engine = get_backend(like, *self.arrays)
-        require_floating(engine, like, "`like`")
-        count = require_nonnegative_int(n, "n") if n is None or engine.knows_size(n) else n
-        return self.inverse(engine.sample("gaussian", (count, *self.latent_shape), like, rng), **options)
+        backend = get_backend(like, *self.arrays)
+        require_floating(backend, like, "`like`")
+        count = require_nonnegative_int(n, "n") if n is None or backend.knows_size(n) else n
+        return self.inverse(backend.sample("gaussian", (count, *self.latent_shape), like, rng), **options)
 
-    def _map(self, engine: Backend, x: Array) -> Array:
+    def _map(self, backend: Backend, x: Array) -> Array:
         for index, layer in enumerate(self.layers):
             with located(index, layer):
-                x = layer._map(engine, x)
+                x = layer._map(backend, x)
         return x
 
-    def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
+    def _forward(self, backend: Backend, x: Array, options: LogDetOptions) -> Transformed:
         logdets = []
-        for index, (layer, own) in enumerate(zip(self.layers, _distribute(engine, self.layers, options), strict=True)):
+        for index, (layer, own) in enumerate(zip(self.layers, _distribute(backend, self.layers, options), strict=True)):
             with located(index, layer):
-                x, logdet = layer._forward(engine, x, own)
+                x, logdet = layer._forward(backend, x, own)
                 logdets.append(logdet)
-        return Transformed(x, _sum(engine, logdets, x.dtype))
+        return Transformed(x, _sum(backend, logdets, x.dtype))
 
-    def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
-        xp, wide = engine.xp, widest(engine)
+    def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
+        xp, wide = backend.xp, widest(backend)
         bound = xp.zeros((z.shape[0],), dtype=wide, device=device_of(z))
         residual, iterations, converged = bound, xp.astype(bound, xp.int32), xp.astype(bound + 1, xp.bool)
         for index in reversed(range(len(self.layers))):
             layer = self.layers[index]
             with located(index, layer):
-                step = layer._inverse(engine, z, options)
+                step = layer._inverse(backend, z, options)
                 growth = layer.inverse_lipschitz
             z = step.value
             # What is wrong with the argument grows; what this step got wrong comes on top. Upwards, three roundings.
@@ -335,7 +335,7 @@ class Flow(Layer):
         return Inverse(z, bound, residual, iterations, converged)
 
 
-def _distribute(engine: Backend, layers: Sequence[Layer], options: LogDetOptions) -> list[LogDetOptions]:
+def _distribute(backend: Backend, layers: Sequence[Layer], options: LogDetOptions) -> list[LogDetOptions]:
     """Give every layer its options: independent streams of one seed, its own noise, its part of the tolerance."""
     blocks = [layer.residual_blocks for layer in layers]
     total = sum(blocks)
@@ -348,9 +348,9 @@ def _distribute(engine: Backend, layers: Sequence[Layer], options: LogDetOptions
             entry["tol"] = part * max(count, 1)
     if rng is not None:
         seeded = isinstance(rng, Integral) and not isinstance(rng, bool)
-        stream = None if seeded else engine.generator(rng)  # a seed tensor is the beginning of one stream
+        stream = None if seeded else backend.generator(rng)  # a seed tensor is the beginning of one stream
         for index, entry in enumerate(own):
-            entry["rng"] = engine.host_constant(_child_seed, int(rng), index) if seeded else stream
+            entry["rng"] = backend.host_constant(_child_seed, int(rng), index) if seeded else stream
     if noise is not None:
         if not isinstance(noise, list) or len(noise) != total:
             got = f"{len(noise)} entries" if isinstance(noise, list) else type(noise).__name__
@@ -371,14 +371,14 @@ def _child_seed(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=4).digest()) >> 1
 
 
-def _sum(engine: Backend, logdets: Sequence[LogDet], dtype: Any) -> LogDet:
+def _sum(backend: Backend, logdets: Sequence[LogDet], dtype: Any) -> LogDet:
     """Log-determinant of a composition from those of its independent parts."""
-    xp, wide = engine.xp, widest(engine)
-    target = working_dtype(engine, dtype)
+    xp, wide = backend.xp, widest(backend)
+    target = working_dtype(backend, dtype)
     values, deviations, biases = (xp.astype(xp.stack([part[field] for part in logdets]), wide) for field in range(3))
     value = xp.sum(values, axis=0)
-    rounding = len(logdets) * unit_roundoff(engine, wide) * xp.sum(xp.abs(values), axis=0)
-    rounding = rounding + unit_roundoff(engine, target) * xp.abs(value)
+    rounding = len(logdets) * unit_roundoff(backend, wide) * xp.sum(xp.abs(values), axis=0)
+    rounding = rounding + unit_roundoff(backend, target) * xp.abs(value)
     products = logdets[0].products
     for part in logdets[1:]:
         products = products + part.products
@@ -386,7 +386,7 @@ def _sum(engine: Backend, logdets: Sequence[LogDet], dtype: Any) -> LogDet:
     return LogDet(
         value=xp.astype(value, target),
         std_error=xp.astype(xp.sqrt(xp.sum(deviations**2, axis=0)), target),
-        bias_bound=round_up(engine, xp.sum(biases, axis=0) + rounding, target),
+        bias_bound=round_up(backend, xp.sum(biases, axis=0) + rounding, target),
         products=products,
         method="+".join(methods),
         reason="; ".join(dict.fromkeys(part.reason for part in logdets if part.reason)),

@@ -94,7 +94,7 @@ class Layer(Copyable, ABC):
     Attributes
     ----------
     arrays : tuple of array
-        The parameters. They share one engine and one dtype, which the input must have too.
+        The parameters. They share one backend and one dtype, which the input must have too.
     residual_blocks : int
         How many residual blocks the layer holds; the others cost no products and have no error but rounding.
     is_block : bool
@@ -133,23 +133,23 @@ class Layer(Copyable, ABC):
         """Return the shape of one sample before the layer from that after it; raise ShapeError if it does not fit."""
 
     @abstractmethod
-    def _map(self, engine: Backend, x: Array) -> Array:
+    def _map(self, backend: Backend, x: Array) -> Array:
         """Transform checked samples, without the log-determinant."""
 
     @abstractmethod
-    def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
+    def _forward(self, backend: Backend, x: Array, options: LogDetOptions) -> Transformed:
         """Transform checked samples."""
 
     @abstractmethod
-    def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
+    def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
         """Invert checked samples; the error bound is that of this step alone, for z taken as exact."""
 
     def __call__(self, x: Array) -> Array:
         """Transform samples `x` (batch, ...) without the log-determinant; as `forward` otherwise."""
-        engine = self._admit(x, "the input")
+        backend = self._admit(x, "the input")
         self._require_input(x)
-        with engine.sized_by(x):
-            return self._admissible(engine, self._map(engine, x), "output")
+        with backend.batch_of_unknown_size(x):
+            return self._admissible(backend, self._map(backend, x), "output")
 
     def forward(self, x: Array, **options: Unpack[LogDetOptions]) -> Transformed:
         """Transform samples and return log|det| of the Jacobian at each.
@@ -157,23 +157,23 @@ class Layer(Copyable, ABC):
         Parameters
         ----------
         x : array (batch, ...)
-            Real floating point, of the engine and dtype of the parameters. The batch may be empty.
+            Real floating point, of the backend and dtype of the parameters. The batch may be empty.
         **options
             Passed on to `logdet` by residual blocks; other layers need none.
 
         Raises
         ------
         ShapeError, DtypeError, MixedBackendsError, NonFiniteError
-            If `x` has the wrong shape, dtype or engine, or holds NaN or infinity.
+            If `x` has the wrong shape, dtype or backend, or holds NaN or infinity.
         InvalidArgumentError
             If there is no such option.
         """
         _require_options(options, LOGDET_OPTIONS)
-        engine = self._admit(x, "the input")
+        backend = self._admit(x, "the input")
         self._require_input(x)
-        with engine.float64(), engine.sized_by(x):
-            out = self._forward(engine, x, options)
-        self._admissible(engine, out.value, "output")
+        with backend.full_precision(), backend.batch_of_unknown_size(x):
+            out = self._forward(backend, x, options)
+        self._admissible(backend, out.value, "output")
         return out
 
     def inverse(self, z: Array, **options: Unpack[InverseOptions]) -> Inverse:
@@ -199,11 +199,11 @@ class Layer(Copyable, ABC):
             As `invert`.
         """
         _require_options(options, INVERSE_OPTIONS)
-        engine = self._admit(z, "the latents")
+        backend = self._admit(z, "the latents")
         self.input_shape(tuple(z.shape[1:]))
-        with engine.float64(), engine.sized_by(z):
-            out = self._inverse(engine, z, options)
-        self._admissible(engine, out.value, "preimage")
+        with backend.full_precision(), backend.batch_of_unknown_size(z):
+            out = self._inverse(backend, z, options)
+        self._admissible(backend, out.value, "preimage")
         return out
 
     def initialized(self, x: Array) -> "Layer":
@@ -220,22 +220,22 @@ class Layer(Copyable, ABC):
 
     def _admit(self, x: Array, name: str) -> Backend:
         """Check what does not depend on the event shape."""
-        engine = get_backend(x, *self.arrays)
-        require_floating(engine, x, name)
+        backend = get_backend(x, *self.arrays)
+        require_floating(backend, x, name)
         require_batch(x, name)
         if self.arrays:
             parameters = f"the parameters of {type(self).__name__}"
             require_same_dtype(x, name, self.arrays[0], parameters)
-            require_same_device(engine, x, name, self.arrays[0], parameters)
-        require_finite(engine, x, name)
-        return engine
+            require_same_device(backend, x, name, self.arrays[0], parameters)
+        require_finite(backend, x, name)
+        return backend
 
     def _require_input(self, x: Array) -> None:
         self.output_shape(tuple(x.shape[1:]))
 
-    def _admissible(self, engine: Backend, value: Array, kind: str) -> Array:
+    def _admissible(self, backend: Backend, value: Array, kind: str) -> Array:
         """Refuse to hand out NaN or infinity."""
-        require_finite(engine, value, f"the {kind} of {type(self).__name__}")
+        require_finite(backend, value, f"the {kind} of {type(self).__name__}")
         return value
 
 
@@ -265,12 +265,12 @@ def channel_axis(axis: int, ndim: int, owner: str) -> int:
     return position
 
 
-def sample_norm(engine: Backend, x: Array) -> Array:
+def sample_norm(backend: Backend, x: Array) -> Array:
     """Euclidean norm of every sample (batch,), in float64."""
-    return norms(engine.xp, engine.xp.astype(x, widest(engine)))
+    return norms(backend.xp, backend.xp.astype(x, widest(backend)))
 
 
-def exact_logdet(engine: Backend, value: Array, rounding: Array, dtype: Any) -> LogDet:
+def exact_logdet(backend: Backend, value: Array, rounding: Array, dtype: Any) -> LogDet:
     """Return a log-determinant that is exact up to rounding.
 
     Parameters
@@ -280,22 +280,22 @@ def exact_logdet(engine: Backend, value: Array, rounding: Array, dtype: Any) -> 
     dtype : dtype
         Of the samples; the result has the same, but at least float32.
     """
-    xp = engine.xp
-    target = working_dtype(engine, dtype)
+    xp = backend.xp
+    target = working_dtype(backend, dtype)
     zeros = xp.zeros(value.shape, dtype=target, device=device_of(value))
-    rounding = rounding + unit_roundoff(engine, target) * xp.abs(value)
+    rounding = rounding + unit_roundoff(backend, target) * xp.abs(value)
     return LogDet(
         value=xp.astype(value, target),
         std_error=zeros,
-        bias_bound=round_up(engine, rounding, target),
+        bias_bound=round_up(backend, rounding, target),
         products=xp.astype(zeros, xp.int32),
         method="exact",
     )
 
 
-def exact_inverse(engine: Backend, value: Array, rounding: Array, residual: Array | None = None) -> Inverse:
+def exact_inverse(backend: Backend, value: Array, rounding: Array, residual: Array | None = None) -> Inverse:
     """Return an inverse that is exact up to rounding; `rounding` and `residual` are float64 arrays (batch,)."""
-    xp = engine.xp
+    xp = backend.xp
     zeros = xp.zeros(rounding.shape, dtype=rounding.dtype, device=device_of(value))
     return Inverse(
         value=value,

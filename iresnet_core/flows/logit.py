@@ -73,47 +73,47 @@ class Logit(Layer):
         """Return the same shape."""
         return self.output_shape(output_shape)
 
-    def _map(self, engine: Backend, x: Array) -> Array:
-        self._require_domain(engine, x)
+    def _map(self, backend: Backend, x: Array) -> Array:
+        self._require_domain(backend, x)
         p, q = self._pair(x)
-        return engine.xp.log(p) - engine.xp.log(q)
+        return backend.xp.log(p) - backend.xp.log(q)
 
     def _pair(self, x: Array) -> tuple[Array, Array]:
         """Return the argument of the logit and its complement, each a sum of positive terms and so accurate."""
         width = 1 - 2 * self.alpha
         return self.alpha + width * x, self.alpha + width * (1 - x)
 
-    def _require_domain(self, engine: Backend, x: Array) -> None:
-        if engine.is_tracing(x) or not x.shape[0]:
+    def _require_domain(self, backend: Backend, x: Array) -> None:
+        if backend.is_tracing(x) or not x.shape[0]:
             return
-        low, high = float(engine.xp.min(x)), float(engine.xp.max(x))
+        low, high = float(backend.xp.min(x)), float(backend.xp.max(x))
         margin = self.alpha / (1 - 2 * self.alpha)
         p, q = self._pair(x)
-        if float(engine.xp.min(p)) <= 0 or float(engine.xp.min(q)) <= 0:
+        if float(backend.xp.min(p)) <= 0 or float(backend.xp.min(q)) <= 0:
             raise InvalidArgumentError(
                 f"{self!r} takes data in [0, 1] and is defined between {-margin:.4g} and {1 + margin:.4g}, got entries "
                 f"from {low:.6g} to {high:.6g}. Divide 8-bit images by 255, or by 256 after adding uniform noise in "
                 "[0, 1)."
             )
 
-    def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
-        value = self._map(engine, x)
-        xp = engine.xp
+    def _forward(self, backend: Backend, x: Array, options: LogDetOptions) -> Transformed:
+        value = self._map(backend, x)
+        xp = backend.xp
         size = math.prod(x.shape[1:])
-        p, q = self._pair(flatten(xp, xp.astype(x, widest(engine))))
+        p, q = self._pair(flatten(xp, xp.astype(x, widest(backend))))
         terms = -xp.log(p) - xp.log(q)
         constant = size * math.log1p(-2 * self.alpha)
         # Both logarithms are of numbers below 1, so the terms are positive and their sum bounds its own rounding.
         total = xp.sum(terms, axis=1)
-        rounding = unit_roundoff(engine, widest(engine)) * ((size + 8) * (total + abs(constant)) + 16 * size)
-        return Transformed(value, exact_logdet(engine, total + constant, rounding, x.dtype))
+        rounding = unit_roundoff(backend, widest(backend)) * ((size + 8) * (total + abs(constant)) + 16 * size)
+        return Transformed(value, exact_logdet(backend, total + constant, rounding, x.dtype))
 
-    def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
-        deviation = engine.xp.tanh(0.5 * z) / (2 - 4 * self.alpha)
+    def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
+        deviation = backend.xp.tanh(0.5 * z) / (2 - 4 * self.alpha)
         x = 0.5 + deviation
-        info = engine.xp.finfo(z.dtype)
+        info = backend.xp.finfo(z.dtype)
         # Four roundings of eps at most for tanh, one for each operation and for the constant.
-        rounding = 8 * float(info.eps) * (sample_norm(engine, deviation) + sample_norm(engine, x)) + math.sqrt(
+        rounding = 8 * float(info.eps) * (sample_norm(backend, deviation) + sample_norm(backend, x)) + math.sqrt(
             math.prod(z.shape[1:])
         ) * float(info.smallest_normal)
-        return exact_inverse(engine, x, rounding)
+        return exact_inverse(backend, x, rounding)

@@ -22,8 +22,8 @@ from iresnet_core.results import Inverse
 __all__ = ["InjectivePad", "Squeeze"]
 
 
-def _nothing(engine: Backend, x: Array) -> Array:
-    return engine.xp.zeros((x.shape[0],), dtype=widest(engine), device=device_of(x))
+def _nothing(backend: Backend, x: Array) -> Array:
+    return backend.xp.zeros((x.shape[0],), dtype=widest(backend), device=device_of(x))
 
 
 class Squeeze(Layer):
@@ -99,7 +99,7 @@ class Squeeze(Layer):
             )
         return self._join(channels // block, tuple(n * self.factor for n in spatial))
 
-    def _map(self, engine: Backend, x: Array) -> Array:
+    def _map(self, backend: Backend, x: Array) -> Array:
         channels, spatial = self._split(x.shape[1:])
         f, n = self.factor, len(spatial)
         blocks = tuple(extent for m in spatial for extent in (m // f, f))
@@ -109,16 +109,16 @@ class Squeeze(Layer):
         else:
             split, outer, inner = (*blocks, channels), range(1, 1 + 2 * n, 2), range(2, 2 + 2 * n, 2)
             order = (0, *outer, *inner, 1 + 2 * n)
-        xp = engine.xp
+        xp = backend.xp
         moved = xp.permute_dims(xp.reshape(x, (x.shape[0], *split)), order)
         return xp.reshape(moved, (x.shape[0], *self.output_shape(x.shape[1:])))
 
-    def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
+    def _forward(self, backend: Backend, x: Array, options: LogDetOptions) -> Transformed:
         return Transformed(
-            self._map(engine, x), exact_logdet(engine, _nothing(engine, x), _nothing(engine, x), x.dtype)
+            self._map(backend, x), exact_logdet(backend, _nothing(backend, x), _nothing(backend, x), x.dtype)
         )
 
-    def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
+    def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
         shape = self.input_shape(z.shape[1:])
         channels, spatial = self._split(shape)
         f, n = self.factor, len(spatial)
@@ -129,9 +129,9 @@ class Squeeze(Layer):
         else:
             split = (*coarse, *(f,) * n, channels)
             order = (0, *(a for k in range(n) for a in (1 + k, 1 + n + k)), 1 + 2 * n)
-        xp = engine.xp
+        xp = backend.xp
         moved = xp.permute_dims(xp.reshape(z, (z.shape[0], *split)), order)
-        return exact_inverse(engine, xp.reshape(moved, (z.shape[0], *shape)), _nothing(engine, z))
+        return exact_inverse(backend, xp.reshape(moved, (z.shape[0], *shape)), _nothing(backend, z))
 
 
 class InjectivePad(Layer):
@@ -193,21 +193,21 @@ class InjectivePad(Layer):
             raise ShapeError(f"{self!r} leaves no channel in samples of shape {tuple(output_shape)}.")
         return shape
 
-    def _map(self, engine: Backend, x: Array) -> Array:
+    def _map(self, backend: Backend, x: Array) -> Array:
         position = channel_axis(self.axis, x.ndim, repr(self))
         shape = tuple(self.padding if a == position else n for a, n in enumerate(x.shape))
-        zeros = engine.xp.zeros(shape, dtype=x.dtype, device=device_of(x))
-        return engine.xp.concat([x, zeros], axis=position)
+        zeros = backend.xp.zeros(shape, dtype=x.dtype, device=device_of(x))
+        return backend.xp.concat([x, zeros], axis=position)
 
-    def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
+    def _forward(self, backend: Backend, x: Array, options: LogDetOptions) -> Transformed:
         return Transformed(
-            self._map(engine, x), exact_logdet(engine, _nothing(engine, x), _nothing(engine, x), x.dtype)
+            self._map(backend, x), exact_logdet(backend, _nothing(backend, x), _nothing(backend, x), x.dtype)
         )
 
-    def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
+    def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
         position = channel_axis(self.axis, z.ndim, repr(self))
         keep = z.shape[position] - self.padding
         before = (slice(None),) * position
         dropped = z[(*before, slice(keep, None), ...)]
         kept = z[(*before, slice(None, keep), ...)]
-        return exact_inverse(engine, kept, _nothing(engine, z), sample_norm(engine, dropped))
+        return exact_inverse(backend, kept, _nothing(backend, z), sample_norm(backend, dropped))

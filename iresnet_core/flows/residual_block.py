@@ -25,7 +25,7 @@ class ResidualBlock(Layer):
     ----------
     branch : Branch or callable
         The residual branch g: a `Chain`, an object with `lipschitz` and `linearize`, or a plain callable, which needs
-        `lipschitz` here and an engine that differentiates.
+        `lipschitz` here and a backend that differentiates.
     lipschitz : float, optional
         Constant to use instead of the branch's own certified one: a declaration of the caller's, on which every error
         bound then rests.
@@ -132,13 +132,13 @@ class ResidualBlock(Layer):
             raise InvalidArgumentError(f"the branch {self.branch!r} has no method astype(dtype).")
         return type(self)(self.branch.astype(dtype), lipschitz=self.declared_lipschitz)
 
-    def _map(self, engine: Backend, x: Array) -> Array:
-        return x + evaluate(engine, self.branch, x)
+    def _map(self, backend: Backend, x: Array) -> Array:
+        return x + evaluate(backend, self.branch, x)
 
-    def _forward(self, engine: Backend, x: Array, options: LogDetOptions) -> Transformed:
+    def _forward(self, backend: Backend, x: Array, options: LogDetOptions) -> Transformed:
         constant = stated_lipschitz(self.branch, self.declared_lipschitz)[0]
         value, determinant = value_and_logdet(self.branch, x, lipschitz=constant, **options)
         return Transformed(x + value, determinant)
 
-    def _inverse(self, engine: Backend, z: Array, options: InverseOptions) -> Inverse:
+    def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
         return invert(self.branch, z, lipschitz=self.declared_lipschitz, **options)

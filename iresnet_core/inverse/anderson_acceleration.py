@@ -60,10 +60,10 @@ def anderson(
     `start` is the first iterate, at which g has been evaluated. Returns the progress, whether it was not worth its cost
     (), and whether it was slow (): if it is `judged`, the iteration ends at that.
     """
-    engine, xp, x = problem.engine, problem.engine.xp, start.x
+    backend, xp, x = problem.backend, problem.backend.xp, start.x
     batch, d = x.shape[0], math.prod(x.shape[1:])
     window = min(WINDOW, d)
-    slow, share = engine.fixed(SLOW_RATE**OBSERVED, SHARE)
+    slow, share = backend.as_program_constants(SLOW_RATE**OBSERVED, SHARE)
 
     def unfinished(*arrays: Array) -> Array:
         going = ~xp.all(Progress(*arrays[:_FIELDS]).done)
@@ -110,7 +110,7 @@ def anderson(
         useless=xp.any(none),
         slow=xp.any(none),
     )
-    arrays = engine.while_loop(unfinished, step, (*start, *_packed(history)), max_iter - 1)
+    arrays = backend.while_loop(unfinished, step, (*start, *_packed(history)), max_iter - 1)
     return Progress(*arrays[:_FIELDS]), arrays[-2], arrays[-1]
 
 
@@ -148,7 +148,7 @@ def _weights(xp: Any, history: _History, force: Array, length: Array) -> tuple[A
 
 def _beyond_plain(problem: FixedPoint, before: Progress, after: Progress) -> Array:
     """Logarithm of what a step took off the residual beyond the plain iteration, judged by how much g expands there."""
-    xp = problem.engine.xp
+    xp = problem.backend.xp
     lengths = (after.residual, before.residual, problem.norms(after.x - before.x))
     expansion = problem.norms(after.image - before.image)
     usable = (expansion > 0) & (lengths[0] > 0) & (lengths[1] > 0) & (lengths[2] > 0)

@@ -30,7 +30,7 @@ from iresnet_core.errors import (
 )
 from iresnet_core.inverse.fixed_point import STALLED, FixedPoint, Progress
 from iresnet_core.inverse.implicit_gradient import with_implicit_gradient
-from iresnet_core.inverse.scaling import InUnits, length_unit
+from iresnet_core.inverse.scaling import RescaledBranch, length_unit
 from iresnet_core.inverse.solvers import SOLVERS
 from iresnet_core.results import Inverse
 
@@ -47,7 +47,7 @@ UNSTATED_ROUNDING = 16
 class _Problem(NamedTuple):
     """g and y in the dtype and the units of the solver."""
 
-    engine: Backend
+    backend: Backend
     g: Any
     y: Array
     constant: float
@@ -123,7 +123,7 @@ def invert(
     takes none, and its rounding is taken to be 16 units in the last place of its terms. The rounding of whoever
     computed y is not included.
 
-    Where the engine differentiates, `value` has the implicit derivative with respect to y and to what g closes over
+    Where the backend differentiates, `value` has the implicit derivative with respect to y and to what g closes over
     (`error_bound` and the rest have none): one evaluation of g more, and in the backward pass a solve of its own, whose
     relative tolerance is `rtol` as well. Second derivatives are refused. Inside a compiled function nothing is raised
     about values that are not known yet: look at `converged`.
@@ -135,60 +135,60 @@ def invert(
     >>> bool(result.converged[0]), bool(result.error_bound[0] < 1e-9)
     (True, True)
     """
-    engine = get_backend(y)
+    backend = get_backend(y)
     if not isinstance(solver, str) or solver not in SOLVERS:
         raise InvalidArgumentError(f"invert has the solvers {', '.join(SOLVERS)}; got {solver!r}.")
     if on_failure not in ("raise", "warn", "return"):
         raise InvalidArgumentError(f"on_failure must be 'raise', 'warn' or 'return', got {on_failure!r}.")
     if max_iter is not None:
         max_iter = require_positive_int(max_iter, "max_iter")
-    with engine.float64(), engine.sized_by(y):
+    with backend.full_precision(), backend.batch_of_unknown_size(y):
         problem, dtype = _checked(g, y, lipschitz)
-        bits = engine.xp.finfo(problem.y.dtype).bits
+        bits = backend.xp.finfo(problem.y.dtype).bits
         rtol = DEFAULT_RTOL[bits] if rtol is None else require_nonnegative(rtol, "rtol")
         atol = 0.01 * DEFAULT_RTOL[bits] if atol is None else require_nonnegative(atol, "atol")
-        rtol, atol = engine.fixed(rtol, atol)
+        rtol, atol = backend.as_program_constants(rtol, atol)
         limit = _enough(problem.constant, rtol, bits) if max_iter is None else max_iter
         atol = atol / problem.unit
         first = problem.y if start is None else _checked_start(problem, start, y)
-        with engine.unrecorded():
-            y_norm = norms(engine.xp, problem.y)
-            fixed_point = FixedPoint(engine, problem.g, problem.y, y_norm, problem.constant, rtol, atol)
+        with backend.no_grad():
+            y_norm = norms(backend.xp, problem.y)
+            fixed_point = FixedPoint(backend, problem.g, problem.y, y_norm, problem.constant, rtol, atol)
             progress = SOLVERS[solver](fixed_point, first, limit)
             _refuse_expansion(problem, progress)
             result = _certified(problem, progress, rtol, atol, dtype, on_failure, solver)
-        if not engine.differentiates:
+        if not backend.differentiates:
             return result
         steps = max(limit, _enough(problem.constant, rtol, bits))
-        value = with_implicit_gradient(engine, g, y, result.value, problem.constant, rtol, steps)
+        value = with_implicit_gradient(backend, g, y, result.value, problem.constant, rtol, steps)
         return result._replace(value=value)
 
 
 def _checked(g: Any, y: Array, lipschitz: float | None) -> tuple[_Problem, Any]:
     """Check the arguments; half precision is solved in float32."""
-    engine = get_backend(y)
+    backend = get_backend(y)
     require_batch(y, "y")
-    require_floating(engine, y, "y")
-    require_finite(engine, y, "y")
+    require_floating(backend, y, "y")
+    require_finite(backend, y, "y")
     if not callable(g):
         raise InvalidArgumentError(f"a branch must be callable, got {type(g).__name__}.")
-    (constant,) = engine.fixed(require_contraction(*stated_lipschitz(g, lipschitz)))
-    working, dtype, xp = working_dtype(engine, y.dtype), y.dtype, engine.xp
-    y = engine.stop_gradient(y)
+    (constant,) = backend.as_program_constants(require_contraction(*stated_lipschitz(g, lipschitz)))
+    working, dtype, xp = working_dtype(backend, y.dtype), y.dtype, backend.xp
+    y = backend.stop_gradient(y)
     name = getattr(g, "__name__", type(g).__name__)
     if working != dtype:
         y = xp.astype(y, working)
-        g = g.astype(working) if hasattr(g, "astype") else _through(engine, g, dtype, working)
-    unit = length_unit(engine, y)
-    branch = InUnits(engine, g, unit)
-    return _Problem(engine, branch, y / unit, constant, name, unit_roundoff(engine, dtype), unit), dtype
+        g = g.astype(working) if hasattr(g, "astype") else _through(backend, g, dtype, working)
+    unit = length_unit(backend, y)
+    branch = RescaledBranch(backend, g, unit)
+    return _Problem(backend, branch, y / unit, constant, name, unit_roundoff(backend, dtype), unit), dtype
 
 
-def _through(engine: Backend, g: Any, dtype: Any, working: Any) -> Any:
+def _through(backend: Backend, g: Any, dtype: Any, working: Any) -> Any:
     """A callable that knows half precision only, for a solver in float32."""
 
     def evaluated(x: Array) -> Array:
-        return engine.xp.astype(evaluate(engine, g, engine.xp.astype(x, dtype)), working)
+        return backend.xp.astype(evaluate(backend, g, backend.xp.astype(x, dtype)), working)
 
     return evaluated
 
@@ -198,11 +198,11 @@ def _checked_start(problem: _Problem, start: Array, y: Array) -> Array:
     if tuple(start.shape) != tuple(y.shape):
         raise ShapeError(f"start must have the shape of y, {tuple(y.shape)}, got {tuple(start.shape)}.")
     require_same_dtype(start, "start", y, "y")
-    require_same_device(problem.engine, start, "start", y, "y")
-    require_finite(problem.engine, start, "start")
-    if length_unit(problem.engine, start) > max(problem.unit, 1.0):
+    require_same_device(problem.backend, start, "start", y, "y")
+    require_finite(problem.backend, start, "start")
+    if length_unit(problem.backend, start) > max(problem.unit, 1.0):
         raise InvalidArgumentError("start is so large that its squares overflow in the units of y; begin from y.")
-    return problem.engine.xp.astype(problem.engine.stop_gradient(start), problem.y.dtype) / problem.unit
+    return problem.backend.xp.astype(problem.backend.stop_gradient(start), problem.y.dtype) / problem.unit
 
 
 def _enough(constant: float, rtol: float, bits: int) -> int:
@@ -215,8 +215,8 @@ def _enough(constant: float, rtol: float, bits: int) -> int:
 
 def _refuse_expansion(problem: _Problem, progress: Progress) -> None:
     """Refuse a g that was seen to break its own constant, or to return what is not finite."""
-    engine, xp = problem.engine, problem.engine.xp
-    if engine.is_tracing(progress.residual):
+    backend, xp = problem.backend, problem.backend.xp
+    if backend.is_tracing(progress.residual):
         return
     suspects = progress.excess > 0
     if bool(xp.any(suspects)):  # rounding alone may do that
@@ -239,13 +239,13 @@ def _evaluated(problem: _Problem, x: Array, image: Array | None = None) -> tuple
 
     A branch that bounds its own rounding is evaluated once more for it; of another one, `image` is taken if given.
     """
-    engine, xp, g = problem.engine, problem.engine.xp, problem.g
-    u = unit_roundoff(engine, x.dtype)
+    backend, xp, g = problem.backend, problem.backend.xp, problem.g
+    u = unit_roundoff(backend, x.dtype)
     if g.knows_rounding:
         image, rounding = g.astype(x.dtype).with_rounding(x)
         share = 4 * u
     else:
-        image = evaluate(engine, g, x) if image is None else image
+        image = evaluate(backend, g, x) if image is None else image
         rounding, share = xp.zeros((x.shape[0],), dtype=x.dtype, device=device_of(x)), 4 * u
         share = share + UNSTATED_ROUNDING * max(u, problem.output_roundoff)
     terms = norms(xp, x) + norms(xp, image) + norms(xp, xp.astype(problem.y, x.dtype))
@@ -264,7 +264,7 @@ def _certified(
     solver: str,
 ) -> Inverse:
     """Turn the last iterate into an answer in `dtype`, with its certificate."""
-    engine, xp = problem.engine, problem.engine.xp
+    backend, xp = problem.backend, problem.backend.xp
     c = problem.constant
     unit = problem.unit
     value = xp.astype(progress.x, dtype)
@@ -275,11 +275,11 @@ def _certified(
     stalled = progress.since >= STALLED
     floor = 2 * floor / (1 - c) * xp.where(stalled, xp.full_like(floor, 1 / (1 - c)), xp.ones_like(floor))
     if value.dtype != problem.y.dtype:
-        floor = floor + 2 * unit_roundoff(engine, dtype) * (1 + c) / (1 - c) * xp.astype(size, floor.dtype)
+        floor = floor + 2 * unit_roundoff(backend, dtype) * (1 + c) / (1 - c) * xp.astype(size, floor.dtype)
     converged = (bound <= atol + rtol * size + xp.astype(floor, bound.dtype)) & xp.isfinite(bound)
     value, bound, residual = value * unit, bound * unit, residual * unit
     result = Inverse(value, bound, residual, progress.evaluations, converged)
-    if engine.is_tracing(bound) or on_failure == "return" or bool(xp.all(converged)):
+    if backend.is_tracing(bound) or on_failure == "return" or bool(xp.all(converged)):
         return result
     failed = int(xp.sum(xp.astype(~converged, xp.int64)))
     message = (
@@ -298,12 +298,12 @@ def _residual(problem: _Problem, progress: Progress, value: Array) -> tuple[Arra
 
     Below float64 a branch that bounds its own rounding is evaluated in float64.
     """
-    engine, xp = problem.engine, problem.engine.xp
+    backend, xp = problem.backend, problem.backend.xp
     working = problem.y.dtype
     if not problem.g.knows_rounding:
         x, known = xp.astype(value, working), progress.image if value.dtype == working else None
     else:
-        x, known = xp.astype(value, widest(engine)), None
+        x, known = xp.astype(value, widest(backend)), None
     image, rounding = _evaluated(problem, x, known)
-    ratio = unit_roundoff(engine, working) / unit_roundoff(engine, x.dtype)
+    ratio = unit_roundoff(backend, working) / unit_roundoff(backend, x.dtype)
     return norms(xp, x + image - xp.astype(problem.y, x.dtype)), rounding, rounding * ratio

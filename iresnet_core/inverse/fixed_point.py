@@ -37,7 +37,7 @@ class Progress(NamedTuple):
 class FixedPoint(NamedTuple):
     """The problem x + g(x) = y with its constant c and its tolerance on the error, ``atol + rtol ||x||``."""
 
-    engine: Backend
+    backend: Backend
     g: Any
     y: Array
     y_norm: Array
@@ -47,27 +47,27 @@ class FixedPoint(NamedTuple):
 
     def norms(self, x: Array) -> Array:
         """Euclidean norm of every sample (batch,)."""
-        return norms(self.engine.xp, x)
+        return norms(self.backend.xp, x)
 
     def noise(self, x_norm: Array, image_norm: Array) -> Array:
         """Rounding of x + g(x) - y, without that of g."""
-        return 2 * unit_roundoff(self.engine, x_norm.dtype) * (x_norm + image_norm + self.y_norm)
+        return 2 * unit_roundoff(self.backend, x_norm.dtype) * (x_norm + image_norm + self.y_norm)
 
     def begin(self, x: Array, image: Array = None) -> Progress:
         """Evaluate g at the first iterate, if `image` is not its value already."""
-        xp = self.engine.xp
+        xp = self.backend.xp
         zero = xp.zeros((x.shape[0],), dtype=x.dtype, device=device_of(x))
         count = xp.zeros((x.shape[0],), dtype=xp.int32, device=device_of(x))
-        image = evaluate(self.engine, self.g, x) if image is None else image
+        image = evaluate(self.backend, self.g, x) if image is None else image
         residual = self.norms(x + image - self.y)
         return Progress(x, image, residual, count + 1, zero, zero, residual, count, self._met(x, image, residual))
 
     def advance(self, state: Progress, x: Array) -> Progress:
         """Evaluate g at the next iterates; samples that are done stay where they are."""
-        xp = self.engine.xp
+        xp = self.backend.xp
         keep = per_sample(xp, state.done, x)
         x = xp.where(keep, state.x, x)
-        image = xp.where(keep, state.image, evaluate(self.engine, self.g, x))
+        image = xp.where(keep, state.image, evaluate(self.backend, self.g, x))
         residual = xp.where(state.done, state.residual, self.norms(x + image - self.y))
         # A c-contraction gains c^5 in ten evaluations, five of them plain steps; less is rounding.
         progress = residual <= 0.5 * (1 + self.constant**5) * state.mark
@@ -100,7 +100,7 @@ def picard(problem: FixedPoint, x: Array, max_iter: int, *, begun: Progress | No
 
     `begun` is where another solver left off; `max_iter` evaluations are then added at most.
     """
-    engine, xp = problem.engine, problem.engine.xp
+    backend, xp = problem.backend, problem.backend.xp
 
     def unfinished(*state: Array) -> Array:
         return ~xp.all(Progress(*state).done)
@@ -110,4 +110,4 @@ def picard(problem: FixedPoint, x: Array, max_iter: int, *, begun: Progress | No
         return tuple(problem.advance(state, problem.y - state.image))
 
     state = problem.begin(x) if begun is None else begun
-    return Progress(*engine.while_loop(unfinished, step, tuple(state), max_iter if begun else max_iter - 1))
+    return Progress(*backend.while_loop(unfinished, step, tuple(state), max_iter if begun else max_iter - 1))

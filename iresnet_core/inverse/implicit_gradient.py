@@ -18,7 +18,7 @@ MOST_TERMS = 512
 
 
 def with_implicit_gradient(
-    engine: Backend, g: Any, y: Array, solution: Array, constant: float, rtol: float, max_iter: int
+    backend: Backend, g: Any, y: Array, solution: Array, constant: float, rtol: float, max_iter: int
 ) -> Array:
     """Return `solution` of x + g(x) = y as a differentiable function of y and of what g closes over.
 
@@ -27,39 +27,39 @@ def with_implicit_gradient(
     to ``||error|| <= rtol ||w||``. Cost: one evaluation of g, and in the backward pass one more and some ten to forty
     Jacobian products. A second derivative is refused.
     """
-    if isinstance(g, Chain) and not engine.may_differentiate(y, *g.arrays):
+    if isinstance(g, Chain) and not backend.may_differentiate(y, *g.arrays):
         return solution
-    xp, dtype = engine.xp, y.dtype
-    working = working_dtype(engine, dtype)
+    xp, dtype = backend.xp, y.dtype
+    working = working_dtype(backend, dtype)
     if working != dtype and hasattr(g, "astype"):
         g, y = g.astype(working), xp.astype(y, working)
-    point = xp.astype(engine.stop_gradient(solution), y.dtype)
-    step = y - evaluate(engine, g, point)
-    if not engine.may_differentiate(step):  # a function does not tell what it closes over, but its values do
+    point = xp.astype(backend.stop_gradient(solution), y.dtype)
+    step = y - evaluate(backend, g, point)
+    if not backend.may_differentiate(step):  # a function does not tell what it closes over, but its values do
         return solution
 
     def adjoint_solution(cotangent: Array) -> Array:
-        at = linearize(engine, g, point)
+        at = linearize(backend, g, point)
 
         def product(w: Array) -> Array:
-            return engine.stop_gradient(xp.astype(at.vjp(xp.astype(w, point.dtype, copy=False)), w.dtype, copy=False))
+            return backend.stop_gradient(xp.astype(at.vjp(xp.astype(w, point.dtype, copy=False)), w.dtype, copy=False))
 
-        with engine.unrecorded():
+        with backend.no_grad():
             # A callable that knows half precision only is solved around in float32.
             cotangent = xp.astype(cotangent, working, copy=False)
             # In units of its largest entry: a cotangent may be of any size, down to zero.
             largest = xp.max(xp.abs(flatten(xp, cotangent)), axis=-1)
             scale = per_sample(xp, xp.where(largest > 0, largest, xp.ones_like(largest)), cotangent)
             right = cotangent / scale
-            if not (hasattr(g, "linearize") or engine.loops_over_products()):
+            if not (hasattr(g, "linearize") or backend.loops_over_products()):
                 return xp.astype(_neumann_sum(product, right, _neumann_terms(constant, rtol)) * scale, point.dtype)
-            problem = FixedPoint(engine, product, right, norms(xp, right), constant, rtol, 0.0)
+            problem = FixedPoint(backend, product, right, norms(xp, right), constant, rtol, 0.0)
             progress = SOLVERS["anderson"](problem, right, max_iter)
-            _require_solution(engine, problem, progress.residual, unit_roundoff(engine, point.dtype))
+            _require_solution(backend, problem, progress.residual, unit_roundoff(backend, point.dtype))
             return xp.astype(progress.x * scale, point.dtype)
 
-    solution = engine.stop_gradient(solution)
-    return solution + xp.astype(engine.map_cotangent(step, adjoint_solution) - engine.stop_gradient(step), dtype)
+    solution = backend.stop_gradient(solution)
+    return solution + xp.astype(backend.map_cotangent(step, adjoint_solution) - backend.stop_gradient(step), dtype)
 
 
 def _neumann_terms(constant: float, rtol: float) -> int:
@@ -68,28 +68,28 @@ def _neumann_terms(constant: float, rtol: float) -> int:
     if terms > MOST_TERMS:
         raise DerivativeError(
             f"the gradient of this inverse would take {terms} Jacobian products in a row, as compiled loops of this "
-            f"engine take no derivative of a plain callable (c = {constant:.4g}, rtol = {rtol:g}). Make g a Chain, "
+            f"backend take no derivative of a plain callable (c = {constant:.4g}, rtol = {rtol:g}). Make g a Chain, "
             "raise rtol, or leave the call uncompiled."
         )
     return terms
 
 
 def _neumann_sum(product: Callable[[Array], Array], right: Array, terms: int) -> Array:
-    """Return w = right - J^T (right - J^T (...)), without a loop of the engine's; error at most c^terms ||w||."""
+    """Return w = right - J^T (right - J^T (...)), without a loop of the backend's; error at most c^terms ||w||."""
     w = right
     for _ in range(terms):
         w = right - product(w)
     return w
 
 
-def _require_solution(engine: Backend, problem: FixedPoint, residual: Array, u: float) -> None:
+def _require_solution(backend: Backend, problem: FixedPoint, residual: Array, u: float) -> None:
     """Refuse a gradient that is wrong by more than a thousandth; the residual bounds it by 1 / (1 - c).
 
     In half precision, of unit roundoff `u`, the products themselves are not better than a few u.
     """
-    if engine.is_tracing(residual) or not residual.shape[0]:
+    if backend.is_tracing(residual) or not residual.shape[0]:
         return
-    worst = float(engine.xp.max(residual)) / (1 - problem.constant)
+    worst = float(backend.xp.max(residual)) / (1 - problem.constant)
     if not (math.isfinite(worst) and worst <= max(1e-3, 1e3 * problem.rtol, 8 * u / (1 - problem.constant))):
         raise NotConvergedError(
             f"the gradient of the inverse did not converge: its relative error may be {worst:.3g} (c = "

@@ -30,11 +30,11 @@ def newton(problem: FixedPoint, x: Array, max_iter: int, *, begun: Progress | No
     residual is undone and replaced by a plain one, which does by c. Every product counts as an evaluation of g.
     `begun` is where another solver left off.
     """
-    engine, xp = problem.engine, problem.engine.xp
+    backend, xp = problem.backend, problem.backend.xp
     state = problem.begin(x) if begun is None else begun
     if x.shape[0] == 0:
         return state
-    tracing = engine.is_tracing(x)
+    tracing = backend.is_tracing(x)
     outer = max(1, max_iter // (TRACED_PRODUCTS + 2)) if tracing else max_iter
 
     def most_spent(now: Progress) -> Array:
@@ -78,18 +78,18 @@ def newton(problem: FixedPoint, x: Array, max_iter: int, *, begun: Progress | No
         return (*state, length, ~shrunk)
 
     one = xp.where(state.residual > 0, state.residual, xp.ones_like(state.residual))
-    arrays = engine.while_loop(unfinished, step, (*state, one, xp.zeros_like(state.done)), outer)
+    arrays = backend.while_loop(unfinished, step, (*state, one, xp.zeros_like(state.done)), outer)
     return Progress(*arrays[:_FIELDS])
 
 
 def _product(problem: FixedPoint, state: Progress) -> tuple[Callable[[Array], Array], int]:
     """The map v -> J v for unit vectors (batch, d), and the evaluations that it took to have it."""
-    xp, shape = problem.engine.xp, state.x.shape
+    xp, shape = problem.backend.xp, state.x.shape
     known = getattr(problem.g, "jacobian_product", lambda x: None)(state.x)
     if known is not None:
         return lambda v: flatten(xp, known(xp.reshape(v, shape))), 1
     x, image = flatten(xp, state.x), flatten(xp, state.image)
-    reach = (1 + norms(xp, state.x))[:, None] * unit_roundoff(problem.engine, state.x.dtype) ** 0.5
+    reach = (1 + norms(xp, state.x))[:, None] * unit_roundoff(problem.backend, state.x.dtype) ** 0.5
 
     def difference(v: Array) -> Array:
         return (flatten(xp, problem.g(xp.reshape(x + reach * v, shape))) - image) / reach
@@ -104,8 +104,8 @@ def _solved(
 
     Samples that are `idle` are not waited for.
     """
-    engine, xp = problem.engine, problem.engine.xp
-    tracing = engine.is_tracing(state.x)
+    backend, xp = problem.backend, problem.backend.xp
+    tracing = backend.is_tracing(state.x)
     multiply, cost = _product(problem, state)
     right = flatten(xp, force)
     length = xp.linalg.vector_norm(right, axis=-1)

@@ -20,9 +20,9 @@ def accelerated(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
     Preconditioned by the mean Jacobian of the batch where g has one and it is cheap. In a compiled program, which
     cannot look at its progress, Anderson's method throughout, without the preconditioner.
     """
-    xp = problem.engine.xp
+    xp = problem.backend.xp
     start, inverse = _begun(problem, x)
-    if problem.engine.is_tracing(start.residual):  # of g's weights as well
+    if problem.backend.is_tracing(start.residual):  # of g's weights as well
         return anderson(problem, start, max_iter)[0]
     state, useless, slow = anderson(problem, start, max_iter, judged=True, inverse=inverse)
     while bool(useless) and not bool(slow):
@@ -36,15 +36,15 @@ def accelerated(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
 
 def _begun(problem: FixedPoint, x: Array) -> tuple[Progress, Array | None]:
     """The first iterate, and (I + J0)^-T with J0 the mean Jacobian there, from the same evaluation."""
-    engine, xp = problem.engine, problem.engine.xp
+    backend, xp = problem.backend, problem.backend.xp
     d = math.prod(x.shape[1:])
-    cheap = not engine.is_tracing(x) and d <= min(PRECONDITIONED, SAMPLES_WORTH * x.shape[0])
+    cheap = not backend.is_tracing(x) and d <= min(PRECONDITIONED, SAMPLES_WORTH * x.shape[0])
     linearized = getattr(problem.g, "with_mean_jacobian", lambda x: None)(x) if cheap else None
     if linearized is None:
         return problem.begin(x), None
     image, mean = linearized
     start = problem.begin(x, image)
-    if engine.is_tracing(mean) or not bool(xp.all(xp.isfinite(mean))):
+    if backend.is_tracing(mean) or not bool(xp.all(xp.isfinite(mean))):
         return start, None
     transposed = xp.eye(d, dtype=mean.dtype, device=device_of(mean)) + xp.matrix_transpose(mean)
     sign, log_determinant = xp.linalg.slogdet(transposed)

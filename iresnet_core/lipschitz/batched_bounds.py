@@ -30,7 +30,7 @@ def lipschitz_bounds(layers: Sequence[Any]) -> list[LipschitzBound]:
     Parameters
     ----------
     layers : sequence of arrays (m, n), Dense, Convolution, or anything `as_operator` takes
-        Of one engine. Matrices are worked on in stacks: their Gram matrices, of order min(m, n), are padded with zeros
+        Of one backend. Matrices are worked on in stacks: their Gram matrices, of order min(m, n), are padded with zeros
         to the next order in the list that is at most a quarter larger. The others go to `lipschitz_bound` one by one.
 
     Returns
@@ -59,15 +59,15 @@ def lipschitz_bounds(layers: Sequence[Any]) -> list[LipschitzBound]:
     bounds: list[LipschitzBound | None] = [None] * len(operators)
     stacked = [place for place, operator in enumerate(operators) if _is_matrix(operator)]
     for place in set(range(len(operators))) - set(stacked):
-        engine = operators[place].engine
-        with engine.unrecorded():
+        backend = operators[place].backend
+        with backend.no_grad():
             bounds[place] = lipschitz_bound(operators[place])
     if stacked:
-        engine = get_backend(*(operators[place].like for place in stacked))
-        with engine.float64(), engine.unrecorded():
+        backend = get_backend(*(operators[place].like for place in stacked))
+        with backend.full_precision(), backend.no_grad():
             for places in _groups(operators, stacked):
                 chosen = [operators[place] for place in places]
-                for place, bound in zip(places, _stack_bounds(engine, chosen), strict=True):
+                for place, bound in zip(places, _stack_bounds(backend, chosen), strict=True):
                     bounds[place] = bound
     return [bound for bound in bounds if bound is not None]
 
@@ -87,20 +87,20 @@ def _groups(operators: list[LinearOperator], places: list[int]) -> Iterator[list
     yield group
 
 
-def _stack_bounds(engine: Backend, operators: list[LinearOperator]) -> list[LipschitzBound]:
+def _stack_bounds(backend: Backend, operators: list[LinearOperator]) -> list[LipschitzBound]:
     """Certify a group by one stack of padded Gram matrices, or by Gram iteration of each shape."""
-    xp = engine.xp
+    xp = backend.xp
     shapes: dict[tuple[int, int], list[int]] = {}
     for place, operator in enumerate(operators):
         shapes.setdefault(operator.shape, []).append(place)
     order = min(operators[0].shape)
-    by_products = engine.is_tracing(operators[0].like) or engine.is_accelerated(operators[0].like)
+    by_products = backend.is_tracing(operators[0].like) or backend.is_accelerated(operators[0].like)
     method = "gram" if by_products else "cholesky"
     parts: list[tuple[Array, ...]] = []
     for places in shapes.values():
-        matrices, scale = _stack(engine, operators, places)
+        matrices, scale = _stack(backend, operators, places)
         if by_products:
-            parts.append((gram_bound(engine, matrices) * scale,))
+            parts.append((gram_bound(backend, matrices) * scale,))
             continue
         gram, error = smaller_gram(xp, matrices)
         parts.append((_padded(xp, gram, order), error, scale))
@@ -108,24 +108,24 @@ def _stack_bounds(engine: Backend, operators: list[LinearOperator]) -> list[Lips
         values = xp.concat([part[0] for part in parts])
     else:
         gram, error, scale = (xp.concat([part[i] for part in parts]) for i in range(3))
-        stack = certified_stack(engine, gram, error)
+        stack = certified_stack(backend, gram, error)
         if stack is None:  # one by one, each as long as it takes
             stack = xp.concat(
-                [cholesky_bound(engine, _stack(engine, operators, places)[0]) for places in shapes.values()]
+                [cholesky_bound(backend, _stack(backend, operators, places)[0]) for places in shapes.values()]
             )
         values = stack * scale
     found: list[Any] = [None] * len(operators)
     for at, place in enumerate(place for places in shapes.values() for place in places):
-        value = round_up(engine, values[at], operators[place].like.dtype)
+        value = round_up(backend, values[at], operators[place].like.dtype)
         found[place] = LipschitzBound(value, "certified", method)
     return found
 
 
-def _stack(engine: Backend, operators: list[LinearOperator], places: list[int]) -> tuple[Array, Array]:
+def _stack(backend: Backend, operators: list[LinearOperator], places: list[int]) -> tuple[Array, Array]:
     """Matrices of one shape in float64, divided by powers of two near their largest entries, and those powers."""
-    xp = engine.xp
-    array = xp.stack([xp.astype(operators[place].matrix(), widest(engine), copy=False) for place in places])
-    scale = power_of_two_near(engine, xp.max(xp.abs(array), axis=(-2, -1)))
+    xp = backend.xp
+    array = xp.stack([xp.astype(operators[place].matrix(), widest(backend), copy=False) for place in places])
+    scale = power_of_two_near(backend, xp.max(xp.abs(array), axis=(-2, -1)))
     return array / scale[:, None, None], scale
 
 
@@ -139,24 +139,24 @@ def _padded(xp: Any, gram: Array, order: int) -> Array:
     return xp.concat([xp.concat([gram, right], axis=2), below], axis=1)
 
 
-def certified_stack(engine: Backend, gram: Array, gram_error: Array) -> Array | None:
+def certified_stack(backend: Backend, gram: Array, gram_error: Array) -> Array | None:
     """Bounds (k,) on the norms of matrices with Gram matrices (k, n, n); None if the estimates never pass.
 
     All are factorised together, after more and more steps of Lanczos' method for all.
     """
-    for estimate in _lanczos(engine, gram):
-        bounds = cholesky_certificates(engine, gram, gram_error, estimate * (1 + SLACK))
+    for estimate in _lanczos(backend, gram):
+        bounds = cholesky_certificates(backend, gram, gram_error, estimate * (1 + SLACK))
         if bounds is not None:
             return bounds
     return None
 
 
-def _lanczos(engine: Backend, gram: Array) -> Iterator[Array]:
+def _lanczos(backend: Backend, gram: Array) -> Iterator[Array]:
     """Lower bounds (k,) on the norms, in float64, from one Lanczos process for all; in float32, which is enough."""
-    xp = engine.xp
+    xp = backend.xp
     k, n = gram.shape[:2]
     G = xp.astype(gram, xp.float32)
-    start = engine.constant_array(_start, n, like=gram)
+    start = backend.constant_array(_start, n, like=gram)
     eps = float(xp.finfo(xp.float32).eps)
     v, _ = unit(xp, xp.matmul(xp.astype(start, xp.float32)[None, :], G)[:, 0, :])
     basis: list[Array] = []
@@ -165,7 +165,7 @@ def _lanczos(engine: Backend, gram: Array) -> Iterator[Array]:
     last = min(LOOKS[-1], n)
     for step in range(1, last + 1):
         basis.append(v)
-        w = xp.matmul(v[:, None, :], G)[:, 0, :]  # as a row: some engines are slow with stacks of columns
+        w = xp.matmul(v[:, None, :], G)[:, 0, :]  # as a row: some backends are slow with stacks of columns
         diagonal.append(xp.linalg.vecdot(v, w))
         if step in LOOKS or step == last:
             T = xp.astype(tridiagonal(xp, diagonal, beside), xp.float64)

@@ -16,10 +16,10 @@ def _random_rows(size: int, n: int) -> np.ndarray:
 
 def first_basis(operator: LinearOperator, size: int) -> Array:
     """Return images (k, m) of fixed pseudo-random vectors, k the least of `size`, m and n; of zero, such vectors."""
-    engine, xp, dtype = operator.engine, operator.engine.xp, operator.like.dtype
+    backend, xp, dtype = operator.backend, operator.backend.xp, operator.like.dtype
     size = min(size, *operator.shape)
     before, after = (
-        xp.astype(engine.constant_array(_random_rows, size, extent, like=operator.like), dtype)
+        xp.astype(backend.constant_array(_random_rows, size, extent, like=operator.like), dtype)
         for extent in (operator.shape[1], operator.shape[0])
     )
     images = operator.matvec(before)
@@ -49,7 +49,7 @@ def refine_basis(operator: LinearOperator, basis: Array, steps: int) -> tuple[Ar
         Orthonormal up to rounding, for the next call; the one that was given, where the operator annihilates it, since
         no later step would get away from zero.
     """
-    xp, given = operator.engine.xp, basis
+    xp, given = operator.backend.xp, basis
     if basis.shape[-2] == basis.shape[-1]:  # of the whole space: any other one will do, for the exact answer
         basis, steps = xp.eye(basis.shape[-1], dtype=basis.dtype, device=device_of(basis)), 1
     rights: list[Array] = []
@@ -82,14 +82,14 @@ def _size(xp: Any, rows: Array) -> Array:
 def _images(operator: LinearOperator, rows: Array) -> Array:
     """A v for every row v (..., k, n)."""
     if isinstance(operator, Matrices):
-        return operator.engine.xp.matmul(rows, operator.engine.xp.matrix_transpose(operator.array))
+        return operator.backend.xp.matmul(rows, operator.backend.xp.matrix_transpose(operator.array))
     return operator.matvec(rows)
 
 
 def _pulled_back(operator: LinearOperator, rows: Array) -> Array:
     """A^T u for every row u (..., k, m)."""
     if isinstance(operator, Matrices):
-        return operator.engine.xp.matmul(rows, operator.array)
+        return operator.backend.xp.matmul(rows, operator.array)
     return operator.rmatvec(rows)
 
 

@@ -13,7 +13,7 @@ from iresnet_core.lipschitz.certificates import (
     tight_gram_bound,
 )
 from iresnet_core.lipschitz.estimates import SMALL, prepared, spectral_norm
-from iresnet_core.lipschitz.fourier import torus_bound
+from iresnet_core.lipschitz.fourier import fourier_bound
 from iresnet_core.lipschitz.probabilistic import probabilistic_bound
 from iresnet_core.operators import Convolution, Dense, LinearOperator, Matrices, as_operator, constant_operator
 from iresnet_core.results import Certificate, LipschitzBound
@@ -69,7 +69,7 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
     Notes
     -----
     Computed in float64 whatever the dtype of A. Cost for an n x n matrix: "svd" about 20 n^3 operations, "cholesky"
-    1.3 n^3 and some 20 products, "gram" 2 n^3 a squaring, "lanczos" two products a step. Where the engine
+    1.3 n^3 and some 20 products, "gram" 2 n^3 a squaring, "lanczos" two products a step. Where the backend
     differentiates, the derivative of every bound is that of the norm, scaled to the bound: (bound / sigma) u v^T.
     "cholesky" and "lanczos" look at values, so they are not for compiled functions, where "auto" takes "gram".
 
@@ -85,23 +85,23 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
         method = _choose(operator)
     if not isinstance(method, str) or method not in _METHODS:
         raise InvalidArgumentError(f"lipschitz_bound has the methods auto, {', '.join(_METHODS)}; got {method!r}.")
-    engine = operator.engine
-    with engine.float64():
-        with engine.unrecorded():
+    backend = operator.backend
+    with backend.full_precision():
+        with backend.no_grad():
             bound = _bound(A, constant_operator(operator), method, rng)
         entries = operator.entries
-        if entries is None or not engine.may_differentiate(entries):
+        if entries is None or not backend.may_differentiate(entries):
             return bound
         sigma = spectral_norm(operator, rtol=GRADIENT_RTOL).value
-        positive = engine.stop_gradient(sigma) > 0
+        positive = backend.stop_gradient(sigma) > 0
         # The factor is 1; it carries the relative derivative of the norm.
-        factor = sigma / engine.stop_gradient(engine.xp.where(positive, sigma, engine.xp.ones_like(sigma)))
-        return bound._replace(value=engine.xp.where(positive, bound.value * factor, bound.value))
+        factor = sigma / backend.stop_gradient(backend.xp.where(positive, sigma, backend.xp.ones_like(sigma)))
+        return bound._replace(value=backend.xp.where(positive, bound.value * factor, bound.value))
 
 
 def _bound(A: Any, operator: LinearOperator, method: str, rng: Any) -> LipschitzBound:
-    engine = operator.engine
-    scaled, scale = prepared(operator, widest(engine)) if method != "lanczos" else prepared(operator)
+    backend = operator.backend
+    scaled, scale = prepared(operator, widest(backend)) if method != "lanczos" else prepared(operator)
     certificate: Certificate = "certified"
     if method == "lanczos":
         value = probabilistic_bound(scaled, rng)
@@ -111,25 +111,25 @@ def _bound(A: Any, operator: LinearOperator, method: str, rng: Any) -> Lipschitz
             raise InvalidArgumentError(
                 f"method 'fft' is for convolutions, got {type(A).__name__}; use 'svd', 'cholesky' or 'gram'."
             )
-        value = torus_bound(scaled)
+        value = fourier_bound(scaled)
     else:
-        value = _EXPLICIT[method](engine, _explicit(scaled, method))
+        value = _EXPLICIT[method](backend, _explicit(scaled, method))
         if method == "svd":
             certificate = "exact"
-    value = engine.xp.astype(value, widest(engine)) * engine.xp.astype(scale, widest(engine))
-    return LipschitzBound(round_up(engine, value, operator.like.dtype), certificate, method)
+    value = backend.xp.astype(value, widest(backend)) * backend.xp.astype(scale, widest(backend))
+    return LipschitzBound(round_up(backend, value, operator.like.dtype), certificate, method)
 
 
 def _choose(operator: LinearOperator) -> str:
     """The method that "auto" stands for."""
     m, n = operator.shape
     # While a program is compiled a certificate cannot be tried, and the accuracy of the compiler's SVD is unknown.
-    if operator.engine.is_tracing(operator.like) and m * n <= EXPLICIT_LIMIT and operator.entries is not None:
+    if operator.backend.is_tracing(operator.like) and m * n <= EXPLICIT_LIMIT and operator.entries is not None:
         return "gram"
     if isinstance(operator, Convolution):
         return "svd" if min(m, n) <= SMALL and m * n <= EXPLICIT_LIMIT else "fft"
     if isinstance(operator, Matrices | Dense):
-        if operator.engine.is_accelerated(operator.like):
+        if operator.backend.is_accelerated(operator.like):
             return "gram"
         return "svd" if min(m, n) <= SMALL else "cholesky"
     return "lanczos"
@@ -143,4 +143,4 @@ def _explicit(operator: LinearOperator, method: str) -> Array:
             f"method {method!r} needs the explicit matrix, {m} x {n} here, beyond the limit of {EXPLICIT_LIMIT} "
             "entries. Use 'fft' for a convolution, 'lanczos' for an operator."
         )
-    return operator.engine.xp.astype(operator.matrix(), widest(operator.engine), copy=False)
+    return operator.backend.xp.astype(operator.matrix(), widest(operator.backend), copy=False)

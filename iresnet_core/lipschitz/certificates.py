@@ -70,29 +70,29 @@ def _adjoint(xp: Any, A: Array) -> Array:
     return xp.matrix_transpose(xp.conj(A) if xp.isdtype(A.dtype, "complex floating") else A)
 
 
-def largest_singular_value(engine: Backend, A: Array) -> Array:
+def largest_singular_value(backend: Backend, A: Array) -> Array:
     """Largest singular value (...,) by SVD, with the relative error of LAPACK's."""
-    return engine.xp.linalg.svdvals(A)[..., 0]
+    return backend.xp.linalg.svdvals(A)[..., 0]
 
 
-def singular_value_bound(engine: Backend, A: Array) -> Array:
+def singular_value_bound(backend: Backend, A: Array) -> Array:
     """Largest singular value, raised by the error of the decomposition.
 
     The computed values are those of A + E, ||E|| <= p(m, n) u ||A|| with p of modest growth (LAPACK Users' Guide,
     Sec. 4.9); p = 4 (m + n) is far above what is seen.
     """
     m, n = A.shape[-2:]
-    return largest_singular_value(engine, A) * (1 + 8 * (m + n) * U)
+    return largest_singular_value(backend, A) * (1 + 8 * (m + n) * U)
 
 
-def frobenius_bound(engine: Backend, A: Array) -> Array:
+def frobenius_bound(backend: Backend, A: Array) -> Array:
     """Frobenius norm (report, after Eq. 10): at most sqrt(rank) times the norm."""
-    return engine.xp.sqrt(_squared_frobenius(engine.xp, A)) * (1 + 2 * U)
+    return backend.xp.sqrt(_squared_frobenius(backend.xp, A)) * (1 + 2 * U)
 
 
-def holder_bound(engine: Backend, A: Array) -> Array:
+def holder_bound(backend: Backend, A: Array) -> Array:
     """sqrt(||A||_1 ||A||_inf), by Hoelder's inequality."""
-    xp = engine.xp
+    xp = backend.xp
     m, n = A.shape[-2:]
     magnitude = xp.abs(A)
     columns = xp.max(xp.sum(magnitude, axis=-2), axis=-1)
@@ -110,33 +110,33 @@ def smaller_gram(xp: Any, A: Array) -> tuple[Array, Array]:
     return gram, gamma(_terms(xp, A, max(m, n)), U) * _trace(xp, gram) * ((1 + g) / (1 - g))
 
 
-def cholesky_certificate(engine: Backend, gram: Array, gram_error: Array, level: float) -> float | None:
+def cholesky_certificate(backend: Backend, gram: Array, gram_error: Array, level: float) -> float | None:
     """Certify sigma for all matrices of a stack with Gram matrices `gram` (..., n, n) at once.
 
     Returns a number just above `level` that bounds every sigma, or None if the factorisation of level^2 I - gram
     fails. If it succeeds, the exact matrix has no eigenvalue below -gamma_(n+1) / (1 - gamma_(n+1)) times its trace
     (Rump 2006, Thm 2.3), the Gram matrix is wrong by at most `gram_error`, and the diagonal was rounded once.
     """
-    xp = engine.xp
+    xp = backend.xp
     n = gram.shape[-1]
     squared = level * level
-    if not engine.is_above(squared, gram):
+    if not backend.is_above(squared, gram):
         return None
     g = gamma(_terms(xp, gram, n), U)
     error = g / (1 - g) * n * squared + 2 * U * squared + float(xp.max(gram_error))
     return math.sqrt(squared + error) * (1 + 4 * U)
 
 
-def cholesky_certificates(engine: Backend, gram: Array, gram_error: Array, levels: Array) -> Array | None:
+def cholesky_certificates(backend: Backend, gram: Array, gram_error: Array, levels: Array) -> Array | None:
     """Certify sigma for every matrix of a stack (k, n, n) at a level of its own (k,), as `cholesky_certificate`.
 
     Returns bounds (k,) just above the levels, 0 for zero matrices; None if a factorisation fails.
     """
-    xp = engine.xp
+    xp = backend.xp
     n = gram.shape[-1]
     zero = _trace(xp, gram) <= 0  # of a sum of squares
     squared = xp.where(zero, xp.ones_like(levels), levels * levels)
-    if not engine.is_above(squared, gram):
+    if not backend.is_above(squared, gram):
         return None
     g = gamma(_terms(xp, gram, n), U)
     error = (g / (1 - g) * n + 2 * U) * squared + gram_error
@@ -144,12 +144,12 @@ def cholesky_certificates(engine: Backend, gram: Array, gram_error: Array, level
     return xp.where(zero, xp.zeros_like(bounds), bounds)
 
 
-def cholesky_bound(engine: Backend, A: Array) -> Array:
+def cholesky_bound(backend: Backend, A: Array) -> Array:
     """Cholesky certificate of a Lanczos estimate raised by 0.4 %, matrix by matrix.
 
     Where the estimate was too low the factorisation fails; a better estimate is taken, then a larger distance.
     """
-    xp = engine.xp
+    xp = backend.xp
     m, n = A.shape[-2:]
     stack = A.shape[:-2]
     flat = xp.reshape(A, (math.prod(stack), m, n))
@@ -160,18 +160,18 @@ def cholesky_bound(engine: Backend, A: Array) -> Array:
             bounds.append(0.0)
             continue
         gram, gram_error = smaller_gram(xp, matrix)
-        bounds.append(raise_until_certified(engine, gram, gram_error, _lanczos_estimates(engine, gram)))
+        bounds.append(raise_until_certified(backend, gram, gram_error, _lanczos_estimates(backend, gram)))
     return xp.reshape(xp.asarray(bounds, dtype=xp.float64, device=device_of(A)), stack)
 
 
-def _lanczos_estimates(engine: Backend, gram: Array) -> Iterator[float]:
+def _lanczos_estimates(backend: Backend, gram: Array) -> Iterator[float]:
     """Lower bounds on the norm from one Lanczos process, which goes on where the last was not good enough.
 
     The Gram matrix is at hand, so that a step takes one product with it and not two with the matrix; squaring costs
     the largest singular value no digits.
     """
-    xp, n = engine.xp, gram.shape[0]
-    start = engine.from_numpy(np.random.default_rng(0).standard_normal(n), gram)
+    xp, n = backend.xp, gram.shape[0]
+    start = backend.from_numpy(np.random.default_rng(0).standard_normal(n), gram)
     looks = (16, 28, 50, 100, 200)
     last = min(looks[-1], n)
     eps = float(xp.finfo(gram.dtype).eps)
@@ -194,14 +194,14 @@ def _lanczos_estimates(engine: Backend, gram: Array) -> Iterator[float]:
         beside.append(length)
 
 
-def raise_until_certified(engine: Backend, gram: Array, gram_error: Array, estimates: Iterator[float]) -> float:
+def raise_until_certified(backend: Backend, gram: Array, gram_error: Array, estimates: Iterator[float]) -> float:
     """Certify the first estimate that passes when raised by SLACK, or else growing multiples of the last one.
 
     `estimates` are lower bounds on the norm, each better and dearer than the one before.
     """
-    xp, estimate = engine.xp, 0.0
+    xp, estimate = backend.xp, 0.0
     for estimate in estimates:
-        bound = cholesky_certificate(engine, gram, gram_error, estimate * (1 + SLACK))
+        bound = cholesky_certificate(backend, gram, gram_error, estimate * (1 + SLACK))
         if bound is not None:
             return bound
     # A start orthogonal to all that matters is not noticed by the iteration, but by the trace: sigma^2 >= tr G / n.
@@ -209,7 +209,7 @@ def raise_until_certified(engine: Backend, gram: Array, gram_error: Array, estim
     slack = SLACK
     for _ in range(40):
         slack *= 3
-        bound = cholesky_certificate(engine, gram, gram_error, estimate * (1 + slack))
+        bound = cholesky_certificate(backend, gram, gram_error, estimate * (1 + slack))
         if bound is not None:
             return bound
     raise NotConvergedError(
@@ -218,23 +218,23 @@ def raise_until_certified(engine: Backend, gram: Array, gram_error: Array, estim
     )
 
 
-def tight_gram_bound(engine: Backend, A: Array) -> Array:
+def tight_gram_bound(backend: Backend, A: Array) -> Array:
     """Gram iteration to 1e-13 of the norm, and rounding; in a compiled program, 14 steps."""
-    return gram_bound(engine, A) if engine.is_tracing(A) else gram_bound(engine, A, rtol=1e-13, max_steps=46)
+    return gram_bound(backend, A) if backend.is_tracing(A) else gram_bound(backend, A, rtol=1e-13, max_steps=46)
 
 
-def gram_bound(engine: Backend, A: Array, *, rtol: float = 1e-3, max_steps: int = 14) -> Array:
+def gram_bound(backend: Backend, A: Array, *, rtol: float = 1e-3, max_steps: int = 14) -> Array:
     """Gram iteration: G <- G^H G / ||G^H G||_F, sigma <= ||G_t||_F^(1 / 2^t) (Delattre et al. 2023, Thm 1).
 
     The iteration stops where the bound is within `rtol` of sigma >= (||G_t||_F^2 / tr G_t)^(1 / 2^t); the worst case,
     n equal singular values, is within log(n) / 2^(t + 1). The rounding of every product is carried back through the
     square roots.
     """
-    xp = engine.xp
+    xp = backend.xp
     gram, first_error = smaller_gram(xp, A)
     n = gram.shape[-1]
     is_complex = xp.isdtype(A.dtype, "complex floating")
-    looks = rtol > 0 and not engine.is_tracing(A)
+    looks = rtol > 0 and not backend.is_tracing(A)
     g = gamma(_terms(xp, A, n), U) + 8 * U
     flat_shape = (*gram.shape[:-2], n * n)
     norms = []

@@ -59,7 +59,7 @@ def spectral_norm(
         "lanczos".
     start : array (..., m) or SpectralNorm, optional
         Left singular vector to begin from, say of the last training step. The default is a fixed pseudo-random vector,
-        the same on every engine.
+        the same on every backend.
     rtol : float
         Stop when ``residual <= rtol * value``; with 0 "power" takes `max_iter` steps without looking.
     max_iter : int
@@ -91,13 +91,13 @@ def spectral_norm(
     rtol = require_nonnegative(rtol, "rtol")
     max_iter = require_positive_int(max_iter, "max_iter")
     operator = as_operator(A)
-    engine = operator.engine
+    backend = operator.backend
     m, n = operator.shape
     if method == "auto":
         method = "svd" if min(m, n) <= SMALL and not _is_foreign(operator) else "lanczos"
     if not isinstance(method, str) or method not in _METHODS:
         raise InvalidArgumentError(f"spectral_norm has the methods auto, {', '.join(_METHODS)}; got {method!r}.")
-    with engine.float64():
+    with backend.full_precision():
         return _estimate(operator, method, start, rtol, max_iter)
 
 
@@ -105,14 +105,14 @@ def _estimate(
     operator: LinearOperator, method: str, start: Array | SpectralNorm | None, rtol: float, max_iter: int
 ) -> SpectralNorm:
     """Run one method on the entries as constants; the value of its vectors carries the derivative."""
-    engine, xp = operator.engine, operator.engine.xp
+    backend, xp = operator.backend, operator.backend.xp
     constant = constant_operator(operator)
-    with engine.unrecorded():
+    with backend.no_grad():
         scaled, scale = prepared(constant)
-        left = _left_start(engine, scaled, start)
+        left = _left_start(backend, scaled, start)
         value, left, right, iterations, converged = _METHODS[method](scaled, left, rtol, max_iter)
         residual = xp.linalg.vector_norm(scaled.rmatvec(left) - value[..., None] * right, axis=-1) / 2**0.5
-        left, right = engine.stop_gradient(left), engine.stop_gradient(right)
+        left, right = backend.stop_gradient(left), backend.stop_gradient(right)
     if constant is not operator:
         scaled = _divided(operator, scaled.like.dtype, scale)
     value = xp.sum(left * scaled.matvec(right), axis=-1)
@@ -132,15 +132,15 @@ def prepared(operator: LinearOperator, dtype: Any = None) -> tuple[LinearOperato
 
     Returns the scaled operator (in `dtype`, by default at least float32) and the factor that was taken out.
     """
-    engine, xp = operator.engine, operator.engine.xp
-    target = working_dtype(engine, operator.like.dtype) if dtype is None else dtype
+    backend, xp = operator.backend, operator.backend.xp
+    target = working_dtype(backend, operator.like.dtype) if dtype is None else dtype
     if isinstance(operator, Matrices):
         array = xp.astype(operator.array, target, copy=False)
-        scale = power_of_two_near(engine, xp.max(xp.abs(array), axis=(-2, -1)))
+        scale = power_of_two_near(backend, xp.max(xp.abs(array), axis=(-2, -1)))
         return Matrices(array / scale[..., None, None]), scale
     if isinstance(operator, LinearLayer):
         layer = operator.astype(target)
-        scale = power_of_two_near(engine, xp.max(xp.abs(layer.weight)))
+        scale = power_of_two_near(backend, xp.max(xp.abs(layer.weight)))
         if layer.shape == tuple(layer.weight.shape):
             return Matrices(layer.weight / scale), scale
         return layer.with_parameters(layer.weight / scale, None), scale
@@ -150,24 +150,24 @@ def prepared(operator: LinearOperator, dtype: Any = None) -> tuple[LinearOperato
     info = xp.finfo(magnitude.dtype)
     lowest, highest = (xp.full_like(magnitude, end) for end in (info.smallest_normal * 2.0**40, info.max * 2.0**-40))
     magnitude = xp.where(magnitude > 0, xp.maximum(xp.minimum(magnitude, highest), lowest), magnitude)
-    scale = power_of_two_near(engine, magnitude)
+    scale = power_of_two_near(backend, magnitude)
     return Scaled(operator, scale), scale
 
 
 def _divided(operator: LinearOperator, dtype: Any, scale: Array) -> LinearOperator:
     """The operator in another dtype, divided by a scale (...,) that `prepared` found for its constant twin."""
     if isinstance(operator, LinearLayer):
-        return operator.with_parameters(operator.engine.xp.astype(operator.weight, dtype) / scale, None)
-    entries = operator.engine.xp.astype(operator.entries, dtype, copy=False)
+        return operator.with_parameters(operator.backend.xp.astype(operator.weight, dtype) / scale, None)
+    entries = operator.backend.xp.astype(operator.entries, dtype, copy=False)
     return Matrices(entries / scale[..., None, None])
 
 
-def power_of_two_near(engine: Backend, magnitude: Array) -> Array:
+def power_of_two_near(backend: Backend, magnitude: Array) -> Array:
     """The power of two just below a magnitude; 1 for zero.
 
     Out of a table, since the powers that a GPU computes can be a unit in the last place off.
     """
-    xp = engine.xp
+    xp = backend.xp
     info = xp.finfo(magnitude.dtype)
     highest = _exponent(info.max)
     lowest = _exponent(info.smallest_normal) + _exponent(info.eps)
@@ -176,7 +176,7 @@ def power_of_two_near(engine: Backend, magnitude: Array) -> Array:
     # The logarithm of numbers next to the largest one rounds up, to a power that would be infinite; that of subnormal
     # ones may be -infinity, and that of NaN becomes any number.
     place = xp.clip(exponent, lowest, highest) - lowest
-    table = engine.constant_array(_powers_of_two, lowest, highest, like=magnitude)
+    table = backend.constant_array(_powers_of_two, lowest, highest, like=magnitude)
     powers = xp.take(xp.astype(table, magnitude.dtype), xp.reshape(place, (-1,)), axis=0)
     return xp.reshape(powers, tuple(magnitude.shape))
 
@@ -199,28 +199,28 @@ def random_start(n: int) -> np.ndarray:
 
 
 def _random_right(operator: LinearOperator) -> Array:
-    """A right vector (..., n), drawn on the host, so that every engine begins from the same one."""
-    engine, n = operator.engine, operator.shape[1]
-    right = engine.constant_array(random_start, n, like=operator.like)
-    return engine.xp.broadcast_to(engine.xp.astype(right, operator.like.dtype), (*operator.batch_shape, n))
+    """A right vector (..., n), drawn on the host, so that every backend begins from the same one."""
+    backend, n = operator.backend, operator.shape[1]
+    right = backend.constant_array(random_start, n, like=operator.like)
+    return backend.xp.broadcast_to(backend.xp.astype(right, operator.like.dtype), (*operator.batch_shape, n))
 
 
-def _left_start(engine: Backend, operator: LinearOperator, start: Array | SpectralNorm | None) -> Array:
+def _left_start(backend: Backend, operator: LinearOperator, start: Array | SpectralNorm | None) -> Array:
     """The left vector to begin from, of shape (..., m)."""
-    xp, m = engine.xp, operator.shape[0]
+    xp, m = backend.xp, operator.shape[0]
     shape = (*operator.batch_shape, m)
     default = operator.matvec(_random_right(operator))
     if start is None:
         return default
     given = start.left if isinstance(start, SpectralNorm) else start
     get_backend(operator.like, given)
-    require_floating(engine, given, "start")
-    require_same_device(engine, given, "start", operator.like, "the operator")
-    require_finite(engine, given, "start")
+    require_floating(backend, given, "start")
+    require_same_device(backend, given, "start", operator.like, "the operator")
+    require_finite(backend, given, "start")
     if tuple(given.shape) != shape:
         raise ShapeError(f"start is a left vector of shape {shape}, got {tuple(given.shape)}.")
     given = xp.astype(given, operator.like.dtype)
-    given = given / power_of_two_near(engine, xp.max(xp.abs(given), axis=-1))[..., None]
+    given = given / power_of_two_near(backend, xp.max(xp.abs(given), axis=-1))[..., None]
     # No iteration gets away from a vector that the transpose annihilates, such as the zero one left by a zero matrix.
     annihilated = xp.all(operator.rmatvec(given) == 0, axis=-1)
     return xp.where(annihilated[..., None], default, given)
@@ -231,7 +231,7 @@ def _power(operator: LinearOperator, left: Array, rtol: float, max_iter: int) ->
 
     Every matrix of a stack stops on its own, so that its result does not depend on its companions.
     """
-    engine, xp = operator.engine, operator.engine.xp
+    backend, xp = operator.backend, operator.backend.xp
     if rtol == 0:
         return _fixed_power(operator, left, max_iter)
 
@@ -258,14 +258,14 @@ def _power(operator: LinearOperator, left: Array, rtol: float, max_iter: int) ->
     right = xp.zeros((*operator.batch_shape, operator.shape[1]), dtype=left.dtype, device=device_of(left))
     iterations = xp.zeros(operator.batch_shape, dtype=xp.int32, device=device_of(left))
     state = (length, left, right, iterations, iterations > 0)
-    sigma, left, right, iterations, _ = engine.while_loop(unfinished, step, state, max_iter)
+    sigma, left, right, iterations, _ = backend.while_loop(unfinished, step, state, max_iter)
     residual = xp.linalg.vector_norm(operator.rmatvec(left) - sigma[..., None] * right, axis=-1) / 2**0.5
     return sigma, left, right, iterations, residual <= rtol * sigma
 
 
 def _fixed_power(operator: LinearOperator, left: Array, steps: int) -> tuple[Array, ...]:
     """Power iteration of a fixed number of steps, which looks at no value and so waits for no device."""
-    engine, xp = operator.engine, operator.engine.xp
+    backend, xp = operator.backend, operator.backend.xp
     # The divisor keeps a zero vector at zero; no other length is below it.
     least = xp.full((), float(xp.finfo(left.dtype).smallest_normal), dtype=left.dtype, device=device_of(left))
 
@@ -285,9 +285,9 @@ def _fixed_power(operator: LinearOperator, left: Array, steps: int) -> tuple[Arr
 
     right = xp.zeros((*operator.batch_shape, operator.shape[1]), dtype=left.dtype, device=device_of(left))
     state: tuple[Array, ...] = (unit(xp, left)[0], right)
-    turns = steps // UNROLLED_STEPS if steps > UNROLLED_STEPS and engine.is_tracing(left) else 0
+    turns = steps // UNROLLED_STEPS if steps > UNROLLED_STEPS and backend.is_tracing(left) else 0
     if turns:
-        state = engine.while_loop(unfinished, several_steps, state, turns)
+        state = backend.while_loop(unfinished, several_steps, state, turns)
     for _ in range(steps - turns * UNROLLED_STEPS):
         state = step(*state)
     image, right = state
@@ -299,18 +299,18 @@ def _fixed_power(operator: LinearOperator, left: Array, steps: int) -> tuple[Arr
 
 def _lanczos(operator: LinearOperator, left: Array, rtol: float, max_iter: int) -> tuple[Array, ...]:
     """Golub-Kahan-Lanczos; two operator products a step. A stack goes on until its last matrix has converged."""
-    xp = operator.engine.xp
+    xp = operator.backend.xp
     right = operator.rmatvec(left)
     iterations = xp.zeros(operator.batch_shape, dtype=xp.int32, device=device_of(left))
     done = iterations > 0
-    limit = min(max_iter, TRACED_STEPS) if operator.engine.is_tracing(left) else max_iter
+    limit = min(max_iter, TRACED_STEPS) if operator.backend.is_tracing(left) else max_iter
     for state in bidiagonalize(operator, right, min(limit, *operator.shape)):
         U, S, Vh = xp.linalg.svd(state.matrix(xp), full_matrices=False)
         sigma = S[..., 0]
         residual = state.beta[-1] * xp.abs(U[..., len(state.alpha) - 1, 0]) / 2**0.5
         iterations = iterations + xp.astype(~done, iterations.dtype)
         done = residual <= rtol * sigma
-        if not operator.engine.is_tracing(done) and bool(xp.all(done)):
+        if not operator.backend.is_tracing(done) and bool(xp.all(done)):
             break
     new_left = xp.matmul(filled_stack(xp, state.left, axis=-1), U[..., :, :1])[..., 0]
     new_right = xp.matmul(filled_stack(xp, state.right[:-1], axis=-1), xp.matrix_transpose(Vh[..., :1, :]))[..., 0]
@@ -319,7 +319,7 @@ def _lanczos(operator: LinearOperator, left: Array, rtol: float, max_iter: int) 
 
 def _svd(operator: LinearOperator, left: Array, rtol: float, max_iter: int) -> tuple[Array, ...]:
     """Singular value decomposition of the explicit matrix."""
-    xp = operator.engine.xp
+    xp = operator.backend.xp
     U, S, Vh = xp.linalg.svd(operator.matrix(), full_matrices=False)
     iterations = xp.zeros(operator.batch_shape, dtype=xp.int32, device=device_of(left))
     return S[..., 0], U[..., :, 0], Vh[..., 0, :], iterations, iterations == 0

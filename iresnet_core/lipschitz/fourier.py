@@ -22,7 +22,7 @@ from iresnet_core.lipschitz.certificates import (
 )
 from iresnet_core.operators import Convolution
 
-__all__ = ["torus_bound"]
+__all__ = ["fourier_bound"]
 
 # Entries of the frequency matrices, or of the phases, that are held at a time (64 MiB of complex128).
 CHUNK = 2**22
@@ -33,39 +33,39 @@ POWER_STEPS = 12
 CANDIDATES = 8
 
 
-def torus_bound(layer: Convolution) -> Array:
+def fourier_bound(layer: Convolution) -> Array:
     """Bound the norm of a float64 convolution; a 0-d array.
 
     The frequency matrices are taken a chunk at a time. In each, the most promising ones give a lower bound s by SVD,
     and one batched Cholesky factorisation certifies (1.004 s)^2 - A^H A for all of them.
     """
-    engine, xp = layer.engine, layer.engine.xp
+    backend, xp = layer.backend, layer.backend.xp
     estimate, bound, rounding = 0.0, 0.0, 0.0
     for matrices, error in _frequency_matrices(layer):
         rounding = max(rounding, error)
         if min(matrices.shape[-2:]) <= FEW_CHANNELS:
-            bound = max(bound, float(xp.max(singular_value_bound(engine, matrices))))
+            bound = max(bound, float(xp.max(singular_value_bound(backend, matrices))))
             continue
         gram, gram_error = smaller_gram(xp, matrices)
         if not bool(xp.any(gram != 0)):
             continue
-        quotients = _rayleigh_quotients(engine, gram)
+        quotients = _rayleigh_quotients(backend, gram)
         order = xp.argsort(quotients, descending=True)
         best = xp.take(matrices, order[: min(CANDIDATES, order.shape[0])], axis=0)
-        estimate = max(estimate, float(xp.max(largest_singular_value(engine, best))))
-        certified = cholesky_certificate(engine, gram, gram_error, bound) if bound else None
+        estimate = max(estimate, float(xp.max(largest_singular_value(backend, best))))
+        certified = cholesky_certificate(backend, gram, gram_error, bound) if bound else None
         if certified is not None:
             bound = certified
             continue
-        bound = max(bound, raise_until_certified(engine, gram, gram_error, iter((estimate,))))
+        bound = max(bound, raise_until_certified(backend, gram, gram_error, iter((estimate,))))
     return xp.asarray((bound + rounding) * (1 + 4 * U), dtype=xp.float64, device=device_of(layer.weight))
 
 
-def _rayleigh_quotients(engine: Backend, gram: Array) -> Array:
+def _rayleigh_quotients(backend: Backend, gram: Array) -> Array:
     """Lower bounds on the largest eigenvalues of positive semidefinite matrices (count, n, n), by power steps."""
-    xp = engine.xp
+    xp = backend.xp
     start = np.random.default_rng(0).standard_normal((1, gram.shape[-1], 1))
-    v = xp.astype(engine.from_numpy(start, gram), gram.dtype) + xp.zeros_like(gram[:, :, :1])
+    v = xp.astype(backend.from_numpy(start, gram), gram.dtype) + xp.zeros_like(gram[:, :, :1])
     for _ in range(POWER_STEPS):
         w = xp.matmul(gram, v)
         length = xp.sqrt(xp.sum(xp.abs(w) ** 2, axis=(-2, -1)))
@@ -80,7 +80,7 @@ def _frequency_matrices(layer: Convolution) -> Iterator[tuple[Array, float]]:
     The kernel is real, so that half of the frequencies along the last axis is enough. With few taps the transform is
     one matrix product; its phases are exact to a few roundings, since multiples of the period are removed in integers.
     """
-    engine, xp = layer.engine, layer.engine.xp
+    backend, xp = layer.backend, layer.backend.xp
     circular = layer.padding_mode == "circular"
     sizes = [n if circular else n + r for n, r in zip(layer.spatial, layer.reach, strict=True)]
     taps = np.array(list(product(*map(range, layer.window)))) * np.array(layer.dilation)  # (taps, axes)
@@ -96,7 +96,7 @@ def _frequency_matrices(layer: Convolution) -> Iterator[tuple[Array, float]]:
         chunk = frequencies[begin : begin + step]
         turns = sum((np.outer(chunk[:, axis], taps[:, axis]) % size) / size for axis, size in enumerate(sizes))
         phases = np.exp(-2j * np.pi * (turns % 1.0))
-        table = engine.from_numpy(phases.T, kernel)
+        table = backend.from_numpy(phases.T, kernel)
         matrices = xp.matmul(xp.astype(kernel, xp.complex128), table)  # (groups out in, count)
         yield (
             xp.reshape(xp.matrix_transpose(matrices), (chunk.shape[0] * layer.groups, out, inner)),

@@ -10,7 +10,7 @@ from iresnet_core.operators import LinearOperator
 __all__ = ["Bidiagonalization", "bidiagonalize", "cleaned", "filled_stack", "tridiagonal", "unit"]
 
 # A basis grows by one vector a step. Filled up with zeros to a multiple of this number its products have few shapes,
-# for each of which some engines compile.
+# for each of which some backends compile.
 FILL = 8
 
 
@@ -73,7 +73,7 @@ def bidiagonalize(operator: LinearOperator, start: Array, steps: int) -> Iterato
     steps : int
         At most this many.
     """
-    xp = operator.engine.xp
+    xp = operator.backend.xp
     state = Bidiagonalization()
     eps = float(xp.finfo(start.dtype).eps)
     v, _ = unit(xp, start)

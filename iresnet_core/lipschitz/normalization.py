@@ -64,7 +64,7 @@ def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
         )
     known = lipschitz_bound(operator) if bound is None else bound
     value = known.value if isinstance(known, LipschitzBound) else known
-    with operator.engine.float64():
+    with operator.backend.full_precision():
         return _normalized(operator, known, value, cap)
 
 
@@ -78,25 +78,25 @@ def _normalized(operator: Any, known: Any, value: Any, cap: float) -> Any:
     method = known.method if isinstance(known, LipschitzBound) else "given"
     layer = operator.with_parameters(scaled, operator.bias, LipschitzBound(new_bound, certificate, method))
     # While a program is compiled the bound has no value yet; that it is at most the cap is known all the same.
-    return layer.capped(cap) if operator.engine.is_tracing(new_bound) else layer
+    return layer.capped(cap) if operator.backend.is_tracing(new_bound) else layer
 
 
 def _scaled(operator: LinearOperator, weight: Array, bound: Any, cap: float) -> tuple[Array, Array]:
     """Weights whose norms are at most `cap`, and the bounds (...,) on those."""
-    engine, xp = operator.engine, operator.engine.xp
-    wide = widest(engine)
+    backend, xp = operator.backend, operator.backend.xp
+    wide = widest(backend)
     if isinstance(bound, str | list | tuple):
         raise InvalidArgumentError(f"bound must be a number, an array or a LipschitzBound, got {bound!r}.")
     if isinstance(bound, int | float):
         bound = xp.full(operator.batch_shape, float(bound), dtype=wide, device=device_of(weight))
     else:
         bound = xp.astype(bound, wide)
-    require_finite(engine, bound, "bound")
+    require_finite(backend, bound, "bound")
     if tuple(bound.shape) != operator.batch_shape:
         raise ShapeError(f"bound must have shape {operator.batch_shape}, got {tuple(bound.shape)}.")
-    if not engine.is_tracing(bound) and bool(xp.any(bound < 0)):
+    if not backend.is_tracing(bound) and bool(xp.any(bound < 0)):
         raise InvalidArgumentError(f"a bound must not be negative, got {float(xp.min(bound)):.4g}.")
-    u = unit_roundoff(engine, weight.dtype)
+    u = unit_roundoff(backend, weight.dtype)
     # Rounding changes W by at most u |W| entrywise, hence the norm by u ||W||_F <= u sqrt(rank) bound; an entry that
     # becomes subnormal is changed by u times the smallest normal number.
     lost = u * math.prod(operator.shape) ** 0.5 * float(xp.finfo(weight.dtype).smallest_normal)
@@ -149,7 +149,7 @@ def spectral_penalty(operators: Any, weight: float) -> Array:
     for operator in (operators,) if single else operators:
         for part in operator.operators if isinstance(operator, Chain) else (operator,):
             sigma = spectral_norm(part).value
-            square = as_operator(part).engine.xp.sum(sigma * sigma)
+            square = as_operator(part).backend.xp.sum(sigma * sigma)
             total = square if total is None else total + square
     if total is None:
         raise InvalidArgumentError("spectral_penalty needs at least one operator.")

@@ -27,9 +27,9 @@ def probabilistic_bound(operator: LinearOperator, rng: Any = None) -> Array:
     """
     if operator.shape[0] < operator.shape[1]:
         operator = Transposed(operator)  # the shorter side, whose Krylov space is complete after n steps
-    engine, xp = operator.engine, operator.engine.xp
+    backend, xp = operator.backend, operator.backend.xp
     n = operator.shape[1]
-    start = engine.sample("gaussian", (*operator.batch_shape, n), operator.like, rng)
+    start = backend.sample("gaussian", (*operator.batch_shape, n), operator.like, rng)
     count = math.prod(operator.batch_shape)
     # The density of one coordinate of a random direction is at most sqrt(n / 2 pi) for n >= 3; for n <= 2 the
     # recurrence ends by itself before the polynomial matters.
@@ -38,20 +38,20 @@ def probabilistic_bound(operator: LinearOperator, rng: Any = None) -> Array:
     for k, state in enumerate(bidiagonalize(operator, start, min(MAX_STEPS, *operator.shape)), start=1):
         if k % 4 and k < min(operator.shape):
             continue
-        ritz, bounds = _roots(engine, state, count, log_delta, bounds)
+        ritz, bounds = _roots(backend, state, count, log_delta, bounds)
         if np.all(bounds <= (1 + CLOSE_ENOUGH) * ritz):
             break
     rounding = 1 + 64 * n * float(xp.finfo(operator.like.dtype).eps)
-    result = engine.from_numpy((bounds * rounding).reshape(operator.batch_shape), operator.like)
+    result = backend.from_numpy((bounds * rounding).reshape(operator.batch_shape), operator.like)
     return xp.astype(result, xp.float64)
 
 
 def _roots(
-    engine: Any, state: Bidiagonalization, count: int, log_delta: float, best: np.ndarray
+    backend: Any, state: Bidiagonalization, count: int, log_delta: float, best: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Largest Ritz values, and for each operator the lowest bound so far."""
-    alpha = np.stack([engine.to_numpy(a).astype(float).reshape(count) for a in state.alpha], axis=-1)
-    beta = np.stack([engine.to_numpy(b).astype(float).reshape(count) for b in state.beta], axis=-1)
+    alpha = np.stack([backend.to_numpy(a).astype(float).reshape(count) for a in state.alpha], axis=-1)
+    beta = np.stack([backend.to_numpy(b).astype(float).reshape(count) for b in state.beta], axis=-1)
     ritz = np.empty(count)
     for i in range(count):
         diagonal, couplings = alpha[i], alpha[i] * beta[i]

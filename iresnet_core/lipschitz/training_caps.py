@@ -1,8 +1,9 @@
 """Weights kept below a cap while they are trained, and certified when they are used.
 
-While weights change with every step, a warm-started block power iteration tells their norm (`steered`); it approaches
-the norm from below, so that the cap may be exceeded by a little. When they are used, the norm is certified
-(`certified`), and between two certificates the bound of Weyl holds: sigma(W + D) <= sigma(W) + ||D||_F.
+While weights change with every step, a warm-started block power iteration tells their norm (`scaled_by_estimate`). It
+approaches the norm from below, so that the cap may be exceeded by a little. When the weights are used, their norm is
+certified (`scaled_by_certificate`), and between two certificates Weyl's bound holds: sigma(W + D) <= sigma(W) + ||D||_F
+(`weyl_bound`).
 """
 
 import math
@@ -25,12 +26,12 @@ __all__ = [
     "any_size_bound",
     "basis_shape",
     "certificate",
-    "certified",
     "layer_cap",
-    "moved_bound",
-    "steered",
-    "steered_together",
+    "scaled_by_certificate",
+    "scaled_by_estimate",
+    "scaled_by_estimate_stack",
     "training_constant",
+    "weyl_bound",
 ]
 
 
@@ -87,13 +88,15 @@ def layer_cap(layers: Sequence[Any], coeff: float, *, per_layer: bool = False) -
 def training_constant(constant: float) -> float:
     """Lipschitz constant on which a block with `constant` relies while its weights are trained.
 
-    Half-way to 1: what the estimates of `steered` lack may make the block exceed its constant, by that much without
-    harm to the inverse and the log-determinant.
+    It lies half-way to 1, because `scaled_by_estimate` takes norms that are a little too small: a block may exceed its
+    constant by that much without harm to the inverse and the log-determinant.
     """
     return 0.5 * (1 + constant)
 
 
-def steered(layer: LinearLayer, cap: float, basis: Array | None, *, steps: int = 2) -> tuple[LinearLayer, Array]:
+def scaled_by_estimate(
+    layer: LinearLayer, cap: float, basis: Array | None, *, steps: int = 2
+) -> tuple[LinearLayer, Array]:
     """Scale a layer by its estimated norm, for use while its weights are trained.
 
     Parameters
@@ -115,15 +118,15 @@ def steered(layer: LinearLayer, cap: float, basis: Array | None, *, steps: int =
     basis : array (k, m)
         For the next call, in at least float32; its shape is `basis_shape`.
     """
-    engine, xp = layer.engine, layer.engine.xp
-    raised = layer.astype(working_dtype(engine, layer.weight.dtype))
-    with engine.unrecorded(), engine.float64():
+    backend, xp = layer.backend, layer.backend.xp
+    raised = layer.astype(working_dtype(backend, layer.weight.dtype))
+    with backend.no_grad(), backend.full_precision():
         constant = constant_operator(raised)
         if _is_tall(layer):
             constant = Transposed(constant)
         if basis is None:
             basis, steps = first_basis(constant, BASIS_SIZE), FIRST_STEPS
-        left, right, basis = (engine.stop_gradient(a) for a in refine_basis(constant, basis, steps))
+        left, right, basis = (backend.stop_gradient(a) for a in refine_basis(constant, basis, steps))
         if _is_tall(layer):
             left, right = right, left
     sigma = xp.sum(left * raised.matvec(right), axis=-1)
@@ -132,10 +135,10 @@ def steered(layer: LinearLayer, cap: float, basis: Array | None, *, steps: int =
     return layer.with_parameters(weight, layer.bias).capped(cap), basis
 
 
-def steered_together(
+def scaled_by_estimate_stack(
     layers: Sequence[LinearLayer], caps: Sequence[float], bases: Sequence[Array | None], *, steps: int = 2
 ) -> list[tuple[LinearLayer, Array]]:
-    """Scale many layers as `steered` does, those of one shape, transposed or not, and dtype side by side.
+    """Scale many layers as `scaled_by_estimate` does, those of one shape, transposed or not, and dtype side by side.
 
     One stack of thirty small matrices costs little more than a single one; convolutions, and layers without a basis,
     are treated one by one.
@@ -149,7 +152,7 @@ def steered_together(
     for members in groups.values():
         if len(members) == 1:
             (index,) = members
-            out[index] = steered(layers[index], caps[index], bases[index], steps=steps)
+            out[index] = scaled_by_estimate(layers[index], caps[index], bases[index], steps=steps)
         else:
             found = _steered_stack(
                 [layers[i] for i in members], [caps[i] for i in members], [bases[i] for i in members], steps
@@ -162,7 +165,7 @@ def steered_together(
 def _steered_stack(
     layers: list[LinearLayer], caps: list[float], bases: list[Any], steps: int
 ) -> list[tuple[LinearLayer, Array]]:
-    engine, xp = layers[0].engine, layers[0].engine.xp
+    backend, xp = layers[0].backend, layers[0].backend.xp
     dtype = layers[0].weight.dtype
     tall = [_is_tall(layer) for layer in layers]
 
@@ -170,11 +173,11 @@ def _steered_stack(
         return [xp.matrix_transpose(m) if turn else m for m, turn in zip(matrices, tall, strict=True)]
 
     weights = xp.stack(turned([layer.weight for layer in layers]))
-    raised = Matrices(xp.astype(weights, working_dtype(engine, dtype), copy=False), checked=True)
-    with engine.unrecorded(), engine.float64():
-        constant = Matrices(engine.stop_gradient(raised.array), checked=True)
-        left, right, basis = (engine.stop_gradient(a) for a in refine_basis(constant, xp.stack(bases), steps))
-    sigma = engine.bilinear_form(left, raised.array, right)
+    raised = Matrices(xp.astype(weights, working_dtype(backend, dtype), copy=False), checked=True)
+    with backend.no_grad(), backend.full_precision():
+        constant = Matrices(backend.stop_gradient(raised.array), checked=True)
+        left, right, basis = (backend.stop_gradient(a) for a in refine_basis(constant, xp.stack(bases), steps))
+    sigma = backend.bilinear_form(left, raised.array, right)
     limit = xp.asarray(caps, dtype=sigma.dtype, device=device_of(sigma))
     factors = xp.astype(limit / xp.maximum(sigma, limit), dtype, copy=False)
     scaled = turned(xp.unstack(weights * factors[:, None, None]))
@@ -190,61 +193,61 @@ def _is_tall(layer: LinearLayer) -> bool:
 
 
 def basis_shape(layer: LinearLayer) -> tuple[int, int]:
-    """Return the shape (k, m) of the basis that `steered` keeps."""
+    """Return the shape (k, m) of the basis that `scaled_by_estimate` keeps."""
     return min(BASIS_SIZE, *layer.shape), layer.shape[1 if _is_tall(layer) else 0]
 
 
 def certificate(layer: LinearLayer) -> Certificate:
     """Certify the norm of a layer, as a constant; costs a `lipschitz_bound` and a `spectral_norm`."""
-    engine = layer.engine
-    with engine.unrecorded():
+    backend = layer.backend
+    with backend.no_grad():
         constant = constant_operator(layer)
         bound = lipschitz_bound(constant).value
         pair = spectral_norm(constant)
     return Certificate(bound, pair.left, pair.right)
 
 
-def certified(layer: LinearLayer, cap: float, known: Certificate) -> LinearLayer:
+def scaled_by_certificate(layer: LinearLayer, cap: float, known: Certificate) -> LinearLayer:
     """Scale a layer by a certificate of its weights, so that its norm is at most `cap`, rounding included.
 
     The derivative of the bound is that of the norm, ``(bound / sigma) u v^T``.
     """
-    engine, xp = layer.engine, layer.engine.xp
+    backend, xp = layer.backend, layer.backend.xp
     bound = known.bound
-    if engine.may_differentiate(layer.weight):
+    if backend.may_differentiate(layer.weight):
         sigma = xp.sum(known.left * layer.matvec(known.right), axis=-1)
-        value = engine.stop_gradient(sigma)
+        value = backend.stop_gradient(sigma)
         positive = value > 0
         bound = xp.where(positive, bound * (sigma / xp.where(positive, value, xp.ones_like(value))), bound)
     return normalize(layer, cap, bound=LipschitzBound(bound, "certified", "cached"))  # type: ignore[no-any-return]
 
 
-def moved_bound(weight: Array, known_weight: Array, known_bound: Array, layer: LinearLayer) -> Array:
+def weyl_bound(weight: Array, known_weight: Array, known_bound: Array, layer: LinearLayer) -> Array:
     """Bound on the norm of a layer from that of other weights: Weyl's sigma(W + D) <= sigma(W) + ||D||_F.
 
     Looks at no value, so that it can be part of a compiled program; where the weights are the same it is the known
     bound up to rounding. For convolutions the norm of D is at most the root of the number of taps times its Frobenius
     norm.
     """
-    engine, xp = layer.engine, layer.engine.xp
-    wide = widest(engine)
+    backend, xp = layer.backend, layer.backend.xp
+    wide = widest(backend)
     size = math.prod(weight.shape)
     taps = 1 if isinstance(layer, Dense) else math.prod(layer.window)  # type: ignore[attr-defined]
-    with engine.float64():
-        difference = xp.astype(engine.stop_gradient(weight), wide) - xp.astype(known_weight, wide)
-        length = xp.sqrt(xp.sum(difference * difference)) * (1 + gamma(size + 4, unit_roundoff(engine, wide)))
+    with backend.full_precision():
+        difference = xp.astype(backend.stop_gradient(weight), wide) - xp.astype(known_weight, wide)
+        length = xp.sqrt(xp.sum(difference * difference)) * (1 + gamma(size + 4, unit_roundoff(backend, wide)))
         bound = xp.astype(known_bound, wide) + math.sqrt(taps) * length
-        return round_up(engine, bound, weight.dtype)
+        return round_up(backend, bound, weight.dtype)
 
 
-def any_size_bound(engine: Any, kernel: Array) -> Array:
+def any_size_bound(backend: Any, kernel: Array) -> Array:
     """Bound on the norm of a convolution for images of every size: the sum over its taps of their matrices' norms.
 
     `kernel` (out, in / groups, *window). Young's inequality; for use before the size of the images is known.
     """
-    xp = engine.xp
+    xp = backend.xp
     taps = xp.reshape(kernel, (*kernel.shape[:2], math.prod(kernel.shape[2:])))
-    with engine.unrecorded(), engine.float64():
-        bounds = [lipschitz_bound(engine.stop_gradient(taps[:, :, i])).value for i in range(taps.shape[2])]
-        total = xp.sum(xp.stack([xp.astype(b, widest(engine)) for b in bounds]))
-        return round_up(engine, total * (1 + 2.0**-40), kernel.dtype)
+    with backend.no_grad(), backend.full_precision():
+        bounds = [lipschitz_bound(backend.stop_gradient(taps[:, :, i])).value for i in range(taps.shape[2])]
+        total = xp.sum(xp.stack([xp.astype(b, widest(backend)) for b in bounds]))
+        return round_up(backend, total * (1 + 2.0**-40), kernel.dtype)

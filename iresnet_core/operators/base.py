@@ -78,7 +78,7 @@ class LinearLayer(LinearOperator):
                 f"{self!r} takes samples of shape {self.input_shape}, got an array of shape {tuple(x.shape)}."
             )
         require_same_dtype(x, "the input", self.weight, "the weight")
-        require_same_device(self.engine, x, "the input", self.weight, "the weight")
+        require_same_device(self.backend, x, "the input", self.weight, "the weight")
         return self._affine(x)
 
     def _affine(self, x: Array) -> Array:
@@ -90,9 +90,11 @@ class LinearLayer(LinearOperator):
         if self._bound is None:
             from iresnet_core.lipschitz import lipschitz_bound
 
-            engine = self.engine
-            if engine.is_constant(self.weight) and (engine.is_tracing() or not engine.may_differentiate(self.weight)):
-                self._bound = engine.at_compile_time(lambda: lipschitz_bound(self))
+            backend = self.backend
+            if backend.is_constant(self.weight) and (
+                backend.is_tracing() or not backend.may_differentiate(self.weight)
+            ):
+                self._bound = backend.concretely(lambda: lipschitz_bound(self))
             else:
                 self._bound = lipschitz_bound(self)
         return self._bound
@@ -107,7 +109,7 @@ class LinearLayer(LinearOperator):
             In a program that is being compiled, for weights that are computed there and were not normalised.
         """
         if self._constant is None:
-            engine = self.engine
+            backend = self.backend
             if not self.has_constant:
                 raise UnknownLipschitzError(
                     f"the constant of {self!r} has no value while the program is compiled or its weights are batched "
@@ -115,14 +117,14 @@ class LinearLayer(LinearOperator):
                     "made before, evaluate its `lipschitz` once before compiling."
                 )
             value = self.bound.value
-            self._constant = engine.at_compile_time(lambda: float(engine.stop_gradient(value)))
+            self._constant = backend.concretely(lambda: float(backend.stop_gradient(value)))
         return self._constant
 
     @property
     def has_constant(self) -> bool:
         """Whether `lipschitz` has a value here."""
-        engine = self.engine
-        return self._constant is not None or not engine.is_tracing(self.weight) or engine.is_constant(self.weight)
+        backend = self.backend
+        return self._constant is not None or not backend.is_tracing(self.weight) or backend.is_constant(self.weight)
 
     def capped(self, constant: float) -> "LinearLayer":
         """Return the layer itself, noting a constant that its weights have by construction."""
@@ -131,7 +133,7 @@ class LinearLayer(LinearOperator):
 
     def astype(self, dtype: Any) -> "LinearLayer":
         """Return the layer in another dtype; its bound is certified anew, unless the weights stay what they are."""
-        xp = self.engine.xp
+        xp = self.backend.xp
         if dtype == self.weight.dtype:
             return self
         bound = self._bound
@@ -146,21 +148,21 @@ class LinearLayer(LinearOperator):
 
     def _adopt(self, weight: Array, bias: Array | None, bias_shape: tuple[int, ...], checked: bool = False) -> None:
         """Check and keep the parameters."""
-        engine = get_backend(weight) if bias is None else get_backend(weight, bias)
+        backend = get_backend(weight) if bias is None else get_backend(weight, bias)
         if checked:
-            self.engine, self.bias = engine, bias
+            self.backend, self.bias = backend, bias
             self.weight = self.like = weight
             return
-        require_floating(engine, weight, "weight")
-        require_finite(engine, weight, "weight")
+        require_floating(backend, weight, "weight")
+        require_finite(backend, weight, "weight")
         if bias is not None:
-            require_floating(engine, bias, "bias")
-            require_finite(engine, bias, "bias")
+            require_floating(backend, bias, "bias")
+            require_finite(backend, bias, "bias")
             require_same_dtype(bias, "the bias", weight, "the weight")
-            require_same_device(engine, bias, "the bias", weight, "the weight")
+            require_same_device(backend, bias, "the bias", weight, "the weight")
             if tuple(bias.shape) != bias_shape:
                 raise ShapeError(f"bias must have shape {bias_shape}, got {tuple(bias.shape)}.")
-            bias = engine.frozen(bias)
-        self.engine = engine
-        self.weight = self.like = engine.frozen(weight)
+            bias = backend.frozen(bias)
+        self.backend = backend
+        self.weight = self.like = backend.frozen(weight)
         self.bias = bias

@@ -61,7 +61,7 @@ class Convolution(LinearLayer):
     """
 
     _geometry = (
-        *("engine", "shape", "input_shape", "output_shape", "data_format", "padding_mode", "groups", "window"),
+        *("backend", "shape", "input_shape", "output_shape", "data_format", "padding_mode", "groups", "window"),
         *("spatial", "out_spatial", "channels", "out_channels", "stride", "dilation", "reach", "padding"),
     )
 
@@ -170,18 +170,18 @@ class Convolution(LinearLayer):
         if self.data_format == "channels_first":
             return self.weight
         axes = len(self.window)
-        return self.engine.xp.permute_dims(self.weight, (axes + 1, axes, *range(axes)))
+        return self.backend.xp.permute_dims(self.weight, (axes + 1, axes, *range(axes)))
 
     def channels_first(self, x: Array) -> Array:
         """Bring samples (batch, ...) of the layer's data format to (batch, channels, *spatial)."""
         if self.data_format == "channels_first":
             return x
-        return self.engine.xp.moveaxis(x, -1, 1)
+        return self.backend.xp.moveaxis(x, -1, 1)
 
     def _given_format(self, x: Array) -> Array:
         if self.data_format == "channels_first":
             return x
-        return self.engine.xp.moveaxis(x, 1, -1)
+        return self.backend.xp.moveaxis(x, 1, -1)
 
     @property
     def _zero_padding(self) -> tuple[tuple[int, int], ...]:
@@ -189,13 +189,13 @@ class Convolution(LinearLayer):
 
     def apply(self, v: Array) -> Array:
         """Convolve arrays (..., *input_shape), without the bias."""
-        xp = self.engine.xp
+        xp = self.backend.xp
         leading = v.shape[: v.ndim - len(self.input_shape)]
         x = self.channels_first(xp.reshape(v, (-1, *self.input_shape)))
         if self.padding_mode == "circular":
             for axis, (before, after) in enumerate(self.padding, start=2):
                 x = wrapped(xp, x, axis, before, after)
-        y = self.engine.conv(
+        y = self.backend.conv(
             x,
             self.standard_kernel,
             stride=self.stride,
@@ -207,12 +207,12 @@ class Convolution(LinearLayer):
 
     def adjoint(self, u: Array) -> Array:
         """Apply the exact transpose to arrays (..., *output_shape)."""
-        xp = self.engine.xp
+        xp = self.backend.xp
         leading = u.shape[: u.ndim - len(self.output_shape)]
         y = self.channels_first(xp.reshape(u, (-1, *self.output_shape)))
         circular = self.padding_mode == "circular"
         spatial = [n + sum(p) if circular else n for n, p in zip(self.spatial, self.padding, strict=True)]
-        x = self.engine.conv_transpose(
+        x = self.backend.conv_transpose(
             y,
             self.standard_kernel,
             spatial=spatial,
@@ -232,18 +232,18 @@ class Convolution(LinearLayer):
             return y
         if self.data_format == "channels_last":
             return y + self.bias
-        return y + self.engine.xp.reshape(self.bias, (self.out_channels,) + (1,) * len(self.window))
+        return y + self.backend.xp.reshape(self.bias, (self.out_channels,) + (1,) * len(self.window))
 
     def matvec(self, v: Array) -> Array:
         """Multiply flat vectors (..., n)."""
         leading = v.shape[:-1]
-        xp = self.engine.xp
+        xp = self.backend.xp
         return xp.reshape(self.apply(xp.reshape(v, (*leading, *self.input_shape))), (*leading, self.shape[0]))
 
     def rmatvec(self, u: Array) -> Array:
         """Multiply flat vectors (..., m) by the transpose."""
         leading = u.shape[:-1]
-        xp = self.engine.xp
+        xp = self.backend.xp
         return xp.reshape(self.adjoint(xp.reshape(u, (*leading, *self.output_shape))), (*leading, self.shape[1]))
 
     def at_size(

@@ -43,7 +43,7 @@ class Dense(LinearLayer):
     2.0
     """
 
-    _geometry = ("engine", "shape", "input_shape", "output_shape")
+    _geometry = ("backend", "shape", "input_shape", "output_shape")
 
     def __init__(self, weight: Array, bias: Array | None = None, *, checked: bool = False) -> None:
         get_backend(weight)
@@ -57,15 +57,15 @@ class Dense(LinearLayer):
         return f"Dense({self.shape[1]} -> {self.shape[0]})"
 
     def _affine(self, x: Array) -> Array:
-        return self.engine.affine(x, self.weight, self.bias)
+        return self.backend.affine(x, self.weight, self.bias)
 
     def apply(self, v: Array) -> Array:
         """Return v W^T for v (..., in)."""
-        return _by_rows(self.engine.xp, v, self.shape[0], lambda rows: self.engine.affine(rows, self.weight))
+        return _by_rows(self.backend.xp, v, self.shape[0], lambda rows: self.backend.affine(rows, self.weight))
 
     def adjoint(self, u: Array) -> Array:
         """Return u W for u (..., out)."""
-        return _by_rows(self.engine.xp, u, self.shape[1], lambda rows: self.engine.xp.matmul(rows, self.weight))
+        return _by_rows(self.backend.xp, u, self.shape[1], lambda rows: self.backend.xp.matmul(rows, self.weight))
 
     matvec = apply
     rmatvec = adjoint

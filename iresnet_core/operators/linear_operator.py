@@ -13,8 +13,8 @@ class LinearOperator(Copyable, ABC):
 
     Attributes
     ----------
-    engine : Backend
-        The engine whose arrays the products take and return.
+    backend : Backend
+        The backend whose arrays the products take and return.
     like : array
         Gives the dtype and device of those arrays.
     shape : (int, int)
@@ -23,7 +23,7 @@ class LinearOperator(Copyable, ABC):
         Shape of the stack; () for a single operator.
     """
 
-    engine: Backend
+    backend: Backend
     like: Array
     shape: tuple[int, int]
     batch_shape: tuple[int, ...] = ()
@@ -44,11 +44,11 @@ class LinearOperator(Copyable, ABC):
     def matrix(self) -> Array:
         """Return the explicit matrix (m, n), from min(m, n) products unless it is at hand."""
         m, n = self.shape
-        xp = self.engine.xp
+        xp = self.backend.xp
         if n <= m:
             return xp.matrix_transpose(self.matvec(_identity(self, n)))
         return self.rmatvec(_identity(self, m))
 
 
 def _identity(operator: LinearOperator, n: int) -> Array:
-    return operator.engine.xp.eye(n, dtype=operator.like.dtype, device=device_of(operator.like))
+    return operator.backend.xp.eye(n, dtype=operator.like.dtype, device=device_of(operator.like))

@@ -34,15 +34,15 @@ class Matrices(LinearOperator):
     """
 
     def __init__(self, array: Array, *, checked: bool = False) -> None:
-        engine = get_backend(array)
+        backend = get_backend(array)
         if len(array.shape) < 2 or 0 in array.shape[-2:] or None in tuple(array.shape):
             raise ShapeError(
                 f"expected matrices of known shape (..., m, n), m and n positive, got {tuple(array.shape)}."
             )
-        require_floating(engine, array, "the matrix")
+        require_floating(backend, array, "the matrix")
         if not checked:
-            require_finite(engine, array, "the matrix")
-        self.engine, self.like, self.array = engine, array, array
+            require_finite(backend, array, "the matrix")
+        self.backend, self.like, self.array = backend, array, array
         self.shape = (array.shape[-2], array.shape[-1])
         self.batch_shape = tuple(array.shape[:-2])
 
@@ -53,7 +53,7 @@ class Matrices(LinearOperator):
 
     def matvec(self, v: Array) -> Array:
         """Multiply v (..., n), one vector a matrix."""
-        xp = self.engine.xp
+        xp = self.backend.xp
         if self.batch_shape:
             return xp.matmul(self.array, v[..., None])[..., 0]
         if v.ndim == 1:
@@ -62,7 +62,7 @@ class Matrices(LinearOperator):
 
     def rmatvec(self, u: Array) -> Array:
         """Multiply u (..., m) by the transposes."""
-        xp = self.engine.xp
+        xp = self.backend.xp
         if self.batch_shape:
             return xp.matmul(xp.matrix_transpose(self.array), u[..., None])[..., 0]
         return xp.matmul(u, self.array)
@@ -77,7 +77,7 @@ class Transposed(LinearOperator):
 
     def __init__(self, operator: LinearOperator) -> None:
         self.operator = operator
-        self.engine, self.like, self.batch_shape = operator.engine, operator.like, operator.batch_shape
+        self.backend, self.like, self.batch_shape = operator.backend, operator.like, operator.batch_shape
         self.shape = (operator.shape[1], operator.shape[0])
 
     def matvec(self, v: Array) -> Array:
@@ -94,7 +94,7 @@ class Scaled(LinearOperator):
 
     def __init__(self, operator: LinearOperator, scale: Array) -> None:
         self.operator, self.scale = operator, scale
-        self.engine, self.like, self.batch_shape = operator.engine, operator.like, operator.batch_shape
+        self.backend, self.like, self.batch_shape = operator.backend, operator.like, operator.batch_shape
         self.shape = operator.shape
 
     def matvec(self, v: Array) -> Array:
@@ -114,8 +114,8 @@ class ForeignOperator(LinearOperator):
         if len(shape) != 2 or not all(int(n) > 0 for n in shape):
             raise ShapeError(f"an operator must have shape (m, n), both positive, got {shape}.")
         self.operator, self.like = operator, like
-        self.engine = get_backend(like)
-        require_floating(self.engine, like, "`like`")
+        self.backend = get_backend(like)
+        require_floating(self.backend, like, "`like`")
         self.shape = (int(shape[0]), int(shape[1]))
 
     def matvec(self, v: Array) -> Array:
@@ -129,7 +129,7 @@ class ForeignOperator(LinearOperator):
     def _product(self, product: Any, v: Array, name: str, length: int) -> Array:
         if v.ndim > 1:
             rows = [self._product(product, v[i, ...], name, length) for i in range(v.shape[0])]
-            return self.engine.xp.stack(rows)
+            return self.backend.xp.stack(rows)
         try:
             out = product(v)
         except NotImplementedError:
@@ -139,10 +139,10 @@ class ForeignOperator(LinearOperator):
         get_backend(self.like, out)
         if tuple(out.shape) != (length,):
             raise ShapeError(f"{name} of {self.operator!r} returned shape {tuple(out.shape)}, expected ({length},).")
-        if self.engine.xp.isdtype(out.dtype, "complex floating"):
+        if self.backend.xp.isdtype(out.dtype, "complex floating"):
             raise DtypeError(f"{name} of {self.operator!r} returned complex numbers; real operators are supported.")
-        require_finite(self.engine, out, f"{name} of {self.operator!r}")
-        return self.engine.xp.astype(out, self.like.dtype)
+        require_finite(self.backend, out, f"{name} of {self.operator!r}")
+        return self.backend.xp.astype(out, self.like.dtype)
 
 
 def as_operator(A: Any, *, like: Array | None = None) -> LinearOperator:
@@ -153,7 +153,7 @@ def as_operator(A: Any, *, like: Array | None = None) -> LinearOperator:
     A : array (..., m, n), Dense, Convolution, SciPy sparse matrix or LinearOperator, or any object with
         ``shape`` (m, n), ``matvec`` and ``rmatvec`` on single vectors.
     like : array, optional
-        For a foreign operator: an array with the engine, dtype and device of its vectors; default NumPy float64 (or
+        For a foreign operator: an array with the backend, dtype and device of its vectors; default NumPy float64 (or
         float32, where ``A.dtype`` says so).
 
     Raises
@@ -195,10 +195,10 @@ def as_operator(A: Any, *, like: Array | None = None) -> LinearOperator:
 
 def constant_operator(operator: LinearOperator) -> LinearOperator:
     """Return the operator with its entries as constants for differentiation."""
-    engine = operator.engine
-    if operator.entries is None or not engine.may_differentiate(operator.entries):
+    backend = operator.backend
+    if operator.entries is None or not backend.may_differentiate(operator.entries):
         return operator
-    entries = engine.stop_gradient(operator.entries)
+    entries = backend.stop_gradient(operator.entries)
     if isinstance(operator, LinearLayer):
         return operator.with_parameters(entries, None)
     return Matrices(entries)

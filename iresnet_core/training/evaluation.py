@@ -1,4 +1,4 @@
-"""Scores and samples of an exported flow, chunk by chunk on any engine, as NumPy arrays with their errors."""
+"""Scores and samples of an exported flow, chunk by chunk on any backend, as NumPy arrays with their errors."""
 
 import math
 from collections.abc import Callable
@@ -82,7 +82,7 @@ def scores(flow: Flow, x: np.ndarray, *, seed: int = 0, progress: Progress | Non
     Parameters
     ----------
     flow : Flow
-        On any engine; `x` is converted to its dtype.
+        On any backend; `x` is converted to its dtype.
     x : array (n, *event_shape)
         Samples as the model takes them.
     seed : int
@@ -101,14 +101,14 @@ def scores(flow: Flow, x: np.ndarray, *, seed: int = 0, progress: Progress | Non
     """
     if not len(x):
         raise ShapeError("there is no sample to score.")
-    engine = get_backend(*flow.arrays)
+    backend = get_backend(*flow.arrays)
     parts = []
     for k, chunk in enumerate(_chunks(flow, x)):
         result = flow.log_prob(
-            _on_engine(flow, chunk), rng=_seed(seed, k), **{"exact_up_to": DOCUMENTED_LIMIT, **options}
+            _on_backend(flow, chunk), rng=_seed(seed, k), **{"exact_up_to": DOCUMENTED_LIMIT, **options}
         )
         parts.append(
-            [engine.to_numpy(a).astype(np.float64) for a in (result.value, result.std_error, result.bias_bound)]
+            [backend.to_numpy(a).astype(np.float64) for a in (result.value, result.std_error, result.bias_bound)]
         )
         if progress is not None:
             progress(min(len(x), sum(len(part[0]) for part in parts)), len(x))
@@ -136,7 +136,7 @@ def mean_score(found: Scores) -> MeanScore:
 
 
 def draw_samples(flow: Flow, n: int, *, seed: int = 0, progress: Progress | None = None, **options: Any) -> Samples:
-    """Draw samples; the same for a seed on every engine, up to rounding. Options as for `preimages`.
+    """Draw samples; the same for a seed on every backend, up to rounding. Options as for `preimages`.
 
     Raises
     ------
@@ -157,14 +157,14 @@ def preimages(flow: Flow, z: np.ndarray, *, progress: Progress | None = None, **
     The solves go down to the rounding of the dtype unless `options` has tolerances: an error in one block grows through
     those before it by 1 / (1 - c) each, while a step of the solver gains a digit.
     """
-    engine = get_backend(*flow.arrays)
+    backend = get_backend(*flow.arrays)
     options = {"rtol": 0.0, "atol": 0.0, **options}
     values, bounds, distances = [], [], []
     for chunk in _chunks(flow, z):
-        result = flow.inverse(_on_engine(flow, chunk), **options)
-        values.append(engine.to_numpy(result.value))
-        bounds.append(engine.to_numpy(result.error_bound).astype(np.float64))
-        back = engine.to_numpy(flow(result.value)).astype(np.float64) - chunk
+        result = flow.inverse(_on_backend(flow, chunk), **options)
+        values.append(backend.to_numpy(result.value))
+        bounds.append(backend.to_numpy(result.error_bound).astype(np.float64))
+        back = backend.to_numpy(flow(result.value)).astype(np.float64) - chunk
         distances.append(np.linalg.norm(back.reshape(len(back), -1), axis=1))
         if progress is not None:
             progress(sum(map(len, values)), len(z))
@@ -173,8 +173,8 @@ def preimages(flow: Flow, z: np.ndarray, *, progress: Progress | None = None, **
 
 def transformed(flow: Flow, x: np.ndarray) -> np.ndarray:
     """Return the latents of samples."""
-    engine = get_backend(*flow.arrays)
-    return np.concatenate([engine.to_numpy(flow(_on_engine(flow, chunk))) for chunk in _chunks(flow, x)])
+    backend = get_backend(*flow.arrays)
+    return np.concatenate([backend.to_numpy(flow(_on_backend(flow, chunk))) for chunk in _chunks(flow, x)])
 
 
 def _chunks(flow: Flow, x: np.ndarray) -> list[np.ndarray]:
@@ -182,9 +182,9 @@ def _chunks(flow: Flow, x: np.ndarray) -> list[np.ndarray]:
     return [x[i : i + size] for i in range(0, len(x), size)]
 
 
-def _on_engine(flow: Flow, x: np.ndarray) -> Any:
-    engine, like = get_backend(*flow.arrays), flow.arrays[0]
-    return engine.from_numpy(np.ascontiguousarray(x, dtype=engine.to_numpy(like).dtype), like)
+def _on_backend(flow: Flow, x: np.ndarray) -> Any:
+    backend, like = get_backend(*flow.arrays), flow.arrays[0]
+    return backend.from_numpy(np.ascontiguousarray(x, dtype=backend.to_numpy(like).dtype), like)
 
 
 def _seed(seed: int, k: int) -> int:

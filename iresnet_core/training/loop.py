@@ -1,4 +1,4 @@
-"""The training loop, the same for every framework: what a step is made of comes from the engine's `Trainer`.
+"""The training loop, the same for every framework: what a step is made of comes from the framework's `Trainer`.
 
 Every batch is a function of the seed and the number of the step, and a checkpoint holds all other state. A training
 that was interrupted and resumed therefore takes the same steps as one that was not.
@@ -27,8 +27,8 @@ from iresnet_core.training.tensorboard_log import scalar_writer
 
 __all__ = ["Outcome", "StepResult", "Trainer", "Watcher", "bits_per_dim", "find_trainer", "train", "trainer_names"]
 
-# engine -> (module of its class Trainer, its framework, how to install it). The modules are adapters: they are found by
-# name at run time, since the core does not import what is built upon it.
+# framework -> (module of its class Trainer, package to import, how to install it). The modules are adapters: they are
+# found by name at run time, since the core does not import what is built upon it.
 _TRAINERS: dict[str, tuple[str, str, str]] = {
     "torch": ("iresnet_core.adapters.torch.training", "torch", "pip install 'iresnet-core[torch]'"),
     "keras": ("iresnet_core.adapters.keras.training", "keras", "pip install 'iresnet-core[keras,tensorflow]'"),
@@ -45,7 +45,7 @@ class StepResult(NamedTuple):
     loss : float
         Mean negative log-density of the batch, in nats.
     gradient_norm : float or None
-        Before it was clipped; None where the engine does not tell.
+        Before it was clipped; None where the framework does not tell.
     """
 
     loss: float
@@ -53,7 +53,7 @@ class StepResult(NamedTuple):
 
 
 class Trainer(Protocol):
-    """A flow in training on one framework; each engine has one class of this shape.
+    """A flow in training on one framework; each framework has one class of this shape.
 
     It is made by ``Trainer(plan, model_shape, settings, first)``: the planned layers with parameters drawn from
     ``settings.seed``, data-dependent ones set from the samples `first`.
@@ -134,7 +134,7 @@ def trainer_names() -> tuple[str, ...]:
     return tuple(_TRAINERS)
 
 
-def find_trainer(engine: str) -> Any:
+def find_trainer(framework: str) -> Any:
     """Return the class `Trainer` of a framework.
 
     Raises
@@ -144,14 +144,16 @@ def find_trainer(engine: str) -> Any:
     MissingDependencyError
         If the framework is not installed; the message says how to install it.
     """
-    if engine not in _TRAINERS:
-        raise InvalidArgumentError(f"there is no engine {engine!r} to train with; there are {', '.join(_TRAINERS)}.")
-    module, framework, hint = _TRAINERS[engine]
+    if framework not in _TRAINERS:
+        raise InvalidArgumentError(
+            f"there is no framework {framework!r} to train with; there are {', '.join(_TRAINERS)}."
+        )
+    module, framework, hint = _TRAINERS[framework]
     try:
         import_module(framework)
     except ImportError as error:
         raise MissingDependencyError(
-            f"training with {engine} needs {framework}, which cannot be imported ({error}). Try: {hint}"
+            f"training with {framework} needs {framework}, which cannot be imported ({error}). Try: {hint}"
         ) from error
     return import_module(module).Trainer
 
@@ -200,7 +202,7 @@ def train(
     """
     settings = config.settings.training
     batches = _Batches(dataset, config.layout, settings)
-    trainer: Trainer = find_trainer(settings.engine)(
+    trainer: Trainer = find_trainer(settings.framework)(
         plan, config.layout.model_shape, settings, batches.first(max(settings.batch, _CHUNK))
     )
     progress = _Progress()

@@ -70,7 +70,7 @@ class Checkpoint:
     Attributes
     ----------
     arrays : dict of arrays
-        Parameters, optimiser, random state: whatever the engine needs.
+        Parameters, optimiser, random state: whatever the framework needs.
     progress : dict
         Plain data: step, seconds, best validation so far.
     """

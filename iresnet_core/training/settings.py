@@ -31,7 +31,7 @@ class TrainingSettings:
 
     Attributes
     ----------
-    engine : str
+    framework : str
         The framework.
     steps : int or None
         Length of the training in steps of the optimiser; None where time is the measure.
@@ -61,7 +61,7 @@ class TrainingSettings:
         How many samples of the validation set an evaluation takes.
     """
 
-    engine: str
+    framework: str
     steps: int | None
     minutes: float | None
     batch: int
@@ -125,14 +125,14 @@ class RunSettings:
         return dataclasses.asdict(self)
 
 
-def default_settings(source: DatasetSource, dataset: Dataset, engine: str, asked: Mapping[str, Any]) -> RunSettings:
+def default_settings(source: DatasetSource, dataset: Dataset, framework: str, asked: Mapping[str, Any]) -> RunSettings:
     """Return the settings for a data set.
 
     Parameters
     ----------
     source, dataset : DatasetSource, Dataset
         What is trained on.
-    engine : str
+    framework : str
         The framework.
     asked : mapping
         Fields of `ModelSettings` and `TrainingSettings` that shall differ from their default.
@@ -160,7 +160,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, engine: str, asked
         "alpha": 0.05 if dataset.levels is not None else None,
     }
     training: dict[str, Any] = {
-        "engine": engine,
+        "framework": framework,
         "steps": None if asked.get("minutes") is not None else 2000,
         "minutes": None,
         "batch": min(64 if kind == "conv" else 256, len(dataset.train)),
@@ -230,6 +230,11 @@ def settings_from_json(node: Any, where: str) -> RunSettings:
     if not isinstance(node, dict):
         raise RunError(f"{where}: the settings are no object.")
     kinds = {"data": DatasetSource, "model": ModelSettings, "training": TrainingSettings}
+    training = node.get("training")
+    if isinstance(training, dict) and "engine" in training and "framework" not in training:
+        # Run folders that were begun before the setting had its name are resumed too.
+        training = {("framework" if name == "engine" else name): value for name, value in training.items()}
+        node = {**node, "training": training}
     parts = {name: _from_json(kind, node.get(name), f"{where}: {name}") for name, kind in kinds.items()}
     return RunSettings(**parts)
 

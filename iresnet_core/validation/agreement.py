@@ -1,4 +1,4 @@
-"""Agreement of the engines in `iresnet validate`: every method once more on each, on the same noise, beside NumPy's.
+"""Agreement of the backends in `iresnet validate`: every method once more on each, on the same noise, beside NumPy's.
 
 Noise and start vectors are drawn with NumPy and passed as arrays, so that nothing but rounding can differ. What is
 compared, and relative to what, is in `QUANTITIES`.
@@ -78,14 +78,14 @@ class Noise:
 
 @dataclass(frozen=True)
 class Trial:
-    """One case on one engine, with its share of the noise."""
+    """One case on one backend, with its share of the noise."""
 
     problem: Problem
     noise: Noise
 
     def array(self, values: Floats) -> Array:
-        """Send noise to the engine, in the dtype of the problem."""
-        return self.problem.engine.from_numpy(values.astype(self.problem.dtype), self.problem.x)
+        """Send noise to the backend, in the dtype of the problem."""
+        return self.problem.backend.from_numpy(values.astype(self.problem.dtype), self.problem.x)
 
     def answer(self, result: Any) -> Answer:
         """Copy the fields of a result that are compared."""
@@ -200,7 +200,7 @@ def _disagreement(name: str, answer: Answer, expected: Answer) -> float:
 
 
 def compared(backends: Sequence[str]) -> list[str]:
-    """Return the engines among `backends` that there is something to compare for: all but the reference."""
+    """Return the backends among `backends` that there is something to compare for: all but the reference."""
     return [name for name in dict.fromkeys(backends) if name != REFERENCE]
 
 
@@ -210,12 +210,12 @@ def compare_backends(
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Record]:
-    """Run every method of every primitive with the same noise on each engine and on NumPy, and compare.
+    """Run every method of every primitive with the same noise on each backend and on NumPy, and compare.
 
     Parameters
     ----------
     backends : sequence of str
-        Names of engines; NumPy itself is left out.
+        Names of backends; NumPy itself is left out.
     cases : sequence of str
         Shipped branches.
     seed : int
@@ -226,7 +226,7 @@ def compare_backends(
     Returns
     -------
     list of dict
-        One record a primitive, method, engine, dtype and quantity, with the keys of `FIELDS`; `kind` is "agreement",
+        One record a primitive, method, backend, dtype and quantity, with the keys of `FIELDS`; `kind` is "agreement",
         `disagreement` the largest of all cases, and `case` where that was. Counts may differ in float32, where
         `limit` is None for them.
 
@@ -235,17 +235,17 @@ def compare_backends(
     InvalidArgumentError, MissingDependencyError
         For an unknown backend or case, or a backend whose framework is absent.
     """
-    engines = compared(backends)
-    if not engines:
+    others = compared(backends)
+    if not others:
         return []
     seen: dict[tuple[str, ...], _Seen] = {}
-    done, total = 0, len(cases) * len(DTYPES) * (len(engines) + 1)
+    done, total = 0, len(cases) * len(DTYPES) * (len(others) + 1)
     for case in cases:
         exact = Exact(case)
         noise = Noise(exact, seed)
         for dtype in DTYPES:
             expected: dict[tuple[str, str], Answer] = {}
-            for name in (REFERENCE, *engines):
+            for name in (REFERENCE, *others):
                 if progress is not None:
                     progress(done, total, f"agreement of {name}, {case}")
                 answers = _answers(case, name, dtype, seed, exact, noise)
@@ -256,14 +256,14 @@ def compare_backends(
                 done += 1
     if progress is not None:
         progress(done, total, "done")
-    return list(_records(seen, engines))
+    return list(_records(seen, others))
 
 
 def _answers(
     case: str, backend: str, dtype: str, seed: int, exact: Exact, noise: Noise
 ) -> dict[tuple[str, str], Answer]:
     """Return the answers of every method, by primitive and method."""
-    with find_backend(backend).float64():
+    with find_backend(backend).full_precision():
         trial = Trial(Problem.load(case, backend, dtype, seed, exact), noise)
         return {
             (primitive, method): answer
@@ -279,7 +279,7 @@ def _keep_largest(
     answers: dict[tuple[str, str], Answer],
     expected: dict[tuple[str, str], Answer],
 ) -> None:
-    """Compare one engine with the reference at one case, and keep what is larger than at the cases before."""
+    """Compare one backend with the reference at one case, and keep what is larger than at the cases before."""
     for method, answer in answers.items():
         for name in answer:
             now = _Seen(_disagreement(name, answer, expected[method]), case, expected[method][name].size)
@@ -287,17 +287,17 @@ def _keep_largest(
             seen[*method, *key, name] = now if before is None or now.disagreement > before.disagreement else before
 
 
-def _records(seen: dict[tuple[str, ...], _Seen], engines: Sequence[str]) -> Iterator[Record]:
-    """Turn the largest disagreements into records, engine by engine."""
-    for engine in engines:
+def _records(seen: dict[tuple[str, ...], _Seen], backends: Sequence[str]) -> Iterator[Record]:
+    """Turn the largest disagreements into records, backend by backend."""
+    for backend in backends:
         for (primitive, method, name, dtype, quantity), largest in seen.items():
-            if name != engine:
+            if name != backend:
                 continue
             limit = LIMITS[dtype] if quantity not in COUNTS else 0.0 if dtype == DTYPES[0] else None
             record: Record = dict.fromkeys(FIELDS)
             yield record | {
                 "kind": "agreement",
-                "backend": engine,
+                "backend": backend,
                 "dtype": dtype,
                 "case": largest.case,
                 "primitive": primitive,
@@ -310,5 +310,5 @@ def _records(seen: dict[tuple[str, ...], _Seen], engines: Sequence[str]) -> Iter
 
 
 def disagreeing(records: Iterable[Record]) -> list[Record]:
-    """Return the records of engines that differ from the reference by more than their limit."""
+    """Return the records of backends that differ from the reference by more than their limit."""
     return [r for r in records if r["limit"] is not None and not r["disagreement"] <= r["limit"]]

@@ -26,7 +26,7 @@ Record = dict[str, Any]
 
 FIELDS: dict[str, str] = {
     "kind": "accuracy (compared with the exact answer) or agreement (with the same method on NumPy)",
-    "backend": "engine",
+    "backend": "backend",
     "dtype": "of weights and inputs",
     "case": "trained branch, d<dimension>_c<block constant>; for agreement the one that agrees least",
     "primitive": "spectral_norm, lipschitz_bound, inverse or logdet; for agreement also normalize and branch",
@@ -93,7 +93,7 @@ def _record(problem: Problem, primitive: str, method: str, **known: Any) -> Reco
     record: Record = dict.fromkeys(FIELDS)
     record |= {
         "kind": "accuracy",
-        "backend": problem.engine.name,
+        "backend": problem.backend.name,
         "dtype": problem.dtype,
         "case": problem.case,
         "primitive": primitive,
@@ -235,9 +235,9 @@ def _check_inverse(problem: Problem) -> Iterator[Record]:
                 max_certified_error=float(np.max(error)),
                 max_bound=float(np.max(bound)),
                 bound_violations=_breaches(error, bound, rounding),
-                products=int(np.max(problem.engine.to_numpy(result.iterations))),
+                products=int(np.max(problem.backend.to_numpy(result.iterations))),
                 seconds=seconds,
-                converged=bool(np.all(problem.engine.to_numpy(result.converged))),
+                converged=bool(np.all(problem.backend.to_numpy(result.converged))),
             )
 
 
@@ -266,7 +266,7 @@ def _exact_logdet_record(problem: Problem, method: str, result: Any, exact: Floa
         max_bound=float(np.max(bias)),
         bound_violations=_breaches(error, bias, _rounding(problem)),
         bias_bound=float(np.mean(bias)),
-        products=int(np.max(problem.engine.to_numpy(result.products))),
+        products=int(np.max(problem.backend.to_numpy(result.products))),
         seconds=seconds,
     )
 
@@ -306,7 +306,7 @@ def _check_estimators(problem: Problem) -> Iterator[Record]:
             **_statistics(error, std_error, bias),
             probes=count,
             bias_bound=float(np.mean(bias)),
-            products=int(np.max(problem.engine.to_numpy(result.products))),
+            products=int(np.max(problem.backend.to_numpy(result.products))),
             seconds=seconds,
             **known,
         )

@@ -54,7 +54,7 @@ def error_curves(
     Parameters
     ----------
     backend : str
-        Engine.
+        Name of a backend.
     cases : sequence of str
         Shipped branches.
     seed : int
@@ -76,7 +76,7 @@ def error_curves(
     result: Curves = {name: {} for name in (*parts, "dimension")}
     done, total = 0, len(cases) * len(parts)
     for case in cases:
-        with find_backend(backend).float64():
+        with find_backend(backend).full_precision():
             problem = Problem.load(case, backend, seed=seed)
             result["dimension"][case] = problem.exact.x.shape[1]
             for name, compute in parts.items():
@@ -116,7 +116,7 @@ def _inverse(problem: Problem) -> Curves:
                 problem.chain, problem.y, solver=solver, rtol=0.0, atol=0.0, max_iter=k, on_failure="return"
             )
             error = np.linalg.norm(problem.host(answer.value) - problem.root, axis=1)
-            evaluations.append(int(np.max(problem.engine.to_numpy(answer.iterations))))
+            evaluations.append(int(np.max(problem.backend.to_numpy(answer.iterations))))
             errors.append(float(np.max(error)))
             bounds.append(float(np.max(problem.host(answer.error_bound))))
             if len(evaluations) > 1 and evaluations[-1] == evaluations[-2]:
@@ -147,7 +147,7 @@ def _log_determinant(problem: Problem) -> Curves:
         rmse = []
         for count in _up_to(PROBES, problem.exact.x.shape[1]):
             answer = logdet(problem.chain, problem.x, probes=count, rng=problem.seed, **options)
-            spent.append(float(np.mean(problem.engine.to_numpy(answer.products))))
+            spent.append(float(np.mean(problem.backend.to_numpy(answer.products))))
             rmse.append(_rms(problem.host(answer.value) - problem.exact.logdet))
         variance[label] = {"products": spent, "rmse": rmse}
     return {"truncation": truncation, "noise": variance}

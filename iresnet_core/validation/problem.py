@@ -1,4 +1,4 @@
-"""The shipped branches as validation problems: a branch on one engine, next to its exact answers."""
+"""The shipped branches as validation problems: a branch on one backend, next to its exact answers."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ Floats = NDArray[Any]  # float64 on the host
 class Exact:
     """The exact answers for one shipped branch, in NumPy float64.
 
-    Weights and inputs are the same numbers in every dtype and on every engine, so the answers serve them all.
+    Weights and inputs are the same numbers in every dtype and on every backend, so the answers serve them all.
     """
 
     def __init__(self, case: str) -> None:
@@ -65,19 +65,19 @@ class Exact:
 
 @dataclass(frozen=True)
 class Problem:
-    """One shipped branch on one engine, next to its exact answers.
+    """One shipped branch on one backend, next to its exact answers.
 
     Attributes
     ----------
-    engine, chain, x
-        The engine, the branch and its inputs (batch, d) there.
+    backend, chain, x
+        The backend, the branch and its inputs (batch, d) there.
     case, dtype, seed
         Name of the branch, dtype of its arrays, and seed of everything random.
     exact
         The exact answers.
     """
 
-    engine: Backend
+    backend: Backend
     chain: Chain
     x: Array
     case: str
@@ -95,11 +95,11 @@ class Problem:
 
     def host(self, x: Array) -> Floats:
         """Copy to NumPy float64."""
-        return np.asarray(self.engine.to_numpy(x), dtype=np.float64)
+        return np.asarray(self.backend.to_numpy(x), dtype=np.float64)
 
     def probes(self, kind: Literal["rademacher", "gaussian"], count: int) -> Array:
         """Independent probes (count, batch, d)."""
-        return self.engine.sample(kind, (count, *self.x.shape), self.x, self.seed)
+        return self.backend.sample(kind, (count, *self.x.shape), self.x, self.seed)
 
     @cached_property
     def mean(self) -> MeanJacobian:
@@ -133,6 +133,6 @@ def cut_convolution(problem: Problem) -> Convolution | None:
     first = problem.chain.operators[0]
     if not isinstance(first, Dense) or tuple(first.shape) != (128, 64):
         return None
-    xp = problem.engine.xp
+    xp = problem.backend.xp
     filters = xp.reshape(first.weight, (16, 8, 8, 8))[:8, :, 3:6, 3:6]
     return Convolution(filters, input_shape=(8, 8, 8), padding="same")

@@ -90,7 +90,7 @@ def write_report(
     directory : Path
         Made if it does not exist.
     agreement : sequence of dict
-        From `iresnet_core.validation.runs.agreement`; none where there is one engine.
+        From `iresnet_core.validation.runs.agreement`; none where there is one backend.
 
     Returns
     -------
@@ -159,7 +159,7 @@ def _facts(records: Sequence[Record]) -> str:
                 *_frameworks(records),
             ]
         ),
-        "Engines": ", ".join(dict.fromkeys(f"{r['backend']} ({r['dtype']})" for r in records)),
+        "Backends": ", ".join(dict.fromkeys(f"{r['backend']} ({r['dtype']})" for r in records)),
         "Branches": ", ".join(cases) + "; d is the dimension, c the block constant",
         "Comparisons": f"{len(records)}, on {max(r['samples'] for r in records)} inputs a branch",
     }
@@ -174,7 +174,7 @@ def _versioned(name: str) -> str:
 
 
 def _frameworks(records: Sequence[Record]) -> list[str]:
-    """Name the versions of the engines' frameworks; they have been imported by now."""
+    """Name the versions of the backends' frameworks; they have been imported by now."""
     names = dict.fromkeys(record["backend"] for record in records)
     versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in names}
     return [f"{name} {version}" for name, version in versions.items() if version and name != REFERENCE]
@@ -196,7 +196,7 @@ def _remarks(records: Sequence[Record]) -> str:
 
 
 def _agreement(records: Sequence[Record]) -> str:
-    """Return the section on the agreement of the engines; nothing where there is one engine."""
+    """Return the section on the agreement of the backends; nothing where there is one backend."""
     if not records:
         return ""
     rows = []
@@ -205,10 +205,10 @@ def _agreement(records: Sequence[Record]) -> str:
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + f"<td{style}>{word}</td></tr>")
     header = "".join(f"<th>{head}</th>" for head in AGREEMENT_HEADS)
     sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in agreement_remarks(records))
-    return f"""<h2>Agreement of the engines</h2>
+    return f"""<h2>Agreement of the backends</h2>
 <p class="verdict{" no" if disagreeing(records) else ""}">{escape(agreement_verdict(records))}</p>
 {f"<ul>{sentences}</ul>" if sentences else ""}
-<p>{AGREEMENT_TITLE}: every method once more on each engine, with noise and start vectors drawn with NumPy; differences
+<p>{AGREEMENT_TITLE}: every method once more on each backend, with noise and start vectors drawn with NumPy; differences
 are relative to the size of the answer. Counts are iterations and products an answer, which rounding may change in
 float32.</p>
 <div class="scroll"><table id="agreement"><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>

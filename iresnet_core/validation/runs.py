@@ -31,7 +31,7 @@ def run(
     Parameters
     ----------
     backends : sequence of str
-        Names of engines.
+        Names of backends.
     cases : sequence of str, optional
         Shipped branches (`iresnet_core.example_data.cases`); default all.
     seed : int
@@ -61,7 +61,7 @@ def run(
     for backend, dtype, case in plan:
         if case not in answers:
             answers[case] = Exact(case)
-        with find_backend(backend).float64():
+        with find_backend(backend).full_precision():
             problem = Problem.load(case, backend, dtype, seed, answers[case])
             for name, check in CHECKS.items():
                 if progress is not None:

@@ -31,11 +31,11 @@ TITLES = {
     "branch": "branch, its products",
 }
 AGREEMENT_TITLE = f"Largest relative disagreement with {REFERENCE} on the same noise"
-AGREEMENT_HEADS = ("primitive", "engine", *(part for dtype in DTYPES for part in (dtype, "counts")), "held")
+AGREEMENT_HEADS = ("primitive", "backend", *(part for dtype in DTYPES for part in (dtype, "counts")), "held")
 
 
 def grouped(records: Sequence[Record]) -> list[list[Record]]:
-    """Return the records of each case, engine and dtype, in the order of the run."""
+    """Return the records of each case, backend and dtype, in the order of the run."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault((record["case"], record["backend"], record["dtype"]), []).append(record)
@@ -111,7 +111,7 @@ def remarks(records: Sequence[Record]) -> list[str]:
 
 
 def agreement_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """Return the table of agreement, a row a primitive and engine, with the columns of `AGREEMENT_HEADS`.
+    """Return the table of agreement, a row a primitive and backend, with the columns of `AGREEMENT_HEADS`.
 
     The first row holds the limits. Counts are iterations and products: "equal", or by how much they differ.
     """
@@ -120,10 +120,10 @@ def agreement_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
     ]
     for primitive in dict.fromkeys(record["primitive"] for record in records):
         of_primitive = [record for record in records if record["primitive"] == primitive]
-        for engine in dict.fromkeys(record["backend"] for record in of_primitive):
-            group = [record for record in of_primitive if record["backend"] == engine]
+        for backend in dict.fromkeys(record["backend"] for record in of_primitive):
+            group = [record for record in of_primitive if record["backend"] == backend]
             cells = [part for dtype in DTYPES for part in _largest([r for r in group if r["dtype"] == dtype])]
-            rows.append((TITLES[primitive], engine, *cells, "NO" if disagreeing(group) else "yes"))
+            rows.append((TITLES[primitive], backend, *cells, "NO" if disagreeing(group) else "yes"))
     return rows
 
 
@@ -144,10 +144,10 @@ def agreement_verdict(records: Sequence[Record]) -> str:
     """Return the conclusion on the agreement in one sentence."""
     wrong = disagreeing(records)
     checked = [record for record in records if record["limit"] is not None]
-    engines = ", ".join(dict.fromkeys(record["backend"] for record in records))
+    backends = ", ".join(dict.fromkeys(record["backend"] for record in records))
     if wrong:
         return f"{len(wrong)} of {len(checked)} quantities DISAGREE with {REFERENCE} by more than their limit."
-    return f"{engines} agree with {REFERENCE} within the limits, in all {len(checked)} quantities."
+    return f"{backends} agree with {REFERENCE} within the limits, in all {len(checked)} quantities."
 
 
 def agreement_remarks(records: Sequence[Record]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Engines next to each other: the same noise gives the same answers, and arrays do not mix."""
+"""Backends next to each other: the same noise gives the same answers, and arrays do not mix."""
 
 import numpy as np
 import pytest
@@ -32,14 +32,14 @@ NOISE = np.where(RNG.random((3, *X.shape)) < 0.5, -1.0, 1.0)
 A = RNG.standard_normal((30, 20))
 
 
-def chain(engine, dtype, coeff=0.8):
-    W1, b1, W2, b2 = (array(engine, w, dtype) for w in WEIGHTS)
+def chain(backend, dtype, coeff=0.8):
+    W1, b1, W2, b2 = (array(backend, w, dtype) for w in WEIGHTS)
     return normalize(Chain([Dense(W1, b1), Activation("lipswish"), Dense(W2, b2)]), coeff)
 
 
-def answers(engine, dtype):
+def answers(backend, dtype):
     """Name -> (array, whether it counts something) for every primitive and method."""
-    g, x, noise, matrix = chain(engine, dtype), *(array(engine, a, dtype) for a in (X, NOISE, A))
+    g, x, noise, matrix = chain(backend, dtype), *(array(backend, a, dtype) for a in (X, NOISE, A))
     found = {"chain": (g(x), False), "normalize": (g.operators[0].weight, False)}
     for method in ("power", "lanczos", "svd"):
         result = spectral_norm(matrix, method=method, rtol=1e-4)
@@ -90,15 +90,15 @@ def test_gradients_in_single_precision_are_those_in_double(backend):
         assert np.abs(gradient - expected).max() <= LIMITS["float32"] * max(1.0, np.abs(expected).max())
 
 
-def derivative(engine, dtype="float64"):
-    noise = array(engine, NOISE, dtype)
+def derivative(backend, dtype="float64"):
+    noise = array(backend, NOISE, dtype)
 
     def loss(x, W1, b1, W2, b2):
         g = normalize(Chain([Dense(W1, b1), Activation("lipswish"), Dense(W2, b2)]), 0.8)
         y = invert(g, x, rtol=1e-13).value
-        return engine.xp.sum(logdet(g, x, method="arnoldi", terms=5, noise=noise).value) + engine.xp.sum(y * y)
+        return backend.xp.sum(logdet(g, x, method="arnoldi", terms=5, noise=noise).value) + backend.xp.sum(y * y)
 
-    return gradients(engine, loss, [array(engine, a, dtype) for a in (X, *WEIGHTS)])
+    return gradients(backend, loss, [array(backend, a, dtype) for a in (X, *WEIGHTS)])
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
@@ -123,7 +123,7 @@ def test_a_flow_goes_from_engine_to_engine_through_a_file(backend, tmp_path):
 
 def test_arrays_of_two_engines_do_not_mix(backend):
     if backend is NUMPY:
-        pytest.skip("the other engine is NumPy")
+        pytest.skip("the other backend is NumPy")
     g, x = chain(backend, "float64"), array(backend, X)
     for call in (lambda: g(X), lambda: logdet(g, X), lambda: invert(g, X), lambda: logdet(g, x, noise=NOISE)):
         with pytest.raises(MixedBackendsError, match="numpy"):

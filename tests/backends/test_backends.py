@@ -1,4 +1,4 @@
-"""The engines: how one is found, and what each must compute."""
+"""The backends: how one is found, and what each must compute."""
 
 import importlib
 import math
@@ -27,8 +27,8 @@ from iresnet_core.errors import (
 @pytest.fixture
 def forgetful(monkeypatch):
     """Dispatch without its memory, which is put back afterwards."""
-    monkeypatch.setattr(backends, "_engine_of_type", {})
-    monkeypatch.setattr(backends, "_ENGINES", dict(backends._ENGINES))
+    monkeypatch.setattr(backends, "_backend_of_type", {})
+    monkeypatch.setattr(backends, "_BACKENDS", dict(backends._BACKENDS))
     return monkeypatch
 
 
@@ -107,7 +107,9 @@ def test_unknown_name_is_refused_with_the_names():
 
 
 def test_missing_framework_is_named_with_the_way_to_install_it(forgetful):
-    forgetful.setitem(backends._ENGINES, "absent", ("iresnet_absent_framework", "pip install absent-framework"))
+    forgetful.setitem(
+        backends._BACKENDS, "absent", ("Absent", "iresnet_absent_framework", "pip install absent-framework")
+    )
     with pytest.raises(
         MissingDependencyError, match=r"'absent'.*iresnet_absent_framework.*pip install absent-framework"
     ):
@@ -124,7 +126,7 @@ def test_dispatch_imports_no_framework(tmp_path):
 import sys
 import numpy as np
 from iresnet_core import backends
-backends._ENGINES["colorsys"] = ("colorsys", "")
+backends._BACKENDS["colorsys"] = ("Colours", "colorsys", "")
 before = set(sys.modules)
 assert backends.get_backend(np.zeros(1)).name == "numpy"
 try:
@@ -143,64 +145,64 @@ assert "colorsys" not in sys.modules
 # --- what the table of capabilities claims ---
 
 
-def _can_differentiate(engine):
-    x = engine.xp.ones(3)
-    if not engine.differentiates:
+def _can_differentiate(backend):
+    x = backend.xp.ones(3)
+    if not backend.differentiates:
         with pytest.raises(DerivativeError, match="linearize"):
-            engine.vjp(lambda x: x * x, x)
+            backend.vjp(lambda x: x * x, x)
         return False
-    value, pullback = engine.vjp(lambda x: x * x, 3 * x)
-    return bool(engine.xp.all(value == 9 * x)) and bool(engine.xp.all(pullback(x) == 6 * x))
+    value, pullback = backend.vjp(lambda x: x * x, 3 * x)
+    return bool(backend.xp.all(value == 9 * x)) and bool(backend.xp.all(pullback(x) == 6 * x))
 
 
-def _can_compile(engine):
+def _can_compile(backend):
     def double(x):
         return x + x
 
-    compiled = engine.jit(double)
-    assert float(compiled(engine.xp.ones(1))[0]) == 2.0
+    compiled = backend.jit(double)
+    assert float(compiled(backend.xp.ones(1))[0]) == 2.0
     return compiled is not double
 
 
-def _has_half_precision(engine):
-    return hasattr(engine.xp, "float16") and engine.xp.ones(1, dtype=engine.xp.float16).dtype == engine.xp.float16
+def _has_half_precision(backend):
+    return hasattr(backend.xp, "float16") and backend.xp.ones(1, dtype=backend.xp.float16).dtype == backend.xp.float16
 
 
-def _has_complex(engine):
-    matrix = engine.from_numpy(np.array([[2.0, 1j], [-1j, 2.0]]))
-    return engine.is_positive_definite(matrix)
+def _has_complex(backend):
+    matrix = backend.from_numpy(np.array([[2.0, 1j], [-1j, 2.0]]))
+    return backend.is_positive_definite(matrix)
 
 
-def _has_fft(engine):
-    xp = engine.xp
+def _has_fft(backend):
+    xp = backend.xp
     if not hasattr(xp, "fft"):
         return False
     expected = xp.asarray([4, 0, 0, 0], dtype=xp.complex128)
     return bool(xp.all(xp.fft.fft(xp.ones(4, dtype=xp.complex128)) == expected))
 
 
-def _draws_with_numpy(engine):
+def _draws_with_numpy(backend):
     before = np.random.get_state()
     np.random.seed(1)
-    drawn = engine.to_numpy(engine.sample("gaussian", (3,), engine.xp.zeros(1), None))
+    drawn = backend.to_numpy(backend.sample("gaussian", (3,), backend.xp.zeros(1), None))
     np.random.seed(1)
     expected = np.random.standard_normal(3).astype(drawn.dtype)
     np.random.set_state(before)
     return bool((drawn == expected).all())
 
 
-def _keeps_private_copies(engine):
-    x = engine.xp.ones(3)
-    return engine.frozen(x) is not x
+def _keeps_private_copies(backend):
+    x = backend.xp.ones(3)
+    return backend.frozen(x) is not x
 
 
-def _keeps_subnormals(engine):
+def _keeps_subnormals(backend):
     small = (np.array([5e-324, 1e-310]), np.array([1e-45, 1e-40], np.float32))
-    return all(bool(engine.xp.all(engine.from_numpy(x) * 1.0 > 0)) for x in small)
+    return all(bool(backend.xp.all(backend.from_numpy(x) * 1.0 > 0)) for x in small)
 
 
-def _can_transform(engine):
-    return hasattr(importlib.import_module(row(engine.name).framework), "vmap")
+def _can_transform(backend):
+    return hasattr(importlib.import_module(row(backend.name).framework), "vmap")
 
 
 PROBES = {
@@ -445,19 +447,19 @@ def test_a_read_only_array_of_the_caller_is_copied_too():
 
 
 def test_frozen_numpy_arrays():
-    engine = find_backend("numpy")
+    backend = find_backend("numpy")
     x = np.ones((2, 3))
-    copy = engine.frozen(x)
+    copy = backend.frozen(x)
     with pytest.raises(ValueError, match="read-only"):
         copy[0, 0] = 2.0
     assert x.flags.writeable, "the caller's array stays as it was"
     # A read-only view of an array that its owner can still write to is copied.
     view = x.view()
     view.flags.writeable = False
-    copy = engine.frozen(view)
+    copy = backend.frozen(view)
     x[0, 0] = 7.0
     assert copy[0, 0] == 1.0
-    assert engine.frozen(x[0]).base is None
+    assert backend.frozen(x[0]).base is None
 
 
 # --- loops ---
@@ -469,7 +471,7 @@ def test_while_loop_counts(backend):
     def cond(k, x):
         return k < 5
 
-    def body(k, x):  # leaves a state that is finished as it is, since not every engine looks after each step
+    def body(k, x):  # leaves a state that is finished as it is, since not every backend looks after each step
         return xp.where(k < 5, k + 1, k), xp.where(k < 5, x + x, x)
 
     for limit, expected in [(0, 1.0), (3, 8.0), (9, 32.0)]:

@@ -36,15 +36,15 @@ def chain_of(weights, coeff=0.8):
     return normalize(Chain([Dense(W1, b1), Activation("lipswish"), Dense(W2, b2)]), coeff)
 
 
-def chain(engine, coeff=0.8):
-    return chain_of([array(engine, w) for w in WEIGHTS], coeff)
+def chain(backend, coeff=0.8):
+    return chain_of([array(backend, w) for w in WEIGHTS], coeff)
 
 
 def arrays(result):
     return tuple(v for v in result if not isinstance(v, str))
 
 
-# name -> (function of the engine that returns the function to compile, its arguments)
+# name -> (function of the backend that returns the function to compile, its arguments)
 FUNCTIONS = {
     "spectral_norm power": (lambda e: lambda A: arrays(spectral_norm(A, method="power")), [A]),
     "spectral_norm fixed steps": (
@@ -95,9 +95,9 @@ def _unbiased(g, **options):
     return value
 
 
-def _log_prob(engine):
-    zeros = array(engine, np.zeros(D))
-    flow = Flow([ActNorm(zeros + 0.1, zeros), ResidualBlock(chain(engine))], event_shape=(D,))
+def _log_prob(backend):
+    zeros = array(backend, np.zeros(D))
+    flow = Flow([ActNorm(zeros + 0.1, zeros), ResidualBlock(chain(backend))], event_shape=(D,))
     return lambda x: arrays(flow.log_prob(x, method="arnoldi", rng=1, terms=4))
 
 

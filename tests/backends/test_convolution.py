@@ -1,4 +1,4 @@
-"""Convolutions of the engines, against sums that are written out."""
+"""Convolutions of the backends, against sums that are written out."""
 
 import itertools
 from dataclasses import dataclass

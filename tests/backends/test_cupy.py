@@ -1,4 +1,4 @@
-"""The CuPy engine where there is no GPU; with one, the tests with the `backend` fixture run on it."""
+"""The CuPy backend where there is no GPU; with one, the tests with the `backend` fixture run on it."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ for _ in range(2):
     except MissingDependencyError as error:
         assert "needs a GPU" in str(error) and "nvidia-smi" in str(error), error
     else:
-        raise SystemExit("an engine without a device")
+        raise SystemExit("a backend without a device")
 assert get_backend(np.zeros(1)).name == "numpy"
 import array_api_strict
 assert get_backend(array_api_strict.zeros(1)).name == "array_api_strict"

@@ -1,4 +1,4 @@
-"""Derivatives on every engine that has them, next to central differences of the exact float64 answers."""
+"""Derivatives on every backend that has them, next to central differences of the exact float64 answers."""
 
 import numpy as np
 import pytest
@@ -36,16 +36,16 @@ def chain(weights, coeff=0.8):
     return normalize(Chain(layers), coeff)
 
 
-def check(engine, fn, exact, arguments, rtol=1e-6):
-    """Compare the engine's gradient of `fn` with the slopes of `exact`, a function on NumPy arrays."""
-    found = gradients(engine, fn, [array(engine, a) for a in arguments])
+def check(backend, fn, exact, arguments, rtol=1e-6):
+    """Compare the backend's gradient of `fn` with the slopes of `exact`, a function on NumPy arrays."""
+    found = gradients(backend, fn, [array(backend, a) for a in arguments])
     for gradient, (direction, slope) in zip(found, directional_derivatives(exact, arguments), strict=True):
         assert np.isfinite(gradient).all()
         assert abs(np.sum(gradient * direction) - slope) <= rtol * (1 + abs(slope) + np.linalg.norm(gradient))
 
 
-def weighted(engine, values, weights):
-    return engine.xp.sum(values * array(engine, weights))
+def weighted(backend, values, weights):
+    return backend.xp.sum(values * array(backend, weights))
 
 
 @pytest.mark.parametrize("method", ["power", "lanczos", "svd"])
@@ -145,8 +145,8 @@ def test_value_of_a_differentiable_inverse_is_the_certified_one(backend):
     np.testing.assert_allclose(kept[0], expected.value, rtol=1e-10)
 
 
-def values_of(engine, x):
-    return host(engine, engine.stop_gradient(x))
+def values_of(backend, x):
+    return host(backend, backend.stop_gradient(x))
 
 
 def deep_chain(weights, coeff=0.8):
@@ -273,14 +273,14 @@ def test_second_derivatives_are_refused(backend, what):
     assert isinstance(refusal.value, DerivativeError) or "DerivativeError" in repr(refusal.value)
 
 
-def second_derivative(engine, fn, x):
-    if engine.name == "torch":
+def second_derivative(backend, fn, x):
+    if backend.name == "torch":
         import torch
 
         x = x.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(fn(x), x, create_graph=True)
         return torch.autograd.grad(gradient.sum(), x)
-    if engine.name == "tensorflow":
+    if backend.name == "tensorflow":
         import tensorflow as tf
 
         with tf.GradientTape() as outer:

@@ -174,7 +174,7 @@ def test_a_constant_made_inside_of_a_transform_is_not_kept():
     """It would be a tensor of that transform, and break the next one."""
     from torch._subclasses import FakeTensorMode
 
-    from iresnet_core.backends import torch as engine_module
+    from iresnet_core.backends import torch as backend_module
 
     A = torch.tensor(RNG.standard_normal((5, 4)))
 
@@ -182,10 +182,10 @@ def test_a_constant_made_inside_of_a_transform_is_not_kept():
         return spectral_norm(a, method="power", rtol=0, max_iter=3).value
 
     expected = gradients(norm, A)
-    engine_module._CONSTANTS._kept.clear()
+    backend_module._CONSTANTS._kept.clear()
     torch.func.hessian(norm)(A)
     torch.testing.assert_close(torch.func.grad(norm)(A), expected[0])
-    engine_module._CONSTANTS._kept.clear()
+    backend_module._CONSTANTS._kept.clear()
     with FakeTensorMode() as mode:
         power_of_two_near(find_backend("torch"), mode.from_tensor(A))
     assert torch.equal(power_of_two_near(find_backend("torch"), A.abs()), 2 ** A.abs().log2().floor())

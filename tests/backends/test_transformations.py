@@ -37,8 +37,8 @@ def plain(xp, a):
     return lambda z: 0.5 * xp.sin(z) * xp.tanh(a)
 
 
-def _layer(engine, a):
-    kernel = engine.xp.reshape(a, (2, 3, 2, 2))
+def _layer(backend, a):
+    kernel = backend.xp.reshape(a, (2, 3, 2, 2))
     return normalize(Convolution(kernel, input_shape=(3, 3, 3), padding="same"), 0.5).weight
 
 
@@ -50,7 +50,7 @@ def _logdet(**options):
     return lambda e, x: lambda *w: logdet(chain(w), x, **options).value
 
 
-# name -> (function of engine and x that returns the function to transform, its arguments)
+# name -> (function of backend and x that returns the function to transform, its arguments)
 FUNCTIONS = {
     "spectral_norm svd": (lambda e, x: lambda a: spectral_norm(a).value, [A]),
     "spectral_norm power": (
@@ -90,19 +90,19 @@ ON_JAX = {
 REVERSE_ONLY = [name for name in FUNCTIONS if "invert" in name or ("logdet" in name and "exact" not in name)]
 
 
-def function(engine, name):
+def function(backend, name):
     make, arguments = FUNCTIONS[name]
-    return make(engine, array(engine, X)), [array(engine, a) for a in arguments]
+    return make(backend, array(backend, X)), [array(backend, a) for a in arguments]
 
 
-def skip_slow(engine, test, name):
-    if engine.name == "jax" and name not in ON_JAX[test]:
+def skip_slow(backend, test, name):
+    if backend.name == "jax" and name not in ON_JAX[test]:
         pytest.skip("one function of a kind is enough on JAX, which compiles every operation")
 
 
-def stacked(engine, arguments):
+def stacked(backend, arguments):
     """Two sets of arguments side by side."""
-    return [engine.xp.stack([a, 0.7 * a + 0.1]) for a in arguments]
+    return [backend.xp.stack([a, 0.7 * a + 0.1]) for a in arguments]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -41,9 +41,9 @@ GRID = np.concatenate([np.linspace(-30, 30, 60001), -np.logspace(-300, 4, 2000),
 FINITE = st.floats(-1e4, 1e4, allow_subnormal=True)
 
 
-def ratio_of(activation, engine, x):
+def ratio_of(activation, backend, x):
     """Largest slope on the grid x, over the constant."""
-    return np.max(abs(engine.to_numpy(activation.slope(engine.from_numpy(x)))).astype(float)) / activation.lipschitz
+    return np.max(abs(backend.to_numpy(activation.slope(backend.from_numpy(x)))).astype(float)) / activation.lipschitz
 
 
 def test_every_activation_is_tested():
@@ -226,7 +226,7 @@ def test_representation():
 
 @every_case
 def test_linearization_has_the_value_the_slope_and_its_derivative(backend, name, parameters, formula, constant):
-    """The second derivative too, which an engine may take from the one that is written out."""
+    """The second derivative too, which a backend may take from the one that is written out."""
     activation = Activation(name, **parameters)
     x = np.linspace(-4, 4, 41).reshape(1, -1) + 0.03
     point = backend.from_numpy(x)

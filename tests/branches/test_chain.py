@@ -54,12 +54,12 @@ def parameters_of(d, layout, seed, scale=1.0):
     return parameters
 
 
-def build(engine, layout, parameters, dtype=np.float64):
+def build(backend, layout, parameters, dtype=np.float64):
     return Chain(
         [
             Activation(entry)
             if weights is None
-            else Dense(*(engine.from_numpy(array.astype(dtype)) for array in weights))
+            else Dense(*(backend.from_numpy(array.astype(dtype)) for array in weights))
             for entry, weights in zip(layout, parameters, strict=True)
         ]
     )
@@ -87,10 +87,10 @@ def slope_groups(layout):
     return sum(1 for kind, _ in itertools.groupby(around) if kind == "A")
 
 
-def close(engine, actual, expected, scale=1.0):
+def close(backend, actual, expected, scale=1.0):
     __tracebackhide__ = True
     size = float(np.max(abs(expected), initial=1.0))
-    np.testing.assert_allclose(engine.to_numpy(actual), expected, rtol=0, atol=1e-11 * size * scale)
+    np.testing.assert_allclose(backend.to_numpy(actual), expected, rtol=0, atol=1e-11 * size * scale)
 
 
 # --- derivatives ---
@@ -148,7 +148,7 @@ def test_narrow_matrix_has_the_same_determinant(backend, case, seed):
     d, layout = case
     g = build(backend, layout, parameters_of(d, layout, seed, scale=0.3))
     at = g.linearize(backend.from_numpy(np.random.default_rng(seed).standard_normal((2, d))))
-    narrow, J = backend.to_numpy(at.narrow()), backend.to_numpy(at.matrix())
+    narrow, J = backend.to_numpy(at.sylvester_matrix()), backend.to_numpy(at.matrix())
     width = min([d, *(entry for entry in layout if not isinstance(entry, str))])
     assert at.width == width
     assert narrow.shape == (2, width, width)
@@ -163,7 +163,7 @@ def test_narrow_cut_is_really_narrow(backend):
     at = Chain([Activation("tanh"), Dense(down), Activation("sin"), Dense(up)]).linearize(
         backend.from_numpy(np.ones((3, 50)))
     )
-    assert at.narrow().shape == (3, 2, 2)
+    assert at.sylvester_matrix().shape == (3, 2, 2)
     assert at.depth == 2
 
 
@@ -222,7 +222,7 @@ def test_what_has_no_cheap_trace(backend):
     image = Chain([Convolution(kernel, input_shape=(1, 4), padding="same")])
     assert image.linearize(backend.from_numpy(rng.standard_normal((2, 1, 4)))).trace is None
     encoder = Chain([Dense(backend.from_numpy(rng.standard_normal((2, 4))))]).linearize(x)
-    assert encoder.trace is encoder.matrix is encoder.narrow is encoder.width is None
+    assert encoder.trace is encoder.matrix is encoder.sylvester_matrix is encoder.width is None
     assert encoder.jvp(x).shape == (2, 2)
 
 
@@ -275,7 +275,7 @@ def test_explicit_jacobian_of_images(backend):
     for j in range(10):
         unit = backend.from_numpy(np.tile(np.eye(10)[j].reshape(2, 5), (3, 1, 1)))
         close(backend, at.jvp(unit), J[:, :, j].reshape(3, 2, 5))
-    close(backend, at.narrow(), J)
+    close(backend, at.sylvester_matrix(), J)
 
 
 # --- the constant ---
@@ -425,22 +425,22 @@ def test_edge_sizes(backend, batch, d):
     at = g.linearize(x)
     assert at.value.shape == at.vjp(x).shape == at.jvp(x).shape == (batch, d)
     assert at.matrix().shape == (batch, d, d)
-    assert at.narrow().shape == (batch, min(d, 2), min(d, 2))
+    assert at.sylvester_matrix().shape == (batch, min(d, 2), min(d, 2))
     assert at.trace().shape == g.rounding_error(x).shape == (batch,)
 
 
-def dense(engine, m, n, dtype=float):
-    return Dense(engine.from_numpy(np.ones((m, n), dtype)))
+def dense(backend, m, n, dtype=float):
+    return Dense(backend.from_numpy(np.ones((m, n), dtype)))
 
 
 @pytest.mark.parametrize(
     ("layers", "error", "message"),
     [
-        (lambda engine: [], InvalidArgumentError, "at least one linear layer"),
-        (lambda engine: [Activation("tanh")], InvalidArgumentError, "at least one linear layer"),
-        (lambda engine: [dense(engine, 2, 2), np.tanh], InvalidArgumentError, "ufunc"),
-        (lambda engine: [engine.from_numpy(np.eye(2))], InvalidArgumentError, "rray|Tensor"),
-        (lambda engine: [dense(engine, 3, 2), dense(engine, 2, 2)], ShapeError, r"Dense\(2 -> 3\).*Dense\(2 -> 2\)"),
+        (lambda backend: [], InvalidArgumentError, "at least one linear layer"),
+        (lambda backend: [Activation("tanh")], InvalidArgumentError, "at least one linear layer"),
+        (lambda backend: [dense(backend, 2, 2), np.tanh], InvalidArgumentError, "ufunc"),
+        (lambda backend: [backend.from_numpy(np.eye(2))], InvalidArgumentError, "rray|Tensor"),
+        (lambda backend: [dense(backend, 3, 2), dense(backend, 2, 2)], ShapeError, r"Dense\(2 -> 3\).*Dense\(2 -> 2\)"),
     ],
 )
 def test_bad_chains(backend, layers, error, message):

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from iresnet_core import Activation, Chain, Convolution, Dense, logdet, normalize, reference
 
 
-def convolution(engine, rng, out, channels, spatial, window, padding, mode, dilation=1, last=False, dtype="float64"):
+def convolution(backend, rng, out, channels, spatial, window, padding, mode, dilation=1, last=False, dtype="float64"):
     kernel = rng.standard_normal((out, channels, *window))
     if last:
         kernel = np.moveaxis(kernel, (0, 1), (-1, -2))
     return Convolution(
-        array(engine, kernel, dtype),
-        array(engine, rng.standard_normal(out), dtype),
+        array(backend, kernel, dtype),
+        array(backend, rng.standard_normal(out), dtype),
         input_shape=(*spatial, channels) if last else (channels, *spatial),
         padding=padding,
         padding_mode=mode,
@@ -24,7 +24,9 @@ def convolution(engine, rng, out, channels, spatial, window, padding, mode, dila
     )
 
 
-def image_chain(engine, rng, channels, hidden, spatial, windows, mode, ends=(False, False), last=False, dilations=None):
+def image_chain(
+    backend, rng, channels, hidden, spatial, windows, mode, ends=(False, False), last=False, dilations=None
+):
     """Convolutions that keep the extent, tanh between them, other activations at the ends where `ends` says so."""
     dilations = dilations or [1] * len(windows)
     sizes = [channels, *hidden, channels]
@@ -33,17 +35,17 @@ def image_chain(engine, rng, channels, hidden, spatial, windows, mode, ends=(Fal
         if i:
             layers.append(Activation("tanh"))
         layers.append(
-            convolution(engine, rng, sizes[i + 1], sizes[i], spatial, window, "same", mode, dilation, last=last)
+            convolution(backend, rng, sizes[i + 1], sizes[i], spatial, window, "same", mode, dilation, last=last)
         )
     return Chain([*layers, *[Activation("elu")] * ends[1]])
 
 
-def check(engine, g, rng, batch=3):
-    x = array(engine, rng.standard_normal((batch, *g.input_shape)))
+def check(backend, g, rng, batch=3):
+    x = array(backend, rng.standard_normal((batch, *g.input_shape)))
     trace = g.linearize(x).trace
     assert trace is not None
     exact = np.trace(reference.jacobian(g, x), axis1=1, axis2=2)
-    np.testing.assert_allclose(host(engine, trace()), exact, rtol=1e-11, atol=1e-11 * (1 + np.abs(exact).max()))
+    np.testing.assert_allclose(host(backend, trace()), exact, rtol=1e-11, atol=1e-11 * (1 + np.abs(exact).max()))
 
 
 @given(

@@ -1,4 +1,4 @@
-"""Value and log-determinant of a dense chain with a derivative written by hand, beside the engine's own."""
+"""Value and log-determinant of a dense chain with a derivative written by hand, beside the backend's own."""
 
 import itertools
 import math
@@ -270,7 +270,7 @@ def test_nothing_is_kept_after_the_way_back(method):
 
 
 def test_which_chains_can_be_joined():
-    """Dense layers and activations by turns; anything else goes the engine's own way."""
+    """Dense layers and activations by turns; anything else goes the backend's own way."""
     weight = core.Dense(torch.eye(2) / 2)
     act, swap = core.Activation("elu"), core.Activation("maxmin")
     assert can_join([weight, act, weight])

@@ -183,7 +183,7 @@ def test_backend_all_takes_those_that_run_here(monkeypatch):
 @pytest.mark.parametrize("name", ["torch", "tensorflow", "jax", "cupy"])
 def test_a_missing_engine_is_answered_with_the_command_that_installs_it(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr(backends, "_engine_of_name", {})  # forget what was found before
+    monkeypatch.setattr(backends, "_backend_of_name", {})  # forget what was found before
     result = iresnet("validate", "--backend", name)
     assert result.exit_code == 2
     assert f"pip install 'iresnet-core[{name}]'" in result.stderr.replace("\n", " ")
@@ -192,11 +192,11 @@ def test_a_missing_engine_is_answered_with_the_command_that_installs_it(name, mo
 
 @pytest.fixture(scope="module")
 def other():
-    """The first installed engine that is not NumPy."""
+    """The first installed backend that is not NumPy."""
     for name in ("torch", "tensorflow", "jax"):
         if importlib.util.find_spec(name) is not None:
             return name
-    return pytest.skip("NumPy is the only engine here")
+    return pytest.skip("NumPy is the only backend here")
 
 
 def one_check(monkeypatch):
@@ -213,7 +213,7 @@ def test_agreement_is_printed_and_stored(other, monkeypatch, tmp_path):
     lines = result.stdout.splitlines()
     begin = lines.index(next(line for line in lines if line.startswith("Largest relative disagreement with numpy")))
     table = lines[begin + 1 :]
-    assert table[0].split() == ["primitive", "engine", "float64", "counts", "float32", "counts", "held"]
+    assert table[0].split() == ["primitive", "backend", "float64", "counts", "float32", "counts", "held"]
     assert table[1].split() == ["limit", "1.0e-10", "equal", "1.0e-04", "-"]
     rows = [line for line in table[2:8] if f" {other} " in line]
     assert len(rows) == 6

@@ -299,7 +299,7 @@ def test_a_model_of_another_run_is_noticed(tmp_path, moons):
     [
         (["train"], "train on what?"),
         (["train", "moon"], "Did you mean moons?"),
-        (["train", "moons", "--engine", "fortran"], "torch, keras"),
+        (["train", "moons", "--framework", "fortran"], "torch, keras"),
         (["train", "moons", "--model", "conv"], "--model mlp"),
         (["train", "moons", "--steps", "5", "--minutes", "1"], "not both"),
         (["train", "moons", "--blocks", "0"], "blocks must be at least 1"),
@@ -323,12 +323,12 @@ def test_usage_errors_give_status_2_and_leave_nothing(arguments, message, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("engine", ["torch", "keras"])
-def test_an_engine_that_is_missing_is_answered_before_the_folder_is_made(engine, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, engine, None)
-    result = iresnet("train", "moons", "--engine", engine, "--out", tmp_path / "run")
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_an_engine_that_is_missing_is_answered_before_the_folder_is_made(framework, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, framework, None)
+    result = iresnet("train", "moons", "--framework", framework, "--out", tmp_path / "run")
     assert result.exit_code == 2
-    assert f"pip install 'iresnet-core[{engine}" in " ".join(result.stderr.split())
+    assert f"pip install 'iresnet-core[{framework}" in " ".join(result.stderr.split())
     assert not (tmp_path / "run").exists()
 
 
@@ -337,12 +337,12 @@ def test_an_engine_that_is_missing_is_answered_before_the_folder_is_made(engine,
 QUICK = ("--blocks", 2, "--hidden", 8, "--samples", 500, "--batch", 50, "--steps", 12, "--evaluate-every", 6)
 
 
-@pytest.mark.parametrize("engine", ["torch", "keras"])
-def test_train_from_the_first_step_to_the_picture(engine, tmp_path):
-    for module in {"torch": ["torch"], "keras": ["keras", "tensorflow"]}[engine]:
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_train_from_the_first_step_to_the_picture(framework, tmp_path):
+    for module in {"torch": ["torch"], "keras": ["keras", "tensorflow"]}[framework]:
         pytest.importorskip(module)
     run = tmp_path / "run"
-    result = iresnet("train", "circles", "--engine", engine, "--out", run, *QUICK)
+    result = iresnet("train", "circles", "--framework", framework, "--out", run, *QUICK)
     assert result.exit_code == 0, result.output
     lines = [line for line in result.stdout.splitlines() if re.match(r"step +\d+ ", line)]
     assert len(lines) == 2

@@ -26,33 +26,33 @@ RNG = np.random.default_rng(8)
 X = RNG.standard_normal((3, 4))
 
 
-def dense(engine):
-    return dense_chain(engine, 4, (6,), 0.8, seed=1, activation="tanh")
+def dense(backend):
+    return dense_chain(backend, 4, (6,), 0.8, seed=1, activation="tanh")
 
 
-def convolutions(engine):
-    kernels = [array(engine, RNG.standard_normal(shape)) for shape in ((2, 1, 2), (1, 2, 2))]
+def convolutions(backend):
+    kernels = [array(backend, RNG.standard_normal(shape)) for shape in ((2, 1, 2), (1, 2, 2))]
     shapes = (1, 4), (2, 4)
     layers = [Convolution(k, input_shape=s, padding="same") for k, s in zip(kernels, shapes, strict=True)]
     return normalize(Chain([layers[0], Activation("tanh"), layers[1]]), 0.8)
 
 
-def flow(engine):
-    zeros = array(engine, np.zeros(5))
-    block = ResidualBlock(dense_chain(engine, 5, (6,), 0.7, seed=2))
+def flow(backend):
+    zeros = array(backend, np.zeros(5))
+    block = ResidualBlock(dense_chain(backend, 5, (6,), 0.7, seed=2))
     return Flow([InjectivePad(1), ActNorm(zeros + 0.1, zeros - 0.2), block], event_shape=(4,))
 
 
-def values(engine, model):
+def values(backend, model):
     """Everything that a chain or a flow answers, which fills whatever it keeps."""
-    x = array(engine, X)
+    x = array(backend, X)
     if isinstance(model, Flow):
         answers = [*model.log_prob(x, rng=0)[:4], model.inverse(model(x)).value]
     else:
-        x = engine.xp.reshape(x, (3, *model.input_shape))
+        x = backend.xp.reshape(x, (3, *model.input_shape))
         options = {"method": "arnoldi", "terms": 3, "rng": 0}
         answers = [model(x), *logdet(model, x, **options)[:4], *invert(model, x)[:3], model.rounding_error(x)]
-    return [host(engine, a) for a in answers]
+    return [host(backend, a) for a in answers]
 
 
 def arrays_of(model):
@@ -81,7 +81,7 @@ def test_a_copy_gives_the_same_answers(backend, how, make, used):
 def test_the_engine_and_the_arrays_of_a_copy_are_one(backend):
     chain = dense(backend)
     for copied in (copy.deepcopy(chain), pickle.loads(pickle.dumps(chain))):
-        assert copied.operators[0].engine is backend
+        assert copied.operators[0].backend is backend
         assert copied.operators[0] is copied.layers[0]
         assert copied.operators[0].like is copied.operators[0].weight
         assert copied.arrays[0] is copied.layers[0].weight

@@ -67,22 +67,22 @@ def farthest_free_part(V, G, tau, sign):
     return np.outer(V @ w, last) / (beta - tau * (r @ w))
 
 
-def certificates(engine, K, v, c, m):
+def certificates(backend, K, v, c, m):
     """For J = K^T and m products: t, middle, half-width, value and bound by the residual at the nodes; two sums.
 
     The sums are the certificate and that by the residual.
     """
-    with engine.float64():
-        at = Chain([Dense(array(engine, K.T))]).linearize(array(engine, np.zeros((1, len(v)))))
-        products = Products(engine, at, (len(v),), c)
+    with backend.full_precision():
+        at = Chain([Dense(array(backend, K.T))]).linearize(array(backend, np.zeros((1, len(v)))))
+        products = Products(backend, at, (len(v),), c)
         options = {"terms": m, "enough": lambda _: False, "goes_on": True}
-        integral = run_arnoldi(products, array(engine, v[None, None]), **options).integral
+        integral = run_arnoldi(products, array(backend, v[None, None]), **options).integral
         middle, half = integral.completions.interval(integral.z[-1], integral.upper[-1][-1], integral.subdiagonal)
-        t, first = (host(engine, a).ravel() for a in (integral.t, integral.first))
-        last = np.abs(host(engine, integral.z[-1] / integral.upper[-1][-1])).ravel()
-        residual = float(host(engine, integral.subdiagonal)[0, 0]) * last * t * c / (1 - (t * c) ** 2)
-        both = [float(host(engine, a)[0, 0]) for a in (integral.certificate(), integral.residual_certificate())]
-    return t, host(engine, middle).ravel(), host(engine, half).ravel(), first, residual, both
+        t, first = (host(backend, a).ravel() for a in (integral.t, integral.first))
+        last = np.abs(host(backend, integral.z[-1] / integral.upper[-1][-1])).ravel()
+        residual = float(host(backend, integral.subdiagonal)[0, 0]) * last * t * c / (1 - (t * c) ** 2)
+        both = [float(host(backend, a)[0, 0]) for a in (integral.certificate(), integral.residual_certificate())]
+    return t, host(backend, middle).ravel(), host(backend, half).ravel(), first, residual, both
 
 
 def contraction(kind, d, rng):

@@ -42,8 +42,8 @@ def _forgotten():
     method_choice.forget()
 
 
-def skip_on_jax(engine):
-    if engine.name == "jax":
+def skip_on_jax(backend):
+    if backend.name == "jax":
         pytest.skip("JAX compiles every operation for every shape; the choice is the same code")
 
 

@@ -29,7 +29,7 @@ def test_closed_forms(backend, a, b, c, d, last, two):
     y = np.stack([np.ones_like(t)] if not two else [1 + t * d, -t * c]) / np.linalg.det(
         np.eye(len(H)) + t[:, None, None] * H
     )
-    with backend.float64():
+    with backend.full_precision():
         integral = resolvent(backend, columns)
         certificate = float(host(backend, integral.certificate())[0, 0])
         positive = np.min(np.linalg.det(np.eye(len(H)) + t[:, None, None] * H)) > 1e-3
@@ -49,5 +49,5 @@ def test_closed_forms(backend, a, b, c, d, last, two):
 
 def test_nothing_is_certified_without_a_principal_logarithm(backend):
     for columns in ([[-1.5, 0.1]], [[-1.5, 0.1], [0.0, 0.0, 0.1]], [[-1.0, 1.0], [-0.001, -1.5, 0.1]]):
-        with backend.float64():
+        with backend.full_precision():
             assert host(backend, resolvent(backend, columns).certificate())[0, 0] > 1e10

@@ -63,7 +63,7 @@ def test_variance(backend, case):
 @pytest.mark.parametrize("method", ["series", "arnoldi"])
 def test_it_halves_the_variance_of_the_gradient(backend, method, monkeypatch):
     if backend.name != "torch":
-        pytest.skip("hundreds of gradients; the same source on every engine")
+        pytest.skip("hundreds of gradients; the same source on every backend")
     g, x = example_data.load_case("d64_c0.9", backend=backend.name)
     weights, x = [layer.weight for layer in g.layers if isinstance(layer, Dense)], x[:8, ...]
 
@@ -112,7 +112,7 @@ def test_all_hadamard_rows_have_the_exact_value_and_gradient(backend, method, si
 def test_it_leaves_no_bias(backend, method, sign):
     """Mean eigenvalues of -0.6 and 0.6, shares of 1.6 and 0.7: the mean over many probes, and its error bar."""
     if backend.name in ("tensorflow", "jax") and "unbiased" not in method:
-        pytest.skip("thousands of probes; the same source on every engine")
+        pytest.skip("thousands of probes; the same source on every backend")
     d, probes = 6, 2000
     rng = np.random.default_rng(1)
     A = sign * 0.6 * np.eye(d) + 0.3 * matrix_of_kind("gaussian", d, rng)
@@ -137,7 +137,7 @@ def test_what_the_error_bar_is_made_of(backend, form, kind, seed, share):
     L = reference.log_matrix(J) - (0 if theta is None else theta[:, None, None] * J)
     w = np.linalg.solve(np.eye(d) + np.swapaxes(J, 1, 2), np.swapaxes(v, 0, 1)[..., None].reshape(2, 2, d, 1))
     w = np.swapaxes(w[..., 0], 0, 1) - (0 if theta is None else theta[:, None] * v)
-    with backend.float64():
+    with backend.full_precision():
         products = Products(backend, g.linearize(x), (d,), g.lipschitz, resolvent=True)
         linear = None if theta is None else array(backend, theta)
         terms = d if form is arnoldi_form else 40

@@ -123,7 +123,7 @@ def test_bounds_at_the_nodes_of_the_rule(backend, c, share):
     turned = np.einsum("nij,j,nkj->nik", bases[0], signs, bases[0])
     J, J0 = c * turned, c * share * np.where(np.arange(count)[:, None, None] % 2, turned, bases[1])
     A = np.eye(d) + J0
-    with backend.float64():
+    with backend.full_precision():
         norm = backend.from_numpy(np.asarray(c * share))
         rule = preconditioned_rule(backend, array(backend, np.ones(1)), c, c, norm, 1 + norm)
         t, weight, damping, crossing = (host(backend, a).ravel() for a in rule[:4])
@@ -327,21 +327,21 @@ def test_half_precision(backend):
 )
 def test_the_solve_of_the_gradient_is_certified(backend, kind, n, coeff, seed, terms):
     """||w - (I + J)^-T v|| is within its bound, with a preconditioner and without."""
-    engine = backend
-    g = linear_chain(engine, kind, n, coeff, seed)
-    x = array(engine, np.zeros((2, n)))
+    found = backend
+    g = linear_chain(found, kind, n, coeff, seed)
+    x = array(found, np.zeros((2, n)))
     v = np.random.default_rng(seed).standard_normal((2, 2, n))
-    mean = mean_jacobian(linear_chain(engine, "gaussian", n, coeff, seed + 1), x)
+    mean = mean_jacobian(linear_chain(found, "gaussian", n, coeff, seed + 1), x)
     at = g.linearize(x)
     exact = np.linalg.solve(np.eye(n) + reference.jacobian(g, x)[0].T, v[..., None])[..., 0]
     options = {"linear": None, "terms": min(n, terms), "enough": lambda bias: False}
     for products in (
-        Products(engine, at, (n,), g.lipschitz, resolvent=True),
-        PreconditionedProducts(engine, at, (n,), g.lipschitz, mean, resolvent=True),
+        Products(found, at, (n,), g.lipschitz, resolvent=True),
+        PreconditionedProducts(found, at, (n,), g.lipschitz, mean, resolvent=True),
     ):
-        form = arnoldi_form(products, array(engine, v), **options)
-        w = host(engine, products.pulled_back(form.resolvent))
-        error, bound = np.linalg.norm(w - exact, axis=-1), host(engine, form.resolvent_error)
+        form = arnoldi_form(products, array(found, v), **options)
+        w = host(found, products.pulled_back(form.resolvent))
+        error, bound = np.linalg.norm(w - exact, axis=-1), host(found, form.resolvent_error)
         assert np.all(error <= bound + 1e-9 * np.linalg.norm(v, axis=-1) / (1 - coeff) ** 2)
 
 

@@ -57,7 +57,7 @@ def test_all_hadamard_rows_and_many_products_give_the_exact_gradient(backend, re
 
 def test_a_second_derivative_of_the_surrogate_is_refused(backend):
     if backend.name != "torch":
-        pytest.skip("one engine is enough")
+        pytest.skip("one backend is enough")
     import torch
 
     x = array(backend, X).requires_grad_()

@@ -18,9 +18,9 @@ JACOBIANS = ("gaussian", "orthogonal", "nilpotent", "defective", "rotation")
 D = 5
 
 
-def skip_slow_engines(engine, slow=("tensorflow", "jax")):
-    """Where every operation takes long, a hundred calls an example do; `test_engines_agree` compares those engines."""
-    if engine.name in slow:
+def skip_slow_engines(backend, slow=("tensorflow", "jax")):
+    """Where every operation takes long, a hundred calls an example do; `test_engines_agree` compares those backends."""
+    if backend.name in slow:
         pytest.skip("hundreds of calls; the same answers as NumPy's by test_engines_agree")
 
 
@@ -31,12 +31,12 @@ def rate(method, c, d):
     return roulette_on_remainder(max(c, 1 - 1 / d) if method == "mean-jacobian" else c)
 
 
-def problem(engine, method, kind, coeff, d=D, seed=3):
+def problem(backend, method, kind, coeff, d=D, seed=3):
     """A branch whose Jacobian is of a kind, one sample, and the options; another branch makes the preconditioner."""
-    g, x = linear_chain(engine, kind, d, coeff, seed), array(engine, np.zeros((1, d)))
+    g, x = linear_chain(backend, kind, d, coeff, seed), array(backend, np.zeros((1, d)))
     options = {"method": method, "unbiased": True, "terms": 1}
     if method == "mean-jacobian":
-        stranger = linear_chain(engine, "gaussian", d, coeff, seed + 1)
+        stranger = linear_chain(backend, "gaussian", d, coeff, seed + 1)
         return g, x, options | {"reference": mean_jacobian(stranger, x)}
     return g, x, options | {"control_variate": "none"}
 
@@ -96,12 +96,12 @@ def test_mean_and_variance_by_enumeration(backend, method, kind, coeff, seed, te
     assert np.isfinite(stated).all()
 
 
-def untruncated(engine, g, x, v, options):
+def untruncated(backend, g, x, v, options):
     """The estimate of logdet for these probes, if nothing were left out."""
     J = reference.jacobian(g, x)
     if options["method"] != "mean-jacobian":
         return reference.probe_value(J, v).mean()
-    B = host(engine, options["reference"].inverse)
+    B = host(backend, options["reference"].inverse)
     E = B @ (np.eye(D) + J) - np.eye(D)
     forms = reference.probe_value(E, v) - np.einsum("pbi,bij,pbj->pb", v, E, v)
     return float(forms[0, 0] + np.trace(E[0]) - np.linalg.slogdet(B)[1])

@@ -1,4 +1,4 @@
-"""Files: what is saved comes back bit by bit on any engine, and what is damaged is refused with a reason."""
+"""Files: what is saved comes back bit by bit on any backend, and what is damaged is refused with a reason."""
 
 import os
 import stat
@@ -37,12 +37,12 @@ from iresnet_core.operators.convolution import Convolution
 from iresnet_core.operators.matrices import Dense
 
 
-def normal(engine, dtype, *shape, seed=0):
-    return array(engine, np.random.default_rng(seed).normal(0, 0.1, shape), dtype)
+def normal(backend, dtype, *shape, seed=0):
+    return array(backend, np.random.default_rng(seed).normal(0, 0.1, shape), dtype)
 
 
-def block(engine, dtype):
-    return dense_block(engine, np.random.default_rng(1), 3, dtype=dtype)
+def block(backend, dtype):
+    return dense_block(backend, np.random.default_rng(1), 3, dtype=dtype)
 
 
 # Every kind of part, with every option away from its default somewhere.
@@ -113,7 +113,7 @@ def assert_same(found, expected):
 
 
 @pytest.fixture
-def numpy_engine():
+def numpy_backend():
     return find_backend("numpy")
 
 
@@ -143,15 +143,15 @@ def test_half_precision_comes_back_bit_by_bit(backend, path):
 
 @pytest.mark.parametrize("writer", ["torch", "tensorflow", "jax"])
 def test_bfloat16_goes_from_engine_to_engine(backend, path, writer):
-    """Bit by bit where both engines have it, and with the same numbers where the reader has not."""
+    """Bit by bit where both backends have it, and with the same numbers where the reader has not."""
     pytest.importorskip(writer, reason=f"{writer} is not installed")
-    engine = find_backend(writer)
+    other = find_backend(writer)
     numbers = [0.1, -3.0, 1e-39, -0.0, 3e38, 2.0**-133]
-    weight = engine.xp.astype(engine.from_numpy(np.array([numbers], np.float32)), engine.xp.bfloat16)
+    weight = other.xp.astype(other.from_numpy(np.array([numbers], np.float32)), other.xp.bfloat16)
     save(Dense(weight), path)
     found = load(path, backend.name).weight
     wide = backend.xp.astype(found, backend.xp.float32)
-    expected = engine.to_numpy(engine.xp.astype(weight, engine.xp.float32))
+    expected = other.to_numpy(other.xp.astype(weight, other.xp.float32))
     np.testing.assert_array_equal(backend.to_numpy(wide), expected)
     assert ("bfloat16" in str(found.dtype)) == hasattr(backend.xp, "bfloat16")
     again = path.with_suffix(".again")
@@ -159,8 +159,8 @@ def test_bfloat16_goes_from_engine_to_engine(backend, path, writer):
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_half_precision_is_refused_where_the_engine_has_none(path, numpy_engine):
-    save(vector_flow(numpy_engine, 1, dtype="float16"), path)
+def test_half_precision_is_refused_where_the_engine_has_none(path, numpy_backend):
+    save(vector_flow(numpy_backend, 1, dtype="float16"), path)
     with pytest.raises(StorageError, match=r"layers\.0\.log_scale"):
         load(path, "array_api_strict")
 
@@ -206,8 +206,8 @@ def test_the_same_model_gives_the_same_bytes(backend, path):
     assert path.read_bytes() == first
 
 
-def test_tensors_are_named_by_their_place(path, numpy_engine):
-    save(vector_flow(numpy_engine, 1, blocks=1), path)
+def test_tensors_are_named_by_their_place(path, numpy_backend):
+    save(vector_flow(numpy_backend, 1, blocks=1), path)
     assert set(load_file(path)) == {
         "layers.0.log_scale",
         "layers.0.bias",

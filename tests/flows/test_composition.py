@@ -30,20 +30,20 @@ class Stated(Layer):
 
     input_shape = output_shape
 
-    def _map(self, engine, x):
+    def _map(self, backend, x):
         return x
 
-    def _forward(self, engine, x, options):
+    def _forward(self, backend, x, options):
         if self.seen is not None:
             self.seen.append(options)
-        *fields, products = (engine.xp.full((x.shape[0],), value, dtype=x.dtype) for value in self.determinant)
-        return Transformed(x, LogDet(*fields, engine.xp.astype(products, engine.xp.int32), self.method))
+        *fields, products = (backend.xp.full((x.shape[0],), value, dtype=x.dtype) for value in self.determinant)
+        return Transformed(x, LogDet(*fields, backend.xp.astype(products, backend.xp.int32), self.method))
 
-    def _inverse(self, engine, z, options):
+    def _inverse(self, backend, z, options):
         bound, residual, one = (
-            engine.xp.full((z.shape[0],), value, dtype=z.dtype) for value in (self.own, self.residual, 1.0)
+            backend.xp.full((z.shape[0],), value, dtype=z.dtype) for value in (self.own, self.residual, 1.0)
         )
-        return Inverse(z, bound, residual, engine.xp.astype(one, engine.xp.int32), bound < 1.0)
+        return Inverse(z, bound, residual, backend.xp.astype(one, backend.xp.int32), bound < 1.0)
 
 
 def test_error_bounds_grow_by_the_inverses_they_pass(backend):
@@ -75,13 +75,13 @@ def test_errors_of_logdets_add_up(backend):
 # --- seeds, noise, tolerances ---
 
 
-def options_seen(flow_of, engine, **options):
+def options_seen(flow_of, backend, **options):
     """The options that each of five blocks is given; two of them are inside a FactorOut, one in a flow in there."""
     seen = []
     layers = [Stated(seen=seen) for _ in range(5)]
     inner = [layers[2], Flow([layers[3]], (1,))]
     flow = flow_of([layers[0], layers[1], FactorOut(1, inner), layers[4]], (2,))
-    flow.forward(vectors(engine, 0, d=2), **options)
+    flow.forward(vectors(backend, 0, d=2), **options)
     assert len(seen) == 5
     return seen
 

@@ -19,10 +19,10 @@ from iresnet_core.errors import (
 )
 
 
-def cases(engine, dtype="float64"):
-    for layer, shape in every_layer(engine, dtype):
+def cases(backend, dtype="float64"):
+    for layer, shape in every_layer(backend, dtype):
         rng = np.random.default_rng(math.prod(shape))
-        yield layer, array(engine, rng.random((3, *shape)), dtype)
+        yield layer, array(backend, rng.random((3, *shape)), dtype)
 
 
 def test_every_layer_inverts_itself(backend):

@@ -43,7 +43,7 @@ FEW = settings(max_examples=max(2, settings.default.max_examples // 5))  # each 
 # --- the log-determinant ---
 
 
-def numerical_logdet(flow, engine, x):
+def numerical_logdet(flow, backend, x):
     """log|det| of central differences of fourth order, and a bound on its error from two step lengths."""
     d = x[0].size
 
@@ -52,7 +52,7 @@ def numerical_logdet(flow, engine, x):
 
         def at(factor):
             moved = (x[:, None] + factor * moves).reshape(-1, *x.shape[1:])
-            return host(flow(array(engine, moved))).reshape(len(x), d, -1)
+            return host(flow(array(backend, moved))).reshape(len(x), d, -1)
 
         return (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * step)
 
@@ -60,13 +60,13 @@ def numerical_logdet(flow, engine, x):
     inverse = np.linalg.inv(fine)
     # The finer difference is closer to the truth than the two are to each other, but for its rounding: 1.5 / step times
     # that of the map, taken as 32 units. Then d log|det J| = tr(J^-1 dJ).
-    size = 1 + abs(host(flow(array(engine, x)))).max()
+    size = 1 + abs(host(flow(array(backend, x)))).max()
     error = np.linalg.norm(coarse - fine, axis=(1, 2)) + d * 1.5 / 1e-3 * 32 * np.finfo(np.float64).eps * size
     return np.linalg.slogdet(fine)[1], error * np.linalg.norm(inverse, axis=(1, 2))
 
 
-def assert_logdet_is_that_of_the_map(flow, engine, x):
-    exact, error = numerical_logdet(flow, engine, host(x))
+def assert_logdet_is_that_of_the_map(flow, backend, x):
+    exact, error = numerical_logdet(flow, backend, host(x))
     assert (error < 1e-4).all()  # else the comparison says nothing
     z, determinant = flow.forward(x, method="exact")
     np.testing.assert_allclose(host(z), host(flow(x)), rtol=1e-13, atol=1e-13)

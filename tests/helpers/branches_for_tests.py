@@ -1,4 +1,4 @@
-"""Branches with every kind of Jacobian, built from a seed, and engines' arrays out of NumPy's."""
+"""Branches with every kind of Jacobian, built from a seed, and backends' arrays out of NumPy's."""
 
 import itertools
 
@@ -12,32 +12,32 @@ __all__ = ["KINDS", "HomeMadeOperator", "array", "dense_chain", "host", "linear_
 KINDS = ("gaussian", "orthogonal", "symmetric", "nilpotent", "defective", "rank_one", "rotation", "diagonal", "zero")
 
 
-def array(engine, x, dtype="float64"):
-    """An array of the engine."""
-    return engine.from_numpy(np.asarray(x).astype(dtype))
+def array(backend, x, dtype="float64"):
+    """An array of the backend."""
+    return backend.from_numpy(np.asarray(x).astype(dtype))
 
 
-def host(engine, x):
+def host(backend, x):
     """A float64 NumPy copy."""
-    return np.asarray(engine.to_numpy(x), dtype=np.float64)
+    return np.asarray(backend.to_numpy(x), dtype=np.float64)
 
 
-def of_another(engine, x):
-    """An array of another framework than the engine's."""
-    return array(find_backend("array_api_strict" if engine.name == "numpy" else "numpy"), x)
+def of_another(backend, x):
+    """An array of another framework than the backend's."""
+    return array(find_backend("array_api_strict" if backend.name == "numpy" else "numpy"), x)
 
 
 class HomeMadeOperator:
-    """The least an operator needs: a shape and two products of single vectors, here of an engine's arrays."""
+    """The least an operator needs: a shape and two products of single vectors, here of a backend's arrays."""
 
-    def __init__(self, engine, A):
-        self.engine, self.A, self.shape = engine, engine.from_numpy(A), A.shape
+    def __init__(self, backend, A):
+        self.backend, self.A, self.shape = backend, backend.from_numpy(A), A.shape
 
     def matvec(self, v):
-        return self.engine.xp.matmul(self.A, v)
+        return self.backend.xp.matmul(self.A, v)
 
     def rmatvec(self, u):
-        return self.engine.xp.matmul(self.engine.xp.matrix_transpose(self.A), u)
+        return self.backend.xp.matmul(self.backend.xp.matrix_transpose(self.A), u)
 
 
 def matrix_of_kind(kind, n, rng):
@@ -65,13 +65,13 @@ def matrix_of_kind(kind, n, rng):
     return A / norm if norm > 0 else A
 
 
-def linear_chain(engine, kind, n, coeff, seed, dtype="float64"):
+def linear_chain(backend, kind, n, coeff, seed, dtype="float64"):
     """The branch x -> c A x."""
     A = matrix_of_kind(kind, n, np.random.default_rng(seed))
-    return normalize(Chain([Dense(array(engine, A, dtype))]), coeff)
+    return normalize(Chain([Dense(array(backend, A, dtype))]), coeff)
 
 
-def dense_chain(engine, d, widths, coeff, seed, activation="lipswish", dtype="float64", orthogonal=False, bias=1.0):
+def dense_chain(backend, d, widths, coeff, seed, activation="lipswish", dtype="float64", orthogonal=False, bias=1.0):
     """A chain of dense layers with one activation between them, its constant capped at `coeff`."""
     rng = np.random.default_rng(seed)
     sizes = [d, *widths, d]
@@ -83,5 +83,5 @@ def dense_chain(engine, d, widths, coeff, seed, activation="lipswish", dtype="fl
             W = U @ Vt
         if i:
             layers.append(Activation(activation))
-        layers.append(Dense(array(engine, W, dtype), array(engine, bias * rng.standard_normal(m), dtype)))
+        layers.append(Dense(array(backend, W, dtype), array(backend, bias * rng.standard_normal(m), dtype)))
     return normalize(Chain(layers), coeff)

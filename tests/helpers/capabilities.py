@@ -1,4 +1,4 @@
-"""What each engine supports, and why not: the one table behind the skips and behind docs/capabilities.md.
+"""What each backend supports, and why not: the one table behind the skips and behind docs/capabilities.md.
 
 ``python tests/helpers/capabilities.py > docs/capabilities.md`` writes the page anew; a test compares the two.
 """
@@ -13,7 +13,7 @@ YES: Literal["yes"] = "yes"
 
 # capability -> what it means, in the words of the page
 CAPABILITIES = {
-    "autodiff": "a plain callable is linearised by the engine; otherwise the branch has to carry its derivative",
+    "autodiff": "a plain callable is linearised by the backend; otherwise the branch has to carry its derivative",
     "compile": "functions can be compiled",
     "transforms": "functions can be transformed by vmap, grad and jvp",
     "float16": "half precision arrays",
@@ -28,7 +28,7 @@ CAPABILITIES = {
 
 @dataclass(frozen=True)
 class Capability:
-    """One engine: per capability "yes", or the reason why not."""
+    """One backend: per capability "yes", or the reason why not."""
 
     backend: str
     framework: str
@@ -44,7 +44,7 @@ class Capability:
     frozen: str
 
     def reason_against(self, capability: str) -> str | None:
-        """Return why the engine lacks `capability`, or None where it has it."""
+        """Return why the backend lacks `capability`, or None where it has it."""
         if capability not in CAPABILITIES:
             raise KeyError(f"there is no capability {capability!r}; the table has {', '.join(CAPABILITIES)}")
         answer: str = getattr(self, capability)
@@ -134,7 +134,7 @@ TABLE = (
 
 
 def row(backend: str) -> Capability:
-    """Return the row of an engine."""
+    """Return the row of a backend."""
     for entry in TABLE:
         if entry.backend == backend:
             return entry

@@ -1,4 +1,4 @@
-"""Random layers and flows for the tests; the same numbers on every engine."""
+"""Random layers and flows for the tests; the same numbers on every backend."""
 
 import json
 import math
@@ -23,89 +23,93 @@ from iresnet_core.operators.matrices import Dense
 ACTIVATIONS = ("lipswish", "tanh", "sin", "softplus")
 
 
-def array(engine, values, dtype="float64"):
-    return engine.from_numpy(np.asarray(values, dtype=dtype))
+def array(backend, values, dtype="float64"):
+    return backend.from_numpy(np.asarray(values, dtype=dtype))
 
 
 def host(x):
-    """An array of any engine as NumPy's."""
+    """An array of any backend as NumPy's."""
     return get_backend(x).to_numpy(x)
 
 
-def actnorm(engine, rng, channels, dtype="float64", spread=0.7):
+def actnorm(backend, rng, channels, dtype="float64", spread=0.7):
     return ActNorm(
-        array(engine, rng.normal(0, spread, channels), dtype), array(engine, rng.normal(0, 1, channels), dtype)
+        array(backend, rng.normal(0, spread, channels), dtype), array(backend, rng.normal(0, 1, channels), dtype)
     )
 
 
-def dense_block(engine, rng, d, coeff=0.7, width=None, dtype="float64", activation="lipswish"):
+def dense_block(backend, rng, d, coeff=0.7, width=None, dtype="float64", activation="lipswish"):
     """A block of two dense layers of norm sqrt(coeff) each."""
     width = width or d + 2
     layers = []
     for out, into in ((width, d), (d, width)):
         weight = rng.normal(0, 1, (out, into))
         weight *= 0.999 * math.sqrt(coeff) / np.linalg.norm(weight, 2)
-        layers.append(Dense(array(engine, weight, dtype), array(engine, rng.normal(0, 1, out), dtype)))
+        layers.append(Dense(array(backend, weight, dtype), array(backend, rng.normal(0, 1, out), dtype)))
     return ResidualBlock(Chain([layers[0], Activation(activation), layers[1]]))
 
 
-def conv_block(engine, rng, shape, coeff=0.7, dtype="float64"):
+def conv_block(backend, rng, shape, coeff=0.7, dtype="float64"):
     """A block of a 3x3 and a 1x1 convolution of bound sqrt(coeff) each."""
     layers = []
     for window in (3, 1):
         kernel = rng.normal(0, 1, (shape[0], shape[0], window, window))
         # The norms of the taps, added up, bound that of the convolution.
         kernel *= 0.999 * math.sqrt(coeff) / np.linalg.norm(kernel.transpose(2, 3, 0, 1), 2, axis=(2, 3)).sum()
-        bias = array(engine, rng.normal(0, 1, shape[0]), dtype)
-        layers.append(Convolution(array(engine, kernel, dtype), bias, input_shape=shape, padding="same"))
+        bias = array(backend, rng.normal(0, 1, shape[0]), dtype)
+        layers.append(Convolution(array(backend, kernel, dtype), bias, input_shape=shape, padding="same"))
     return ResidualBlock(Chain([layers[0], Activation("lipswish"), layers[1]]))
 
 
-def vector_flow(engine, seed, d=3, blocks=2, coeff=0.7, dtype="float64"):
+def vector_flow(backend, seed, d=3, blocks=2, coeff=0.7, dtype="float64"):
     """ActNorm and residual block, several times over."""
     rng = np.random.default_rng(seed)
     layers = []
     for k in range(blocks):
-        layers.append(actnorm(engine, rng, d, dtype))
-        layers.append(dense_block(engine, rng, d, coeff, dtype=dtype, activation=ACTIVATIONS[k % len(ACTIVATIONS)]))
+        layers.append(actnorm(backend, rng, d, dtype))
+        layers.append(dense_block(backend, rng, d, coeff, dtype=dtype, activation=ACTIVATIONS[k % len(ACTIVATIONS)]))
     return Flow(layers, (d,))
 
 
-def image_flow(engine, seed, coeff=0.7, dtype="float64"):
+def image_flow(backend, seed, coeff=0.7, dtype="float64"):
     """Images of shape (1, 4, 4) through every kind of layer but InjectivePad, with one FactorOut inside another."""
     rng = np.random.default_rng(seed)
-    innermost = [actnorm(engine, rng, 1, dtype)]
-    inner = [actnorm(engine, rng, 2, dtype), conv_block(engine, rng, (2, 2, 2), coeff, dtype), FactorOut(1, innermost)]
+    innermost = [actnorm(backend, rng, 1, dtype)]
+    inner = [
+        actnorm(backend, rng, 2, dtype),
+        conv_block(backend, rng, (2, 2, 2), coeff, dtype),
+        FactorOut(1, innermost),
+    ]
     layers = [
         Logit(0.05),
         Squeeze(2),
-        actnorm(engine, rng, 4, dtype),
-        conv_block(engine, rng, (4, 2, 2), coeff, dtype),
+        actnorm(backend, rng, 4, dtype),
+        conv_block(backend, rng, (4, 2, 2), coeff, dtype),
         FactorOut(2, inner),
     ]
     return Flow(layers, (1, 4, 4))
 
 
-def images(engine, seed, batch=3, dtype="float64"):
-    return array(engine, np.random.default_rng(seed).random((batch, 1, 4, 4)), dtype)
+def images(backend, seed, batch=3, dtype="float64"):
+    return array(backend, np.random.default_rng(seed).random((batch, 1, 4, 4)), dtype)
 
 
-def vectors(engine, seed, batch=3, d=3, dtype="float64", scale=2.0):
-    return array(engine, np.random.default_rng(seed).normal(0, scale, (batch, d)), dtype)
+def vectors(backend, seed, batch=3, d=3, dtype="float64", scale=2.0):
+    return array(backend, np.random.default_rng(seed).normal(0, scale, (batch, d)), dtype)
 
 
-def every_layer(engine, dtype="float64"):
+def every_layer(backend, dtype="float64"):
     """One of each kind, with the shape of a sample that fits."""
     rng = np.random.default_rng(11)
     return [
-        (dense_block(engine, rng, 3, dtype=dtype), (3,)),
-        (conv_block(engine, rng, (2, 2, 2), dtype=dtype), (2, 2, 2)),
-        (actnorm(engine, rng, 3, dtype), (3,)),
-        (actnorm(engine, rng, 2, dtype), (2, 3, 3)),
+        (dense_block(backend, rng, 3, dtype=dtype), (3,)),
+        (conv_block(backend, rng, (2, 2, 2), dtype=dtype), (2, 2, 2)),
+        (actnorm(backend, rng, 3, dtype), (3,)),
+        (actnorm(backend, rng, 2, dtype), (2, 3, 3)),
         (Squeeze(2), (1, 4, 4)),
         (Logit(0.1), (2, 2)),
-        (FactorOut(1, Flow([actnorm(engine, rng, 1, dtype)], (1, 2))), (3, 2)),
-        (vector_flow(engine, 5, dtype=dtype), (3,)),
+        (FactorOut(1, Flow([actnorm(backend, rng, 1, dtype)], (1, 2))), (3, 2)),
+        (vector_flow(backend, 5, dtype=dtype), (3,)),
     ]
 
 

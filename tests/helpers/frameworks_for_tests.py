@@ -19,19 +19,19 @@ __all__ = [
 # What TensorFlow's libraries say before its log level counts: that they have operations for this processor.
 NOTICES = ("WARNING: All log messages before absl::InitializeLog()", "I0000 ")
 DIFFERENTIATING = ("torch", "tensorflow", "jax")
-# How a function can be compiled, by engine. PyTorch traces the same program for every code generator; "inductor", the
+# How a function can be compiled, by backend. PyTorch traces the same program for every code generator; "inductor", the
 # default, takes long to compile and is tried on a few functions only.
 COMPILERS = {"torch": ("aot_eager",), "tensorflow": ("graph", "xla"), "jax": ("jit",)}
 
 
-def gradients(engine, fn, arguments):
+def gradients(backend, fn, arguments):
     """Gradients of the scalar ``fn(*arguments)`` with respect to every argument, as NumPy arrays; zero where unused."""
-    if engine.name == "torch":
+    if backend.name == "torch":
         import torch
 
         leaves = [a.detach().requires_grad_() for a in arguments]
         found = torch.autograd.grad(fn(*leaves), leaves, allow_unused=True, materialize_grads=True)
-    elif engine.name == "tensorflow":
+    elif backend.name == "tensorflow":
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
@@ -43,31 +43,31 @@ def gradients(engine, fn, arguments):
         import jax
 
         found = jax.grad(fn, argnums=tuple(range(len(arguments))))(*arguments)
-    return [engine.to_numpy(g) for g in found]
+    return [backend.to_numpy(g) for g in found]
 
 
-def compiled(engine, compiler, fn):
+def compiled(backend, compiler, fn):
     """Compile `fn` of arrays, returning arrays, without a fallback to the interpreter."""
-    if engine.name == "torch":
+    if backend.name == "torch":
         import torch
 
         torch._dynamo.reset()
         return torch.compile(fn, fullgraph=True, backend=compiler)
-    if engine.name == "tensorflow":
+    if backend.name == "tensorflow":
         import tensorflow as tf
 
         return tf.function(fn, autograph=False, jit_compile=compiler == "xla")
-    return engine.jit(fn)
+    return backend.jit(fn)
 
 
 @contextmanager
-def compiled_once(engine, compiler, fn):
+def compiled_once(backend, compiler, fn):
     """Context with the compiled `fn`, which fails if it was compiled for a second time."""
-    if engine.name == "torch":
+    if backend.name == "torch":
         import torch
 
         with torch._dynamo.config.patch(error_on_recompile=True):
-            yield compiled(engine, compiler, fn)
+            yield compiled(backend, compiler, fn)
         return
     traces = []
 
@@ -75,14 +75,14 @@ def compiled_once(engine, compiler, fn):
         traces.append(arguments)
         return fn(*arguments)
 
-    yield compiled(engine, compiler, traced)
+    yield compiled(backend, compiler, traced)
     if len(traces) != 1:
         raise AssertionError(f"compiled {len(traces)} times")
 
 
-def transforms(engine):
-    """The engine's vmap, grad and jvp, all of which take functions of arrays."""
-    if engine.name == "torch":
+def transforms(backend):
+    """The backend's vmap, grad and jvp, all of which take functions of arrays."""
+    if backend.name == "torch":
         import torch.func
 
         return torch.func.vmap, torch.func.grad, torch.func.jvp

@@ -1,6 +1,6 @@
 """Matrices, convolutions and chains that try to break a certificate, and the exact answers to compare with.
 
-Everything here is NumPy; a test takes it to its engine with ``backend.from_numpy``.
+Everything here is NumPy; a test takes it to its backend with ``backend.from_numpy``.
 """
 
 import itertools
@@ -97,13 +97,13 @@ def make_matrix(kind, m, n, *, scale=1.0, dtype=np.float64, seed=0):
 
 
 def as_seen_by(backend, A):
-    """Replace subnormal entries by zeros where the engine takes them for that."""
+    """Replace subnormal entries by zeros where the backend takes them for that."""
     if missing(backend.name, ["subnormal"]) is None:
         return A
     return np.where(abs(A) < np.finfo(A.dtype).smallest_normal, A.dtype.type(0), A)
 
 
-# The sides of matrices in the profile "few", for engines that compile for every shape. conftest.py has loaded the
+# The sides of matrices in the profile "few", for backends that compile for every shape. conftest.py has loaded the
 # profile by now.
 FEW_SIDES = (1, 4, 9, 24)
 FEW = settings.default.max_examples <= settings.get_profile("few").max_examples

@@ -96,10 +96,10 @@ def test_bound_against_the_exact_root(backend, case, solver):
         assert np.all(residual / (1 + g.lipschitz) <= error + 1e-13)  # the bound from below
 
 
-def slow_chain(engine, coeff, d=24):
+def slow_chain(backend, coeff, d=24):
     """Orthogonal weights near the origin, where no combination of steps helps."""
     Q = [np.linalg.qr(np.random.default_rng(i).standard_normal((d, d)))[0] * coeff ** (1 / 3) for i in range(3)]
-    first, second, third = (Dense(array(engine, q)) for q in Q)
+    first, second, third = (Dense(array(backend, q)) for q in Q)
     return Chain([first, Activation("sin"), second, Activation("sin"), third])
 
 

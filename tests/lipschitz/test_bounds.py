@@ -42,10 +42,10 @@ TIGHTNESS = {"svd": 1e-12, "cholesky": 5e-3, "gram": 2e-3, "frobenius": None, "h
 ORDINARY = (1.0, 0.37, 2.0**-40, 1e-20, 1e20, 1e-30, 1e30)
 
 
-def bound_of(engine, A, method, **options):
+def bound_of(backend, A, method, **options):
     """The bound as a NumPy array, and the rest of the result."""
-    result = lipschitz_bound(engine.from_numpy(A), method=method, **options)
-    return engine.to_numpy(result.value), result
+    result = lipschitz_bound(backend.from_numpy(A), method=method, **options)
+    return backend.to_numpy(result.value), result
 
 
 def is_close(bound, A, room):

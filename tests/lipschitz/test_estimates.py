@@ -36,8 +36,8 @@ METHODS = ("power", "lanczos", "svd")
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
-def on_host(engine, result):
-    return type(result)(*(engine.to_numpy(part) for part in result))
+def on_host(backend, result):
+    return type(result)(*(backend.to_numpy(part) for part in result))
 
 
 def separated(m, n, ratio=0.5, seed=0):
@@ -245,8 +245,8 @@ def test_length_of_the_start_does_not_matter(backend, length):
 def test_every_engine_begins_from_the_same_vector(backend):
     A = separated(150, 140, ratio=0.99)
     results = [
-        on_host(engine, spectral_norm(engine.from_numpy(A), method="power", max_iter=7))
-        for engine in (backend, find_backend("numpy"))
+        on_host(found, spectral_norm(found.from_numpy(A), method="power", max_iter=7))
+        for found in (backend, find_backend("numpy"))
     ]
     np.testing.assert_allclose(results[0].left, results[1].left, atol=1e-12)
 

@@ -135,9 +135,9 @@ def test_input_is_not_changed(backend):
         4.0,
         np.float64(4.0),
         LipschitzBound(4.0, "certified", "frobenius"),
-        lambda engine: engine.xp.asarray(4.0, dtype=engine.xp.float64),
-        lambda engine: engine.xp.asarray(4.0, dtype=engine.xp.float32),
-        lambda engine: LipschitzBound(engine.xp.asarray(4.0, dtype=engine.xp.float64), "exact", "svd"),
+        lambda backend: backend.xp.asarray(4.0, dtype=backend.xp.float64),
+        lambda backend: backend.xp.asarray(4.0, dtype=backend.xp.float32),
+        lambda backend: LipschitzBound(backend.xp.asarray(4.0, dtype=backend.xp.float64), "exact", "svd"),
     ],
 )
 def test_known_bound_is_used_as_it_is(backend, bound):

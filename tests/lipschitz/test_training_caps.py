@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from iresnet_core import Dense
-from iresnet_core.lipschitz.training_caps import basis_shape, steered
+from iresnet_core.lipschitz.training_caps import basis_shape, scaled_by_estimate
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (30, 20), (1, 7)])
@@ -16,7 +16,7 @@ def test_weights_that_begin_as_zero_are_capped_once_they_are_not(backend, shape)
     rng = np.random.default_rng(0)
     weight, basis = np.zeros(shape), None
     for step in range(12):
-        layer, basis = steered(Dense(backend.from_numpy(weight)), 0.5, basis)
+        layer, basis = scaled_by_estimate(Dense(backend.from_numpy(weight)), 0.5, basis)
         used = backend.to_numpy(layer.weight)
         assert tuple(basis.shape) == basis_shape(layer)
         assert np.linalg.norm(used, 2) <= 0.5 * (1.05 if step < 3 else 1.01)
@@ -29,7 +29,13 @@ def test_weights_that_begin_as_zero_are_capped_once_they_are_not(backend, shape)
 NARROW = """
 import jax, jax.numpy as jnp, numpy as np
 import iresnet_core as core
-from iresnet_core.lipschitz.training_caps import any_size_bound, certificate, certified, moved_bound, steered
+from iresnet_core.lipschitz.training_caps import (
+    any_size_bound,
+    certificate,
+    scaled_by_certificate,
+    scaled_by_estimate,
+    weyl_bound,
+)
 from iresnet_core.backends import backend
 
 x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 6)), jnp.float32)
@@ -40,10 +46,10 @@ def loss(weight, scale, certify):
     layer = core.Dense(weight)
     if certify:
         known = certificate(core.Dense(constant))
-        bound = moved_bound(weight, constant, known.bound, layer)
-        layer = certified(layer, 0.8, known._replace(bound=bound)).capped(0.8)
+        bound = weyl_bound(weight, constant, known.bound, layer)
+        layer = scaled_by_certificate(layer, 0.8, known._replace(bound=bound)).capped(0.8)
     else:
-        layer, _ = steered(layer, 0.8, None)
+        layer, _ = scaled_by_estimate(layer, 0.8, None)
     block = core.ResidualBlock(core.Chain([layer, core.Activation("elu")]), lipschitz=0.9)
     flow = core.Flow([core.ActNorm(scale, norm.bias), block], (6,))
     return flow.log_prob(x, terms=2, noise=[jnp.ones_like(x)]).value.mean()

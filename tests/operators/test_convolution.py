@@ -10,11 +10,11 @@ from iresnet_core import Convolution
 from iresnet_core.errors import DtypeError, InvalidArgumentError, NonFiniteError, ShapeError
 
 
-def layer_of(engine, case, bias=None):
+def layer_of(backend, case, bias=None):
     kernel, input_shape, options = case
     return Convolution(
-        engine.from_numpy(kernel),
-        None if bias is None else engine.from_numpy(bias.astype(kernel.dtype)),
+        backend.from_numpy(kernel),
+        None if bias is None else backend.from_numpy(bias.astype(kernel.dtype)),
         input_shape=input_shape,
         **options,
     )

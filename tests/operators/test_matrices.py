@@ -303,12 +303,12 @@ class Misbehaved:
 @pytest.mark.parametrize(
     ("out", "error", "message"),
     [
-        (lambda engine: engine.from_numpy(np.ones(3)), ShapeError, r"matvec.*\(3,\), expected \(2,\)"),
-        (lambda engine: engine.from_numpy(np.ones((2, 1))), ShapeError, r"\(2, 1\)"),
-        (lambda engine: engine.from_numpy(np.array([1.0, np.nan])), NonFiniteError, "matvec.*NaN"),
-        (lambda engine: engine.from_numpy(np.ones(2) * 1j), DtypeError, "matvec.*complex"),
-        (lambda engine: [1.0, 2.0], UnknownArrayError, "list"),
-        (lambda engine: of_another(engine, np.ones(2)), MixedBackendsError, "numpy"),
+        (lambda backend: backend.from_numpy(np.ones(3)), ShapeError, r"matvec.*\(3,\), expected \(2,\)"),
+        (lambda backend: backend.from_numpy(np.ones((2, 1))), ShapeError, r"\(2, 1\)"),
+        (lambda backend: backend.from_numpy(np.array([1.0, np.nan])), NonFiniteError, "matvec.*NaN"),
+        (lambda backend: backend.from_numpy(np.ones(2) * 1j), DtypeError, "matvec.*complex"),
+        (lambda backend: [1.0, 2.0], UnknownArrayError, "list"),
+        (lambda backend: of_another(backend, np.ones(2)), MixedBackendsError, "numpy"),
     ],
     ids=["length", "column", "nan", "complex", "list", "framework"],
 )

@@ -23,12 +23,12 @@ from iresnet_core.training.run import Checkpoint, RunConfig, TrainingRun, model_
 from iresnet_core.training.sample_layout import SampleLayout
 from iresnet_core.training.settings import default_settings, with_changes
 
-ENGINES = ["numpy", "torch", "keras"]
+BACKENDS = ["numpy", "torch", "keras"]
 
 
-@pytest.fixture(params=ENGINES)
-def engine(request, monkeypatch):
-    """Each engine that can train here, and one without a framework."""
+@pytest.fixture(params=BACKENDS)
+def framework(request, monkeypatch):
+    """Each framework that can train here, and one without a framework."""
     monkeypatch.setitem(training._TRAINERS, "numpy", ("numpy_trainer", "numpy", ""))
     for module in {"torch": ["torch"], "keras": ["keras", "tensorflow"]}.get(request.param, []):
         pytest.importorskip(module)
@@ -36,7 +36,7 @@ def engine(request, monkeypatch):
 
 
 @pytest.fixture
-def numpy_engine(monkeypatch):
+def numpy_framework(monkeypatch):
     monkeypatch.setitem(training._TRAINERS, "numpy", ("numpy_trainer", "numpy", ""))
     return "numpy"
 
@@ -56,21 +56,21 @@ class Watcher:
         self.rows.append(dict(row))
 
 
-def prepared(folder, engine, data="moons", samples=600, **asked):
+def prepared(folder, framework, data="moons", samples=600, **asked):
     """A new run with its data."""
     source = DatasetSource(data, samples=samples)
     dataset = load_dataset(source)
     small = {
-        "blocks": 1 if engine == "keras" else 2,
+        "blocks": 1 if framework == "keras" else 2,
         "hidden": 8,
         "batch": 50,
         "steps": 20,
         "evaluate_every": 6,
         "checkpoint_every": 7,
     }
-    settings = default_settings(source, dataset, engine, {**small, **asked})
+    settings = default_settings(source, dataset, framework, {**small, **asked})
     shape = planned_shape(settings.model, dataset.event_shape)
-    if len(shape) == 3 and find_trainer(engine).channels_last:
+    if len(shape) == 3 and find_trainer(framework).channels_last:
         shape = (*shape[1:], shape[0])
     layout = SampleLayout(dataset.event_shape, shape)
     config = RunConfig(settings, layout, dataset.levels, dataset.name, fingerprint(dataset), {})
@@ -86,8 +86,8 @@ def without_times(run):
     return [{name: cell for name, cell in row.items() if name != "seconds"} for row in run.read_log()]
 
 
-def test_a_training_writes_its_folder(engine, tmp_path):
-    run, config, dataset = prepared(tmp_path / "run", engine)
+def test_a_training_writes_its_folder(framework, tmp_path):
+    run, config, dataset = prepared(tmp_path / "run", framework)
     watcher = Watcher()
     outcome = trained(run, config, dataset, watcher)
     assert outcome.finished
@@ -114,12 +114,12 @@ def test_a_training_writes_its_folder(engine, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [3, 12, 17])
-def test_an_interrupted_training_resumes_as_if_it_had_not_been(engine, tmp_path, stop):
-    if engine == "keras" and stop != 12:
+def test_an_interrupted_training_resumes_as_if_it_had_not_been(framework, tmp_path, stop):
+    if framework == "keras" and stop != 12:
         pytest.skip("it compiles for seconds")
-    whole, config, dataset = prepared(tmp_path / "whole", engine)
+    whole, config, dataset = prepared(tmp_path / "whole", framework)
     trained(whole, config, dataset)
-    run, _, _ = prepared(tmp_path / "run", engine)
+    run, _, _ = prepared(tmp_path / "run", framework)
     outcome = trained(run, config, dataset, Watcher(stop_after=stop))
     assert not outcome.finished
     assert outcome.step == stop
@@ -141,15 +141,15 @@ def watcher_columns(run):
     return list(run.read_log()[0])
 
 
-def test_a_training_on_images_resumes_too(engine, tmp_path):
-    if engine != "torch":
+def test_a_training_on_images_resumes_too(framework, tmp_path):
+    if framework != "torch":
         pytest.skip("NumPy's has vectors only; Keras' compiles for long, and is compared with PyTorch's")
     asked = {"steps": 4, "evaluate_every": 3, "evaluation_samples": 20, "blocks": 1, "hidden": 4, "kind": "conv"}
-    whole, config, dataset = prepared(tmp_path / "whole", engine, "digits", 300, **asked)
+    whole, config, dataset = prepared(tmp_path / "whole", framework, "digits", 300, **asked)
     trained(whole, config, dataset)
     assert config.levels == 17
     assert config.layout.model_shape == (1, 8, 8)
-    run, _, _ = prepared(tmp_path / "run", engine, "digits", 300, **asked)
+    run, _, _ = prepared(tmp_path / "run", framework, "digits", 300, **asked)
     trained(run, config, dataset, Watcher(stop_after=2))
     trained(run, config, dataset)
     for name, array in load_file(whole.checkpoint_path).items():
@@ -183,15 +183,15 @@ def test_both_engines_have_the_same_architecture(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_the_training_after_the_step_and_are_as_before_afterwards(numpy_engine, tmp_path, number):
+def test_signals_end_the_training_after_the_step_and_are_as_before_afterwards(numpy_framework, tmp_path, number):
     before = signal.getsignal(number)
-    run, config, dataset = prepared(tmp_path / "run", numpy_engine)
+    run, config, dataset = prepared(tmp_path / "run", numpy_framework)
     assert trained(run, config, dataset, Watcher(stop_after=4, number=number)).step == 4
     assert signal.getsignal(number) is before
 
 
-def test_a_second_signal_ends_it_at_once_and_leaves_the_checkpoint(numpy_engine, tmp_path):
-    run, config, dataset = prepared(tmp_path / "run", numpy_engine)
+def test_a_second_signal_ends_it_at_once_and_leaves_the_checkpoint(numpy_framework, tmp_path):
+    run, config, dataset = prepared(tmp_path / "run", numpy_framework)
 
     class Impatient(Watcher):
         def stepped(self, step, seconds, loss):
@@ -208,10 +208,10 @@ def test_a_second_signal_ends_it_at_once_and_leaves_the_checkpoint(numpy_engine,
     assert run.load_checkpoint().progress["step"] == 7
 
 
-def test_minutes_are_the_length_over_all_sittings(numpy_engine, tmp_path, monkeypatch):
+def test_minutes_are_the_length_over_all_sittings(numpy_framework, tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 3))
     monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
-    run, config, dataset = prepared(tmp_path / "run", numpy_engine, steps=None, minutes=2.0)
+    run, config, dataset = prepared(tmp_path / "run", numpy_framework, steps=None, minutes=2.0)
     first = trained(run, config, dataset, Watcher(stop_after=5))
     assert not first.finished
     second = trained(run, config, dataset)
@@ -220,8 +220,8 @@ def test_minutes_are_the_length_over_all_sittings(numpy_engine, tmp_path, monkey
     assert second.step > first.step
 
 
-def test_a_longer_training_goes_on(numpy_engine, tmp_path):
-    run, config, dataset = prepared(tmp_path / "run", numpy_engine)
+def test_a_longer_training_goes_on(numpy_framework, tmp_path):
+    run, config, dataset = prepared(tmp_path / "run", numpy_framework)
     trained(run, config, dataset)
     settings = with_changes(config.settings, {"steps": 30}, "run")
     outcome = trained(run, dataclasses.replace(config, settings=settings), dataset)
@@ -229,8 +229,8 @@ def test_a_longer_training_goes_on(numpy_engine, tmp_path):
     assert [row["step"] for row in run.read_log()] == [6, 12, 18, 20, 24, 30]
 
 
-def test_a_loss_that_is_not_finite_ends_the_training(numpy_engine, tmp_path, monkeypatch):
-    run, config, dataset = prepared(tmp_path / "run", numpy_engine)
+def test_a_loss_that_is_not_finite_ends_the_training(numpy_framework, tmp_path, monkeypatch):
+    run, config, dataset = prepared(tmp_path / "run", numpy_framework)
     sound = numpy_trainer.Trainer.step
 
     def failing(self, x, lr):
@@ -245,8 +245,8 @@ def test_a_loss_that_is_not_finite_ends_the_training(numpy_engine, tmp_path, mon
     assert run.load_checkpoint().progress["step"] == 7
 
 
-def test_every_sample_comes_once_an_epoch(numpy_engine, tmp_path):
-    _, config, dataset = prepared(tmp_path / "run", numpy_engine, batch=48)
+def test_every_sample_comes_once_an_epoch(numpy_framework, tmp_path):
+    _, config, dataset = prepared(tmp_path / "run", numpy_framework, batch=48)
     batches = training._Batches(dataset, config.layout, config.settings.training)
     epoch = np.concatenate([batches.at(k) for k in range(10)])
     assert len(np.unique(epoch, axis=0)) == 480
@@ -255,8 +255,8 @@ def test_every_sample_comes_once_an_epoch(numpy_engine, tmp_path):
     assert not np.array_equal(batches.at(0), batches.at(10))
 
 
-def test_the_learning_rate_falls_along_a_cosine(numpy_engine, tmp_path):
-    run, config, dataset = prepared(tmp_path / "run", numpy_engine, evaluate_every=1, lr=0.5)
+def test_the_learning_rate_falls_along_a_cosine(numpy_framework, tmp_path):
+    run, config, dataset = prepared(tmp_path / "run", numpy_framework, evaluate_every=1, lr=0.5)
     watcher = Watcher()
     trained(run, config, dataset, watcher)
     rates = [row["learning_rate"] for row in watcher.rows]
@@ -265,11 +265,11 @@ def test_the_learning_rate_falls_along_a_cosine(numpy_engine, tmp_path):
     assert all(a > b for a, b in itertools.pairwise(rates))
 
 
-def test_tensorboard_gets_the_log_where_it_is_installed(numpy_engine, tmp_path):
+def test_tensorboard_gets_the_log_where_it_is_installed(numpy_framework, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run, config, dataset = prepared(tmp_path / "run", numpy_engine)
+    run, config, dataset = prepared(tmp_path / "run", numpy_framework)
     trained(run, config, dataset, Watcher(stop_after=12), tensorboard=True)
     trained(run, config, dataset, tensorboard=True)
     events = EventAccumulator(str(run.folder / "tensorboard")).Reload().Scalars("validation_nats")
@@ -286,8 +286,15 @@ def test_without_tensorboard_the_message_says_how_to_install_it(monkeypatch, tmp
 # --- the folder ---
 
 
-def test_settings_survive_the_file(numpy_engine, tmp_path):
-    run, config, _ = prepared(tmp_path / "run", numpy_engine)
+def test_settings_survive_the_file(numpy_framework, tmp_path):
+    run, config, _ = prepared(tmp_path / "run", numpy_framework)
+    assert TrainingRun.open(run.folder).read_config() == config
+
+
+def test_a_folder_whose_settings_say_engine_is_read_as_before(numpy_framework, tmp_path):
+    run, config, _ = prepared(tmp_path / "run", numpy_framework)
+    run.config_path.write_text(run.config_path.read_text().replace('"framework"', '"engine"'))
+    assert '"engine"' in run.config_path.read_text()
     assert TrainingRun.open(run.folder).read_config() == config
 
 
@@ -299,8 +306,8 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         model_file(tmp_path)
 
 
-def test_a_run_is_made_only_in_an_empty_folder(numpy_engine, tmp_path):
-    run, config, _ = prepared(tmp_path / "run", numpy_engine)
+def test_a_run_is_made_only_in_an_empty_folder(numpy_framework, tmp_path):
+    run, config, _ = prepared(tmp_path / "run", numpy_framework)
     with pytest.raises(RunError, match="holds a run already"):
         TrainingRun.create(run.folder, config)
     (tmp_path / "other").mkdir()
@@ -339,8 +346,8 @@ def damaged(node, path, value):
         (["data_hash"], ..., "damaged"),
     ],
 )
-def test_damaged_settings_are_refused_with_the_field(numpy_engine, tmp_path, path, value, message):
-    run, _, _ = prepared(tmp_path / "run", numpy_engine)
+def test_damaged_settings_are_refused_with_the_field(numpy_framework, tmp_path, path, value, message):
+    run, _, _ = prepared(tmp_path / "run", numpy_framework)
     node = json.loads(run.config_path.read_text())
     damaged(node, path, value)
     run.config_path.write_text(json.dumps(node))
@@ -350,8 +357,8 @@ def test_damaged_settings_are_refused_with_the_field(numpy_engine, tmp_path, pat
     assert str(run.config_path) in str(caught.value)
 
 
-def test_damaged_files_are_refused_by_name(numpy_engine, tmp_path):
-    run, config, dataset = prepared(tmp_path / "run", numpy_engine)
+def test_damaged_files_are_refused_by_name(numpy_framework, tmp_path):
+    run, config, dataset = prepared(tmp_path / "run", numpy_framework)
     trained(run, config, dataset)
     for path, read in (
         (run.config_path, run.read_config),
@@ -365,8 +372,8 @@ def test_damaged_files_are_refused_by_name(numpy_engine, tmp_path):
         assert path.name in str(caught.value)
 
 
-def test_a_row_that_was_cut_off_is_dropped(numpy_engine, tmp_path):
-    run, config, dataset = prepared(tmp_path / "run", numpy_engine)
+def test_a_row_that_was_cut_off_is_dropped(numpy_framework, tmp_path):
+    run, config, dataset = prepared(tmp_path / "run", numpy_framework)
     trained(run, config, dataset)
     rows = run.read_log()
     with open(run.log_path, "a", encoding="utf-8") as file:
@@ -379,8 +386,8 @@ def test_a_row_that_was_cut_off_is_dropped(numpy_engine, tmp_path):
     assert run.read_log() == []
 
 
-def test_a_checkpoint_of_another_model_is_refused(engine, tmp_path):
-    run, config, dataset = prepared(tmp_path / "run", engine)
+def test_a_checkpoint_of_another_model_is_refused(framework, tmp_path):
+    run, config, dataset = prepared(tmp_path / "run", framework)
     trained(run, config, dataset, Watcher(stop_after=1))
     saved = run.load_checkpoint()
     name, array = next((n, a) for n, a in saved.arrays.items() if a.ndim and n != "random.cpu")
@@ -394,17 +401,17 @@ def test_a_checkpoint_of_another_model_is_refused(engine, tmp_path):
 
 
 @pytest.mark.parametrize("decay", [0.0, 400.0])
-def test_the_decay_shrinks_weights_but_not_biases_and_scales(engine, tmp_path, decay):
-    if engine == "numpy":
+def test_the_decay_shrinks_weights_but_not_biases_and_scales(framework, tmp_path, decay):
+    if framework == "numpy":
         pytest.skip("its trainer is that of the tests, and has no optimiser")
-    _, config, dataset = prepared(tmp_path / "run", engine, weight_decay=decay, lr=1e-3, dtype="float64")
+    _, config, dataset = prepared(tmp_path / "run", framework, weight_decay=decay, lr=1e-3, dtype="float64")
     plan = planned_layers(config.settings.model, config.layout.data_shape)
     first = dataset.train[:50]
-    trainer = find_trainer(engine)(plan, config.layout.model_shape, config.settings.training, first)
-    variables = list(trainer.flow.parameters() if engine == "torch" else trainer.model.trainable_variables)
+    trainer = find_trainer(framework)(plan, config.layout.model_shape, config.settings.training, first)
+    variables = list(trainer.flow.parameters() if framework == "torch" else trainer.model.trainable_variables)
 
     def values():
-        return [np.array(v.detach().cpu() if engine == "torch" else v) for v in variables]
+        return [np.array(v.detach().cpu() if framework == "torch" else v) for v in variables]
 
     lr, before = config.settings.training.lr, values()
     trainer.step(first, lr)
@@ -414,15 +421,15 @@ def test_the_decay_shrinks_weights_but_not_biases_and_scales(engine, tmp_path, d
 
 
 @pytest.mark.parametrize("start", ["orthogonal", "uniform"])
-def test_weights_start_at_their_caps_if_orthogonal(engine, tmp_path, start):
-    if engine == "numpy":
+def test_weights_start_at_their_caps_if_orthogonal(framework, tmp_path, start):
+    if framework == "numpy":
         pytest.skip("its trainer is that of the tests")
-    _, config, dataset = prepared(tmp_path / "run", engine, start=start, layers=1, dtype="float64")
+    _, config, dataset = prepared(tmp_path / "run", framework, start=start, layers=1, dtype="float64")
     plan = planned_layers(config.settings.model, config.layout.data_shape)
-    trainer = find_trainer(engine)(plan, config.layout.model_shape, config.settings.training, dataset.train[:50])
-    variables = list(trainer.flow.parameters() if engine == "torch" else trainer.model.trainable_variables)
+    trainer = find_trainer(framework)(plan, config.layout.model_shape, config.settings.training, dataset.train[:50])
+    variables = list(trainer.flow.parameters() if framework == "torch" else trainer.model.trainable_variables)
     spectra = [
-        np.linalg.svd(np.array(v.detach().cpu() if engine == "torch" else v))[1] for v in variables if v.ndim > 1
+        np.linalg.svd(np.array(v.detach().cpu() if framework == "torch" else v))[1] for v in variables if v.ndim > 1
     ]
     assert spectra
     assert all(np.ptp(s) < 1e-5 for s in spectra) == (start == "orthogonal")

@@ -123,7 +123,7 @@ def test_a_seed_repeats_everything_but_the_time(records):
 
 @pytest.fixture(scope="module")
 def agreement(backend):
-    """Agreement of one engine with NumPy; none where the engine is NumPy."""
+    """Agreement of one backend with NumPy; none where the backend is NumPy."""
     return validation.compare_backends([backend.name], [CASE])
 
 
@@ -159,7 +159,7 @@ def test_numpy_alone_has_nothing_to_agree_with():
     assert validation.compare_backends(["numpy"], [CASE]) == []
 
 
-# What an engine might return -> the primitive that has to notice.
+# What a backend might return -> the primitive that has to notice.
 DISAGREEMENTS = {
     "values": ("invert", lambda r: r._replace(value=r.value * (1 + 1e-3)), "value"),
     "no number": ("invert", lambda r: r._replace(value=r.value * np.nan), "value"),

@@ -190,7 +190,7 @@ class FlowModel(PreparedModel):
         x, context = _pair(x) if context is None else (x, context)
         self._require_taken(context)
         x = self._tensor(x)
-        with get_backend(x).unrecorded():
+        with get_backend(x).no_grad():
             for layer in self.flow_layers:
                 x = layer.initialize(x, context)
         return self
@@ -273,10 +273,10 @@ class FlowModel(PreparedModel):
             context = self._tensor(context)
             context = keras.ops.repeat(context, n, axis=0) if context.shape[0] == 1 else context
         like = keras.ops.zeros((), dtype=self.compute_dtype)
-        engine = get_backend(like)
-        with engine.unrecorded():
+        backend = get_backend(like)
+        with backend.no_grad():
             result = self._core(context).sample(
-                n, rng=engine.generator(self.seed_generator.next()), like=like, **options
+                n, rng=backend.generator(self.seed_generator.next()), like=like, **options
             )
         return result if errors else result.value
 
@@ -302,11 +302,11 @@ class FlowModel(PreparedModel):
         for block in self._blocks():
             if block.context_features is not None:
                 require_context(context, block.context_features, single=True)
-        with get_backend(keras.ops.zeros(())).unrecorded():
+        with get_backend(keras.ops.zeros(())).no_grad():
             return self._core(context)
 
     def save_core(self, path: str | os.PathLike[str], context: Any = None) -> None:
-        """Write the flow with certified weights to a file that `iresnet_core.load` reads on every engine."""
+        """Write the flow with certified weights to a file that `iresnet_core.load` reads on every backend."""
         save(self.to_core(context), path)
 
     def _blocks(self) -> list[InvertibleResidual]:
@@ -327,13 +327,13 @@ class FlowModel(PreparedModel):
 
     def _options(self, x: Any, unseen: bool, options: dict[str, Any]) -> dict[str, Any]:
         """Fill in the options of `logdet`; errors that are `unseen`, in training, are not computed."""
-        engine = get_backend(x)
+        backend = get_backend(x)
         if unseen and options.get("tol") is None:
             options = {"errors": False, **options}
         if unseen and self.terms is not None and not {"terms", "tol", "method"} & set(options):
             options = {"terms": self.terms, **options}
         if "rng" not in options and "noise" not in options:
-            options = {"rng": engine.generator(own_seed(self.seed_generator.next())), **options}
+            options = {"rng": backend.generator(own_seed(self.seed_generator.next())), **options}
         return options
 
     def _require_initialized(self, x: Any, context: Any, training: bool) -> None:

@@ -151,9 +151,9 @@ class ActNorm(FlowLayer):
 
     def call(self, x: Any, context: Any = None, training: bool = False) -> Any:
         """Map samples x (batch, ..., channels); the first batch in training sets the variables, unless compiled."""
-        engine = get_backend(x)
+        backend = get_backend(x)
         if training and not self._initialized and is_known(x) and is_known(tensor_of(self.bias)):
-            with engine.unrecorded():
+            with backend.no_grad():
                 self.initialize(x)
         return super().call(x, context, training=training)
 

@@ -236,14 +236,14 @@ class InvertibleResidual(FlowLayer):
         """Return the chain of certified weights; the last one again, if neither they nor the biases have changed."""
         weights = self._weights()
         parameters = [constant(v) for layer in linear_layers(steps_of(self.net)) for v in layer.variables]
-        engine = get_backend(*parameters)
-        if engine.is_tracing(*parameters) or engine.may_differentiate(*(v.value for v in self.trainable_variables)):
+        backend = get_backend(*parameters)
+        if backend.is_tracing(*parameters) or backend.may_differentiate(*(v.value for v in self.trainable_variables)):
             return self._chain([capped.certified_layer() for capped in weights])
         if self._kept is not None:
             chain, copies = self._kept
             if all(a.dtype == b.dtype and same(a, b) for a, b in zip(copies, parameters, strict=True)):
                 return chain
-        with engine.unrecorded():
+        with backend.no_grad():
             chain = self._chain([capped.certified_layer() for capped in weights])
         self._kept = chain, parameters
         return chain

@@ -1,4 +1,4 @@
-"""Keras' variables as the arrays of the engine that Keras runs on."""
+"""Keras' variables as the arrays of the backend that Keras runs on."""
 
 from typing import Any
 

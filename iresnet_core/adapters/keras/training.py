@@ -1,4 +1,4 @@
-"""Training of a planned flow with Keras: what the loop of `iresnet_core.training.loop` needs of an engine."""
+"""Training of a planned flow with Keras: what the loop of `iresnet_core.training.loop` needs of a backend."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,7 +62,7 @@ class Trainer:
 
     def log_prob(self, x: np.ndarray, seed: int) -> np.ndarray:
         """Return log-densities under the certified weights."""
-        with get_backend(keras.ops.zeros(())).unrecorded():
+        with get_backend(keras.ops.zeros(())).no_grad():
             return _host(self.model.log_prob(x, rng=seed, exact_up_to=DOCUMENTED_LIMIT))
 
     def lipschitz(self) -> float:

@@ -7,7 +7,14 @@ import keras
 from iresnet_core.adapters.keras.branch import convolution_options
 from iresnet_core.adapters.keras.tensors import constant, is_known, same, tensor_of
 from iresnet_core.flows import Shape
-from iresnet_core.lipschitz import Certificate, basis_shape, certificate, certified, moved_bound, steered
+from iresnet_core.lipschitz import (
+    Certificate,
+    basis_shape,
+    certificate,
+    scaled_by_certificate,
+    scaled_by_estimate,
+    weyl_bound,
+)
 from iresnet_core.operators import Convolution, Dense, LinearLayer
 
 __all__ = ["CappedWeight"]
@@ -59,7 +66,7 @@ class CappedWeight(keras.layers.Layer):
         self._certified_right = state("certified_right", free.shape[1:], "zeros")
         self.built = True
         if self.certify():
-            self._basis.assign(steered(free, cap, None)[1])
+            self._basis.assign(scaled_by_estimate(free, cap, None)[1])
 
     def free_layer(self, *, bias: bool = False) -> LinearLayer:
         """Return the linear layer with its kernel as it is."""
@@ -72,7 +79,7 @@ class CappedWeight(keras.layers.Layer):
 
     def trained_layer(self) -> LinearLayer:
         """Scale by an estimate of the norm, and move the basis of the power iteration on."""
-        layer, basis = steered(self.free_layer(bias=True), self.cap, constant(self._basis))
+        layer, basis = scaled_by_estimate(self.free_layer(bias=True), self.cap, constant(self._basis))
         self._basis.assign(basis)
         return layer
 
@@ -82,7 +89,7 @@ class CappedWeight(keras.layers.Layer):
         if not is_known(free.weight):
             return self._carried_over(free)
         self.certify()
-        return certified(free, self.cap, self._certificate())
+        return scaled_by_certificate(free, self.cap, self._certificate())
 
     def certify(self) -> bool:
         """Certify the norm of the kernel, unless it is the one that was certified last; say whether that was done."""
@@ -104,8 +111,8 @@ class CappedWeight(keras.layers.Layer):
         known_weight = constant(self._weight)
         if self._options is None:
             known_weight = keras.ops.transpose(known_weight)
-        bound = moved_bound(free.weight, known_weight, known.bound, free)
-        return certified(free, self.cap, known._replace(bound=bound)).capped(self.cap)
+        bound = weyl_bound(free.weight, known_weight, known.bound, free)
+        return scaled_by_certificate(free, self.cap, known._replace(bound=bound)).capped(self.cap)
 
     def save_own_variables(self, store: Any) -> None:
         """Save the basis of the power iteration; a certificate is never read from a file."""

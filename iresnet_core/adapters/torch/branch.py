@@ -50,7 +50,7 @@ def activation_of(module: nn.Module) -> CoreActivation | None:
         return module.core
     if type(module) in _ACTIVATIONS:
         name, parameters = _ACTIVATIONS[type(module)]
-        values = backend("torch").fixed(*(getattr(module, key) for key in parameters))
+        values = backend("torch").as_program_constants(*(getattr(module, key) for key in parameters))
         return CoreActivation(name, **dict(zip(parameters, values, strict=True)))
     if type(module) is nn.Softplus:
         if module.beta != 1:

@@ -83,9 +83,14 @@ class Flow(nn.Module):
     def _core(self, context: Tensor | None, *, exported: bool = False) -> core.Flow:
         """Return the core's flow with the present parameters."""
         training = self.training and not exported
-        steered = steered_layers([pair for layer in self._layers() for pair in layer.capped()]) if training else None
+        scaled_by_estimate = (
+            steered_layers([pair for layer in self._layers() for pair in layer.capped()]) if training else None
+        )
         self._require_taken(context)
-        layers = [layer.core_layer(context, exported=exported, steered=steered) for layer in self._layers()]
+        layers = [
+            layer.core_layer(context, exported=exported, scaled_by_estimate=scaled_by_estimate)
+            for layer in self._layers()
+        ]
         return core.Flow(layers, self.event_shape)
 
     def _require_taken(self, context: Tensor | None) -> None:
@@ -235,7 +240,7 @@ class Flow(nn.Module):
             return self._core(context, exported=True)
 
     def save(self, path: str | os.PathLike[str], context: Tensor | None = None) -> None:
-        """Write the certified flow to a safetensors file that `iresnet_core.load` reads on every engine."""
+        """Write the certified flow to a safetensors file that `iresnet_core.load` reads on every backend."""
         save(self.to_core(context), path)
 
     def transform(self, context: Tensor | None = None) -> FlowTransform:

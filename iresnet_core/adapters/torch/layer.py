@@ -34,7 +34,7 @@ class FlowLayer(nn.Module):
     takes_context: bool = True
 
     def core_layer(
-        self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None
+        self, context: Tensor | None = None, *, exported: bool = False, scaled_by_estimate: Steered | None = None
     ) -> Layer:
         """Return the core's layer with the present parameters.
 
@@ -44,7 +44,7 @@ class FlowLayer(nn.Module):
             Conditioning, for layers that take it; of a single sample where `exported`.
         exported : bool
             With certified weights, whatever the mode, and as constants.
-        steered : mapping of modules to linear layers, optional
+        scaled_by_estimate : mapping of modules to linear layers, optional
             Weights in use in training that have been computed already, for all blocks of a flow at once.
         """
         raise NotImplementedError
@@ -196,7 +196,7 @@ class ActNorm(FlowLayer):
         self._initialized = True
 
     def core_layer(
-        self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None
+        self, context: Tensor | None = None, *, exported: bool = False, scaled_by_estimate: Steered | None = None
     ) -> Layer:
         """Return the core's layer."""
         if exported:
@@ -237,7 +237,7 @@ class Squeeze(FlowLayer):
         return str(self._core.factor)
 
     def core_layer(
-        self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None
+        self, context: Tensor | None = None, *, exported: bool = False, scaled_by_estimate: Steered | None = None
     ) -> Layer:
         """Return the core's layer."""
         return self._core
@@ -257,7 +257,7 @@ class InjectivePad(FlowLayer):
         return str(self._core.padding)
 
     def core_layer(
-        self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None
+        self, context: Tensor | None = None, *, exported: bool = False, scaled_by_estimate: Steered | None = None
     ) -> Layer:
         """Return the core's layer."""
         return self._core
@@ -277,7 +277,7 @@ class Logit(FlowLayer):
         return str(self._core.alpha)
 
     def core_layer(
-        self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None
+        self, context: Tensor | None = None, *, exported: bool = False, scaled_by_estimate: Steered | None = None
     ) -> Layer:
         """Return the core's layer."""
         return self._core
@@ -330,11 +330,14 @@ class FactorOut(FlowLayer):
         return [pair for layer in self.layers for pair in layer.capped()]  # type: ignore[operator]
 
     def core_layer(
-        self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None
+        self, context: Tensor | None = None, *, exported: bool = False, scaled_by_estimate: Steered | None = None
     ) -> Layer:
         """Return the core's layer."""
         return self._factor_out(
-            [layer.core_layer(context, exported=exported, steered=steered) for layer in self.layers]  # type: ignore[operator]
+            [
+                layer.core_layer(context, exported=exported, scaled_by_estimate=scaled_by_estimate)  # type: ignore[operator]
+                for layer in self.layers
+            ]
         )
 
     def _shape_layer(self) -> Layer:

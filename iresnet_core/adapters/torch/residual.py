@@ -213,7 +213,7 @@ class InvertibleResidual(FlowLayer):
             self.bind(tuple(x.shape[1:]))
 
     def core_layer(
-        self, context: Tensor | None = None, *, exported: bool = False, steered: Steered | None = None
+        self, context: Tensor | None = None, *, exported: bool = False, scaled_by_estimate: Steered | None = None
     ) -> Layer:
         """Return the core's residual block with the weights in use."""
         if self.declared is not None:
@@ -222,7 +222,7 @@ class InvertibleResidual(FlowLayer):
             with torch.no_grad():
                 return core.ResidualBlock(self._conditioned(self._exported_chain(), context, exported=True))
         if self.training:
-            layers = steered_layers(self.capped()) if steered is None else steered
+            layers = steered_layers(self.capped()) if scaled_by_estimate is None else scaled_by_estimate
             chain = self._chain(lambda _, module: layers[module])
             constant = training_constant(self._constant)
             return core.ResidualBlock(self._conditioned(chain, context), lipschitz=constant)
@@ -257,9 +257,9 @@ class InvertibleResidual(FlowLayer):
             return cap.certified_layer(weight_before_cap(module), module.bias)
 
         parameters = [p for module in flattened(self.net) for p in module.parameters()]
-        engine = get_backend(*parameters)
+        backend = get_backend(*parameters)
         # A compiler or vmap hides the values; a transform of torch.func makes tensors that die with it.
-        passing = engine.is_tracing(*parameters) or engine.may_differentiate(*parameters)
+        passing = backend.is_tracing(*parameters) or backend.may_differentiate(*parameters)
         if passing or torch.is_inference_mode_enabled():
             return self._chain(layer)
         if self._kept is not None:

@@ -1,4 +1,4 @@
-"""Training of a planned flow with PyTorch: what the loop of `iresnet_core.training.loop` needs of an engine."""
+"""Training of a planned flow with PyTorch: what the loop of `iresnet_core.training.loop` needs of a backend."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -17,11 +17,11 @@ from iresnet_core.lipschitz import (
     any_size_bound,
     basis_shape,
     certificate,
-    certified,
-    moved_bound,
     normalize,
-    steered,
-    steered_together,
+    scaled_by_certificate,
+    scaled_by_estimate,
+    scaled_by_estimate_stack,
+    weyl_bound,
 )
 from iresnet_core.operators import Convolution, Dense, LinearLayer
 
@@ -80,7 +80,7 @@ class CappedWeight(nn.Module):
         weight = self.certified_weight
         with torch.no_grad(), torch.inference_mode(mode=False):
             free = self.free_layer(weight, None, checked=True)
-            shape, dtype = basis_shape(free), working_dtype(free.engine, weight.dtype)
+            shape, dtype = basis_shape(free), working_dtype(free.backend, weight.dtype)
             for name in ("basis", "previous"):
                 if getattr(self, name).shape != shape:
                     setattr(self, name, weight.new_zeros(shape, dtype=dtype))
@@ -142,7 +142,7 @@ class CappedWeight(nn.Module):
         """Scale by an estimate of the norm."""
         free = self.free_layer(weight, bias)
         with own_dtype(weight):
-            layer, basis = steered(free, self.cap, self.start(free))
+            layer, basis = scaled_by_estimate(free, self.cap, self.start(free))
         advance([(self, basis)])
         return layer
 
@@ -169,7 +169,9 @@ class CappedWeight(nn.Module):
         if tracing:
             return self._carried_over(free)
         self.certify(weight)
-        return certified(free, self.cap, Certificate(self.certified_bound, self.certified_left, self.certified_right))
+        return scaled_by_certificate(
+            free, self.cap, Certificate(self.certified_bound, self.certified_left, self.certified_right)
+        )
 
     def fill(self, weight: Tensor) -> None:
         """Scale a free weight, in place, to a certified norm of just the cap."""
@@ -204,8 +206,8 @@ class CappedWeight(nn.Module):
         weight = free.weight
         if self._certified_as is None or self._certified_as[:2] != (weight.dtype, self.input_shape):
             return normalize(free, self.cap)  # type: ignore[no-any-return]
-        bound = moved_bound(weight, self.certified_weight, self.certified_bound, free)
-        layer = certified(free, self.cap, Certificate(bound, self.certified_left, self.certified_right))
+        bound = weyl_bound(weight, self.certified_weight, self.certified_bound, free)
+        layer = scaled_by_certificate(free, self.cap, Certificate(bound, self.certified_left, self.certified_right))
         return layer.capped(self.cap)
 
     def _for_any_size(self, weight: Tensor) -> Tensor:
@@ -307,6 +309,6 @@ def steered_layers(capped: Sequence[Capped]) -> dict[nn.Module, LinearLayer]:
     if not capped:
         return {}
     with own_dtype(free[0].weight):  # half precision would miss the norms
-        found = steered_together(free, [cap.cap for _, cap in capped], starts)
+        found = scaled_by_estimate_stack(free, [cap.cap for _, cap in capped], starts)
     advance([(cap, basis) for (_, cap), (_, basis) in zip(capped, found, strict=True)])
     return {module: layer for (module, _), (layer, _) in zip(capped, found, strict=True)}

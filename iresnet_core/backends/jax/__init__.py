@@ -1,4 +1,4 @@
-"""JAX engine: every array is a constant, every function may be traced by grad, jit or vmap."""
+"""JAX backend: every array is a constant, every function may be traced by grad, jit or vmap."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,14 +23,14 @@ from iresnet_core.backends.jax.tracing import (
 from iresnet_core.backends.numpy import draw, generator
 from iresnet_core.errors import DerivativeError, DtypeError, InvalidArgumentError
 
-__all__ = ["Engine"]
+__all__ = ["JaxBackend"]
 
 
 def _owns(kind: type) -> bool:
     return issubclass(kind, jax.Array | jax.core.Tracer)
 
 
-class Engine(Backend):
+class JaxBackend(Backend):
     """JAX: derivatives and loops are transformations of the traced program."""
 
     name = "jax"
@@ -109,7 +109,7 @@ class Engine(Backend):
                 "and "
                 "lengths are then the same on every call."
             )
-        with jax.ensure_compile_time_eval(), self.float64():
+        with jax.ensure_compile_time_eval(), self.full_precision():
             return np.asarray(jax.random.uniform(source.next(), shape, np.float64))
 
     def is_accelerated(self, x: Array) -> bool:
@@ -198,13 +198,13 @@ class Engine(Backend):
         )
         return tuple(result)
 
-    def at_compile_time(self, fn: Callable[[], Any]) -> Any:
+    def concretely(self, fn: Callable[[], Any]) -> Any:
         """Compute while tracing."""
         with jax.ensure_compile_time_eval():
             return fn()
 
     @contextmanager
-    def float64(self) -> Iterator[None]:
+    def full_precision(self) -> Iterator[None]:
         """Context with 64-bit arrays, for this thread only; the switch of the process stays as it is."""
         before = borrowed.here
         borrowed.here = before or not has_float64()
@@ -229,12 +229,12 @@ class Engine(Backend):
             return converted(consts, x)
 
         def forward(x: Array, *consts: Array) -> tuple[Array, Any]:
-            with self.float64():
+            with self.full_precision():
                 return converted(consts, x), (x, consts)
 
         def backward(kept: Any, cotangent: Array) -> Any:
             x, consts = kept
-            with self.float64():
+            with self.full_precision():
                 inexact = [jnp.issubdtype(c.dtype, jnp.inexact) for c in consts]
 
                 def of_inexact(x: Array, moving: list[Array]) -> Array:

@@ -52,7 +52,7 @@ class KeyStream:
 def draw_native(kind: NoiseKind, shape: tuple[int, ...], dtype: Any, key: Array) -> Array:
     """Draw noise of a kind from a key."""
     # With 64-bit types for float64 only: JAX takes 64 random bits elsewhere too where it can have them, and a scan that
-    # is differentiated looks at the types again when the context of `Engine.float64` has been left.
+    # is differentiated looks at the types again when the context of `JaxBackend.full_precision` has been left.
     with x64(dtype == np.float64):
         if kind == "gaussian":
             return jax.random.normal(key, shape, dtype)

@@ -1,6 +1,6 @@
-"""TensorFlow engine: eager, in ``tf.function``, and compiled by XLA (``jit_compile=True``).
+"""TensorFlow backend: eager, in ``tf.function``, and compiled by XLA (``jit_compile=True``).
 
-A function that calls the package is compiled with ``tf.function(..., autograph=False)``, as `Engine.jit` does:
+A function that calls the package is compiled with ``tf.function(..., autograph=False)``, as `Backend.jit` does:
 AutoGraph would rewrite the package's own Python, which needs no rewriting, and fails on parts of it.
 """
 
@@ -16,18 +16,18 @@ from iresnet_core.backends import functional_convolution
 from iresnet_core.backends import numpy as host
 from iresnet_core.backends.base import NO_HOST_DRAW, Array, Backend, NoiseKind, Pullback
 from iresnet_core.backends.tensorflow import namespace
-from iresnet_core.backends.tensorflow.batch import known_shape, sized_by
+from iresnet_core.backends.tensorflow.batch import batch_of_unknown_size, known_shape
 from iresnet_core.backends.tensorflow.seed import SeedStream
 from iresnet_core.backends.tensorflow.tape import not_recording, recording, some_tape_records
 from iresnet_core.errors import DerivativeError, InvalidArgumentError
 
-__all__ = ["Engine"]
+__all__ = ["TensorFlowBackend"]
 
 # TensorFlow's convolutions on a CPU know channels-last data only.
 _LAYOUT = {1: "NWC", 2: "NHWC", 3: "NDHWC"}
 
 
-class Engine(Backend):
+class TensorFlowBackend(Backend):
     """TensorFlow tensors and variables; gradients by persistent tapes."""
 
     name = "tensorflow"
@@ -70,7 +70,7 @@ class Engine(Backend):
         """Draw as TensorFlow does for None, a tf.random.Generator and a seed tensor, anew on every call of a program.
 
         For an int seed and for NumPy's generators the host draws, once in a traced program; a seed then gives the same
-        noise as on every other engine.
+        noise as on every other backend.
         """
         source = self.generator(rng)
         if source is None or isinstance(source, tf.random.Generator | SeedStream):
@@ -197,7 +197,7 @@ class Engine(Backend):
         """TensorFlow's own."""
         return tf.stop_gradient(x)
 
-    def unrecorded(self) -> AbstractContextManager[Any]:
+    def no_grad(self) -> AbstractContextManager[Any]:
         """Pause all tapes of this thread."""
         return not_recording()
 
@@ -207,7 +207,7 @@ class Engine(Backend):
         @tf.custom_gradient  # type: ignore[untyped-decorator]
         def unchanged(x: Array) -> tuple[Array, Callable[..., Array]]:
             def pulled_back(cotangent: Array) -> Array:
-                with sized_by(cotangent):
+                with batch_of_unknown_size(cotangent):
                     return _first_order_only(fn(cotangent), x, cotangent)
 
             return tf.identity(x), pulled_back
@@ -220,9 +220,9 @@ class Engine(Backend):
         """Say whether a graph is being built."""
         return not tf.executing_eagerly()
 
-    def sized_by(self, x: Array) -> AbstractContextManager[Any]:
+    def batch_of_unknown_size(self, x: Array) -> AbstractContextManager[Any]:
         """The size that a graph finds out when it runs."""
-        return sized_by(x) if len(x.shape) and x.shape[0] is None else nullcontext()
+        return batch_of_unknown_size(x) if len(x.shape) and x.shape[0] is None else nullcontext()
 
     def knows_size(self, extent: Any) -> bool:
         """Whether it is not None, as in a graph for batches of any size."""
@@ -254,7 +254,7 @@ class Engine(Backend):
         # Stopped, so that no tape keeps the loop's intermediate results, which XLA could not hand out.
         return tuple(map(tf.stop_gradient, tf.while_loop(cond, step, start, maximum_iterations=max_iter)))
 
-    def at_compile_time(self, fn: Callable[[], Any]) -> Any:
+    def concretely(self, fn: Callable[[], Any]) -> Any:
         """Leave the graph; a variable of the traced program is read as it is at the time of tracing."""
         with tf.init_scope():
             return fn()
@@ -265,7 +265,7 @@ class Engine(Backend):
         return compiled
 
 
-_HOST = host.Engine()
+_HOST = host.NumPyBackend()
 
 
 def _host_generator(rng: Any) -> Any:

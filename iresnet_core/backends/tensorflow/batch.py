@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from iresnet_core.errors import ShapeError
 
-__all__ = ["known_shape", "reshaping", "sized_by"]
+__all__ = ["batch_of_unknown_size", "known_shape", "reshaping"]
 
 Array = Any
 
@@ -28,7 +28,7 @@ _here = _Here()
 
 
 @contextmanager
-def sized_by(x: Array) -> Iterator[None]:
+def batch_of_unknown_size(x: Array) -> Iterator[None]:
     """Context in which None in a shape is the size of the first axis of `x`."""
     before = _here.size
     _here.size = tf.shape(x)[0] if x.shape[0] is None else before

@@ -1,4 +1,4 @@
-"""PyTorch engine: eager, under torch.compile and torch.func, on the device of its arrays."""
+"""PyTorch backend: eager, under torch.compile and torch.func, on the device of its arrays."""
 
 import math
 import operator
@@ -39,7 +39,7 @@ from iresnet_core.backends.torch.noise import TracedSeed, last_draw, random_sign
 from iresnet_core.backends.torch.precision import full_precision, own_dtype
 from iresnet_core.errors import InvalidArgumentError
 
-__all__ = ["Engine"]
+__all__ = ["TorchBackend"]
 
 # Steps between two looks at the condition of a loop on an accelerator, each of which waits for the device.
 STEPS_A_LOOK = 8
@@ -47,7 +47,7 @@ _CONSTANTS = KeptConstants()
 _CONVOLUTIONS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
 
 
-class Engine(Backend):
+class TorchBackend(Backend):
     """PyTorch: automatic differentiation, native convolutions, `torch.compile`."""
 
     name = "torch"
@@ -70,7 +70,7 @@ class Engine(Backend):
     # --- noise ---
 
     def generator(self, rng: Any) -> Any:
-        """Return a torch.Generator or None as it is; an int seed is one of NumPy's, the same on every engine.
+        """Return a torch.Generator or None as it is; an int seed is one of NumPy's, the same on every backend.
 
         A tensor of whole numbers is the seed of a torch.Generator on its device.
         """
@@ -282,7 +282,7 @@ class Engine(Backend):
         """Detach."""
         return x.detach()
 
-    def unrecorded(self) -> AbstractContextManager[Any]:
+    def no_grad(self) -> AbstractContextManager[Any]:
         """``torch.no_grad()``."""
         return torch.no_grad()
 
@@ -326,7 +326,7 @@ class Engine(Backend):
 
     # --- programs ---
 
-    def float64(self) -> AbstractContextManager[Any]:
+    def full_precision(self) -> AbstractContextManager[Any]:
         """Without autocast, and without TF32 or the like where the program is not compiled."""
         return full_precision()
 
@@ -358,7 +358,7 @@ class Engine(Backend):
             state = body(*state)
         return state
 
-    def at_compile_time(self, fn: Callable[[], Any]) -> Any:
+    def concretely(self, fn: Callable[[], Any]) -> Any:
         """Leave inference mode, whose tensors no later backward pass could save."""
         if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
             return fn()
@@ -380,7 +380,7 @@ class Engine(Backend):
         with torch.enable_grad():
             return x.clone()
 
-    def fixed(self, *numbers: float) -> tuple[float, ...]:
+    def as_program_constants(self, *numbers: float) -> tuple[float, ...]:
         """With ``dynamic=True`` the compiler takes numbers for variables, which its loops do not capture."""
         return tuple(map(fixed_number, numbers)) if torch.compiler.is_compiling() else numbers
 
