@@ -174,7 +174,7 @@ def test_a_constant_made_inside_of_a_transform_is_not_kept():
     """It would be a tensor of that transform, and break the next one."""
     from torch._subclasses import FakeTensorMode
 
-    from iresnet_core.backends import torch as backend_module
+    from iresnet_core.backends.torch import backend as backend_module
 
     A = torch.tensor(RNG.standard_normal((5, 4)))
 

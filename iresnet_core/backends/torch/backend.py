@@ -1,0 +1,405 @@
+"""PyTorch backend: eager, under torch.compile and torch.func, on the device of its arrays."""
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch.autograd import forward_ad
+
+from iresnet_core.backends.base import NO_HOST_DRAW, Array, Backend, NoiseKind, Pullback
+from iresnet_core.backends.kept_constants import KeptConstants
+from iresnet_core.backends.numpy import draw
+from iresnet_core.backends.numpy import generator as numpy_generator
+from iresnet_core.backends.torch import namespace
+from iresnet_core.backends.torch.autograd import (
+    BilinearForm,
+    ByHand,
+    Entrywise,
+    MapCotangent,
+    MapCotangentInReverse,
+    ScaledProduct,
+)
+from iresnet_core.backends.torch.compilation import (
+    compiled_loop,
+    constant_tensor,
+    evaluated_once,
+    fixed_number,
+    inside_functorch,
+    is_batched,
+    is_fixed_size,
+    makes_plain_tensors,
+    records_plainly,
+)
+from iresnet_core.backends.torch.noise import TracedSeed, last_draw, random_signs, seeded_generator
+from iresnet_core.backends.torch.precision import full_precision, own_dtype
+from iresnet_core.errors import InvalidArgumentError
+
+__all__ = ["TorchBackend"]
+
+# Steps between two looks at the condition of a loop on an accelerator, each of which waits for the device.
+STEPS_A_LOOK = 8
+_CONSTANTS = KeptConstants()
+_CONVOLUTIONS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
+
+
+class TorchBackend(Backend):
+    """PyTorch: automatic differentiation, native convolutions, `torch.compile`."""
+
+    name = "torch"
+    xp = namespace
+    differentiates = True
+
+    def owns(self, kind: type) -> bool:
+        """Say whether `kind` is a tensor or a subclass, such as a parameter."""
+        return issubclass(kind, torch.Tensor)
+
+    def to_numpy(self, x: Array) -> Any:
+        """Copy to the host; bfloat16, which NumPy lacks, becomes float32."""
+        host = x.detach().cpu()
+        return np.array((host.float() if host.dtype == torch.bfloat16 else host).resolve_conj().numpy())
+
+    def from_numpy(self, x: Any, like: Array | None = None) -> Array:
+        """Copy, to the device of `like`."""
+        return torch.tensor(np.asarray(x), device=None if like is None else like.device)
+
+    # --- noise ---
+
+    def generator(self, rng: Any) -> Any:
+        """Return a torch.Generator or None as it is; an int seed is one of NumPy's, the same on every backend.
+
+        A tensor of whole numbers is the seed of a torch.Generator on its device.
+        """
+        if isinstance(rng, torch.Tensor):
+            return seeded_generator(rng)
+        if rng is None or isinstance(rng, torch.Generator | TracedSeed):
+            return rng
+        if torch.compiler.is_compiling() and isinstance(rng, int):
+            return TracedSeed(rng)
+        try:
+            return numpy_generator(rng)
+        except InvalidArgumentError as error:
+            if isinstance(rng, int):
+                raise
+            raise InvalidArgumentError(
+                f"rng must be None, an int seed, a torch.Generator or a numpy.random.Generator here, got "
+                f"{type(rng).__name__}."
+            ) from error
+
+    def sample(self, kind: NoiseKind, shape: tuple[int, ...], like: Array, rng: Any) -> Array:
+        """Draw with PyTorch on the device of `like`, or, from an int seed or NumPy's generator, on the host."""
+        source = self.generator(rng)
+        if isinstance(source, TracedSeed):
+            if any(isinstance(n, torch.SymInt) for n in shape):
+                raise InvalidArgumentError(
+                    "what an int seed draws is a constant of the exported program, and has a size, while this program "
+                    "is for batches of any size. Leave rng out, for probes from PyTorch's global generator, or make "
+                    "noise= an input of the program."
+                )
+            source.draws = (*source.draws, (kind, tuple(map(operator.index, shape))))
+            return self.constant_array(last_draw, source.seed, source.draws, like=like).to(like.dtype)
+        if source is not None and not isinstance(source, torch.Generator):
+            return self.from_numpy(draw(kind, shape, source), like).to(like.dtype)
+        device = like.device if source is None else source.device
+        if kind == "gaussian":
+            noise = torch.randn(shape, dtype=like.dtype, device=device, generator=source)
+        elif kind == "rademacher":
+            noise = random_signs(shape, like.dtype, device, source)
+        else:
+            raise InvalidArgumentError(f"noise must be 'rademacher' or 'gaussian', got {kind!r}.")
+        return noise.to(like.device)
+
+    def uniform(self, shape: tuple[int, ...], rng: Any) -> Any:
+        """Draw on the host."""
+        if torch.compiler.is_compiling():
+            raise InvalidArgumentError(NO_HOST_DRAW)
+        source = self.generator(rng)
+        if source is not None and not isinstance(source, torch.Generator):
+            return np.asarray(source.random(shape))
+        device = "cpu" if source is None else source.device
+        return torch.rand(shape, dtype=torch.float64, device=device, generator=source).cpu().numpy()
+
+    # --- linear algebra ---
+
+    def conv(
+        self,
+        x: Array,
+        kernel: Array,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[tuple[int, int]],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Array:
+        """PyTorch's convolution; uneven padding is put on beforehand."""
+        even = [min(pair) for pair in padding]
+        extra = [side - least for pair, least in zip(padding, even, strict=True) for side in pair]
+        if any(extra):
+            # `pad` counts the axes from the last one.
+            pairs = [tuple(extra[i : i + 2]) for i in range(0, len(extra), 2)]
+            x = torch.nn.functional.pad(x, [side for pair in reversed(pairs) for side in pair])
+        convolution = _CONVOLUTIONS[len(padding)]
+        with own_dtype(x):
+            return convolution(x, kernel, None, tuple(stride), tuple(even), tuple(dilation), groups)
+
+    def conv_transpose(
+        self,
+        y: Array,
+        kernel: Array,
+        *,
+        spatial: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[tuple[int, int]],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Array:
+        """PyTorch's transposed convolution on the padded extent, of which the inside is kept."""
+        padded = [n + sum(pair) for n, pair in zip(spatial, padding, strict=True)]
+        # Rows that the strided window never reached are outputs all the same.
+        missed = [
+            n - ((out - 1) * s + d * (k - 1) + 1)
+            for n, out, s, d, k in zip(padded, y.shape[2:], stride, dilation, kernel.shape[2:], strict=True)
+        ]
+        with own_dtype(y):
+            full = torch.ops.aten.convolution.default(
+                y,
+                kernel,
+                None,
+                list(stride),
+                [0] * len(padded),
+                list(dilation),
+                True,
+                [min(m, max(s, d) - 1) for m, s, d in zip(missed, stride, dilation, strict=True)],
+                groups,
+            )
+        for axis, (n, (before, _)) in enumerate(zip(spatial, padding, strict=True), start=2):
+            lacking = before + n - full.shape[axis]
+            if lacking > 0:
+                pad = [0, 0] * (full.ndim - 1 - axis) + [0, lacking]
+                full = torch.nn.functional.pad(full, pad)
+            full = full.narrow(axis, before, n)
+        return full
+
+    def affine(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        """``torch.nn.functional.linear``."""
+        with own_dtype(x):
+            return torch.nn.functional.linear(x, weight, bias)
+
+    def gemm(self, alpha: float, a: Array, b: Array, c: Array | None = None) -> Array:
+        """``torch.addmm``, whose BLAS scales and adds on the way."""
+        with own_dtype(a):
+            if c is None and alpha == 1:
+                return torch.mm(a, b)
+            start, beta = (a.new_empty(()), 0) if c is None else (c, 1)
+            return torch.addmm(start, a, b, beta=beta, alpha=alpha)
+
+    def scaled_product(self, v: Array, scale: Array, weight: Array) -> Array:
+        """In eager training through an autograd.Function."""
+        if not records_plainly(v, scale, weight):
+            return super().scaled_product(v, scale, weight)
+        product: Array = ScaledProduct.apply(v, scale, weight)  # type: ignore[no-untyped-call]
+        return product
+
+    def bilinear_form(self, left: Array, matrix: Array, right: Array) -> Array:
+        """In eager training through an autograd.Function."""
+        if not records_plainly(matrix):
+            return super().bilinear_form(left, matrix, right)
+        form: Array = BilinearForm.apply(left, matrix, right)  # type: ignore[no-untyped-call]
+        return form
+
+    def inverse_and_log_determinant(self, matrix: Array) -> tuple[Array, Array]:
+        """From one LU factorisation."""
+        factors, pivots = torch.linalg.lu_factor(matrix)
+        unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        return torch.linalg.lu_solve(factors, pivots, unit), factors.diagonal().abs().log().sum()
+
+    def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
+        """``torch.addcmul``."""
+        return torch.addcmul(a, x, y)
+
+    def all_finite(self, x: Array) -> bool:
+        """By the sum, which is not finite if an entry is not; it may overflow, and then the entries are looked at."""
+        return math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())
+
+    def logistic(self, x: Array) -> Array:
+        """``torch.sigmoid``."""
+        return torch.sigmoid(x)
+
+    def is_positive_definite(self, matrix: Array) -> bool:
+        """LAPACK's (or the device's) potrf, which reports its refusal as a number."""
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        # What is not finite reaches the diagonal of its row.
+        return bool((info == 0).all() & torch.isfinite(factor.diagonal(dim1=-2, dim2=-1)).all())
+
+    def has_values(self, x: Array) -> bool:
+        """Not on the device "meta"."""
+        return bool(x.device.type != "meta")
+
+    def are_together(self, x: Array, y: Array) -> bool:
+        """On one device."""
+        return bool(x.device == y.device)
+
+    def is_accelerated(self, x: Array) -> bool:
+        """Whether the tensor is on another device than the CPU."""
+        return bool(x.device.type != "cpu")
+
+    # --- derivatives ---
+
+    def vjp(self, fn: Callable[[Array], Array], x: Array) -> tuple[Array, Pullback]:
+        """One retained graph serves all products; `torch.func.vjp` where graphs of that kind cannot be had."""
+        if torch.compiler.is_compiling() or inside_functorch() or torch.is_inference_mode_enabled():
+            value, pullback, *_ = torch.func.vjp(fn, x)
+            return value, lambda u: pullback(u)[0]
+        recorded = torch.is_grad_enabled()
+        with torch.enable_grad():
+            point = x if recorded and x.requires_grad else x.detach().requires_grad_()
+            value = fn(point)
+
+        def product(u: Array) -> Array:
+            if not value.requires_grad:
+                return torch.zeros_like(x)
+            (out,) = torch.autograd.grad(
+                value, point, u, retain_graph=True, create_graph=torch.is_grad_enabled(), materialize_grads=True
+            )
+            return out
+
+        return value if recorded else value.detach(), product
+
+    def may_differentiate(self, *arrays: Array) -> bool:
+        """Whether a graph is being recorded for one of the arrays, or PyTorch is transforming the program.
+
+        ``torch.no_grad`` does not end the latter: forward mode does not heed it.
+        """
+        if not torch.compiler.is_compiling() and (inside_functorch() or forward_ad._current_level >= 0):
+            return True
+        return torch.is_grad_enabled() and any(a.requires_grad for a in arrays)
+
+    def stop_gradient(self, x: Array) -> Array:
+        """Detach."""
+        return x.detach()
+
+    def no_grad(self) -> AbstractContextManager[Any]:
+        """``torch.no_grad()``."""
+        return torch.no_grad()
+
+    def map_cotangent(self, x: Array, fn: Callable[[Array], Array]) -> Array:
+        """Through an autograd.Function."""
+        function = MapCotangent if torch.compiler.is_compiling() else MapCotangentInReverse
+        out: Array = function.apply(x, fn)  # type: ignore[no-untyped-call]
+        return out
+
+    def entrywise(
+        self, x: Array, both: Callable[[Array], tuple[Array, ...]], bend: Callable[..., Array]
+    ) -> tuple[Array, Array]:
+        """In eager training through an autograd.Function; compilers do as well by themselves."""
+        if not records_plainly(x):
+            return super().entrywise(x, both, bend)
+        value, slope = Entrywise.apply(x, both, bend)  # type: ignore[no-untyped-call]
+        return value, slope
+
+    def takes_derivatives_by_hand(self, *arrays: Array) -> bool:
+        """In eager training; compilers do as well by themselves."""
+        return records_plainly(*arrays)
+
+    def with_derivative_by_hand(
+        self,
+        forward: Callable[..., tuple[tuple[Array, ...], tuple[Array, ...]]],
+        backward: Callable[..., Sequence[Any]],
+        plainly: Callable[..., tuple[Array, ...]],
+        arrays: Sequence[Any],
+    ) -> tuple[Array, ...]:
+        """In eager training through an autograd.Function."""
+        known = [a for a in arrays if a is not None]
+        if not records_plainly(*known):
+            plain, kept = forward(*arrays)
+            return plainly(arrays, kept) if self.may_differentiate(*known) else plain
+        outputs: tuple[Array, ...] = ByHand.apply(forward, backward, plainly, *arrays)  # type: ignore[no-untyped-call]
+        return outputs
+
+    def first_order_only(self, x: Array) -> Array:
+        """As it is while compiling, where PyTorch itself refuses second derivatives."""
+        return x if torch.compiler.is_compiling() else super().first_order_only(x)
+
+    # --- programs ---
+
+    def full_precision(self) -> AbstractContextManager[Any]:
+        """Without autocast, and without TF32 or the like where the program is not compiled."""
+        return full_precision()
+
+    def is_tracing(self, *arrays: Array) -> bool:
+        """Whether torch.compile or torch.export is at work, or vmap hides the values."""
+        if torch.compiler.is_compiling():
+            return True
+        return inside_functorch() and any(map(is_batched, arrays))
+
+    def knows_size(self, extent: Any) -> bool:
+        """Whether no compiler takes it for a variable."""
+        return not torch.compiler.is_compiling() or is_fixed_size(extent)
+
+    def while_loop(
+        self,
+        cond: Callable[..., Any],
+        body: Callable[..., tuple[Any, ...]],
+        state: tuple[Any, ...],
+        max_iter: int,
+    ) -> tuple[Any, ...]:
+        """Python loop; `torch.while_loop` under torch.compile."""
+        if torch.compiler.is_compiling():
+            return compiled_loop(cond, body, state, max_iter)
+        look = 1 if all(a.device.type == "cpu" for a in state) else STEPS_A_LOOK
+        blind = inside_functorch() and any(map(is_batched, state))  # then the values are hidden, and all steps taken
+        for k in range(max_iter):
+            if not blind and k % look == 0 and not bool(cond(*state)):
+                break
+            state = body(*state)
+        return state
+
+    def concretely(self, fn: Callable[[], Any]) -> Any:
+        """Leave inference mode, whose tensors no later backward pass could save."""
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+            return fn()
+        with torch.inference_mode(False), torch.no_grad():
+            return fn()
+
+    def loops_over_products(self) -> bool:
+        """Not under torch.compile, whose loops take no ``torch.func.vjp``."""
+        return not torch.compiler.is_compiling()
+
+    def frozen(self, x: Array) -> Array:
+        """Return a plain tensor with storage of its own; derivatives flow back to `x`."""
+        return x.clone() if self.may_differentiate(x) else x.detach().clone()
+
+    def copied(self, x: Array, memo: dict[int, Any]) -> Array:
+        """PyTorch's copy; of the result of a recording, which it refuses to copy, a clone with its history."""
+        if x.is_leaf:
+            return deepcopy(x, memo)
+        with torch.enable_grad():
+            return x.clone()
+
+    def as_program_constants(self, *numbers: float) -> tuple[float, ...]:
+        """With ``dynamic=True`` the compiler takes numbers for variables, which its loops do not capture."""
+        return tuple(map(fixed_number, numbers)) if torch.compiler.is_compiling() else numbers
+
+    def host_constant(self, fn: Callable[..., Any], *numbers: Any) -> Any:
+        """Evaluated once, when the program is compiled."""
+        return evaluated_once(fn, *map(fixed_number, numbers)) if torch.compiler.is_compiling() else fn(*numbers)
+
+    def constant_array(self, fn: Callable[..., Any], *numbers: Any, like: Array) -> Array:
+        """Evaluated once, when the program is compiled or for the first call."""
+        if not torch.compiler.is_compiling():
+            if makes_plain_tensors():
+                with torch.inference_mode(mode=False):  # it may be needed where gradients are taken
+                    return _CONSTANTS.get(
+                        (fn, numbers, like.device), lambda: fn(*numbers), lambda made: self.from_numpy(made, like)
+                    )
+            return self.from_numpy(fn(*numbers), like)
+        numbers = tuple(map(fixed_number, numbers))
+        return constant_tensor(fn, *numbers).to(like.device)
+
+    def jit(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """``torch.compile(fn, fullgraph=True)``."""
+        return torch.compile(fn, fullgraph=True)
