@@ -75,6 +75,25 @@ HOST_MODULES = {
     "validation": "compares with the exact answers on the host",
 }
 
+# The limits of size, and what is above them today. An entry that is no longer needed fails the test: take it out.
+MOST_FILES_AT_THE_ROOT = 8
+MOST_LINES = 450
+TOO_LONG = {
+    "tests/adapters/test_keras.py",
+    "tests/backends/test_backends.py",
+    "tests/backends/test_tensorflow.py",
+    "tests/branches/test_chain.py",
+    "tests/determinant/test_logdet.py",
+    "tests/determinant/test_mean_jacobian.py",
+    "tests/lipschitz/test_bounds.py",
+}
+# The functions of iresnet_core.commands are exempt: an option of the command line is a parameter there.
+MOST_PARAMETERS = 10
+TOO_MANY_PARAMETERS = {
+    "iresnet_core.determinant.dispatch.logdet",
+    "iresnet_core.determinant.dispatch.value_and_logdet",
+}
+
 # What the other modules may use of NumPy and SciPy: constants that are made on the host and sent to the backend.
 HOST_CONSTANTS = {
     "numpy.arange": "the exponents in a table of powers of two",
@@ -267,7 +286,7 @@ def test_host_modules_exist():
 @pytest.mark.parametrize(
     "path", [p for p in MODULES if folder_of(name_of(p)) not in ("backends", "adapters")], ids=name_of
 )
-def test_core_asks_for_no_engine_by_name(path):
+def test_core_asks_for_no_backend_by_name(path):
     assert list(backend_branches(parsed(path))) == []
 
 
@@ -326,6 +345,46 @@ def test_no_public_name_is_that_of_a_module(path):
         assert beside & set(getattr(module, "__all__", ())) == set()
     functions = {node.name for node in parsed(path).body if isinstance(node, ast.FunctionDef)}
     assert name_of(path).rsplit(".", 1)[-1] not in functions
+
+
+def parameters_of(function):
+    """Names of all parameters of a function; `self` and `cls` are no choice of the caller's."""
+    listed = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    return [one.arg for one in listed if one.arg not in ("self", "cls")]
+
+
+def test_few_files_stand_at_the_root_of_the_package():
+    assert len(list(PACKAGE.glob("*.py"))) <= MOST_FILES_AT_THE_ROOT
+
+
+def test_no_file_is_too_long():
+    roots = {"iresnet_core": PACKAGE, "tests": ROOT / "tests"}
+    found = {
+        f"{name}/{path.relative_to(root).as_posix()}"
+        for name, root in roots.items()
+        for path in root.rglob("*.py")
+        if len(path.read_text(encoding="utf-8").splitlines()) > MOST_LINES
+    }
+    assert found == TOO_LONG
+
+
+def test_no_function_has_too_many_parameters():
+    found = {
+        f"{name_of(path)}.{node.name}"
+        for path in MODULES
+        if folder_of(name_of(path)) != "commands"
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and len(parameters_of(node)) > MOST_PARAMETERS
+    }
+    assert found == TOO_MANY_PARAMETERS
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name == "__init__.py" and p.parent != PACKAGE], ids=name_of)
+def test_every_folder_says_in_one_sentence_what_is_in_it(path):
+    said = ast.get_docstring(parsed(path)) or ""
+    assert said.endswith(".")
+    assert ". " not in said
+    assert "\n\n" not in said
 
 
 def test_package_is_typed():

@@ -1,8 +1,4 @@
-"""One file per backend, and the dispatch that finds the backend of an array.
-
-A backend is looked up by the type of the array, through a cached dictionary; only frameworks that the program has
-already imported are asked whether a new type is theirs. There is no global state to set and no environment switch.
-"""
+"""Backends, one file or folder per array library, and the dispatch that finds the backend of an array by its type."""
 
 import importlib
 import sys
