@@ -1,6 +1,5 @@
 """What the trainers of both frameworks share: plans of models, data, settings, the loop, the run folder, scores."""
 
-from iresnet_core.training.classifier_plan import planned_features
 from iresnet_core.training.datasets import (
     IMAGES,
     Dataset,
@@ -11,9 +10,22 @@ from iresnet_core.training.datasets import (
     samples_from_file,
 )
 from iresnet_core.training.evaluation import MeanScore, Scores, draw_samples, mean_score, preimages, scores, transformed
-from iresnet_core.training.layer_building import build_layers
 from iresnet_core.training.loop import Outcome, StepResult, bits_per_dim, find_trainer, train, trainer_names
-from iresnet_core.training.plans import LayerPlan, planned_layers, planned_shape
+from iresnet_core.training.plans import (
+    ActivationPlan,
+    ActNormPlan,
+    ConvolutionPlan,
+    DensePlan,
+    FactorOutPlan,
+    InjectivePadPlan,
+    LayerPlan,
+    LogitPlan,
+    ResidualPlan,
+    SqueezePlan,
+    planned_features,
+    planned_layers,
+    planned_shape,
+)
 from iresnet_core.training.run import RunConfig, TrainingRun, model_file
 from iresnet_core.training.sample_layout import SampleLayout
 from iresnet_core.training.settings import RunSettings, TrainingSettings, default_settings, with_changes
@@ -22,20 +34,28 @@ from iresnet_core.training.toy_data import toy_names
 
 __all__ = [
     "IMAGES",
+    "ActNormPlan",
+    "ActivationPlan",
+    "ConvolutionPlan",
     "Dataset",
     "DatasetSource",
+    "DensePlan",
+    "FactorOutPlan",
+    "InjectivePadPlan",
     "LayerPlan",
+    "LogitPlan",
     "MeanScore",
     "Outcome",
+    "ResidualPlan",
     "RunConfig",
     "RunSettings",
     "SampleLayout",
     "Scores",
+    "SqueezePlan",
     "StepResult",
     "TrainingRun",
     "TrainingSettings",
     "bits_per_dim",
-    "build_layers",
     "default_settings",
     "dequantized",
     "draw_samples",

@@ -1,20 +1,30 @@
-"""The architecture of a flow as plain data, from which each framework's adapter builds its layers."""
+"""The architectures of a flow and of a classifier as plain data, from which each adapter builds its layers.
+
+`adapters/torch/building.py` and `adapters/keras/building.py` hold a table with one constructor for each class of plan.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 
 __all__ = [
     "ActNormPlan",
-    "ConvolutionBlockPlan",
-    "DenseBlockPlan",
+    "ActivationPlan",
+    "ConvolutionPlan",
+    "DensePlan",
     "FactorOutPlan",
     "InjectivePadPlan",
     "LayerPlan",
     "LogitPlan",
     "ModelSettings",
+    "ResidualPlan",
     "SqueezePlan",
+    "convolution_block",
+    "dense_block",
+    "planned_features",
     "planned_layers",
     "planned_shape",
 ]
@@ -93,30 +103,6 @@ class SqueezePlan:
 
 
 @dataclass(frozen=True)
-class DenseBlockPlan:
-    """Residual block of dense layers between these widths, an activation between any two."""
-
-    widths: tuple[int, ...]
-    activation: str
-    coeff: float
-
-
-@dataclass(frozen=True)
-class ConvolutionBlockPlan:
-    """Residual block of convolutions ("same" padding) between these channels, an activation between any two.
-
-    `axes` is the number of spatial axes; with `activation_first` one more activation stands in front.
-    """
-
-    channels: tuple[int, ...]
-    kernels: tuple[int, ...]
-    activation: str
-    coeff: float
-    axes: int = 2
-    activation_first: bool = False
-
-
-@dataclass(frozen=True)
 class FactorOutPlan:
     """The first `keep` channels pass through further layers, the others are done."""
 
@@ -124,9 +110,69 @@ class FactorOutPlan:
     layers: tuple["LayerPlan", ...]
 
 
-LayerPlan = (
-    LogitPlan | ActNormPlan | InjectivePadPlan | SqueezePlan | DenseBlockPlan | ConvolutionBlockPlan | FactorOutPlan
-)
+@dataclass(frozen=True)
+class DensePlan:
+    """Dense layer of a branch."""
+
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True)
+class ConvolutionPlan:
+    """Convolution of a branch; "same" padding keeps the number of pixels along each of its spatial axes."""
+
+    inputs: int
+    outputs: int
+    kernel: int
+    axes: int
+
+
+@dataclass(frozen=True)
+class ActivationPlan:
+    """Activation of a branch, one of the core's."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class ResidualPlan:
+    """Residual block; its branch is a chain of these layers, in the order of application."""
+
+    branch: tuple["BranchPlan", ...]
+    coeff: float
+
+
+BranchPlan = DensePlan | ConvolutionPlan | ActivationPlan
+LayerPlan = LogitPlan | ActNormPlan | InjectivePadPlan | SqueezePlan | FactorOutPlan | ResidualPlan
+
+
+def dense_block(widths: Sequence[int], activation: str, coeff: float) -> ResidualPlan:
+    """Return a residual block of dense layers between these widths, with an activation between any two of them."""
+    return ResidualPlan(_alternating([DensePlan(a, b) for a, b in pairwise(widths)], activation), coeff)
+
+
+def convolution_block(
+    channels: Sequence[int],
+    kernels: Sequence[int],
+    activation: str,
+    coeff: float,
+    axes: int = 2,
+    *,
+    activation_first: bool = False,
+) -> ResidualPlan:
+    """Return a residual block of convolutions between these channels, with an activation between any two of them.
+
+    `axes` is the number of spatial axes; with `activation_first` one more activation stands in front.
+    """
+    shapes = zip(pairwise(channels), kernels, strict=True)
+    branch = _alternating([ConvolutionPlan(a, b, kernel, axes) for (a, b), kernel in shapes], activation)
+    return ResidualPlan((ActivationPlan(activation), *branch) if activation_first else branch, coeff)
+
+
+def _alternating(linear: Sequence[BranchPlan], activation: str) -> tuple[BranchPlan, ...]:
+    """Put an activation between any two linear layers."""
+    return tuple(part for layer in linear for part in (ActivationPlan(activation), layer))[1:]
 
 
 def planned_shape(settings: ModelSettings, data_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -153,7 +199,7 @@ def planned_layers(settings: ModelSettings, data_shape: tuple[int, ...]) -> tupl
     if settings.kind == "mlp":
         size = math.prod(data_shape)
         widths = (size, *(settings.hidden,) * settings.layers, size)
-        block = (ActNormPlan(size), DenseBlockPlan(widths, settings.activation, settings.coeff))
+        block = (ActNormPlan(size), dense_block(widths, settings.activation, settings.coeff))
         return first + block * settings.blocks + (ActNormPlan(size),)
     if len(data_shape) != 3 or data_shape[1] % 2 or data_shape[2] % 2:
         raise ShapeError(
@@ -169,10 +215,70 @@ def _scale(settings: ModelSettings, shape: tuple[int, ...], scales: int) -> tupl
     between = (channels, settings.hidden, settings.hidden, channels)
     block = (
         ActNormPlan(channels),
-        ConvolutionBlockPlan(between, (3, 1, 3), settings.activation, settings.coeff),
+        convolution_block(between, (3, 1, 3), settings.activation, settings.coeff),
     )
     layers: tuple[LayerPlan, ...] = (SqueezePlan(), *(block * settings.blocks), ActNormPlan(channels))
     if scales > 1 and height % 2 == 0 and width % 2 == 0:
         keep = channels // 2
         layers = (*layers, FactorOutPlan(keep, _scale(settings, (keep, height, width), scales - 1)))
     return layers
+
+
+def planned_features(
+    channels: int,
+    axes: int,
+    *,
+    classes: int,
+    padding: int,
+    widths: Sequence[int],
+    blocks: Sequence[int],
+    coeff: float,
+    activation: str,
+) -> tuple[tuple[LayerPlan, ...], int]:
+    """Return the layers of a classifier before its head (Behrmann et al. 2019, Sec. 5.1), and their last channels.
+
+    Injective padding, then stages of residual blocks (ActNorm, convolutions 3 - 1 - 3, each after an activation) with a
+    Squeeze between two stages.
+
+    Parameters
+    ----------
+    channels, axes : int
+        Channels of the images, and how many spatial axes they have: 1, 2 or 3.
+    classes, padding, widths, blocks, coeff, activation
+        As those of the classifiers.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the images have another number of axes, a number is not positive, or `widths` and `blocks` do not go
+        together.
+
+    Examples
+    --------
+    >>> plan, channels = planned_features(
+    ...     1, 2, classes=10, padding=3, widths=(16, 16), blocks=(1, 1), coeff=0.9, activation="elu"
+    ... )
+    >>> [type(layer).__name__.removesuffix("Plan") for layer in plan], channels
+    (['InjectivePad', 'ActNorm', 'Residual', 'Squeeze', 'ActNorm', 'Residual'], 16)
+    """
+    if axes not in (1, 2, 3):
+        raise InvalidArgumentError(f"images have 1, 2 or 3 spatial axes besides that of the channels, got {axes}.")
+    if len(widths) != len(blocks) or not blocks:
+        raise InvalidArgumentError(
+            f"widths and blocks have one number a stage, got widths={tuple(widths)} and blocks={tuple(blocks)}."
+        )
+    if classes < 1 or channels < 1 or padding < 0 or min(widths) < 1 or min(blocks) < 0:
+        raise InvalidArgumentError(
+            f"channels, classes and widths must be at least 1, blocks and padding 0, got channels={channels}, "
+            f"classes={classes}, widths={tuple(widths)}, blocks={tuple(blocks)}, padding={padding}."
+        )
+    plan: list[LayerPlan] = [InjectivePadPlan(padding)] if padding else []
+    channels += padding
+    for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+        if stage:
+            plan.append(SqueezePlan())
+            channels *= 2**axes
+        between = (channels, width, width, channels)
+        block = convolution_block(between, (3, 1, 3), activation, coeff, axes, activation_first=True)
+        plan += [ActNormPlan(channels), block] * count
+    return tuple(plan), channels

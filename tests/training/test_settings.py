@@ -1,13 +1,12 @@
-"""Settings of a training: their defaults, what has no meaning, what a resumed training may change, and plans."""
+"""Settings of a training: their defaults, what has no meaning, what a resumed training may change."""
 
 import json
 import math
 
 import pytest
 
-from iresnet_core.errors import InvalidArgumentError, RunError, ShapeError
+from iresnet_core.errors import InvalidArgumentError, RunError
 from iresnet_core.training.datasets import DatasetSource, load_dataset
-from iresnet_core.training.plans import FactorOutPlan, ModelSettings, SqueezePlan, planned_layers
 from iresnet_core.training.settings import default_settings, settings_from_json, with_changes
 
 
@@ -57,19 +56,6 @@ def test_settings_without_meaning_are_refused(asked):
 def test_settings_are_plain_data():
     settings = moons_settings()
     assert settings_from_json(json.loads(json.dumps(settings.as_json())), "here") == settings
-
-
-def test_convolutions_have_two_scales():
-    settings = ModelSettings("conv", 1, 8, 2, "elu", 0.9, 0.05)
-    plan = planned_layers(settings, (1, 28, 28))
-    inner = plan[-1]
-    assert isinstance(inner, FactorOutPlan)
-    assert isinstance(inner.layers[0], SqueezePlan)
-    assert not any(isinstance(layer, FactorOutPlan) for layer in inner.layers)
-    assert not any(isinstance(layer, FactorOutPlan) for layer in planned_layers(settings, (1, 6, 6)))
-    for shape in ((2,), (1, 7, 8)):
-        with pytest.raises(ShapeError, match="--model mlp"):
-            planned_layers(settings, shape)
 
 
 def test_few_samples_are_trained_on_with_decay_from_a_lower_start():

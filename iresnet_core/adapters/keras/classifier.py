@@ -6,11 +6,11 @@ from typing import Any, Self
 import keras
 
 from iresnet_core.adapters.keras.branch import Activation
-from iresnet_core.adapters.keras.building import Builder
+from iresnet_core.adapters.keras.building import build_layers
 from iresnet_core.adapters.keras.fitting import PreparedModel
 from iresnet_core.adapters.keras.flow import FlowModel
 from iresnet_core.adapters.keras.layer import ActNorm
-from iresnet_core.training import build_layers, planned_features
+from iresnet_core.training import planned_features
 
 __all__ = ["Classifier"]
 
@@ -95,7 +95,7 @@ class Classifier(PreparedModel):
             "activation": activation,
         }
         options = {"dtype": self.dtype}
-        self.features = FlowModel(build_layers(plan, Builder(self.dtype)), input_shape, **options)
+        self.features = FlowModel(build_layers(plan, self.dtype), input_shape, **options)
         self.normalization = ActNorm(**options)
         self.normalization.build((None, *self.features.latent_shape))
         self.activation = Activation(activation, **options)

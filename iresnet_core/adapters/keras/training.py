@@ -7,13 +7,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from iresnet_core.adapters.keras.building import Builder
+from iresnet_core.adapters.keras.building import build_layers
 from iresnet_core.adapters.keras.flow import FlowModel
 from iresnet_core.adapters.keras.tensors import constant
 from iresnet_core.backends import get_backend
 from iresnet_core.determinant import DOCUMENTED_LIMIT
 from iresnet_core.errors import RunError
-from iresnet_core.training import LayerPlan, StepResult, TrainingSettings, build_layers
+from iresnet_core.training import LayerPlan, StepResult, TrainingSettings
 
 __all__ = ["Trainer"]
 
@@ -43,7 +43,7 @@ class Trainer:
         first: np.ndarray,
     ) -> None:
         keras.utils.set_random_seed(settings.seed)
-        layers = build_layers(plan, Builder(settings.dtype, start=settings.start))
+        layers = build_layers(plan, settings.dtype, start=settings.start)
         self.model = FlowModel(layers, event_shape=model_shape, seed=settings.seed, dtype=settings.dtype)
         self.model.initialize(first)
         self.optimizer = keras.optimizers.AdamW(

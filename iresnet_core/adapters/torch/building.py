@@ -1,66 +1,67 @@
-"""The modules that the plan of a flow is made of."""
+"""The modules of a planned flow or classifier: one constructor for each class of plan."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
 from iresnet_core.adapters.torch.branch import Activation
 from iresnet_core.adapters.torch.layer import ActNorm, FactorOut, InjectivePad, Logit, Squeeze
 from iresnet_core.adapters.torch.residual import InvertibleResidual
+from iresnet_core.training import (
+    ActivationPlan,
+    ActNormPlan,
+    ConvolutionPlan,
+    DensePlan,
+    FactorOutPlan,
+    InjectivePadPlan,
+    LayerPlan,
+    LogitPlan,
+    ResidualPlan,
+    SqueezePlan,
+)
 
-__all__ = ["Builder"]
+__all__ = ["build_layers"]
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
-class Builder:
-    """Makes modules, with parameters from the global generator; see `training.layer_building.LayerBuilder`.
+def build_layers(plan: Sequence[LayerPlan], *, start: str | None = None) -> list[Any]:
+    """Return the modules of a plan, with parameters from the global generator.
 
     Parameters
     ----------
+    plan : sequence of LayerPlan
+        As `planned_layers` or `planned_features` returns it.
     start : {"orthogonal", "uniform"}, optional
         Weights orthogonal, so that all their singular values are at the cap and none has to grow first, or uniform as
         PyTorch has them, which is the default.
     """
+    return [_CONSTRUCTORS[type(layer)](layer, start) for layer in plan]
 
-    def __init__(self, *, start: str | None = None) -> None:
-        self._start_of_weights = start
 
-    def logit(self, alpha: float) -> nn.Module:
-        """Logit."""
-        return Logit(alpha)
+def _residual(plan: ResidualPlan, start: str | None) -> nn.Module:
+    branch = [_CONSTRUCTORS[type(layer)](layer, start) for layer in plan.branch]
+    if start == "orthogonal":
+        for layer in branch:
+            if not isinstance(layer, Activation):
+                nn.init.orthogonal_(layer.weight)  # type: ignore[arg-type]
+    return InvertibleResidual(nn.Sequential(*branch), coeff=plan.coeff)
 
-    def act_norm(self, channels: int) -> nn.Module:
-        """ActNorm."""
-        return ActNorm(channels)
 
-    def injective_pad(self, padding: int) -> nn.Module:
-        """InjectivePad."""
-        return InjectivePad(padding)
+def _convolution(plan: ConvolutionPlan, start: str | None) -> nn.Module:
+    module: nn.Module = _CONVOLUTIONS[plan.axes](plan.inputs, plan.outputs, plan.kernel, padding="same")
+    return module
 
-    def squeeze(self) -> nn.Module:
-        """Squeeze."""
-        return Squeeze()
 
-    def factor_out(self, keep: int, layers: list[nn.Module]) -> nn.Module:
-        """FactorOut."""
-        return FactorOut(keep, layers)
-
-    def dense(self, inputs: int, outputs: int) -> nn.Module:
-        """Linear."""
-        return nn.Linear(inputs, outputs)
-
-    def convolution(self, inputs: int, outputs: int, kernel: int, axes: int) -> nn.Module:
-        """Conv1d to Conv3d."""
-        module: nn.Module = _CONVOLUTIONS[axes](inputs, outputs, kernel, padding="same")
-        return module
-
-    def activation(self, name: str) -> nn.Module:
-        """Activation."""
-        return Activation(name)
-
-    def residual(self, net: list[nn.Module], coeff: float) -> nn.Module:
-        """InvertibleResidual."""
-        if self._start_of_weights == "orthogonal":
-            for layer in net:
-                if not isinstance(layer, Activation):
-                    nn.init.orthogonal_(layer.weight)  # type: ignore[arg-type]
-        return InvertibleResidual(nn.Sequential(*net), coeff=coeff)
+_CONSTRUCTORS: dict[type, Callable[[Any, str | None], nn.Module]] = {
+    LogitPlan: lambda plan, start: Logit(plan.alpha),
+    ActNormPlan: lambda plan, start: ActNorm(plan.channels),
+    InjectivePadPlan: lambda plan, start: InjectivePad(plan.padding),
+    SqueezePlan: lambda plan, start: Squeeze(),
+    FactorOutPlan: lambda plan, start: FactorOut(plan.keep, build_layers(plan.layers, start=start)),
+    ResidualPlan: _residual,
+    DensePlan: lambda plan, start: nn.Linear(plan.inputs, plan.outputs),
+    ConvolutionPlan: _convolution,
+    ActivationPlan: lambda plan, start: Activation(plan.name),
+}

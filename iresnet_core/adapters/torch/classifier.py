@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from iresnet_core.adapters.torch.branch import Activation
-from iresnet_core.adapters.torch.building import Builder
+from iresnet_core.adapters.torch.building import build_layers
 from iresnet_core.adapters.torch.flow import Flow
 from iresnet_core.adapters.torch.layer import ActNorm
-from iresnet_core.training import build_layers, planned_features
+from iresnet_core.training import planned_features
 
 __all__ = ["Classifier"]
 
@@ -75,7 +75,7 @@ class Classifier(nn.Module):
             coeff=coeff,
             activation=activation,
         )
-        self.features = Flow(build_layers(plan, Builder()), input_shape)
+        self.features = Flow(build_layers(plan), input_shape)
         self.normalization = ActNorm(channels)
         self.activation = Activation(activation)
         self.linear = nn.Linear(channels, classes)

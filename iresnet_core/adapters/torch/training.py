@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iresnet_core.adapters.torch.building import Builder
+from iresnet_core.adapters.torch.building import build_layers
 from iresnet_core.adapters.torch.flow import Flow
 from iresnet_core.determinant import DOCUMENTED_LIMIT
 from iresnet_core.errors import RunError
-from iresnet_core.training import LayerPlan, StepResult, TrainingSettings, build_layers
+from iresnet_core.training import LayerPlan, StepResult, TrainingSettings
 
 __all__ = ["Trainer"]
 
@@ -43,7 +43,7 @@ class Trainer:
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(settings.seed)
-        flow = Flow(build_layers(plan, Builder(start=settings.start)), event_shape=model_shape)
+        flow = Flow(build_layers(plan, start=settings.start), event_shape=model_shape)
         self.flow = flow.to(device=self.device, dtype=getattr(torch, settings.dtype))
         self.flow.initialize(self._tensor(first))
         groups = [

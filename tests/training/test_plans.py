@@ -1,10 +1,20 @@
-"""The classifier's features as plain data: order of stages, channels, refusals."""
+"""The plans of flows and of the classifier's features: order of layers, channels, refusals."""
 
 import pytest
 
-from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.training.classifier_plan import planned_features
-from iresnet_core.training.plans import ActNormPlan, ConvolutionBlockPlan, InjectivePadPlan, SqueezePlan
+from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.training.plans import (
+    ActivationPlan,
+    ActNormPlan,
+    ConvolutionPlan,
+    FactorOutPlan,
+    InjectivePadPlan,
+    ModelSettings,
+    ResidualPlan,
+    SqueezePlan,
+    planned_features,
+    planned_layers,
+)
 
 SOUND = {"classes": 3, "padding": 1, "widths": (4, 5), "blocks": (2, 0), "coeff": 0.8, "activation": "elu"}
 
@@ -15,7 +25,9 @@ def test_channels_grow_by_what_a_squeeze_takes_from_the_pixels(axes):
     assert channels == 3 * 2**axes
 
     def block(n, width):
-        return ConvolutionBlockPlan((n, width, width, n), (3, 1, 3), "elu", 0.8, axes, activation_first=True)
+        shapes = ((n, width, 3), (width, width, 1), (width, n, 3))
+        between = (layer for shape in shapes for layer in (ActivationPlan("elu"), ConvolutionPlan(*shape, axes)))
+        return ResidualPlan(tuple(between), 0.8)
 
     first, last = (ActNormPlan(3), block(3, 4)), (ActNormPlan(channels), block(channels, 5))
     assert plan == (InjectivePadPlan(1), *first, *first, SqueezePlan(), *last)
@@ -23,7 +35,7 @@ def test_channels_grow_by_what_a_squeeze_takes_from_the_pixels(axes):
 
 def test_a_stage_may_be_without_blocks():
     plan, channels = planned_features(2, 2, **{**SOUND, "padding": 0, "blocks": (0, 1)})
-    assert [type(layer) for layer in plan] == [SqueezePlan, ActNormPlan, ConvolutionBlockPlan]
+    assert [type(layer) for layer in plan] == [SqueezePlan, ActNormPlan, ResidualPlan]
     assert channels == 8
 
 
@@ -43,3 +55,16 @@ def test_a_stage_may_be_without_blocks():
 def test_refusals(axes, change, message):
     with pytest.raises(InvalidArgumentError, match=message):
         planned_features(1, axes, **{**SOUND, **change})
+
+
+def test_convolutions_have_two_scales():
+    settings = ModelSettings("conv", 1, 8, 2, "elu", 0.9, 0.05)
+    plan = planned_layers(settings, (1, 28, 28))
+    inner = plan[-1]
+    assert isinstance(inner, FactorOutPlan)
+    assert isinstance(inner.layers[0], SqueezePlan)
+    assert not any(isinstance(layer, FactorOutPlan) for layer in inner.layers)
+    assert not any(isinstance(layer, FactorOutPlan) for layer in planned_layers(settings, (1, 6, 6)))
+    for shape in ((2,), (1, 7, 8)):
+        with pytest.raises(ShapeError, match="--model mlp"):
+            planned_layers(settings, shape)
