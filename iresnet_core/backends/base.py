@@ -141,24 +141,27 @@ class Backend(ABC):
         return linalg.inv(matrix), linalg.slogdet(matrix)[1]
 
     def affine(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        """Return x W^T + b for x (rows, in), weight (out, in) and bias (out,)."""
-        y = self.xp.matmul(x, self.xp.matrix_transpose(weight))
+        """Return x W^T + b for x (..., in), weight (out, in) and bias (out,)."""
+        y = self.rows_times(x, self.xp.matrix_transpose(weight))
         return y if bias is None else y + bias
+
+    def rows_times(self, v: Array, matrix: Array) -> Array:
+        """Return v M for row vectors v (..., n) and one matrix (n, m).
+
+        All rows go through a single matrix product, which is faster than a stack of small ones.
+        """
+        if v.ndim <= 2:
+            return self.xp.matmul(v, matrix)
+        rows = self.xp.reshape(v, (-1, v.shape[-1]))
+        return self.xp.reshape(self.xp.matmul(rows, matrix), (*v.shape[:-1], matrix.shape[1]))
 
     def scaled_product(self, v: Array, scale: Array, weight: Array) -> Array:
         """Return (scale * v) W^T for v (..., rows, in) and scale (rows, in); a backend need not keep scale * v."""
-        u = scale * v
-        if len(u.shape) == 2:
-            return self.affine(u, weight)
-        rows = self.xp.reshape(u, (-1, u.shape[-1]))
-        return self.xp.reshape(self.affine(rows, weight), (*u.shape[:-1], weight.shape[0]))
+        return self.affine(scale * v, weight)
 
     def product_scaled(self, u: Array, weight: Array, scale: Array) -> Array:
         """Return scale * (u W) for u (..., rows, out), weight (out, in) and scale (rows, in)."""
-        if len(u.shape) == 2:
-            return scale * self.xp.matmul(u, weight)
-        rows = self.xp.reshape(u, (-1, u.shape[-1]))
-        return scale * self.xp.reshape(self.xp.matmul(rows, weight), (*u.shape[:-1], weight.shape[1]))
+        return scale * self.rows_times(u, weight)
 
     def gemm(self, alpha: float, a: Array, b: Array, c: Array | None = None) -> Array:
         """Return alpha A B + C for matrices A (m, k), B (k, n) and C (m, n), zero if it is None."""

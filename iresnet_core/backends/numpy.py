@@ -56,12 +56,12 @@ class NumPyBackend(NumPyFamily):
 
     def affine(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         """Add the bias in place: the product is nobody else's."""
-        y = np.matmul(x, weight.T)
+        y = self.rows_times(x, weight.T)
         return y if bias is None else np.add(y, bias, out=y)
 
     def product_scaled(self, u: Array, weight: Array, scale: Array) -> Array:
         """Scale the product in place."""
-        y = np.matmul(u.reshape(-1, u.shape[-1]), weight).reshape(*u.shape[:-1], weight.shape[1])
+        y = self.rows_times(u, weight)
         return np.multiply(y, scale, out=y)
 
     def frozen(self, x: Array) -> Array:

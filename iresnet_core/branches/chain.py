@@ -20,7 +20,15 @@ from iresnet_core.branches.dense_traces import (
 )
 from iresnet_core.branches.joint_derivative import JointPass, can_join
 from iresnet_core.branches.linearization import Branch, Linearization
-from iresnet_core.common import Copyable, flatten, gamma, kept_property, require_same_device, unit_roundoff
+from iresnet_core.common import (
+    Copyable,
+    flatten,
+    gamma,
+    kept_property,
+    require_same_device,
+    safe_sample_norms,
+    unit_roundoff,
+)
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.operators import Convolution, Dense, LinearLayer
 
@@ -215,14 +223,14 @@ class Chain(Copyable):
                 # Where a compiler is at work the norm may be unknown; that of the absolute values is a bound on it.
                 norm = layer.lipschitz if layer.has_constant else absolute_norm
                 error = error * norm + gamma(scale[0] + 2, u) * (
-                    absolute_norm * (_sample_norm(xp, backend.stop_gradient(x)) + error) + bias_norm
+                    absolute_norm * (safe_sample_norms(xp, backend.stop_gradient(x)) + error) + bias_norm
                 )
                 x = layer(x)
             else:
                 # sigmoid and lipswish cancel where they are small, so that the input counts as well as the output.
-                size = layer.lipschitz * _sample_norm(xp, backend.stop_gradient(x))
+                size = layer.lipschitz * safe_sample_norms(xp, backend.stop_gradient(x))
                 x = layer(x)
-                error = error * layer.lipschitz + 8 * u * (size + _sample_norm(xp, backend.stop_gradient(x)))
+                error = error * layer.lipschitz + 8 * u * (size + safe_sample_norms(xp, backend.stop_gradient(x)))
         return x, error
 
     @kept_property
@@ -270,14 +278,6 @@ def _widths(chain: Chain) -> tuple[int, ...]:
     return tuple(widths)
 
 
-def _sample_norm(xp: Any, x: Array) -> Array:
-    """Norm of every sample (batch,), of entries scaled by the largest, so that no square over- or underflows."""
-    flat = flatten(xp, x)
-    largest = xp.max(xp.abs(flat), axis=-1)
-    scale = xp.where(largest > 0, largest, xp.ones_like(largest))
-    return xp.linalg.vector_norm(flat / scale[:, None], axis=-1) * scale
-
-
 def _rounding_scale(layer: LinearLayer) -> tuple[int, Any, Any]:
     """Terms in one inner product, a bound on the norm of the operator of absolute values, and the bias's norm."""
     xp = layer.backend.xp
@@ -302,7 +302,7 @@ def _frobenius(backend: Backend, a: Array) -> Any:
     """
     xp = backend.xp
     flat = xp.reshape(xp.astype(backend.stop_gradient(a), xp.float64), (1, math.prod(a.shape)))
-    norm = _sample_norm(xp, flat)[0]
+    norm = safe_sample_norms(xp, flat)[0]
     return norm if backend.is_tracing(norm) else float(norm)
 
 

@@ -192,12 +192,8 @@ def _remainder(
 
 
 def _through(backend: Backend, matrix: Array | None, u: Array) -> Array:
-    """Multiply the last axis of u (..., out) by a matrix (out, in), as one product."""
-    if matrix is None:
-        return u
-    xp = backend.xp
-    rows = xp.reshape(u, (-1, u.shape[-1]))
-    return xp.reshape(xp.matmul(rows, matrix), (*u.shape[:-1], matrix.shape[1]))
+    """Multiply the last axis of u (..., out) by a matrix (out, in); None stands for the identity."""
+    return u if matrix is None else backend.rows_times(u, matrix)
 
 
 def _once_around(layers: Sequence[Any]) -> list[int]:

@@ -1,7 +1,18 @@
-"""What every folder uses: argument checks, precision, samples of a batch, copies of immutable objects."""
+"""What every folder uses: argument checks, precision, samples, start vectors, copies of immutable objects."""
 
-from iresnet_core.common.arrays import flatten, gamma, norms, per_sample, round_up, unit_roundoff, widest, working_dtype
+from iresnet_core.common.arrays import (
+    flatten,
+    gamma,
+    per_sample,
+    round_up,
+    safe_sample_norms,
+    sample_norms,
+    unit_roundoff,
+    widest,
+    working_dtype,
+)
 from iresnet_core.common.checks import (
+    refuse_expansion,
     require_batch,
     require_contraction,
     require_finite,
@@ -14,14 +25,16 @@ from iresnet_core.common.checks import (
     require_shape,
 )
 from iresnet_core.common.copying import Copyable, kept_property
+from iresnet_core.common.linear import fixed_start, squared_frobenius
 
 __all__ = [
     "Copyable",
+    "fixed_start",
     "flatten",
     "gamma",
     "kept_property",
-    "norms",
     "per_sample",
+    "refuse_expansion",
     "require_batch",
     "require_contraction",
     "require_finite",
@@ -33,6 +46,9 @@ __all__ = [
     "require_same_dtype",
     "require_shape",
     "round_up",
+    "safe_sample_norms",
+    "sample_norms",
+    "squared_frobenius",
     "unit_roundoff",
     "widest",
     "working_dtype",

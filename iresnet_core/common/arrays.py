@@ -5,7 +5,17 @@ from typing import Any
 
 from iresnet_core.backends import Array, Backend
 
-__all__ = ["flatten", "gamma", "norms", "per_sample", "round_up", "unit_roundoff", "widest", "working_dtype"]
+__all__ = [
+    "flatten",
+    "gamma",
+    "per_sample",
+    "round_up",
+    "safe_sample_norms",
+    "sample_norms",
+    "unit_roundoff",
+    "widest",
+    "working_dtype",
+]
 
 
 def unit_roundoff(backend: Backend, dtype: Any) -> float:
@@ -49,9 +59,20 @@ def flatten(xp: Any, x: Array) -> Array:
     return xp.reshape(x, (x.shape[0], math.prod(x.shape[1:])))
 
 
-def norms(xp: Any, x: Array) -> Array:
+def sample_norms(xp: Any, x: Array) -> Array:
     """Return the Euclidean norm of every sample (batch,)."""
     return xp.linalg.vector_norm(flatten(xp, x), axis=-1)
+
+
+def safe_sample_norms(xp: Any, x: Array) -> Array:
+    """Return the norms as `sample_norms` does, where a square of an entry might over- or underflow.
+
+    The entries of every sample are divided by their largest magnitude first.
+    """
+    flat = flatten(xp, x)
+    largest = xp.max(xp.abs(flat), axis=-1)
+    scale = xp.where(largest > 0, largest, xp.ones_like(largest))
+    return xp.linalg.vector_norm(flat / scale[:, None], axis=-1) * scale
 
 
 def per_sample(xp: Any, values: Array, like: Array) -> Array:

@@ -15,6 +15,7 @@ from iresnet_core.errors import (
 )
 
 __all__ = [
+    "refuse_expansion",
     "require_batch",
     "require_contraction",
     "require_finite",
@@ -139,3 +140,29 @@ def require_contraction(lipschitz: Any, source: str) -> float:
             "Scale the weights, for example with normalize(g, 0.9)."
         )
     return constant
+
+
+def refuse_expansion(what: str, factor: float, constant: float, rounding: float) -> None:
+    """Refuse a map that was seen to expand by a `factor` above its Lipschitz constant.
+
+    Parameters
+    ----------
+    what : str
+        Where it was seen, to begin the sentence of the error.
+    factor, constant : float
+        What was seen, and what was stated.
+    rounding : float
+        Relative rounding error of the factor; a hundred times as much is allowed.
+
+    Raises
+    ------
+    NonFiniteError, NotContractiveError
+        If the factor is not finite, or too large.
+    """
+    if not math.isfinite(factor):
+        raise NonFiniteError(f"{what} of g holds NaN or infinity.")
+    if factor > constant * (1 + max(1e-6, 100 * rounding)) + 1e-30:
+        raise NotContractiveError(
+            f"{what} expanded by {factor:.4g}, more than the stated Lipschitz constant {constant:.4g} of g. The "
+            "constant is wrong, or the branch is no contraction."
+        )

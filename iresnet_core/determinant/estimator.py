@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.branches import Linearization
-from iresnet_core.common import unit_roundoff
+from iresnet_core.common import refuse_expansion, unit_roundoff
 from iresnet_core.determinant.arnoldi import arnoldi_estimate, run_arnoldi
 from iresnet_core.determinant.arnoldi_roulette import with_roulette
 from iresnet_core.determinant.preconditioning import (
@@ -29,12 +29,10 @@ from iresnet_core.determinant.series import (
 from iresnet_core.errors import (
     DerivativeError,
     InvalidArgumentError,
-    NonFiniteError,
-    NotContractiveError,
 )
 from iresnet_core.results import LogDet
 
-__all__ = ["DEFAULT_BIAS", "Estimator", "Sums", "refuse_expansion", "with_derivative"]
+__all__ = ["DEFAULT_BIAS", "Estimator", "Sums", "with_derivative"]
 
 # Truncation error, in nats, that is allowed where no tolerance is given.
 DEFAULT_BIAS = 1e-3
@@ -232,7 +230,7 @@ class Estimator:
         largest = self.products.largest_factor
         if largest is None or self.backend.is_tracing(largest):
             return
-        refuse_expansion(float(largest), self.constant, self.product_error)
+        refuse_expansion("a Jacobian product", float(largest), self.constant, self.product_error)
 
     def result(self, sums: Sums, source: ProbeSource) -> LogDet:
         """Average, and state the errors."""
@@ -262,24 +260,6 @@ class Estimator:
             extra = trust * of_roulette + (1 - trust) * extra
         variance = variance * source.remaining_variance(p) + extra
         return LogDet(value, xp.sqrt(variance / p), sums.bias / p + self.known_error, products, self.method)
-
-
-def refuse_expansion(factor: float, constant: float, product_error: float) -> None:
-    """Refuse a Jacobian product that is not finite, or expanded by a `factor` above the constant.
-
-    Raises
-    ------
-    NonFiniteError, NotContractiveError
-        Accordingly.
-    """
-    if not math.isfinite(factor):
-        raise NonFiniteError("a Jacobian product of g holds NaN or infinity.")
-    slack = max(1e-6, 100 * product_error)
-    if factor > constant * (1 + slack) + 1e-30:
-        raise NotContractiveError(
-            f"a Jacobian product expanded by {factor:.4g}, more than the stated Lipschitz constant "
-            f"{constant:.4g} of g. The constant is wrong, or the branch is no contraction."
-        )
 
 
 def with_derivative(backend: Backend, value: Array, surrogate: Array) -> Array:

@@ -30,6 +30,7 @@ from iresnet_core.common import (
     require_floating,
     require_same_device,
     require_same_dtype,
+    squared_frobenius,
     widest,
     working_dtype,
 )
@@ -162,8 +163,8 @@ def preconditioner(backend: Backend, linearization: Linearization, x: Array, con
     stored = xp.astype(B, wide)
     # B A = I + R, hence B^-1 - A = -A R (I + R)^-1.
     R = xp.matmul(stored, A) - identity
-    rounding = gamma(2 * d + 4, 2.0**-53) * xp.sqrt(_squared(xp, stored) * _squared(xp, A))
-    defect = xp.sqrt(_squared(xp, R)) * (1 + 1e-12) + rounding
+    rounding = gamma(2 * d + 4, 2.0**-53) * xp.sqrt(squared_frobenius(xp, stored) * squared_frobenius(xp, A))
+    defect = xp.sqrt(squared_frobenius(xp, R)) * (1 + 1e-12) + rounding
     norm = norm + (1 + norm) * defect / (1 - defect)
     certain = not backend.is_tracing(norm)
     if certain and not (float(defect) < 0.5 and float(norm) < 1):
@@ -191,12 +192,6 @@ def _shrunk(backend: Backend, J0: Array, constant: float) -> tuple[Array, Array]
         more = xp.where(norm <= limit, norm, more)
         scale = xp.where(norm <= limit, xp.ones_like(scale), scale)
     return scale * J0, scale * more * (1 + 1e-14)
-
-
-def _squared(xp: Any, matrix: Array) -> Array:
-    """Squared Frobenius norm () of a matrix."""
-    flat = xp.reshape(matrix, (-1,))
-    return xp.linalg.vecdot(flat, flat)
 
 
 def require_reference(reference: Any, x: Array) -> MeanJacobian:
@@ -263,9 +258,7 @@ class PreconditionedProducts(Products):
 
     def pulled_back(self, w: Array) -> Array:
         """Return B^T w for w (probes, batch, d)."""
-        xp = self.backend.xp
-        rows = xp.reshape(w, (-1, w.shape[2]))
-        return xp.reshape(xp.matmul(rows, self.inverse), tuple(w.shape))
+        return self.backend.rows_times(w, self.inverse)
 
 
 def preconditioned_form(

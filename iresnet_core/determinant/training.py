@@ -21,8 +21,8 @@ from typing import Any
 
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.branches import Control, Linearization
-from iresnet_core.common import unit_roundoff, widest
-from iresnet_core.determinant.estimator import refuse_expansion, with_derivative
+from iresnet_core.common import refuse_expansion, unit_roundoff, widest
+from iresnet_core.determinant.estimator import with_derivative
 from iresnet_core.determinant.preconditioning import require_reference
 from iresnet_core.results import LogDet
 
@@ -67,7 +67,7 @@ def controlled_logdet(
         else:
             known = require_reference(reference, x)
             inverse, start = (backend.stop_gradient(a) for a in (known.inverse, known.log_determinant))
-        pulled = _times(xp, flat, inverse)
+        pulled = backend.rows_times(flat, inverse)
         first, w, u, series, sign = pulled, pulled, flat, None, 1.0
         for k in range(1, products + 1):
             pushed = linearization.transposed_products(xp.reshape(pulled, tuple(v.shape)))
@@ -75,7 +75,7 @@ def controlled_logdet(
             term = xp.linalg.vecdot(flat, u)
             series = term if series is None else series + (sign / k) * term
             sign = -sign
-            pulled = _times(xp, u, inverse)
+            pulled = backend.rows_times(u, inverse)
             w = w + sign * pulled
         term = xp.linalg.vecdot(pulled, flat + fixed) - xp.linalg.vecdot(u, flat)
         series = series + (sign / (products + 1)) * term
@@ -97,7 +97,7 @@ def _with_derivative(backend: Backend, image: Array, mean: Array | None, known: 
     xp = backend.xp
     flat, w, value, inverse, first = known
     assert mean is not None
-    control = _times(xp, flat, xp.matrix_transpose(mean))
+    control = backend.rows_times(flat, xp.matrix_transpose(mean))
     forms = xp.linalg.vecdot(w, image) - xp.linalg.vecdot(first, control)
     trace = xp.sum(xp.matrix_transpose(inverse) * mean)
     return with_derivative(backend, value, xp.sum(forms, axis=0) + trace)
@@ -111,12 +111,6 @@ def _inverse(backend: Backend, J0: Array, x: Array) -> tuple[Array, Array]:
     return xp.astype(inverse, x.dtype), log_determinant
 
 
-def _times(xp: Any, rows: Array, matrix: Array) -> Array:
-    """Multiply the last axis of `rows` (probes, batch, d) by a matrix (d, d), as one product."""
-    joined = xp.reshape(rows, (-1, rows.shape[2]))
-    return xp.reshape(xp.matmul(joined, matrix), tuple(rows.shape))
-
-
 def _refuse_expansion(backend: Backend, v: Array, image: Array, constant: float, depth: int) -> None:
     """Refuse products that are not finite, or expand by more than the constant."""
     if backend.is_tracing(image, v):
@@ -125,7 +119,7 @@ def _refuse_expansion(backend: Backend, v: Array, image: Array, constant: float,
     # Zero where the probe is zero: then so is its image.
     squares = xp.linalg.vecdot(image, image) / xp.maximum(xp.linalg.vecdot(v, v), _smallest(backend, v))
     rounding = 8 * (depth + 2) * unit_roundoff(backend, v.dtype)
-    refuse_expansion(math.sqrt(float(xp.max(squares))), constant, rounding)
+    refuse_expansion("a Jacobian product", math.sqrt(float(xp.max(squares))), constant, rounding)
 
 
 def _smallest(backend: Backend, v: Array) -> Array:

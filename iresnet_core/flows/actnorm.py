@@ -23,7 +23,7 @@ from iresnet_core.flows.layer import (
     channel_axis,
     exact_inverse,
     exact_logdet,
-    sample_norm,
+    wide_norms,
 )
 from iresnet_core.results import Inverse
 
@@ -193,7 +193,7 @@ class ActNorm(Layer):
         x = scaled - bias
         info = backend.xp.finfo(z.dtype)
         # Four roundings of eps at most for exp, one for each operation; the last term is for results that underflow.
-        rounding = 8 * float(info.eps) * (sample_norm(backend, scaled) + sample_norm(backend, x)) + math.sqrt(
+        rounding = 8 * float(info.eps) * (wide_norms(backend, scaled) + wide_norms(backend, x)) + math.sqrt(
             math.prod(z.shape[1:])
         ) * float(info.smallest_normal)
         return exact_inverse(backend, x, rounding)

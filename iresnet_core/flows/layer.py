@@ -12,13 +12,13 @@ from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack
 from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.common import (
     Copyable,
-    norms,
     require_batch,
     require_finite,
     require_floating,
     require_same_device,
     require_same_dtype,
     round_up,
+    sample_norms,
     unit_roundoff,
     widest,
     working_dtype,
@@ -36,7 +36,7 @@ __all__ = [
     "exact_inverse",
     "exact_logdet",
     "located",
-    "sample_norm",
+    "wide_norms",
 ]
 
 Shape = tuple[int, ...]
@@ -265,9 +265,9 @@ def channel_axis(axis: int, ndim: int, owner: str) -> int:
     return position
 
 
-def sample_norm(backend: Backend, x: Array) -> Array:
+def wide_norms(backend: Backend, x: Array) -> Array:
     """Euclidean norm of every sample (batch,), in float64."""
-    return norms(backend.xp, backend.xp.astype(x, widest(backend)))
+    return sample_norms(backend.xp, backend.xp.astype(x, widest(backend)))
 
 
 def exact_logdet(backend: Backend, value: Array, rounding: Array, dtype: Any) -> LogDet:

@@ -15,7 +15,7 @@ from iresnet_core.flows.layer import (
     Transformed,
     exact_inverse,
     exact_logdet,
-    sample_norm,
+    wide_norms,
 )
 from iresnet_core.results import Inverse
 
@@ -113,7 +113,7 @@ class Logit(Layer):
         x = 0.5 + deviation
         info = backend.xp.finfo(z.dtype)
         # Four roundings of eps at most for tanh, one for each operation and for the constant.
-        rounding = 8 * float(info.eps) * (sample_norm(backend, deviation) + sample_norm(backend, x)) + math.sqrt(
+        rounding = 8 * float(info.eps) * (wide_norms(backend, deviation) + wide_norms(backend, x)) + math.sqrt(
             math.prod(z.shape[1:])
         ) * float(info.smallest_normal)
         return exact_inverse(backend, x, rounding)

@@ -15,7 +15,7 @@ from iresnet_core.flows.layer import (
     channel_axis,
     exact_inverse,
     exact_logdet,
-    sample_norm,
+    wide_norms,
 )
 from iresnet_core.results import Inverse
 
@@ -210,4 +210,4 @@ class InjectivePad(Layer):
         before = (slice(None),) * position
         dropped = z[(*before, slice(keep, None), ...)]
         kept = z[(*before, slice(None, keep), ...)]
-        return exact_inverse(backend, kept, _nothing(backend, z), sample_norm(backend, dropped))
+        return exact_inverse(backend, kept, _nothing(backend, z), wide_norms(backend, dropped))

@@ -4,7 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, device_of
-from iresnet_core.common import flatten, per_sample
+from iresnet_core.common import flatten, per_sample, sample_norms
 from iresnet_core.inverse.fixed_point import FixedPoint, Progress
 
 __all__ = ["anderson"]
@@ -149,8 +149,8 @@ def _weights(xp: Any, history: _History, force: Array, length: Array) -> tuple[A
 def _beyond_plain(problem: FixedPoint, before: Progress, after: Progress) -> Array:
     """Logarithm of what a step took off the residual beyond the plain iteration, judged by how much g expands there."""
     xp = problem.backend.xp
-    lengths = (after.residual, before.residual, problem.norms(after.x - before.x))
-    expansion = problem.norms(after.image - before.image)
+    lengths = (after.residual, before.residual, sample_norms(xp, after.x - before.x))
+    expansion = sample_norms(xp, after.image - before.image)
     usable = (expansion > 0) & (lengths[0] > 0) & (lengths[1] > 0) & (lengths[2] > 0)
     new, old, step, change = (xp.where(usable, a, xp.ones_like(a)) for a in (*lengths, expansion))
     return xp.log(new / old) - xp.log(change / step)

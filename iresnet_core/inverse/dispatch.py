@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.branches import evaluate, stated_lipschitz
 from iresnet_core.common import (
-    norms,
+    refuse_expansion,
     require_batch,
     require_contraction,
     require_finite,
@@ -16,6 +16,7 @@ from iresnet_core.common import (
     require_positive_int,
     require_same_device,
     require_same_dtype,
+    sample_norms,
     unit_roundoff,
     widest,
     working_dtype,
@@ -23,7 +24,6 @@ from iresnet_core.common import (
 from iresnet_core.errors import (
     InvalidArgumentError,
     NonFiniteError,
-    NotContractiveError,
     NotConvergedError,
     NotConvergedWarning,
     ShapeError,
@@ -152,10 +152,10 @@ def invert(
         atol = atol / problem.unit
         first = problem.y if start is None else _checked_start(problem, start, y)
         with backend.no_grad():
-            y_norm = norms(backend.xp, problem.y)
+            y_norm = sample_norms(backend.xp, problem.y)
             fixed_point = FixedPoint(backend, problem.g, problem.y, y_norm, problem.constant, rtol, atol)
             progress = SOLVERS[solver](fixed_point, first, limit)
-            _refuse_expansion(problem, progress)
+            _refuse_what_is_no_contraction(problem, progress)
             result = _certified(problem, progress, rtol, atol, dtype, on_failure, solver)
         if not backend.differentiates:
             return result
@@ -213,7 +213,7 @@ def _enough(constant: float, rtol: float, bits: int) -> int:
     return max(16, 2 * math.ceil(math.log(target) / math.log(constant)) + 8)
 
 
-def _refuse_expansion(problem: _Problem, progress: Progress) -> None:
+def _refuse_what_is_no_contraction(problem: _Problem, progress: Progress) -> None:
     """Refuse a g that was seen to break its own constant, or to return what is not finite."""
     backend, xp = problem.backend, problem.backend.xp
     if backend.is_tracing(progress.residual):
@@ -224,10 +224,7 @@ def _refuse_expansion(problem: _Problem, progress: Progress) -> None:
         suspects = progress.excess > 4 * rounding
     if bool(xp.any(suspects)):
         worst = float(xp.max(xp.where(suspects, progress.expansion, xp.zeros_like(progress.expansion))))
-        raise NotContractiveError(
-            f"{problem.name} expands by {worst:.4g} between two iterates, more than its stated constant "
-            f"{problem.constant:.4g}. The constant is wrong, or the branch is no contraction."
-        )
+        refuse_expansion("the difference of two iterates", worst, problem.constant, 0.0)
     bad = ~xp.isfinite(progress.residual)
     if bool(xp.any(bad)):
         count, total = int(xp.sum(xp.astype(bad, xp.int64))), progress.residual.shape[0]
@@ -248,7 +245,7 @@ def _evaluated(problem: _Problem, x: Array, image: Array | None = None) -> tuple
         image = evaluate(backend, g, x) if image is None else image
         rounding, share = xp.zeros((x.shape[0],), dtype=x.dtype, device=device_of(x)), 4 * u
         share = share + UNSTATED_ROUNDING * max(u, problem.output_roundoff)
-    terms = norms(xp, x) + norms(xp, image) + norms(xp, xp.astype(problem.y, x.dtype))
+    terms = sample_norms(xp, x) + sample_norms(xp, image) + sample_norms(xp, xp.astype(problem.y, x.dtype))
     # Where squares underflow a norm is lost; the entries are then below this.
     lost = float(xp.finfo(x.dtype).smallest_normal) ** 0.5 * math.prod(x.shape[1:]) ** 0.5
     return image, rounding + share * terms + lost
@@ -270,7 +267,7 @@ def _certified(
     value = xp.astype(progress.x, dtype)
     residual, rounding, floor = _residual(problem, progress, value)
     bound = (residual + rounding) / (1 - c) * (1 + 2.0**-50)
-    size = norms(xp, xp.astype(value, bound.dtype))
+    size = sample_norms(xp, xp.astype(value, bound.dtype))
     # A sample that stalled has the rounding of its whole history: a contraction gathers that up to 1 / (1 - c) times.
     stalled = progress.since >= STALLED
     floor = 2 * floor / (1 - c) * xp.where(stalled, xp.full_like(floor, 1 / (1 - c)), xp.ones_like(floor))
@@ -306,4 +303,4 @@ def _residual(problem: _Problem, progress: Progress, value: Array) -> tuple[Arra
         x, known = xp.astype(value, widest(backend)), None
     image, rounding = _evaluated(problem, x, known)
     ratio = unit_roundoff(backend, working) / unit_roundoff(backend, x.dtype)
-    return norms(xp, x + image - xp.astype(problem.y, x.dtype)), rounding, rounding * ratio
+    return sample_norms(xp, x + image - xp.astype(problem.y, x.dtype)), rounding, rounding * ratio

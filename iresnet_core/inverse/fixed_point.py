@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.branches import evaluate
-from iresnet_core.common import norms, per_sample, unit_roundoff
+from iresnet_core.common import per_sample, sample_norms, unit_roundoff
 
 __all__ = ["STALLED", "FixedPoint", "Progress", "picard"]
 
@@ -45,10 +45,6 @@ class FixedPoint(NamedTuple):
     rtol: float
     atol: float
 
-    def norms(self, x: Array) -> Array:
-        """Euclidean norm of every sample (batch,)."""
-        return norms(self.backend.xp, x)
-
     def noise(self, x_norm: Array, image_norm: Array) -> Array:
         """Rounding of x + g(x) - y, without that of g."""
         return 2 * unit_roundoff(self.backend, x_norm.dtype) * (x_norm + image_norm + self.y_norm)
@@ -59,7 +55,7 @@ class FixedPoint(NamedTuple):
         zero = xp.zeros((x.shape[0],), dtype=x.dtype, device=device_of(x))
         count = xp.zeros((x.shape[0],), dtype=xp.int32, device=device_of(x))
         image = evaluate(self.backend, self.g, x) if image is None else image
-        residual = self.norms(x + image - self.y)
+        residual = sample_norms(xp, x + image - self.y)
         return Progress(x, image, residual, count + 1, zero, zero, residual, count, self._met(x, image, residual))
 
     def advance(self, state: Progress, x: Array) -> Progress:
@@ -68,11 +64,11 @@ class FixedPoint(NamedTuple):
         keep = per_sample(xp, state.done, x)
         x = xp.where(keep, state.x, x)
         image = xp.where(keep, state.image, evaluate(self.backend, self.g, x))
-        residual = xp.where(state.done, state.residual, self.norms(x + image - self.y))
+        residual = xp.where(state.done, state.residual, sample_norms(xp, x + image - self.y))
         # A c-contraction gains c^5 in ten evaluations, five of them plain steps; less is rounding.
         progress = residual <= 0.5 * (1 + self.constant**5) * state.mark
         since = xp.where(progress, xp.zeros_like(state.since), state.since + 1)
-        step, change = self.norms(x - state.x), self.norms(image - state.image)
+        step, change = sample_norms(xp, x - state.x), sample_norms(xp, image - state.image)
         excess = change - (1 + 1e-6) * self.constant * step
         worse = excess > state.excess
         return Progress(
@@ -89,8 +85,9 @@ class FixedPoint(NamedTuple):
 
     def _met(self, x: Array, image: Array, residual: Array) -> Array:
         """Which samples have met the tolerance, or cannot come closer since only rounding is left of the residual."""
-        size = self.norms(x)
-        noise = self.noise(size, self.norms(image))
+        xp = self.backend.xp
+        size = sample_norms(xp, x)
+        noise = self.noise(size, sample_norms(xp, image))
         tolerance = (1 - self.constant) * (self.atol + self.rtol * size)
         return (residual + noise <= tolerance) | (residual <= 0.5 * noise)
 

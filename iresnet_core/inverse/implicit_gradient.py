@@ -6,7 +6,7 @@ from typing import Any
 
 from iresnet_core.backends import Array, Backend
 from iresnet_core.branches import Chain, evaluate, linearize
-from iresnet_core.common import flatten, norms, per_sample, unit_roundoff, working_dtype
+from iresnet_core.common import flatten, per_sample, sample_norms, unit_roundoff, working_dtype
 from iresnet_core.errors import DerivativeError, NotConvergedError
 from iresnet_core.inverse.fixed_point import FixedPoint
 from iresnet_core.inverse.solvers import SOLVERS
@@ -53,7 +53,7 @@ def with_implicit_gradient(
             right = cotangent / scale
             if not (hasattr(g, "linearize") or backend.loops_over_products()):
                 return xp.astype(_neumann_sum(product, right, _neumann_terms(constant, rtol)) * scale, point.dtype)
-            problem = FixedPoint(backend, product, right, norms(xp, right), constant, rtol, 0.0)
+            problem = FixedPoint(backend, product, right, sample_norms(xp, right), constant, rtol, 0.0)
             progress = SOLVERS["anderson"](problem, right, max_iter)
             _require_solution(backend, problem, progress.residual, unit_roundoff(backend, point.dtype))
             return xp.astype(progress.x * scale, point.dtype)

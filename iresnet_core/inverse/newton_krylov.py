@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from iresnet_core.backends import Array, device_of
-from iresnet_core.common import flatten, norms, per_sample, unit_roundoff
+from iresnet_core.common import flatten, per_sample, sample_norms, unit_roundoff
 from iresnet_core.inverse.fixed_point import FixedPoint, Progress
 
 __all__ = ["newton"]
@@ -50,7 +50,7 @@ def newton(problem: FixedPoint, x: Array, max_iter: int, *, begun: Progress | No
         exhausted = ~best.done & (most_spent(best) >= max_iter)
         best = best._replace(done=best.done | exhausted)
         force = problem.y - best.image - best.x
-        target = (1 - problem.constant) * (problem.atol + problem.rtol * problem.norms(best.x))
+        target = (1 - problem.constant) * (problem.atol + problem.rtol * sample_norms(xp, best.x))
         length = xp.where(best.residual > 0, best.residual, xp.ones_like(best.residual))
         forcing = xp.minimum(0.9 * (best.residual / before) ** 2, xp.full_like(length, LOOSEST))
         forcing = xp.maximum(forcing, 0.5 * target / length)
@@ -65,7 +65,7 @@ def newton(problem: FixedPoint, x: Array, max_iter: int, *, begun: Progress | No
         shrunk = ~(state.residual >= best.residual)
         back = ~per_sample(xp, shrunk, x)
         # A step that brings nothing has met the floor of the dtype if it is near, and will be replaced if it is not.
-        near = state.residual <= NEAR * problem.noise(problem.norms(state.x), problem.norms(state.image))
+        near = state.residual <= NEAR * problem.noise(sample_norms(xp, state.x), sample_norms(xp, state.image))
         idle = xp.where(near, state.since + (IDLE - 1), xp.zeros_like(state.since))
         since = xp.where(state.since > 0, idle, state.since)
         state = state._replace(
@@ -89,7 +89,7 @@ def _product(problem: FixedPoint, state: Progress) -> tuple[Callable[[Array], Ar
     if known is not None:
         return lambda v: flatten(xp, known(xp.reshape(v, shape))), 1
     x, image = flatten(xp, state.x), flatten(xp, state.image)
-    reach = (1 + norms(xp, state.x))[:, None] * unit_roundoff(problem.backend, state.x.dtype) ** 0.5
+    reach = (1 + sample_norms(xp, state.x))[:, None] * unit_roundoff(problem.backend, state.x.dtype) ** 0.5
 
     def difference(v: Array) -> Array:
         return (flatten(xp, problem.g(xp.reshape(x + reach * v, shape))) - image) / reach

@@ -3,10 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from iresnet_core.backends import Array, Backend, device_of, get_backend
-from iresnet_core.common import round_up, widest
+from iresnet_core.common import fixed_start, round_up, widest
 from iresnet_core.lipschitz.bounds import lipschitz_bound
 from iresnet_core.lipschitz.certificates import cholesky_bound, cholesky_certificates, gram_bound, smaller_gram
 from iresnet_core.lipschitz.estimates import power_of_two_near
@@ -156,9 +154,9 @@ def _lanczos(backend: Backend, gram: Array) -> Iterator[Array]:
     xp = backend.xp
     k, n = gram.shape[:2]
     G = xp.astype(gram, xp.float32)
-    start = backend.constant_array(_start, n, like=gram)
+    start = fixed_start(backend, (1, n), G)
     eps = float(xp.finfo(xp.float32).eps)
-    v, _ = unit(xp, xp.matmul(xp.astype(start, xp.float32)[None, :], G)[:, 0, :])
+    v, _ = unit(xp, xp.matmul(start, G)[:, 0, :])
     basis: list[Array] = []
     diagonal: list[Array] = []
     beside: list[Array] = []
@@ -177,7 +175,3 @@ def _lanczos(backend: Backend, gram: Array) -> Iterator[Array]:
             w = w - xp.matmul(coefficients, V)[:, 0, :]
         v, length = cleaned(xp, w, image_length, eps)
         beside.append(length)
-
-
-def _start(n: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(n)

@@ -2,26 +2,19 @@
 
 from typing import Any
 
-import numpy as np
-
 from iresnet_core.backends import Array, device_of
+from iresnet_core.common import fixed_start
 from iresnet_core.operators import LinearOperator, Matrices
 
 __all__ = ["first_basis", "refine_basis"]
 
 
-def _random_rows(size: int, n: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((size, n))
-
-
 def first_basis(operator: LinearOperator, size: int) -> Array:
     """Return images (k, m) of fixed pseudo-random vectors, k the least of `size`, m and n; of zero, such vectors."""
-    backend, xp, dtype = operator.backend, operator.backend.xp, operator.like.dtype
+    backend, xp = operator.backend, operator.backend.xp
     size = min(size, *operator.shape)
-    before, after = (
-        xp.astype(backend.constant_array(_random_rows, size, extent, like=operator.like), dtype)
-        for extent in (operator.shape[1], operator.shape[0])
-    )
+    m, n = operator.shape
+    before, after = (fixed_start(backend, (size, extent), operator.like) for extent in (n, m))
     images = operator.matvec(before)
     return xp.where(xp.any(images != 0), images, after)
 

@@ -9,10 +9,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from iresnet_core.backends import Array, Backend, device_of
-from iresnet_core.common import gamma
+from iresnet_core.common import fixed_start, gamma, squared_frobenius
 from iresnet_core.errors import NotConvergedError
 from iresnet_core.lipschitz.lanczos import cleaned, filled_stack, tridiagonal, unit
 
@@ -39,25 +37,6 @@ NOTHING = 1e-200
 def _terms(xp: Any, A: Array, n: int) -> int:
     """Length of an inner product, as far as rounding is concerned."""
     return 4 * (n + 2) if xp.isdtype(A.dtype, "complex floating") else n + 2
-
-
-def _squares(xp: Any, A: Array) -> Array:
-    """Squared magnitudes of the entries."""
-    return xp.abs(A) ** 2 if xp.isdtype(A.dtype, "complex floating") else A * A
-
-
-def _squared_frobenius(xp: Any, A: Array) -> Array:
-    """Upper bound on the squared Frobenius norm."""
-    m, n = A.shape[-2:]
-    return _sum_of_squares(xp, A) * (1 + gamma(m * n + 4, U))
-
-
-def _sum_of_squares(xp: Any, A: Array) -> Array:
-    """Squared Frobenius norms (...,) of matrices (..., m, n), real numbers."""
-    if xp.isdtype(A.dtype, "complex floating"):
-        return xp.sum(_squares(xp, A), axis=(-2, -1))
-    flat = xp.reshape(A, (*A.shape[:-2], math.prod(A.shape[-2:])))
-    return xp.linalg.vecdot(flat, flat)
 
 
 def _trace(xp: Any, gram: Array) -> Array:
@@ -87,7 +66,9 @@ def singular_value_bound(backend: Backend, A: Array) -> Array:
 
 def frobenius_bound(backend: Backend, A: Array) -> Array:
     """Frobenius norm (report, after Eq. 10): at most sqrt(rank) times the norm."""
-    return backend.xp.sqrt(_squared_frobenius(backend.xp, A)) * (1 + 2 * U)
+    xp = backend.xp
+    squared = squared_frobenius(xp, A) * (1 + gamma(math.prod(A.shape[-2:]) + 4, U))
+    return xp.sqrt(squared) * (1 + 2 * U)
 
 
 def holder_bound(backend: Backend, A: Array) -> Array:
@@ -171,7 +152,7 @@ def _lanczos_estimates(backend: Backend, gram: Array) -> Iterator[float]:
     the largest singular value no digits.
     """
     xp, n = backend.xp, gram.shape[0]
-    start = backend.from_numpy(np.random.default_rng(0).standard_normal(n), gram)
+    start = fixed_start(backend, (n,), gram)
     looks = (16, 28, 50, 100, 200)
     last = min(looks[-1], n)
     eps = float(xp.finfo(gram.dtype).eps)
@@ -236,12 +217,9 @@ def gram_bound(backend: Backend, A: Array, *, rtol: float = 1e-3, max_steps: int
     is_complex = xp.isdtype(A.dtype, "complex floating")
     looks = rtol > 0 and not backend.is_tracing(A)
     g = gamma(_terms(xp, A, n), U) + 8 * U
-    flat_shape = (*gram.shape[:-2], n * n)
     norms = []
     for step in range(1, max_steps + 1):
-        flat = xp.reshape(gram, flat_shape)
-        squared = xp.sum(xp.abs(flat) ** 2, axis=-1) if is_complex else xp.linalg.vecdot(flat, flat)
-        norm = xp.sqrt(squared + NOTHING)
+        norm = xp.sqrt(squared_frobenius(xp, gram) + NOTHING)
         norms.append(norm)
         gram = gram / (xp.astype(norm, gram.dtype) if is_complex else norm)[..., None, None]
         if looks and bool(xp.all(_trace(xp, gram) ** (1 / 2**step) <= 1 + rtol)):

@@ -7,6 +7,7 @@ import numpy as np
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.common import (
+    fixed_start,
     require_finite,
     require_floating,
     require_nonnegative,
@@ -193,16 +194,11 @@ def _is_foreign(operator: LinearOperator) -> bool:
     return not isinstance(operator, Matrices | LinearLayer)
 
 
-def random_start(n: int) -> np.ndarray:
-    """The vector (n,) from which iterations begin: random, so that it is orthogonal to nothing, and always the same."""
-    return np.random.default_rng(0).standard_normal(n)
-
-
 def _random_right(operator: LinearOperator) -> Array:
-    """A right vector (..., n), drawn on the host, so that every backend begins from the same one."""
-    backend, n = operator.backend, operator.shape[1]
-    right = backend.constant_array(random_start, n, like=operator.like)
-    return backend.xp.broadcast_to(backend.xp.astype(right, operator.like.dtype), (*operator.batch_shape, n))
+    """The right vector (..., n) from which every backend begins."""
+    n = operator.shape[1]
+    right = fixed_start(operator.backend, (n,), operator.like)
+    return operator.backend.xp.broadcast_to(right, (*operator.batch_shape, n))
 
 
 def _left_start(backend: Backend, operator: LinearOperator, start: Array | SpectralNorm | None) -> Array:

@@ -12,6 +12,7 @@ from itertools import product
 import numpy as np
 
 from iresnet_core.backends import Array, Backend, device_of
+from iresnet_core.common import fixed_start
 from iresnet_core.lipschitz.certificates import (
     U,
     cholesky_certificate,
@@ -64,8 +65,7 @@ def fourier_bound(layer: Convolution) -> Array:
 def _rayleigh_quotients(backend: Backend, gram: Array) -> Array:
     """Lower bounds on the largest eigenvalues of positive semidefinite matrices (count, n, n), by power steps."""
     xp = backend.xp
-    start = np.random.default_rng(0).standard_normal((1, gram.shape[-1], 1))
-    v = xp.astype(backend.from_numpy(start, gram), gram.dtype) + xp.zeros_like(gram[:, :, :1])
+    v = fixed_start(backend, (1, gram.shape[-1], 1), gram) + xp.zeros_like(gram[:, :, :1])
     for _ in range(POWER_STEPS):
         w = xp.matmul(gram, v)
         length = xp.sqrt(xp.sum(xp.abs(w) ** 2, axis=(-2, -1)))

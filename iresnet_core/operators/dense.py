@@ -1,8 +1,5 @@
 """Dense layers."""
 
-from collections.abc import Callable
-from typing import Any
-
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.errors import ShapeError
 from iresnet_core.operators.base import LinearLayer
@@ -61,11 +58,11 @@ class Dense(LinearLayer):
 
     def apply(self, v: Array) -> Array:
         """Return v W^T for v (..., in)."""
-        return _by_rows(self.backend.xp, v, self.shape[0], lambda rows: self.backend.affine(rows, self.weight))
+        return self.backend.affine(v, self.weight)
 
     def adjoint(self, u: Array) -> Array:
         """Return u W for u (..., out)."""
-        return _by_rows(self.backend.xp, u, self.shape[1], lambda rows: self.backend.xp.matmul(rows, self.weight))
+        return self.backend.rows_times(u, self.weight)
 
     matvec = apply
     rmatvec = adjoint
@@ -77,10 +74,3 @@ class Dense(LinearLayer):
     def matrix(self) -> Array:
         """Return the weight (out, in)."""
         return self.weight
-
-
-def _by_rows(xp: Any, v: Array, width: int, product: Callable[[Array], Array]) -> Array:
-    """Multiply the last axis of v; as one matrix product, which stacks of small ones would not be."""
-    if v.ndim <= 2:
-        return product(v)
-    return xp.reshape(product(xp.reshape(v, (-1, v.shape[-1]))), (*v.shape[:-1], width))

@@ -268,7 +268,7 @@ def _scale(factor):
 @pytest.mark.parametrize("factor", [1.5, -0.99, -1.0, -3.0])
 def test_a_broken_constant_is_seen(backend, solver, factor):
     y = array(backend, np.random.default_rng(0).standard_normal((4, 3)))
-    with pytest.raises(NotContractiveError, match=f"expands by {abs(factor):.4g}"):
+    with pytest.raises(NotContractiveError, match=f"expanded by {abs(factor):.4g}"):
         invert(_scale(factor), y, lipschitz=0.5, solver=solver)
 
 

@@ -185,9 +185,9 @@ class TorchBackend(Backend):
         return full
 
     def affine(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        """``torch.nn.functional.linear``."""
+        """``torch.nn.functional.linear``, which takes rows in one piece as a single matrix product."""
         with own_dtype(x):
-            return torch.nn.functional.linear(x, weight, bias)
+            return torch.nn.functional.linear(x if x.ndim <= 2 else x.contiguous(), weight, bias)
 
     def gemm(self, alpha: float, a: Array, b: Array, c: Array | None = None) -> Array:
         """``torch.addmm``, whose BLAS scales and adds on the way."""
