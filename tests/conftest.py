@@ -13,7 +13,6 @@ if "IRESNET_JAX_PROGRAMS" in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(os.environ["IRESNET_JAX_PROGRAMS"], worker))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-os.environ.setdefault("IRESNET_EXACT_UP_TO", "32")  # no choice by a stopwatch but in tests/determinant/test_choice.py
 
 import capabilities
 import pytest

@@ -1,8 +1,7 @@
 """log|det(I + J)| of a residual block, per sample, with its standard error and a bound on its bias."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.branches import Linearization, linearize, stated_lipschitz
@@ -17,22 +16,12 @@ from iresnet_core.common import (
     require_positive_int,
     working_dtype,
 )
-from iresnet_core.determinant.choice import (
-    ENVIRONMENT,
-    Costs,
-    Kind,
-    by_cost,
-    by_limit,
-    environment_limit,
-    kind_of,
-    sample,
-    time_both,
-)
+from iresnet_core.determinant.choice import exact_limit
 from iresnet_core.determinant.exact import determinant_order, exact_jointly, exact_logdet, samples_at_a_time
 from iresnet_core.determinant.preconditioning import MeanJacobian, no_mean_jacobian, require_reference
 from iresnet_core.determinant.probes import make_source
 from iresnet_core.determinant.request import Request, given_probes
-from iresnet_core.determinant.stochastic import FEWEST_PROBES, stochastic_logdet
+from iresnet_core.determinant.stochastic import stochastic_logdet
 from iresnet_core.determinant.training import CONTROLLED_PRODUCTS, controlled_logdet
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.results import LogDet
@@ -78,10 +67,9 @@ def logdet(
         on what a preconditioner, made of the slopes' means over the batch, leaves of the logarithm; the rest is exact.
         Some hundred times less noise than "arnoldi" on trained branches, in half the products; needs a `Chain` of
         dense layers, or convolutions on small images, and entrywise activations (or a branch whose linearisation has
-        `mean_matrix`). "auto": "exact"
-        where it costs at most twice as much as an estimate, by a measurement on this backend (see `exact_up_to`), or
-        where the tolerance asks for as much; else "mean-jacobian" where the branch allows it and d is at most 1024
-        (with convolutions: and a `reference` is given), else "arnoldi".
+        `mean_matrix`). "auto": "exact" up to a fixed order of the determinant (see `exact_up_to`), or where the
+        tolerance would cost as much; else "mean-jacobian" where the branch allows it and d is at most 1024 (with
+        convolutions: and a `reference` is given), else "arnoldi".
     tol : float, optional
         Spend products and probes until std_error and bias_bound are at most this, for every sample, in nats. The
         rounding in bias_bound cannot be brought down; where it is above `tol`, the result says so.
@@ -120,10 +108,8 @@ def logdet(
         False leaves the errors out: `std_error` and `bias_bound` are NaN, and "exact" computes the Jacobian in the
         dtype of x. For training loops, which look at the value and its gradient only.
     exact_up_to : int, optional
-        "auto" is exact up to this order of the determinant, and nothing is measured, so that all runs choose alike. The
-        environment variable IRESNET_EXACT_UP_TO does the same for a process. Without either the first call for a kind
-        of problem (backend, device, dtype, sizes) takes the time of both answers, and later ones go by that. A program
-        that is being compiled cannot: there the limit is 32.
+        "auto" is exact up to this order of the determinant; default 64, and 32 with ``errors=False``. The choice
+        depends on nothing else, so that all runs, machines and compiled programs choose alike.
 
     Returns
     -------
@@ -241,8 +227,7 @@ def value_and_logdet(
         linearization = linearize(backend, g, x, jointly=_recorded_later(x, method, request))
         reason = ""
         if method == "auto":
-            problem = _Problem(backend, g, x, linearization, constant, request)
-            method, reason, give_up_at = _choose(problem, exact_up_to)
+            method, reason, give_up_at = _choose(backend, x, linearization, request, exact_up_to)
             request = request._replace(give_up_at=give_up_at)
         result = None
         if method != "exact" and x.shape[0] != 0:
@@ -274,62 +259,17 @@ def _exact(
     return linearization.value, exact_logdet(backend, g, x, linearization, constant, errors=errors)
 
 
-class _Problem(NamedTuple):
-    """What is to be answered."""
-
-    backend: Backend
-    g: Any
-    x: Array
-    linearization: Linearization
-    constant: float
-    request: Request
-
-
-def _choose(problem: _Problem, exact_up_to: int | None) -> tuple[str, str, int | None]:
-    """What "auto" takes, why, and at how many products a sample a tolerance is given up for the exact answer."""
-    backend, _, x, linearization, _, request = problem
+def _choose(
+    backend: Backend, x: Array, linearization: Linearization, request: Request, exact_up_to: int | None
+) -> tuple[str, str, int | None]:
+    """Return the method of "auto", the reason, and the products a sample at which a tolerance becomes too dear."""
     method, order = _stochastic_choice(linearization, x, request), determinant_order(linearization, x)
     if request.noise is not None:
         return method, "noise rules out the exact answer", None
-    limit, whose = exact_up_to, "exact_up_to"
-    if limit is None:
-        limit, whose = backend.host_constant(environment_limit), ENVIRONMENT
-    choice = by_limit(order, limit, whose) if limit >= 0 else by_cost(order, *_timeable(problem, method, order))
-    return "exact" if choice.exact else method, choice.reason, choice.worth
-
-
-def _timeable(problem: _Problem, method: str, order: int) -> tuple[bool, Kind | None, Callable[[], Costs] | None]:
-    """Whether the branch makes matrices, the kind of problem, and how to take the time; None where that is impossible.
-
-    A branch that carries its linearisation is a pure function, and may be evaluated at some of the samples for the time
-    of the exact answer. Any other is not evaluated again.
-    """
-    backend, g, x, linearization, constant, request = problem
-    matrices = linearization.matrix is not None or linearization.sylvester_matrix is not None
-    if backend.is_tracing(x, linearization.value) or not x.shape[0]:
-        return matrices, None, None
-    count = sample(backend, x, order)
-    if count < x.shape[0] and not hasattr(g, "linearize"):
-        return matrices, None, None
-    probes = request.probes if request.tol is None else max(request.probes, FEWEST_PROBES)
-    plain = request._replace(rng=0, tol=None, probes=probes)
-
-    def measure() -> Costs:
-        with backend.no_grad():
-            part, at = x, linearization
-            if count < x.shape[0]:
-                part = x[:count, ...]
-                at = linearize(backend, g, part)
-            return time_both(
-                backend,
-                lambda: exact_logdet(backend, g, part, at, constant, errors=request.errors),
-                lambda: _estimate(backend, linearization, x, constant, method, plain)[1],
-                scale=x.shape[0] / count,
-            )
-
-    label = method if request.reference is None else f"{method} with a reference"
-    sizes = {"order": order, "d": math.prod(x.shape[1:]), "samples": x.shape[0], "probes": probes}
-    return matrices, kind_of(backend, x, **sizes, terms=request.terms, method=label, errors=request.errors), measure
+    limit, whose = exact_limit(exact_up_to, errors=request.errors)
+    if order <= limit:
+        return "exact", f"order {order} is at most {limit}, {whose}", None
+    return method, f"order {order} is above {limit}, {whose}", order
 
 
 def _stochastic_choice(linearization: Linearization, x: Array, request: Request) -> str:

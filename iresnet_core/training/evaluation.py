@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iresnet_core.backends import get_backend
-from iresnet_core.determinant import DOCUMENTED_LIMIT
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows import Flow
 
@@ -90,7 +89,7 @@ def scores(flow: Flow, x: np.ndarray, *, seed: int = 0, progress: Progress | Non
     progress : callable, optional
         Called with the number of samples done and that of all.
     **options
-        As in `Flow.log_prob`; `exact_up_to` is 32 unless given, so that scores do not depend on how fast a machine is.
+        As in `Flow.log_prob`.
 
     Raises
     ------
@@ -104,9 +103,7 @@ def scores(flow: Flow, x: np.ndarray, *, seed: int = 0, progress: Progress | Non
     backend = get_backend(*flow.arrays)
     parts = []
     for k, chunk in enumerate(_chunks(flow, x)):
-        result = flow.log_prob(
-            _on_backend(flow, chunk), rng=_seed(seed, k), **{"exact_up_to": DOCUMENTED_LIMIT, **options}
-        )
+        result = flow.log_prob(_on_backend(flow, chunk), rng=_seed(seed, k), **options)
         parts.append(
             [backend.to_numpy(a).astype(np.float64) for a in (result.value, result.std_error, result.bias_bound)]
         )

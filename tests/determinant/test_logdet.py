@@ -301,14 +301,14 @@ class TestExact:
 
 class TestChoice:
     def test_auto(self, backend):
-        wide = dense_chain(backend, 40, [50], 0.5, 0)
-        narrow = dense_chain(backend, 40, [50, 8], 0.5, 0)
+        wide = dense_chain(backend, 70, [80], 0.5, 0)
+        narrow = dense_chain(backend, 70, [80, 8], 0.5, 0)
         for g, unbiased, method in (
             (wide, False, "mean-jacobian"),
             (wide, True, "mean-jacobian"),
             (narrow, True, "exact"),
         ):
-            x = array(backend, np.zeros((2, 40)))
+            x = array(backend, np.zeros((2, 70)))
             assert logdet(g, x, rng=0, unbiased=unbiased).method == method
 
     @pytest.mark.parametrize("method", ["arnoldi", "series"])
@@ -324,8 +324,8 @@ class TestChoice:
 
     def test_tol_makes_auto_exact(self, backend):
         g, x = example_data.load_case("d64_c0.9", backend=backend.name)
-        assert logdet(g, x, tol=0.05, rng=0).method == "mean-jacobian"
-        assert logdet(g, x, tol=1e-7, rng=0).method == "exact"
+        assert logdet(g, x, tol=0.05, rng=0, exact_up_to=32).method == "mean-jacobian"
+        assert logdet(g, x, tol=1e-7, rng=0, exact_up_to=32).method == "exact"
 
     def test_tol_out_of_reach(self, backend):
         g, x = example_data.load_case("d2_c0.9", backend=backend.name)

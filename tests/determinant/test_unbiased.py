@@ -252,11 +252,11 @@ def test_tolerance(backend):
 
 def test_choice(backend):
     """The best method the branch allows."""
-    g = dense_chain(backend, 40, [50], 0.5, 0)
-    x = array(backend, np.zeros((2, 40)))
+    g = dense_chain(backend, 70, [80], 0.5, 0)
+    x = array(backend, np.zeros((2, 70)))
     assert logdet(g, x, rng=0, unbiased=True).method == "mean-jacobian"
     assert logdet(g, x, rng=0, unbiased=True, control_variate="none").method == "arnoldi"
-    assert logdet(dense_chain(backend, 40, [8], 0.5, 0), x, unbiased=True).method == "exact"
+    assert logdet(dense_chain(backend, 70, [8], 0.5, 0), x, unbiased=True).method == "exact"
 
 
 def test_the_tail_is_shared_by_few_probes(backend):

@@ -11,7 +11,6 @@ from iresnet_core.adapters.keras.building import build_layers
 from iresnet_core.adapters.keras.flow import FlowModel
 from iresnet_core.adapters.keras.tensors import constant
 from iresnet_core.backends import get_backend
-from iresnet_core.determinant import DOCUMENTED_LIMIT
 from iresnet_core.errors import RunError
 from iresnet_core.training import LayerPlan, StepResult, TrainingSettings
 
@@ -63,7 +62,7 @@ class Trainer:
     def log_prob(self, x: np.ndarray, seed: int) -> np.ndarray:
         """Return log-densities under the certified weights."""
         with get_backend(keras.ops.zeros(())).no_grad():
-            return _host(self.model.log_prob(x, rng=seed, exact_up_to=DOCUMENTED_LIMIT))
+            return _host(self.model.log_prob(x, rng=seed))
 
     def lipschitz(self) -> float:
         """Return the largest certified constant of a block."""

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from iresnet_core.adapters.torch.building import build_layers
 from iresnet_core.adapters.torch.flow import Flow
-from iresnet_core.determinant import DOCUMENTED_LIMIT
 from iresnet_core.errors import RunError
 from iresnet_core.training import LayerPlan, StepResult, TrainingSettings
 
@@ -61,7 +60,7 @@ class Trainer:
             group["lr"] = lr
         self.flow.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = -self.flow.log_prob(self._tensor(x), exact_up_to=DOCUMENTED_LIMIT).mean()  # the same when resumed
+        loss = -self.flow.log_prob(self._tensor(x)).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.settings.clip)
         if bool(torch.isfinite(loss) & torch.isfinite(norm)):  # else the parameters stay as they are
@@ -72,7 +71,7 @@ class Trainer:
         """Return log-densities under the certified weights."""
         self.flow.eval()
         with torch.no_grad():
-            values: Tensor = self.flow.log_prob(self._tensor(x), rng=seed, exact_up_to=DOCUMENTED_LIMIT)
+            values: Tensor = self.flow.log_prob(self._tensor(x), rng=seed)
         return values.cpu().numpy()
 
     def lipschitz(self) -> float:
