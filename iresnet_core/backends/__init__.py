@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 from iresnet_core.backends.base import Array, Backend, device_of
@@ -20,8 +21,10 @@ _BACKENDS: dict[str, tuple[str, str, str]] = {
     "array_api_strict": ("ArrayAPIStrictBackend", "array_api_strict", "pip install array-api-strict"),
 }
 
+# The backend of every type of arrays that has been seen.
 _backend_of_type: dict[type, Backend] = {}
-_backend_of_name: dict[str, Backend] = {}  # no functools.cache, which torch.compile warns of
+# The backends in use, by name. torch.compile sees an attribute that is set while it traces, but no entry of a dict.
+_in_use = SimpleNamespace()
 
 
 def backend(name: str) -> Backend:
@@ -44,8 +47,8 @@ def backend(name: str) -> Backend:
     >>> backend("numpy").name
     'numpy'
     """
-    if name in _backend_of_name:
-        return _backend_of_name[name]
+    if hasattr(_in_use, name):
+        return getattr(_in_use, name)  # type: ignore[no-any-return]
     if name not in _BACKENDS:
         raise InvalidArgumentError(
             f"there is no backend {name!r} in this release; the backends are {', '.join(_BACKENDS)}."
@@ -58,7 +61,7 @@ def backend(name: str) -> Backend:
             f"backend {name!r} needs {framework}, which cannot be imported ({error}). Try: {hint}"
         ) from error
     found: Backend = getattr(importlib.import_module(f"iresnet_core.backends.{name}"), kind)()
-    return _backend_of_name.setdefault(name, found)
+    return _in_use.__dict__.setdefault(name, found)  # type: ignore[no-any-return]
 
 
 def available_backends() -> tuple[str, ...]:
@@ -67,7 +70,10 @@ def available_backends() -> tuple[str, ...]:
 
 
 def _load(kind: type) -> str | None:
-    """Import the found of a type of arrays, and return its name."""
+    """Import the backend that a type of arrays belongs to, and return its name; None if no framework owns it.
+
+    Only frameworks that the program has imported are asked.
+    """
     for name, (_, framework, _) in _BACKENDS.items():
         if sys.modules.get(framework) is not None:
             try:
@@ -75,22 +81,13 @@ def _load(kind: type) -> str | None:
             except MissingDependencyError:  # imported, but it cannot run here, and so has no arrays
                 continue
             if found.owns(kind):
-                setattr(_loaded, name, found)
                 return name
     return None
 
 
 # torch.compile cannot follow an import. This mark, which is what `torch.compiler.assume_constant_result` sets, makes it
-# call the function as it is where the first array of a process is met inside a compiled function. It takes attributes,
-# unlike entries of a dictionary, as they are after that.
+# call the function as it is where the first array of a process is met inside a compiled function.
 _load._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-class _Loaded:
-    """The backends that arrays have been found to belong to, by name."""
-
-
-_loaded = _Loaded()
 
 
 def get_backend(*arrays: Array) -> Backend:
@@ -122,7 +119,7 @@ def get_backend(*arrays: Array) -> Backend:
                     f"got {kind.__module__}.{kind.__qualname__}. "
                     "Convert it first, for example with numpy.asarray(..., dtype=numpy.float64)."
                 )
-            backend = _backend_of_type[kind] = getattr(_loaded, name)
+            backend = _backend_of_type[kind] = getattr(_in_use, name)
         if found is None:
             found, first = backend, array
         elif backend is not found:

@@ -1,8 +1,7 @@
 """The protocol of a backend: what the core asks of an array framework beyond the Python array API.
 
-A new backend is a class `NameBackend(Backend)` in one file of this folder and one row in the table of
-`iresnet_core.backends`. The mathematics stays in the core; a backend only says how its framework differentiates,
-loops, convolves and draws noise.
+The mathematics stays in the core; a backend only says how its framework differentiates, loops, convolves and draws
+noise.
 """
 
 from abc import ABC, abstractmethod
@@ -10,6 +9,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Any, Literal
+
+from iresnet_core.errors import DerivativeError
 
 __all__ = ["NO_FORWARD_MODE", "NO_HOST_DRAW", "Array", "Backend", "NoiseKind", "Pullback", "device_of"]
 
@@ -20,18 +21,14 @@ NoiseKind = Literal["rademacher", "gaussian"]
 # What a backend says where `map_cotangent` meets forward mode.
 NO_FORWARD_MODE = (
     "forward-mode differentiation reached an inverse or a stochastic log-determinant, whose derivative is a backward "
-    "pass "
-    "(a solve, a product with fixed vectors). Use reverse mode (grad, vjp, jacrev); for a log-determinant "
-    "method='exact' "
-    "knows both."
+    "pass (a solve, a product with fixed vectors). Use reverse mode (grad, vjp, jacrev); for a log-determinant "
+    "method='exact' knows both."
 )
 # What a backend says where `uniform` would need numbers that a traced program does not have.
 NO_HOST_DRAW = (
     "the roulette draws how many products are computed, which a program has to know when it is compiled. Draw the "
-    "lengths "
-    "before, with the chances that the docstring of logdet gives, and pass noise=(probes, lengths): the probes may be "
-    "an "
-    "argument of the program, the lengths are whole numbers and constants of it. Or do without the roulette: "
+    "lengths before, with the chances that the docstring of logdet gives, and pass noise=(probes, lengths): the probes "
+    "may be an argument of the program, the lengths are whole numbers and constants of it. Or do without the roulette: "
     "method='arnoldi' and unbiased=False, whose bias_bound tells what that leaves out."
 )
 
@@ -46,7 +43,20 @@ def _unchanged(cotangent: Array) -> Array:
 
 
 class Backend(ABC):
-    """One array framework.
+    """One array framework: its namespace of the array API standard, and what the standard leaves out.
+
+    A new backend sets `name` and `xp` and writes the nine methods of the first group below. All other methods have a
+    default, which is right for a framework that computes at once, on one device, without derivatives. A backend
+    overrides
+
+    - `vjp`, `may_differentiate`, `stop_gradient` and `map_cotangent`, and sets `differentiates`, if its framework
+      differentiates;
+    - `is_tracing`, `while_loop`, `concretely` and `jit`, if its framework compiles; the other methods of that group are
+      for compilers that take numbers for variables or do not know the size of a batch;
+    - `full_precision`, if the program around can lower the precision of products;
+    - `has_values`, `are_together` and `is_accelerated`, if arrays can be on several devices;
+    - `frozen`, if arrays can be written to;
+    - a method of the last two groups where its framework has something faster. The defaults are the definitions.
 
     Attributes
     ----------
@@ -61,6 +71,8 @@ class Backend(ABC):
     name: str
     xp: Any
     differentiates: bool = False
+
+    # --- what every backend has to write ---
 
     @abstractmethod
     def owns(self, kind: type) -> bool:
@@ -129,61 +141,7 @@ class Backend(ABC):
     def is_positive_definite(self, matrix: Array) -> bool:
         """Say whether the Cholesky factorisation of all matrices (..., n, n), symmetric or Hermitian, succeeds."""
 
-    def is_above(self, level: Any, matrix: Array) -> bool:
-        """Say whether the Cholesky factorisation of l I - A succeeds, for matrices (..., n, n) and levels (...,)."""
-        identity = self.xp.eye(matrix.shape[-1], dtype=matrix.dtype, device=device_of(matrix))
-        spread = level if isinstance(level, float) else level[..., None, None]
-        return self.is_positive_definite(spread * identity - matrix)
-
-    def inverse_and_log_determinant(self, matrix: Array) -> tuple[Array, Array]:
-        """Return A^-1 and log|det A| () of a regular matrix A (n, n)."""
-        linalg = self.xp.linalg
-        return linalg.inv(matrix), linalg.slogdet(matrix)[1]
-
-    def affine(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        """Return x W^T + b for x (..., in), weight (out, in) and bias (out,)."""
-        y = self.rows_times(x, self.xp.matrix_transpose(weight))
-        return y if bias is None else y + bias
-
-    def rows_times(self, v: Array, matrix: Array) -> Array:
-        """Return v M for row vectors v (..., n) and one matrix (n, m).
-
-        All rows go through a single matrix product, which is faster than a stack of small ones.
-        """
-        if v.ndim <= 2:
-            return self.xp.matmul(v, matrix)
-        rows = self.xp.reshape(v, (-1, v.shape[-1]))
-        return self.xp.reshape(self.xp.matmul(rows, matrix), (*v.shape[:-1], matrix.shape[1]))
-
-    def scaled_product(self, v: Array, scale: Array, weight: Array) -> Array:
-        """Return (scale * v) W^T for v (..., rows, in) and scale (rows, in); a backend need not keep scale * v."""
-        return self.affine(scale * v, weight)
-
-    def product_scaled(self, u: Array, weight: Array, scale: Array) -> Array:
-        """Return scale * (u W) for u (..., rows, out), weight (out, in) and scale (rows, in)."""
-        return scale * self.rows_times(u, weight)
-
-    def gemm(self, alpha: float, a: Array, b: Array, c: Array | None = None) -> Array:
-        """Return alpha A B + C for matrices A (m, k), B (k, n) and C (m, n), zero if it is None."""
-        product = self.xp.matmul(a, b)
-        product = product if alpha == 1 else alpha * product
-        return product if c is None else product + c
-
-    def bilinear_form(self, left: Array, matrix: Array, right: Array) -> Array:
-        """Return left^T A right (...) for (..., m), (..., m, n) and (..., n); differentiable in A alone."""
-        return self.xp.sum(matrix * (left[..., :, None] * right[..., None, :]), axis=(-2, -1))
-
-    def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
-        """Return a + x y, entry by entry, for arrays of one dtype."""
-        return a + x * y
-
-    def all_finite(self, x: Array) -> bool:
-        """Say whether no entry is NaN or infinite."""
-        return bool(self.xp.all(self.xp.isfinite(x)))
-
-    def logistic(self, x: Array) -> Array:
-        """Return 1 / (1 + exp(-x)), without overflow."""
-        return 0.5 * (1 + self.xp.tanh(0.5 * x))
+    # --- derivatives: for a framework that differentiates ---
 
     def vjp(self, fn: Callable[[Array], Array], x: Array) -> tuple[Array, Pullback]:
         """Return ``fn(x)`` and the map u -> J^T u at x, reusable for any number of u.
@@ -193,26 +151,10 @@ class Backend(ABC):
         DerivativeError
             If the framework has no automatic differentiation.
         """
-        from iresnet_core.errors import DerivativeError
-
         raise DerivativeError(
             f"{self.name} has no automatic differentiation, so a plain callable cannot be linearised. Pass a Chain, or "
             "an object with `lipschitz` and `linearize(x)` that returns a Linearization with the value and `vjp`."
         )
-
-    def has_values(self, x: Array) -> bool:
-        """Say whether `x`, or what it will be in a program that is being traced, is more than a shape and a dtype."""
-        return True
-
-    def are_together(self, x: Array, y: Array) -> bool:
-        """Say whether two arrays are where the framework can compute with both, as it is with most anywhere."""
-        return True
-
-    def is_accelerated(self, x: Array) -> bool:
-        """Say whether `x` is on a device that multiplies matrices fast and waits for the host slowly, such as a GPU."""
-        return False
-
-    # --- derivatives ---
 
     def may_differentiate(self, *arrays: Array) -> bool:
         """Say whether somebody may ask for the derivative of a result with respect to one of `arrays`.
@@ -240,41 +182,11 @@ class Backend(ABC):
         """
         return x
 
-    def entrywise(
-        self, x: Array, both: Callable[[Array], tuple[Array, ...]], bend: Callable[..., Array]
-    ) -> tuple[Array, Array]:
-        """Return a function that acts on every entry of `x`, and its slope; both are differentiable.
-
-        ``both(x)`` gives the two, and more arrays that ``bend(x, *both(x))``, the second derivative, can use: a backend
-        may write the backward pass by hand with it.
-        """
-        value, slope, *_ = both(x)
-        return value, slope
-
-    def takes_derivatives_by_hand(self, *arrays: Array) -> bool:
-        """Say whether `with_derivative_by_hand` is worth calling here: a derivative of `arrays` is being recorded."""
-        return False
-
-    def with_derivative_by_hand(
-        self,
-        forward: Callable[..., tuple[tuple[Array, ...], tuple[Array, ...]]],
-        backward: Callable[..., Sequence[Any]],
-        plainly: Callable[..., tuple[Array, ...]],
-        arrays: Sequence[Any],
-    ) -> tuple[Array, ...]:
-        """Return the first of what ``forward(*arrays)`` gives, a tuple of arrays, with the derivative by `arrays`.
-
-        The second is a tuple of arrays to keep: ``backward(arrays, kept, cotangents, needed)`` gives a cotangent for
-        each of `arrays`, of which those that are not `needed` may be None. ``plainly(arrays, kept)`` is the same
-        program in a form that the backend can differentiate by itself, for second derivatives.
-        """
-        return plainly(arrays, forward(*arrays)[1])
-
     def first_order_only(self, x: Array) -> Array:
         """Return `x`, of which a second derivative, which would be wrong, is refused with a `DerivativeError`."""
         return self.map_cotangent(x, _unchanged)
 
-    # --- programs ---
+    # --- programs: for a framework that compiles or traces ---
 
     def is_tracing(self, *arrays: Array) -> bool:
         """Say whether what is computed from `arrays` at this place has no value yet, because the program is traced.
@@ -283,17 +195,17 @@ class Backend(ABC):
         """
         return False
 
-    def batch_of_unknown_size(self, x: Array) -> AbstractContextManager[Any]:
-        """Context in which None in a shape means the size of the batch `x`, where a program is traced for any size."""
-        return nullcontext()
+    def is_constant(self, *arrays: Array) -> bool:
+        """Say whether the values of all `arrays` are known, even if the program around them is being traced."""
+        return not self.is_tracing(*arrays)
 
     def knows_size(self, extent: Any) -> bool:
         """Say whether the extent of an array is a number here; in a program for any size it is None or a variable."""
         return True
 
-    def is_constant(self, *arrays: Array) -> bool:
-        """Say whether the values of all `arrays` are known, even if the program around them is being traced."""
-        return not self.is_tracing(*arrays)
+    def batch_of_unknown_size(self, x: Array) -> AbstractContextManager[Any]:
+        """Context in which None in a shape means the size of the batch `x`, where a program is traced for any size."""
+        return nullcontext()
 
     def while_loop(
         self,
@@ -341,6 +253,12 @@ class Backend(ABC):
         """Return the NumPy array ``fn(*numbers)`` on the device of `like`; `fn` as in `host_constant`."""
         return self.from_numpy(fn(*numbers), like)
 
+    def jit(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile `fn`; backends without a compiler return it as it is."""
+        return fn
+
+    # --- precision and devices: for a framework that has more than one of them ---
+
     def full_precision(self) -> AbstractContextManager[Any]:
         """Context in which float64 arrays can be made, and arrays are computed with in the dtype that they have.
 
@@ -350,12 +268,26 @@ class Backend(ABC):
         return nullcontext()
 
     def differentiated_in_float64(self, fn: Callable[[Array], Array], x: Array) -> Array:
-        """Return ``fn(x)``, whose derivative is taken in the context of `float64` too."""
+        """Return ``fn(x)``, whose derivative is taken in the context of `full_precision` too."""
         return fn(x)
 
-    def jit(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Compile `fn`; backends without a compiler return it as it is."""
-        return fn
+    def has_values(self, x: Array) -> bool:
+        """Say whether `x`, or what it will be in a program that is being traced, is more than a shape and a dtype."""
+        return True
+
+    def are_together(self, x: Array, y: Array) -> bool:
+        """Say whether two arrays are where the framework can compute with both, as it is with most anywhere."""
+        return True
+
+    def is_accelerated(self, x: Array) -> bool:
+        """Say whether `x` is on a device that multiplies matrices fast and waits for the host slowly, such as a GPU."""
+        return False
+
+    # --- copies: for a framework whose arrays can be written to ---
+
+    def frozen(self, x: Array) -> Array:
+        """Return a copy of `x` that nobody else can write to; backends whose arrays never change return `x` itself."""
+        return x
 
     def copied(self, x: Array, memo: dict[int, Any]) -> Array:
         """Return a deep copy, which keeps the derivative that `x` has; `memo` as in `copy.deepcopy`."""
@@ -368,6 +300,92 @@ class Backend(ABC):
 
         return backend, (self.name,)
 
-    def frozen(self, x: Array) -> Array:
-        """Return a copy of `x` that nobody else can write to; backends whose arrays never change return `x` itself."""
-        return x
+    # --- faster or more accurate forms of products and functions ---
+
+    def affine(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        """Return x W^T + b for x (..., in), weight (out, in) and bias (out,)."""
+        y = self.rows_times(x, self.xp.matrix_transpose(weight))
+        return y if bias is None else y + bias
+
+    def rows_times(self, v: Array, matrix: Array) -> Array:
+        """Return v M for row vectors v (..., n) and one matrix (n, m).
+
+        All rows go through a single matrix product, which is faster than a stack of small ones.
+        """
+        if v.ndim <= 2:
+            return self.xp.matmul(v, matrix)
+        rows = self.xp.reshape(v, (-1, v.shape[-1]))
+        return self.xp.reshape(self.xp.matmul(rows, matrix), (*v.shape[:-1], matrix.shape[1]))
+
+    def scaled_product(self, v: Array, scale: Array, weight: Array) -> Array:
+        """Return (scale * v) W^T for v (..., rows, in) and scale (rows, in); a backend need not keep scale * v."""
+        return self.affine(scale * v, weight)
+
+    def product_scaled(self, u: Array, weight: Array, scale: Array) -> Array:
+        """Return scale * (u W) for u (..., rows, out), weight (out, in) and scale (rows, in)."""
+        return scale * self.rows_times(u, weight)
+
+    def gemm(self, alpha: float, a: Array, b: Array, c: Array | None = None) -> Array:
+        """Return alpha A B + C for matrices A (m, k), B (k, n) and C (m, n), zero if it is None."""
+        product = self.xp.matmul(a, b)
+        product = product if alpha == 1 else alpha * product
+        return product if c is None else product + c
+
+    def bilinear_form(self, left: Array, matrix: Array, right: Array) -> Array:
+        """Return left^T A right (...) for (..., m), (..., m, n) and (..., n); differentiable in A alone."""
+        return self.xp.sum(matrix * (left[..., :, None] * right[..., None, :]), axis=(-2, -1))
+
+    def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
+        """Return a + x y, entry by entry, for arrays of one dtype."""
+        return a + x * y
+
+    def logistic(self, x: Array) -> Array:
+        """Return 1 / (1 + exp(-x)), without overflow."""
+        return 0.5 * (1 + self.xp.tanh(0.5 * x))
+
+    def all_finite(self, x: Array) -> bool:
+        """Say whether no entry is NaN or infinite."""
+        return bool(self.xp.all(self.xp.isfinite(x)))
+
+    def is_above(self, level: Any, matrix: Array) -> bool:
+        """Say whether the Cholesky factorisation of l I - A succeeds, for matrices (..., n, n) and levels (...,)."""
+        identity = self.xp.eye(matrix.shape[-1], dtype=matrix.dtype, device=device_of(matrix))
+        spread = level if isinstance(level, float) else level[..., None, None]
+        return self.is_positive_definite(spread * identity - matrix)
+
+    def inverse_and_log_determinant(self, matrix: Array) -> tuple[Array, Array]:
+        """Return A^-1 and log|det A| () of a regular matrix A (n, n)."""
+        linalg = self.xp.linalg
+        return linalg.inv(matrix), linalg.slogdet(matrix)[1]
+
+    # --- derivatives written by hand, which save memory in training ---
+
+    def entrywise(
+        self, x: Array, both: Callable[[Array], tuple[Array, ...]], bend: Callable[..., Array]
+    ) -> tuple[Array, Array]:
+        """Return a function that acts on every entry of `x`, and its slope; both are differentiable.
+
+        ``both(x)`` gives the two, and more arrays that ``bend(x, *both(x))``, the second derivative, can use: a backend
+        may write the backward pass by hand with it.
+        """
+        value, slope, *_ = both(x)
+        return value, slope
+
+    def takes_derivatives_by_hand(self, *arrays: Array) -> bool:
+        """Say whether `with_derivative_by_hand` is worth calling here: a derivative of `arrays` is being recorded."""
+        return False
+
+    def with_derivative_by_hand(
+        self,
+        forward: Callable[..., tuple[tuple[Array, ...], tuple[Array, ...]]],
+        backward: Callable[..., Sequence[Any]],
+        plainly: Callable[..., tuple[Array, ...]],
+        arrays: Sequence[Any],
+    ) -> tuple[Array, ...]:
+        """Return the first of what ``forward(*arrays)`` gives, a tuple of arrays, with the derivative by `arrays`.
+
+        The second is a tuple of arrays to keep: ``backward(arrays, kept, cotangents, needed)`` gives a cotangent for
+        each of `arrays`, of which those that are not `needed` may be None. ``plainly(arrays, kept)`` is the same
+        program in a form that the backend can differentiate by itself, for second derivatives.
+        """
+        return plainly(arrays, forward(*arrays)[1])

@@ -64,9 +64,8 @@ class CuPyBackend(NumPyFamily):
         if not cupy.is_available():
             raise MissingDependencyError(
                 f"backend 'cupy' needs a GPU: CuPy {cupy.__version__} is installed, but finds no device that it can "
-                "use. "
-                "Check the driver (nvidia-smi, CUDA_VISIBLE_DEVICES) and that the package fits it (cupy-cuda12x for "
-                "CUDA 12, cupy-cuda13x for CUDA 13), or use backend('numpy')."
+                "use. Check the driver (nvidia-smi, CUDA_VISIBLE_DEVICES) and that the package fits it "
+                "(cupy-cuda12x for CUDA 12, cupy-cuda13x for CUDA 13), or use backend('numpy')."
             )
         self.xp = importlib.import_module("array_api_compat.cupy")
 

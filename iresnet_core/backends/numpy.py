@@ -6,10 +6,9 @@ import array_api_compat.numpy as namespace
 import numpy as np
 
 from iresnet_core.backends.base import Array
-from iresnet_core.backends.host_noise import draw, generator
 from iresnet_core.backends.numpy_family import NumPyFamily
 
-__all__ = ["NumPyBackend", "draw", "generator"]
+__all__ = ["NumPyBackend"]
 
 
 class NumPyBackend(NumPyFamily):

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from iresnet_core.backends.base import Array, NoiseKind
+from iresnet_core.backends.convolution import OffsetConvolution
 from iresnet_core.backends.host_noise import draw, generator
-from iresnet_core.backends.offset_convolution import OffsetConvolution
 
 __all__ = ["NumPyFamily"]
 

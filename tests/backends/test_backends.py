@@ -35,11 +35,11 @@ def forgetful(monkeypatch):
 # --- dispatch ---
 
 
-def test_table_of_capabilities_has_every_engine():
+def test_table_of_capabilities_has_every_backend():
     assert [row.backend for row in TABLE] == list(available_backends())
 
 
-def test_engine_of_its_own_arrays(backend):
+def test_backend_of_its_own_arrays(backend):
     x = backend.xp.zeros((2, 3))
     assert get_backend(x) is backend
     assert get_backend(x, x) is backend
@@ -75,7 +75,7 @@ def test_a_miss_is_not_remembered(forgetful):
 
     with pytest.raises(UnknownArrayError):
         get_backend(Later())
-    forgetful.setattr(backends._loaded, "numpy", find_backend("numpy"), raising=False)
+    find_backend("numpy")
     forgetful.setattr(backends, "_load", lambda kind: "numpy" if kind is Later else None)
     assert get_backend(Later()).name == "numpy"
 

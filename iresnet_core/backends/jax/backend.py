@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from iresnet_core.backends.base import NO_FORWARD_MODE, NO_HOST_DRAW, Array, Backend, NoiseKind, Pullback, device_of
+from iresnet_core.backends.host_noise import draw, generator
 from iresnet_core.backends.jax.keys import KeyStream, draw_native
 from iresnet_core.backends.jax.namespace import EXACT, namespace
 from iresnet_core.backends.jax.precision import borrowed, has_float64, x64
@@ -20,7 +21,6 @@ from iresnet_core.backends.jax.tracing import (
     no_cotangent,
     once_derivable,
 )
-from iresnet_core.backends.numpy import draw, generator
 from iresnet_core.errors import DerivativeError, DtypeError, InvalidArgumentError
 
 __all__ = ["JaxBackend"]
@@ -106,8 +106,7 @@ class JaxBackend(Backend):
         if not self.is_constant(source.key):
             raise InvalidArgumentError(
                 f"{NO_HOST_DRAW} An int seed, or a key that is no argument of the program, is a constant too; probes "
-                "and "
-                "lengths are then the same on every call."
+                "and lengths are then the same on every call."
             )
         with jax.ensure_compile_time_eval(), self.full_precision():
             return np.asarray(jax.random.uniform(source.next(), shape, np.float64))

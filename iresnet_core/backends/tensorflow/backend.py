@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from iresnet_core.backends import functional_convolution
-from iresnet_core.backends import numpy as host
+from iresnet_core.backends import convolution
 from iresnet_core.backends.base import NO_HOST_DRAW, Array, Backend, NoiseKind, Pullback
+from iresnet_core.backends.host_noise import draw
+from iresnet_core.backends.host_noise import generator as numpy_generator
+from iresnet_core.backends.numpy import NumPyBackend
 from iresnet_core.backends.tensorflow import namespace
 from iresnet_core.backends.tensorflow.batch import batch_of_unknown_size, known_shape
 from iresnet_core.backends.tensorflow.seed import SeedStream
@@ -78,11 +80,10 @@ class TensorFlowBackend(Backend):
         if None in shape:
             raise InvalidArgumentError(
                 "an int seed or a generator of NumPy's draws on the host, which does not know the size of this batch "
-                "while "
-                "the program is traced. Pass a tf.random.Generator, a seed tensor or noise=, or give the batch a "
-                "known size."
+                "while the program is traced. Pass a tf.random.Generator, a seed tensor or noise=, or give the batch "
+                "a known size."
             )
-        return tf.cast(self.from_numpy(host.draw(kind, shape, source), like), like.dtype)
+        return tf.cast(self.from_numpy(draw(kind, shape, source), like), like.dtype)
 
     def uniform(self, shape: tuple[int, ...], rng: Any) -> Any:
         """Draw from the same generator as `sample`; for the host, which a traced program has for a seed only."""
@@ -113,7 +114,7 @@ class TensorFlowBackend(Backend):
         """TensorFlow's own convolution, group by group; dilated ones, and those of many groups, tap by tap."""
         window, axes = kernel.shape[2:], len(kernel.shape) - 2
         if not _native(window, dilation, groups):
-            return functional_convolution.conv(
+            return convolution.conv(
                 namespace, x, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups
             )
         last = tf.pad(_channels_last(x), [(0, 0), *padding, (0, 0)])
@@ -137,7 +138,7 @@ class TensorFlowBackend(Backend):
         """TensorFlow's own transposed convolution, or tap by tap, as in `conv`."""
         window, axes = kernel.shape[2:], len(kernel.shape) - 2
         if not _native(window, dilation, groups):
-            return functional_convolution.conv_transpose(
+            return convolution.conv_transpose(
                 namespace,
                 y,
                 kernel,
@@ -265,19 +266,18 @@ class TensorFlowBackend(Backend):
         return compiled
 
 
-_HOST = host.NumPyBackend()
+_HOST = NumPyBackend()
 
 
 def _host_generator(rng: Any) -> Any:
     try:
-        return host.generator(rng)
+        return numpy_generator(rng)
     except InvalidArgumentError as error:
         if isinstance(rng, int):
             raise
         raise InvalidArgumentError(
             "rng must be None, an int seed, a seed tensor (2,), a tf.random.Generator or a numpy.random.Generator "
-            "here, got "
-            f"{type(rng).__name__}."
+            f"here, got {type(rng).__name__}."
         ) from error
 
 

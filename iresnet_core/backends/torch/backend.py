@@ -12,9 +12,9 @@ import torch
 from torch.autograd import forward_ad
 
 from iresnet_core.backends.base import NO_HOST_DRAW, Array, Backend, NoiseKind, Pullback
+from iresnet_core.backends.host_noise import draw
+from iresnet_core.backends.host_noise import generator as numpy_generator
 from iresnet_core.backends.kept_constants import KeptConstants
-from iresnet_core.backends.numpy import draw
-from iresnet_core.backends.numpy import generator as numpy_generator
 from iresnet_core.backends.torch import namespace
 from iresnet_core.backends.torch.autograd import (
     BilinearForm,

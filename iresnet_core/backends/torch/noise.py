@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from iresnet_core.backends.base import Array
-from iresnet_core.backends.numpy import draw, generator
+from iresnet_core.backends.host_noise import draw, generator
 from iresnet_core.backends.torch.compilation import inside_functorch, is_fixed_size
 from iresnet_core.errors import InvalidArgumentError
 
