@@ -1,26 +1,32 @@
 """The description of a model as a tree of plain data, and the model from its description.
 
-Every part that can be stored has one row in each of the two tables below: what describes it, and what builds it.
-Arrays are named by their place in the model, such as "layers.0.branch.layers.2.weight".
+A part that can be stored has one row in the table `STORABLE`: its class and its fields. Arrays are named by their place
+in the model, such as "layers.0.branch.layers.2.weight".
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, Protocol, TypeGuard
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
-from iresnet_core.backends import Array, get_backend
+from iresnet_core.backends import Array
 from iresnet_core.branches import Activation, Chain
-from iresnet_core.errors import IResNetError, StorageError
-from iresnet_core.files.storage_bfloat16 import is_bfloat16, to_bits
+from iresnet_core.errors import InvalidArgumentError, IResNetError, StorageError
 from iresnet_core.flows import ActNorm, FactorOut, Flow, InjectivePad, Logit, ResidualBlock, Squeeze
 from iresnet_core.operators import Convolution, Dense
 
-__all__ = ["TensorSource", "brief", "build", "describe", "some"]
+__all__ = ["STORABLE", "Storable", "TensorSink", "TensorSource", "brief", "build", "describe", "some"]
 
 Node = dict[str, Any]
 
-# Layers within layers.
-DEEPEST = 64
+DEEPEST = 64  # layers within layers
+
+
+class TensorSink(Protocol):
+    """Where `describe` puts the arrays of a model."""
+
+    def put(self, name: str, array: Array) -> tuple[str, tuple[int, ...]]:
+        """Keep the array under this name; return the name of its dtype, and its shape."""
 
 
 class TensorSource(Protocol):
@@ -32,8 +38,53 @@ class TensorSource(Protocol):
         """Return the array of this name after comparing it with its description."""
 
 
-def describe(part: Any, path: str, tensors: dict[str, Any]) -> Node:
-    """Return the description of one part; its arrays go to `tensors`, as NumPy's, under names that start with `path`.
+class FieldKind(NamedTuple):
+    """How the values of a field become plain data and back.
+
+    Attributes
+    ----------
+    write : callable (value, path, sink)
+        Returns plain data, and puts the arrays of the value into the sink under names that start with `path`.
+    read : callable (data, path, source)
+        Returns the value; raises StorageError if the data are not of this kind.
+    """
+
+    write: Callable[[Any, str, TensorSink], Any]
+    read: Callable[[Any, str, TensorSource], Any]
+
+
+@dataclass(frozen=True)
+class Storable:
+    """A class whose objects can be stored: a row of the table `STORABLE`.
+
+    Attributes
+    ----------
+    kind : type
+        The class; its name is the "type" in the description.
+    fields : mapping of str to FieldKind
+        What the description of an object holds.
+    build : callable, optional
+        Makes an object from its fields, given by keyword; default the class itself.
+    values : callable, optional
+        Returns the fields of an object as a mapping; default its attributes of the same names.
+    """
+
+    kind: type
+    fields: Mapping[str, FieldKind]
+    build: Callable[..., Any] | None = None
+    values: Callable[[Any], Mapping[str, Any]] | None = None
+
+    def values_of(self, part: Any) -> Mapping[str, Any]:
+        """Return the fields of an object."""
+        return {name: getattr(part, name) for name in self.fields} if self.values is None else self.values(part)
+
+    def built(self, values: Mapping[str, Any]) -> Any:
+        """Return the object with these fields."""
+        return (self.kind if self.build is None else self.build)(**values)
+
+
+def describe(part: Any, path: str, sink: TensorSink) -> Node:
+    """Return the description of one part; its arrays go to the sink, under names that start with `path`.
 
     Raises
     ------
@@ -41,16 +92,47 @@ def describe(part: Any, path: str, tensors: dict[str, Any]) -> Node:
         If the part, or one inside it, is of no type that can be stored.
     """
     _refuse_depth(path, "the model")
-    entry = _DESCRIBE.get(type(part))
-    if entry is None:
+    row = _ROW_OF_TYPE.get(type(part))
+    if row is None:
         where = f"{path.rstrip('.')} is" if path else "the model is"
         name = getattr(part, "__qualname__", None)
         what = f"the function {name}" if name else f"a {type(part).__module__}.{type(part).__qualname__}"
         raise StorageError(
             f"{where} {what}, which a file cannot describe. What can be stored: "
-            f"{', '.join(kind.__name__ for kind in _DESCRIBE)}; write a branch as a Chain."
+            f"{', '.join(_ROW_OF_NAME)}; write a branch as a Chain."
         )
-    return {"type": type(part).__name__, **entry(part, path, tensors)}
+    values = row.values_of(part)
+    fields = {name: kind.write(values[name], f"{path}{name}", sink) for name, kind in row.fields.items()}
+    return {"type": row.kind.__name__, **fields}
+
+
+def build(node: Any, path: str, source: TensorSource) -> Any:
+    """Build one part from its description.
+
+    Raises
+    ------
+    StorageError
+        If a field is missing, surplus or of the wrong type, or the part refuses its arguments.
+    """
+    _refuse_depth(path, source.source)
+    where = path.rstrip(".") or "the model"
+    if not isinstance(node, dict):
+        raise _wrong(f"{path}the description", "an object", node, source)
+    kind = _TEXT.read(_field(node, "type", path, source), f"{path}type", source)
+    if kind not in _ROW_OF_NAME:
+        raise StorageError(
+            f"{source.source}: {where} has the unknown type {kind!r}; known are {', '.join(_ROW_OF_NAME)}."
+        )
+    row = _ROW_OF_NAME[kind]
+    values = {
+        name: field.read(_field(node, name, path, source), f"{path}{name}", source)
+        for name, field in row.fields.items()
+    }
+    _refuse_unknown(node, {"type", *row.fields}, where, source)
+    try:
+        return row.built(values)
+    except IResNetError as error:
+        raise StorageError(f"{source.source}: {where} is no valid {kind}: {error}") from error
 
 
 def _refuse_depth(path: str, source: str) -> None:
@@ -59,267 +141,20 @@ def _refuse_depth(path: str, source: str) -> None:
         raise StorageError(f"{source} is nested too deeply: a file holds at most {DEEPEST} layers within layers.")
 
 
-def _describe_array(array: Any, path: str, tensors: dict[str, Any]) -> Node | None:
-    if array is None:
-        return None
-    if is_bfloat16(array):
-        host = tensors[path] = to_bits(array)
-        return {"dtype": "bfloat16", "shape": list(host.shape)}
-    host = tensors[path] = get_backend(array).to_numpy(array)
-    return {"dtype": host.dtype.name, "shape": list(host.shape)}
+def _refuse_unknown(node: Node, known: set[str], where: str, source: TensorSource) -> None:
+    unknown = set(node) - known
+    if unknown:
+        raise StorageError(f"{source.source}: {where} has unknown fields: {some(unknown)}.")
 
 
-def _describe_all(parts: Any, path: str, tensors: dict[str, Any]) -> list[Node]:
-    return [describe(part, f"{path}layers.{index}.", tensors) for index, part in enumerate(parts)]
+def _field(node: Node, name: str, path: str, source: TensorSource) -> Any:
+    if name not in node:
+        raise StorageError(f"{source.source}: the description lacks {path}{name}.")
+    return node[name]
 
 
-def _dense(part: Dense, path: str, tensors: dict[str, Any]) -> Node:
-    return {
-        "weight": _describe_array(part.weight, f"{path}weight", tensors),
-        "bias": _describe_array(part.bias, f"{path}bias", tensors),
-    }
-
-
-def _convolution(part: Convolution, path: str, tensors: dict[str, Any]) -> Node:
-    return {
-        "weight": _describe_array(part.weight, f"{path}weight", tensors),
-        "bias": _describe_array(part.bias, f"{path}bias", tensors),
-        "input_shape": list(part.input_shape),
-        "stride": list(part.stride),
-        "padding": [list(pair) for pair in part.padding],
-        "dilation": list(part.dilation),
-        "groups": part.groups,
-        "data_format": part.data_format,
-        "padding_mode": part.padding_mode,
-    }
-
-
-def _residual_block(part: ResidualBlock, path: str, tensors: dict[str, Any]) -> Node:
-    return {
-        "declared_lipschitz": part.declared_lipschitz,
-        "branch": describe(part.branch, f"{path}branch.", tensors),
-    }
-
-
-def _actnorm(part: ActNorm, path: str, tensors: dict[str, Any]) -> Node:
-    return {
-        "log_scale": _describe_array(part.log_scale, f"{path}log_scale", tensors),
-        "bias": _describe_array(part.bias, f"{path}bias", tensors),
-        "axis": part.axis,
-    }
-
-
-def _factor_out(part: FactorOut, path: str, tensors: dict[str, Any]) -> Node:
-    return {
-        "keep": part.keep,
-        "axis": part.axis,
-        "event_shape": None if part.flow is None else list(part.flow.event_shape),
-        "layers": _describe_all(part.layers, path, tensors),
-    }
-
-
-def _flow(part: Flow, path: str, tensors: dict[str, Any]) -> Node:
-    return {
-        "event_shape": list(part.event_shape),
-        "base": part.base,
-        "layers": _describe_all(part.layers, path, tensors),
-    }
-
-
-_DESCRIBE: dict[type, Callable[[Any, str, dict[str, Any]], Node]] = {
-    Flow: _flow,
-    ResidualBlock: _residual_block,
-    ActNorm: _actnorm,
-    Squeeze: lambda part, path, tensors: {"factor": part.factor, "data_format": part.data_format},
-    InjectivePad: lambda part, path, tensors: {"padding": part.padding, "axis": part.axis},
-    Logit: lambda part, path, tensors: {"alpha": part.alpha},
-    FactorOut: _factor_out,
-    Chain: lambda part, path, tensors: {"layers": _describe_all(part.layers, path, tensors)},
-    Dense: _dense,
-    Convolution: _convolution,
-    Activation: lambda part, path, tensors: {"name": part.name, "parameters": dict(part.parameters)},
-}
-
-
-class _Fields:
-    """The fields of one node, each read once and with its type."""
-
-    def __init__(self, node: Any, path: str, tensors: TensorSource) -> None:
-        self.path, self.tensors = path, tensors
-        if not isinstance(node, dict):
-            raise self.wrong("the description", "an object", node)
-        self.node = dict(node)
-
-    def wrong(self, name: str, expected: str, seen: Any) -> StorageError:
-        where = f"{self.path}{name}" if self.path else name
-        return StorageError(f"{self.tensors.source}: {where} must be {expected}, got {brief(seen)}.")
-
-    def take(self, name: str) -> Any:
-        """Return a field as it is."""
-        if name not in self.node:
-            raise StorageError(f"{self.tensors.source}: the description lacks {self.path}{name}.")
-        return self.node.pop(name)
-
-    def text(self, name: str) -> str:
-        value = self.take(name)
-        if not isinstance(value, str):
-            raise self.wrong(name, "a string", value)
-        return value
-
-    def integer(self, name: str) -> int:
-        value = self.take(name)
-        if not _is_integer(value):
-            raise self.wrong(name, "a whole number", value)
-        return value
-
-    def number(self, name: str) -> float:
-        value = self.take(name)
-        if not _is_number(value):
-            raise self.wrong(name, "a number", value)
-        return float(value)
-
-    def number_or_none(self, name: str) -> float | None:
-        value = self.take(name)
-        if value is not None and not _is_number(value):
-            raise self.wrong(name, "a number or null", value)
-        return None if value is None else float(value)
-
-    def integers(self, name: str) -> tuple[int, ...]:
-        value = self.take(name)
-        if not isinstance(value, list) or not all(_is_integer(n) for n in value):
-            raise self.wrong(name, "a list of whole numbers", value)
-        return tuple(value)
-
-    def integers_or_none(self, name: str) -> tuple[int, ...] | None:
-        if name in self.node and self.node[name] is None:
-            self.node.pop(name)
-            return None
-        return self.integers(name)
-
-    def array(self, name: str) -> Any:
-        """Return the tensor of this field, or None where the description says so."""
-        value = self.take(name)
-        if value is None:
-            return None
-        fields = _Fields(value, f"{self.path}{name}.", self.tensors)
-        dtype, shape = fields.text("dtype"), fields.integers("shape")
-        fields.end()
-        return self.tensors.take(f"{self.path}{name}", dtype, shape)
-
-    def parts(self, name: str) -> list[Any]:
-        """Return the parts of a list, built."""
-        value = self.take(name)
-        if not isinstance(value, list):
-            raise self.wrong(name, "a list", value)
-        return [build(node, f"{self.path}{name}.{index}.", self.tensors) for index, node in enumerate(value)]
-
-    def end(self) -> None:
-        """Refuse fields that nobody asked for."""
-        if self.node:
-            where = self.path.rstrip(".") or "the model"
-            raise StorageError(f"{self.tensors.source}: {where} has unknown fields: {some(set(self.node))}.")
-
-
-def build(node: Any, path: str, tensors: TensorSource) -> Any:
-    """Build one part from its description.
-
-    Raises
-    ------
-    StorageError
-        If a field is missing, surplus or of the wrong type, or the part refuses its arguments.
-    """
-    _refuse_depth(path, tensors.source)
-    fields = _Fields(node, path, tensors)
-    kind = fields.text("type")
-    if kind not in _BUILD:
-        raise StorageError(
-            f"{tensors.source}: {path.rstrip('.') or 'the model'} has the unknown type {kind!r}; known are "
-            f"{', '.join(_BUILD)}."
-        )
-    try:
-        part = _BUILD[kind](fields)
-    except StorageError:
-        raise
-    except IResNetError as error:
-        raise StorageError(
-            f"{tensors.source}: {path.rstrip('.') or 'the model'} is no valid {kind}: {error}"
-        ) from error
-    fields.end()
-    return part
-
-
-def _build_convolution(fields: _Fields) -> Convolution:
-    padding = fields.take("padding")
-    if not isinstance(padding, list) or not all(
-        isinstance(pair, list) and len(pair) == 2 and all(_is_integer(n) for n in pair) for pair in padding
-    ):
-        raise fields.wrong("padding", "a list of pairs of whole numbers", padding)
-    return Convolution(
-        _required(fields, "weight"),
-        fields.array("bias"),
-        input_shape=fields.integers("input_shape"),
-        stride=fields.integers("stride"),
-        padding=[tuple(pair) for pair in padding],
-        dilation=fields.integers("dilation"),
-        groups=fields.integer("groups"),
-        data_format=fields.text("data_format"),  # type: ignore[arg-type]  # checked by the constructor
-        padding_mode=fields.text("padding_mode"),  # type: ignore[arg-type]
-    )
-
-
-def _build_activation(fields: _Fields) -> Activation:
-    parameters = fields.take("parameters")
-    if not isinstance(parameters, dict) or not all(_is_number(value) for value in parameters.values()):
-        raise fields.wrong("parameters", "an object of numbers", parameters)
-    if not set(parameters) <= {"alpha", "beta", "axis"}:  # keywords of the constructor, so not just any names
-        raise fields.wrong("parameters", "alpha, beta or axis", parameters)
-    return Activation(fields.text("name"), **parameters)
-
-
-def _build_residual_block(fields: _Fields) -> ResidualBlock:
-    branch = build(fields.take("branch"), f"{fields.path}branch.", fields.tensors)
-    return ResidualBlock(branch, lipschitz=fields.number_or_none("declared_lipschitz"))
-
-
-def _build_factor_out(fields: _Fields) -> FactorOut:
-    keep, axis, layers = fields.integer("keep"), fields.integer("axis"), fields.parts("layers")
-    shape = fields.integers_or_none("event_shape")
-    return FactorOut(keep, layers if shape is None else Flow(layers, shape), axis=axis)
-
-
-def _required(fields: _Fields, name: str) -> Any:
-    array = fields.array(name)
-    if array is None:
-        raise fields.wrong(name, "a tensor", None)
-    return array
-
-
-_BUILD: dict[str, Callable[[_Fields], Any]] = {
-    "Flow": lambda fields: Flow(
-        fields.parts("layers"),
-        fields.integers("event_shape"),
-        base=fields.text("base"),  # type: ignore[arg-type]  # checked by the constructor
-    ),
-    "ResidualBlock": _build_residual_block,
-    "ActNorm": lambda fields: ActNorm(fields.array("log_scale"), fields.array("bias"), axis=fields.integer("axis")),
-    "Squeeze": lambda fields: Squeeze(fields.integer("factor"), fields.text("data_format")),  # type: ignore[arg-type]
-    "InjectivePad": lambda fields: InjectivePad(fields.integer("padding"), axis=fields.integer("axis")),
-    "Logit": lambda fields: Logit(fields.number("alpha")),
-    "FactorOut": _build_factor_out,
-    "Chain": lambda fields: Chain(fields.parts("layers")),
-    "Dense": lambda fields: Dense(_required(fields, "weight"), fields.array("bias")),
-    "Convolution": _build_convolution,
-    "Activation": _build_activation,
-}
-
-
-def _is_integer(value: Any) -> TypeGuard[int]:
-    """Whole numbers of 64 bits: JSON has larger ones, which no float holds and no shape needs."""
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-
-
-def _is_number(value: Any) -> bool:
-    return math.isfinite(value) if isinstance(value, float) else _is_integer(value)
+def _wrong(place: str, expected: str, seen: Any, source: TensorSource) -> StorageError:
+    return StorageError(f"{source.source}: {place} must be {expected}, got {brief(seen)}.")
 
 
 def brief(value: Any) -> str:
@@ -332,3 +167,152 @@ def some(names: set[str]) -> str:
     """Return a few of the names."""
     listed = sorted(names)
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "") or "none"
+
+
+# --- kinds of fields ---
+
+
+def _data(
+    expected: str,
+    accepts: Callable[[Any], bool],
+    *,
+    write: Callable[[Any], Any] = lambda value: value,
+    read: Callable[[Any], Any] = lambda data: data,
+) -> FieldKind:
+    """Return a kind of plain data; `expected` describes it in messages, `write` and `read` convert what is accepted."""
+
+    def read_checked(data: Any, path: str, source: TensorSource) -> Any:
+        if not accepts(data):
+            raise _wrong(path, expected, data, source)
+        return read(data)
+
+    return FieldKind(lambda value, path, sink: write(value), read_checked)
+
+
+def _or_none(kind: FieldKind) -> FieldKind:
+    """Return the kind of the same values and None."""
+    return FieldKind(
+        lambda value, path, sink: None if value is None else kind.write(value, path, sink),
+        lambda data, path, source: None if data is None else kind.read(data, path, source),
+    )
+
+
+def _is_integer(value: Any) -> TypeGuard[int]:
+    """Whole numbers of 64 bits: JSON has larger ones, which no float holds and no shape needs."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return math.isfinite(value) if isinstance(value, float) else _is_integer(value)
+
+
+def _are_integers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_integer, value))
+
+
+def _write_array(array: Array, path: str, sink: TensorSink) -> Node:
+    dtype, shape = sink.put(path, array)
+    return {"dtype": dtype, "shape": list(shape)}
+
+
+def _read_array(data: Any, path: str, source: TensorSource) -> Array:
+    if data is None:
+        raise _wrong(path, "a tensor", None, source)
+    if not isinstance(data, dict):
+        raise _wrong(path, "an object", data, source)
+    _refuse_unknown(data, {"dtype", "shape"}, path, source)
+    dtype, shape = (
+        kind.read(_field(data, name, f"{path}.", source), f"{path}.{name}", source)
+        for name, kind in (("dtype", _TEXT), ("shape", _INTEGERS))
+    )
+    return source.take(path, dtype, shape)
+
+
+def _write_parts(parts: Any, path: str, sink: TensorSink) -> list[Node]:
+    return [describe(part, f"{path}.{index}.", sink) for index, part in enumerate(parts)]
+
+
+def _read_parts(data: Any, path: str, source: TensorSource) -> list[Any]:
+    if not isinstance(data, list):
+        raise _wrong(path, "a list", data, source)
+    return [build(node, f"{path}.{index}.", source) for index, node in enumerate(data)]
+
+
+_TEXT = _data("a string", lambda value: isinstance(value, str))
+_INTEGER = _data("a whole number", _is_integer)
+_NUMBER = _data("a number", _is_number, read=float)
+_INTEGERS = _data("a list of whole numbers", _are_integers, write=list, read=tuple)
+_PAIRS = _data(
+    "a list of pairs of whole numbers",
+    lambda value: isinstance(value, list) and all(_are_integers(pair) and len(pair) == 2 for pair in value),
+    write=lambda pairs: [list(pair) for pair in pairs],
+    read=lambda pairs: [tuple(pair) for pair in pairs],
+)
+_NUMBERS = _data(
+    "an object of numbers", lambda value: isinstance(value, dict) and all(map(_is_number, value.values())), write=dict
+)
+_ARRAY = FieldKind(_write_array, _read_array)
+_PART = FieldKind(
+    lambda part, path, sink: describe(part, f"{path}.", sink),
+    lambda data, path, source: build(data, f"{path}.", source),
+)
+_PARTS = FieldKind(_write_parts, _read_parts)
+
+
+# --- the table ---
+
+
+def _values_of_factor_out(part: FactorOut) -> Node:
+    shape = None if part.flow is None else part.flow.event_shape
+    return {"keep": part.keep, "axis": part.axis, "event_shape": shape, "layers": part.layers}
+
+
+def _built_factor_out(keep: int, axis: int, event_shape: tuple[int, ...] | None, layers: list[Any]) -> FactorOut:
+    return FactorOut(keep, layers if event_shape is None else Flow(layers, event_shape), axis=axis)
+
+
+def _built_activation(name: str, parameters: dict[str, Any]) -> Activation:
+    unknown = set(parameters) - {"alpha", "beta", "axis"}  # keywords of the constructor, so not just any names
+    if unknown:
+        raise InvalidArgumentError(f"the parameters are alpha, beta or axis, got {some(unknown)}.")
+    return Activation(name, **parameters)
+
+
+STORABLE = (
+    Storable(Flow, {"event_shape": _INTEGERS, "base": _TEXT, "layers": _PARTS}),
+    Storable(
+        ResidualBlock,
+        {"declared_lipschitz": _or_none(_NUMBER), "branch": _PART},
+        build=lambda declared_lipschitz, branch: ResidualBlock(branch, lipschitz=declared_lipschitz),
+    ),
+    Storable(ActNorm, {"log_scale": _or_none(_ARRAY), "bias": _or_none(_ARRAY), "axis": _INTEGER}),
+    Storable(Squeeze, {"factor": _INTEGER, "data_format": _TEXT}),
+    Storable(InjectivePad, {"padding": _INTEGER, "axis": _INTEGER}),
+    Storable(Logit, {"alpha": _NUMBER}),
+    Storable(
+        FactorOut,
+        {"keep": _INTEGER, "axis": _INTEGER, "event_shape": _or_none(_INTEGERS), "layers": _PARTS},
+        build=_built_factor_out,
+        values=_values_of_factor_out,
+    ),
+    Storable(Chain, {"layers": _PARTS}),
+    Storable(Dense, {"weight": _ARRAY, "bias": _or_none(_ARRAY)}),
+    Storable(
+        Convolution,
+        {
+            "weight": _ARRAY,
+            "bias": _or_none(_ARRAY),
+            "input_shape": _INTEGERS,
+            "stride": _INTEGERS,
+            "padding": _PAIRS,
+            "dilation": _INTEGERS,
+            "groups": _INTEGER,
+            "data_format": _TEXT,
+            "padding_mode": _TEXT,
+        },
+        build=lambda weight, **options: Convolution(weight, **options),
+    ),
+    Storable(Activation, {"name": _TEXT, "parameters": _NUMBERS}, build=_built_activation),
+)
+_ROW_OF_TYPE = {row.kind: row for row in STORABLE}
+_ROW_OF_NAME = {row.kind.__name__: row for row in STORABLE}

@@ -15,12 +15,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from iresnet_core.backends import Backend
+from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.backends import backend as find_backend
 from iresnet_core.errors import StorageError
 from iresnet_core.files.atomic_write import write_bytes
 from iresnet_core.files.description import brief, build, describe, some
-from iresnet_core.files.storage_bfloat16 import from_bits
 
 __all__ = ["load", "save"]
 
@@ -55,12 +54,9 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     The file is first written under another name in the same folder and flushed to the disk. The same model gives the
     same bytes.
     """
-    tensors: dict[str, Any] = {}
+    tensors = _Tensors()
     description = {"format": FORMAT, "version": VERSION, "model": describe(model, "", tensors)}
-    content = to_bytes(
-        {name: _storable(name, array) for name, array in tensors.items()},
-        metadata={KEY: json.dumps(description)},
-    )
+    content = to_bytes(tensors.arrays, metadata={KEY: json.dumps(description)})
     write_bytes(Path(os.path.realpath(path)), content)
 
 
@@ -72,13 +68,13 @@ def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
     path : str or path
         The file.
     backend : str
-        The found of its arrays, whichever found wrote them.
+        The backend of its arrays, whichever backend wrote them.
 
     Returns
     -------
     Flow, layer, Chain, Dense, Convolution or Activation
         The model, with the dtypes and bits that were saved; bfloat16 becomes float32, with the same numbers, where the
-        found does not have it.
+        backend does not have it.
 
     Raises
     ------
@@ -88,7 +84,7 @@ def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
     OSError
         If there is no such file, or it cannot be read.
     InvalidArgumentError, MissingDependencyError
-        If there is no such found, or its framework is not installed.
+        If there is no such backend, or its framework is not installed.
     """
     found = find_backend(backend)
     source = f"{os.fspath(path)!r}"
@@ -97,8 +93,7 @@ def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
     try:
         with safe_open(path, framework="numpy") as file:
             model = _model_node(file.metadata(), source)
-            names = set(file.keys())
-            tensors = _Tensors(file, names, found, source)
+            tensors = _StoredTensors(file, found, source)
             result = build(model, "", tensors)
     except SafetensorError as error:
         raise StorageError(f"{source} is no intact safetensors file: {error}") from error
@@ -107,19 +102,30 @@ def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
     return result
 
 
-def _storable(name: str, array: Any) -> Any:
-    """Return the array in C order, which is what the writer takes its memory for."""
-    if array.dtype.name not in ("uint16", *DTYPES):
-        raise StorageError(f"{name} has dtype {array.dtype.name}; files hold {', '.join(DTYPES)}.")
-    return np.array(array, order="C")
-
-
 class _Tensors:
+    """The arrays of a model as NumPy's, by their names."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, Any] = {}
+
+    def put(self, name: str, array: Array) -> tuple[str, tuple[int, ...]]:
+        """Keep a copy in C order, which is what the writer takes its memory for."""
+        narrow = _is_bfloat16(array)
+        host = _to_bits(array) if narrow else get_backend(array).to_numpy(array)
+        dtype = "bfloat16" if narrow else host.dtype.name
+        if dtype not in DTYPES:
+            raise StorageError(f"{name} has dtype {dtype}; files hold {', '.join(DTYPES)}.")
+        self.arrays[name] = np.array(host, order="C")
+        return dtype, tuple(host.shape)
+
+
+class _StoredTensors:
     """The tensors of an open file, handed out as arrays of one backend."""
 
-    def __init__(self, file: Any, names: set[str], backend: Backend, source: str) -> None:
-        self.file, self.names, self.backend, self.source = file, names, backend, source
-        self.unread = set(names)
+    def __init__(self, file: Any, backend: Backend, source: str) -> None:
+        self.file, self.backend, self.source = file, backend, source
+        self.names = set(file.keys())
+        self.unread = set(self.names)
 
     def take(self, name: str, dtype: str, shape: tuple[int, ...]) -> Any:
         """Return one tensor after comparing it with its description."""
@@ -135,7 +141,7 @@ class _Tensors:
         self.unread.discard(name)
         try:
             host = self.file.get_tensor(name)
-            return from_bits(self.backend, host) if kind == "bfloat16" else self.backend.from_numpy(host)
+            return _from_bits(self.backend, host) if kind == "bfloat16" else self.backend.from_numpy(host)
         except (TypeError, ValueError) as error:
             raise StorageError(
                 f"{self.source}: {name} is {dtype}, which the backend {self.backend.name} does not have ({error})."
@@ -168,3 +174,30 @@ def _model_node(metadata: dict[str, str] | None, source: str) -> Any:
 
 def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is no number")
+
+
+# NumPy has no bfloat16: what is such in a file or in a backend passes through the host as its bits.
+
+
+def _has_bfloat16(backend: Backend) -> bool:
+    """Say whether the backend has the dtype."""
+    return hasattr(backend.xp, "bfloat16")
+
+
+def _is_bfloat16(x: Array) -> bool:
+    """Say whether an array is of it."""
+    backend = get_backend(x)
+    return _has_bfloat16(backend) and bool(x.dtype == backend.xp.bfloat16)
+
+
+def _to_bits(x: Array) -> Any:
+    """Return bfloat16 numbers as the whole numbers of their 16 bits, the upper half of those of a float32."""
+    backend = get_backend(x)
+    wide = np.ascontiguousarray(backend.to_numpy(backend.xp.astype(x, backend.xp.float32)))
+    return (wide.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def _from_bits(backend: Backend, bits: Any) -> Array:
+    """Return the numbers as bfloat16, or, where the backend lacks it, as float32."""
+    wide = backend.from_numpy((bits.astype(np.uint32) << 16).view(np.float32))
+    return backend.xp.astype(wide, backend.xp.bfloat16) if _has_bfloat16(backend) else wide

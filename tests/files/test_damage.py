@@ -121,7 +121,7 @@ def test_a_description_nested_too_deeply_is_refused(backend, path):
     with pytest.raises(StorageError, match="nested too deeply: a file holds at most 64"):
         load(path, backend.name)
     with pytest.raises(StorageError, match="nested too deeply"):
-        describe(Activation("tanh"), "layers.0." * depth, {})
+        describe(Activation("tanh"), "layers.0." * depth, None)
 
 
 def test_missing_and_surplus_tensors_are_named(backend, saved):
