@@ -9,7 +9,9 @@ from flow_examples import actnorm, contents_of_file, write_file
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from stored_models import MODELS
 
+from iresnet_core.backends import backend as find_backend
 from iresnet_core.branches.activations import Activation
 from iresnet_core.errors import InvalidArgumentError, StorageError
 from iresnet_core.files import storage
@@ -19,6 +21,11 @@ from iresnet_core.flows.actnorm import ActNorm
 from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.logit import Logit
+
+
+@pytest.fixture
+def numpy_backend():
+    return find_backend("numpy")
 
 
 @pytest.fixture
@@ -91,6 +98,24 @@ def test_a_wrong_description_is_refused(backend, saved, keys, value, message):
     with pytest.raises(StorageError, match=message) as caught:
         load(path, backend.name)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_field_of_every_class_is_checked(numpy_backend, path, name):
+    """A field that is missing, surplus or of no kind that any field has; the message says which."""
+    save(MODELS[name](numpy_backend, "float64"), path)
+    tensors, description = contents_of_file(path)
+    fields = description["model"]
+    for field in fields:
+        for value, message in ((..., f"lacks {field}"), ([["?"]], f"{field}.* must be")):
+            damaged = {**description, "model": {**fields}}
+            edited(damaged, ["model", field], value)
+            write_file(path, tensors, damaged)
+            with pytest.raises(StorageError, match=message):
+                load(path)
+    write_file(path, tensors, {**description, "model": {**fields, "colour": 1}})
+    with pytest.raises(StorageError, match="the model has unknown fields: colour"):
+        load(path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[1]", '{"format": NaN}', "[" * 100_000], ids=range(6))

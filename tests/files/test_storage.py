@@ -6,11 +6,8 @@ import stat
 import numpy as np
 import pytest
 from flow_examples import (
-    actnorm,
     array,
     contents_of_file,
-    conv_block,
-    dense_block,
     host,
     image_flow,
     images,
@@ -21,95 +18,17 @@ from flow_examples import (
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from stored_models import MODELS, assert_same
 
 from iresnet_core.backends import backend as find_backend
-from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.chain import Chain
 from iresnet_core.errors import StorageError
+from iresnet_core.files.description import STORABLE
 from iresnet_core.files.storage import load, save
 from iresnet_core.flows.actnorm import ActNorm
-from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow
-from iresnet_core.flows.logit import Logit
-from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
-from iresnet_core.operators.convolution import Convolution
 from iresnet_core.operators.matrices import Dense
-
-
-def normal(backend, dtype, *shape, seed=0):
-    return array(backend, np.random.default_rng(seed).normal(0, 0.1, shape), dtype)
-
-
-def block(backend, dtype):
-    return dense_block(backend, np.random.default_rng(1), 3, dtype=dtype)
-
-
-# Every kind of part, with every option away from its default somewhere.
-MODELS = {
-    "flow": lambda e, t: vector_flow(e, 1, dtype=t),
-    "multiscale flow": lambda e, t: image_flow(e, 1, dtype=t),
-    "flow without arrays": lambda e, t: Flow([Squeeze(), InjectivePad(1)], (1, 2, 2)),
-    "block": block,
-    "declared block": lambda e, t: ResidualBlock(block(e, t).branch, lipschitz=0.875),
-    "convolutional block": lambda e, t: conv_block(e, np.random.default_rng(2), (2, 3, 3), dtype=t),
-    "actnorm": lambda e, t: actnorm(e, np.random.default_rng(3), 3, t),
-    "actnorm without parameters": lambda e, t: ActNorm(axis=-1),
-    "squeeze": lambda e, t: Squeeze(3, "channels_last"),
-    "pad": lambda e, t: InjectivePad(2, axis=-1),
-    "logit": lambda e, t: Logit(0.1),
-    "factor out": lambda e, t: FactorOut(1, [Logit(), ActNorm()], axis=2),
-    "placed factor out": lambda e, t: FactorOut(2, Flow([actnorm(e, np.random.default_rng(3), 2, t)], (2, 3))),
-    "chain": lambda e, t: block(e, t).branch,
-    "dense": lambda e, t: Dense(normal(e, t, 2, 5)),
-    "convolution": lambda e, t: Convolution(
-        normal(e, t, 3, 2, 4),
-        normal(e, t, 4),
-        input_shape=(9, 4),
-        stride=2,
-        padding=[(1, 2)],
-        dilation=2,
-        groups=2,
-        data_format="channels_last",
-    ),
-    "circular convolution": lambda e, t: Convolution(
-        normal(e, t, 2, 2, 3), input_shape=(2, 7), padding=1, padding_mode="circular"
-    ),
-    "activation": lambda e, t: Activation("elu", alpha=0.7),
-    "maxmin": lambda e, t: Activation("maxmin", axis=2),
-}
-
-OPTIONS = {
-    Convolution: ("input_shape", "stride", "padding", "dilation", "groups", "data_format", "padding_mode"),
-    ResidualBlock: ("declared_lipschitz",),
-    ActNorm: ("axis",),
-    Squeeze: ("factor", "data_format"),
-    InjectivePad: ("padding", "axis"),
-    Logit: ("alpha",),
-    FactorOut: ("keep", "axis"),
-    Flow: ("event_shape", "base"),
-    Activation: ("name", "parameters"),
-}
-
-
-def assert_same(found, expected):
-    """Types, options and bits, part by part."""
-    assert type(found) is type(expected)
-    for name in OPTIONS.get(type(expected), ()):
-        assert getattr(found, name) == getattr(expected, name), name
-    if isinstance(expected, ResidualBlock):
-        assert_same(found.branch, expected.branch)
-    if isinstance(expected, FactorOut):
-        assert (found.flow is None) == (expected.flow is None)
-    if isinstance(expected, Flow | FactorOut | Chain):
-        for a, b in zip(found.layers, expected.layers, strict=True):
-            assert_same(a, b)
-    for name in ("weight", "bias", "log_scale"):
-        a, b = getattr(found, name, None), getattr(expected, name, None)
-        assert (a is None) == (b is None)
-        if b is not None:
-            a, b = host(a), host(b)
-            assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
 @pytest.fixture
@@ -123,6 +42,10 @@ def path(tmp_path):
 
 
 # --- what comes back ---
+
+
+def test_every_class_that_can_be_stored_has_a_model(numpy_backend):
+    assert {type(make(numpy_backend, "float64")) for make in MODELS.values()} == {row.kind for row in STORABLE}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -1,0 +1,78 @@
+"""A model for every class that can be stored, and what it means that two of them are the same."""
+
+import numpy as np
+from flow_examples import actnorm, array, conv_block, dense_block, host, image_flow, vector_flow
+
+from iresnet_core.branches.activations import Activation
+from iresnet_core.files.description import STORABLE
+from iresnet_core.flows.actnorm import ActNorm
+from iresnet_core.flows.factor_out import FactorOut
+from iresnet_core.flows.flow import Flow
+from iresnet_core.flows.logit import Logit
+from iresnet_core.flows.reshaping import InjectivePad, Squeeze
+from iresnet_core.flows.residual_block import ResidualBlock
+from iresnet_core.operators.convolution import Convolution
+from iresnet_core.operators.matrices import Dense
+
+
+def normal(backend, dtype, *shape, seed=0):
+    return array(backend, np.random.default_rng(seed).normal(0, 0.1, shape), dtype)
+
+
+def block(backend, dtype):
+    return dense_block(backend, np.random.default_rng(1), 3, dtype=dtype)
+
+
+# Every kind of part, with every option away from its default somewhere.
+MODELS = {
+    "flow": lambda e, t: vector_flow(e, 1, dtype=t),
+    "multiscale flow": lambda e, t: image_flow(e, 1, dtype=t),
+    "flow without arrays": lambda e, t: Flow([Squeeze(), InjectivePad(1)], (1, 2, 2)),
+    "block": block,
+    "declared block": lambda e, t: ResidualBlock(block(e, t).branch, lipschitz=0.875),
+    "convolutional block": lambda e, t: conv_block(e, np.random.default_rng(2), (2, 3, 3), dtype=t),
+    "actnorm": lambda e, t: actnorm(e, np.random.default_rng(3), 3, t),
+    "actnorm without parameters": lambda e, t: ActNorm(axis=-1),
+    "squeeze": lambda e, t: Squeeze(3, "channels_last"),
+    "pad": lambda e, t: InjectivePad(2, axis=-1),
+    "logit": lambda e, t: Logit(0.1),
+    "factor out": lambda e, t: FactorOut(1, [Logit(), ActNorm()], axis=2),
+    "placed factor out": lambda e, t: FactorOut(2, Flow([actnorm(e, np.random.default_rng(3), 2, t)], (2, 3))),
+    "chain": lambda e, t: block(e, t).branch,
+    "dense": lambda e, t: Dense(normal(e, t, 2, 5)),
+    "convolution": lambda e, t: Convolution(
+        normal(e, t, 3, 2, 4),
+        normal(e, t, 4),
+        input_shape=(9, 4),
+        stride=2,
+        padding=[(1, 2)],
+        dilation=2,
+        groups=2,
+        data_format="channels_last",
+    ),
+    "circular convolution": lambda e, t: Convolution(
+        normal(e, t, 2, 2, 3), input_shape=(2, 7), padding=1, padding_mode="circular"
+    ),
+    "activation": lambda e, t: Activation("elu", alpha=0.7),
+    "maxmin": lambda e, t: Activation("maxmin", axis=2),
+}
+
+ROWS = {row.kind: row for row in STORABLE}
+
+
+def assert_same(found, expected):
+    """Types and fields, bit by bit, part by part."""
+    assert type(found) is type(expected)
+    row = ROWS.get(type(expected))
+    if row is not None:
+        theirs, mine = row.values_of(expected), row.values_of(found)
+        for name in row.fields:
+            assert_same(mine[name], theirs[name])
+    elif isinstance(expected, list | tuple):
+        for a, b in zip(found, expected, strict=True):
+            assert_same(a, b)
+    elif hasattr(expected, "dtype"):
+        a, b = host(found), host(expected)
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+    else:
+        assert found == expected
