@@ -1,9 +1,9 @@
 """Spectral norms from below and certified Lipschitz bounds from above, and weights kept below their caps."""
 
 from iresnet_core.lipschitz.batched_bounds import lipschitz_bounds
-from iresnet_core.lipschitz.bounds import lipschitz_bound
+from iresnet_core.lipschitz.bounds import BOUNDS, bound_methods, lipschitz_bound
 from iresnet_core.lipschitz.certificates import gram_bound
-from iresnet_core.lipschitz.estimates import spectral_norm
+from iresnet_core.lipschitz.estimates import ESTIMATES, spectral_norm
 from iresnet_core.lipschitz.normalization import normalize, spectral_penalty
 from iresnet_core.lipschitz.training_caps import (
     Certificate,
@@ -19,9 +19,12 @@ from iresnet_core.lipschitz.training_caps import (
 )
 
 __all__ = [
+    "BOUNDS",
+    "ESTIMATES",
     "Certificate",
     "any_size_bound",
     "basis_shape",
+    "bound_methods",
     "certificate",
     "gram_bound",
     "layer_cap",

@@ -4,22 +4,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
-from iresnet_core.common import fixed_start, round_up, widest
+from iresnet_core.common import round_up, widest
 from iresnet_core.lipschitz.bounds import lipschitz_bound
 from iresnet_core.lipschitz.certificates import cholesky_bound, cholesky_certificates, gram_bound, smaller_gram
-from iresnet_core.lipschitz.estimates import power_of_two_near
-from iresnet_core.lipschitz.lanczos import cleaned, filled_stack, tridiagonal, unit
+from iresnet_core.lipschitz.lanczos import norms_from_gram
+from iresnet_core.lipschitz.scaling import power_of_two_near
 from iresnet_core.operators import Dense, LinearOperator, Matrices, as_operator, constant_operator
 from iresnet_core.results import LipschitzBound
 
 __all__ = ["lipschitz_bounds"]
 
 # Order of the Gram matrices beyond which a stack saves nothing.
-LARGEST = 1024
-# Steps of Lanczos' method after which a factorisation is tried.
+LARGEST_ORDER = 1024
+# Steps of Lanczos' method after which a factorisation of all matrices is tried: later than for a single one, since all
+# estimates have to be good enough at once, and for the same reason with a wider margin.
 LOOKS = (24, 48, 96)
-# How far the estimates are raised before they are certified.
-SLACK = 4.5e-3
+MARGIN = 4.5e-3
 
 
 def lipschitz_bounds(layers: Sequence[Any]) -> list[LipschitzBound]:
@@ -71,7 +71,7 @@ def lipschitz_bounds(layers: Sequence[Any]) -> list[LipschitzBound]:
 
 
 def _is_matrix(operator: LinearOperator) -> bool:
-    return isinstance(operator, Dense | Matrices) and not operator.batch_shape and min(operator.shape) <= LARGEST
+    return isinstance(operator, Dense | Matrices) and not operator.batch_shape and min(operator.shape) <= LARGEST_ORDER
 
 
 def _groups(operators: list[LinearOperator], places: list[int]) -> Iterator[list[int]]:
@@ -142,36 +142,8 @@ def certified_stack(backend: Backend, gram: Array, gram_error: Array) -> Array |
 
     All are factorised together, after more and more steps of Lanczos' method for all.
     """
-    for estimate in _lanczos(backend, gram):
-        bounds = cholesky_certificates(backend, gram, gram_error, estimate * (1 + SLACK))
+    for estimates in norms_from_gram(backend, gram, LOOKS, backend.xp.float32):
+        bounds = cholesky_certificates(backend, gram, gram_error, estimates * (1 + MARGIN))
         if bounds is not None:
             return bounds
     return None
-
-
-def _lanczos(backend: Backend, gram: Array) -> Iterator[Array]:
-    """Lower bounds (k,) on the norms, in float64, from one Lanczos process for all; in float32, which is enough."""
-    xp = backend.xp
-    k, n = gram.shape[:2]
-    G = xp.astype(gram, xp.float32)
-    start = fixed_start(backend, (1, n), G)
-    eps = float(xp.finfo(xp.float32).eps)
-    v, _ = unit(xp, xp.matmul(start, G)[:, 0, :])
-    basis: list[Array] = []
-    diagonal: list[Array] = []
-    beside: list[Array] = []
-    last = min(LOOKS[-1], n)
-    for step in range(1, last + 1):
-        basis.append(v)
-        w = xp.matmul(v[:, None, :], G)[:, 0, :]  # as a row: some backends are slow with stacks of columns
-        diagonal.append(xp.linalg.vecdot(v, w))
-        if step in LOOKS or step == last:
-            T = xp.astype(tridiagonal(xp, diagonal, beside), xp.float64)
-            yield xp.sqrt(xp.maximum(xp.linalg.eigvalsh(T)[..., -1], xp.zeros((k,), dtype=xp.float64)))
-        image_length = xp.linalg.vector_norm(w, axis=-1)
-        V = filled_stack(xp, basis, axis=1)
-        for _ in range(2):  # once leaves a rest where a small matrix is exhausted before the others
-            coefficients = xp.matmul(w[:, None, :], xp.matrix_transpose(V))
-            w = w - xp.matmul(coefficients, V)[:, 0, :]
-        v, length = cleaned(xp, w, image_length, eps)
-        beside.append(length)

@@ -1,8 +1,10 @@
 """Upper bounds on the spectral norm: the Lipschitz constant of a linear layer, certified with its rounding."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from iresnet_core.backends import Array
+from iresnet_core.backends import Array, Backend
 from iresnet_core.common import round_up, widest
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.lipschitz.certificates import (
@@ -12,13 +14,14 @@ from iresnet_core.lipschitz.certificates import (
     singular_value_bound,
     tight_gram_bound,
 )
-from iresnet_core.lipschitz.estimates import SMALL, prepared, spectral_norm
+from iresnet_core.lipschitz.estimates import SVD_LIMIT, spectral_norm
 from iresnet_core.lipschitz.fourier import fourier_bound
 from iresnet_core.lipschitz.probabilistic import probabilistic_bound
+from iresnet_core.lipschitz.scaling import prepared
 from iresnet_core.operators import Convolution, Dense, LinearOperator, Matrices, as_operator, constant_operator
 from iresnet_core.results import Certificate, LipschitzBound
 
-__all__ = ["lipschitz_bound"]
+__all__ = ["BOUNDS", "BoundMethod", "bound_methods", "lipschitz_bound"]
 
 # Beyond this many entries a layer known by its products is not made explicit (128 MiB in float64).
 EXPLICIT_LIMIT = 2**24
@@ -26,14 +29,27 @@ EXPLICIT_LIMIT = 2**24
 # Accuracy of the singular vectors that make up the derivative of a bound.
 GRADIENT_RTOL = 1e-8
 
-_EXPLICIT = {
-    "svd": singular_value_bound,
-    "cholesky": cholesky_bound,
-    "gram": tight_gram_bound,
-    "frobenius": frobenius_bound,
-    "holder": holder_bound,
-}
-_METHODS = (*_EXPLICIT, "fft", "lanczos")
+
+@dataclass(frozen=True)
+class BoundMethod:
+    """One method of `lipschitz_bound`, a row of the table BOUNDS.
+
+    Attributes
+    ----------
+    bound : callable (operator, rng) -> array (...,)
+        The bound in float64, for an operator whose entries are constants for differentiation.
+    suits : callable (operator) -> bool
+        Whether "auto" takes the method, if no method before it in the table suits.
+    refusal : callable (operator) -> str or None
+        Why the method cannot bound this operator; None if it can.
+    certificate : str
+        What the bound is: "exact", "certified" or "probabilistic".
+    """
+
+    bound: Callable[[LinearOperator, Any], Array]
+    suits: Callable[[LinearOperator], bool]
+    refusal: Callable[[LinearOperator], str | None]
+    certificate: Certificate = "certified"
 
 
 def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> LipschitzBound:
@@ -82,13 +98,18 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
     """
     operator = as_operator(A)
     if method == "auto":
-        method = _choose(operator)
-    if not isinstance(method, str) or method not in _METHODS:
-        raise InvalidArgumentError(f"lipschitz_bound has the methods auto, {', '.join(_METHODS)}; got {method!r}.")
+        method = next(name for name, row in BOUNDS.items() if row.suits(operator))
+    if not isinstance(method, str) or method not in BOUNDS:
+        raise InvalidArgumentError(f"lipschitz_bound has the methods auto, {', '.join(BOUNDS)}; got {method!r}.")
+    row = BOUNDS[method]
+    refusal = row.refusal(operator)
+    if refusal is not None:
+        raise InvalidArgumentError(f"method {method!r} {refusal}")
     backend = operator.backend
     with backend.full_precision():
         with backend.no_grad():
-            bound = _bound(A, constant_operator(operator), method, rng)
+            value = round_up(backend, row.bound(constant_operator(operator), rng), operator.like.dtype)
+        bound = LipschitzBound(value, row.certificate, method)
         entries = operator.entries
         if entries is None or not backend.may_differentiate(entries):
             return bound
@@ -96,51 +117,101 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
         positive = backend.stop_gradient(sigma) > 0
         # The factor is 1; it carries the relative derivative of the norm.
         factor = sigma / backend.stop_gradient(backend.xp.where(positive, sigma, backend.xp.ones_like(sigma)))
-        return bound._replace(value=backend.xp.where(positive, bound.value * factor, bound.value))
+        return bound._replace(value=backend.xp.where(positive, value * factor, value))
 
 
-def _bound(A: Any, operator: LinearOperator, method: str, rng: Any) -> LipschitzBound:
-    backend = operator.backend
-    scaled, scale = prepared(operator, widest(backend)) if method != "lanczos" else prepared(operator)
-    certificate: Certificate = "certified"
-    if method == "lanczos":
-        value = probabilistic_bound(scaled, rng)
-        certificate = "probabilistic"
-    elif method == "fft":
-        if not isinstance(scaled, Convolution):
-            raise InvalidArgumentError(
-                f"method 'fft' is for convolutions, got {type(A).__name__}; use 'svd', 'cholesky' or 'gram'."
-            )
-        value = fourier_bound(scaled)
-    else:
-        value = _EXPLICIT[method](backend, _explicit(scaled, method))
-        if method == "svd":
-            certificate = "exact"
-    value = backend.xp.astype(value, widest(backend)) * backend.xp.astype(scale, widest(backend))
-    return LipschitzBound(round_up(backend, value, operator.like.dtype), certificate, method)
+def bound_methods(operator: LinearOperator) -> tuple[str, ...]:
+    """Return the names of the methods that can bound an operator."""
+    return tuple(name for name, row in BOUNDS.items() if row.refusal(operator) is None)
 
 
-def _choose(operator: LinearOperator) -> str:
-    """The method that "auto" stands for."""
+def _is_matrix(operator: LinearOperator) -> bool:
+    return isinstance(operator, Matrices | Dense)
+
+
+def _can_be_explicit(operator: LinearOperator) -> bool:
     m, n = operator.shape
-    # While a program is compiled a certificate cannot be tried, and the accuracy of the compiler's SVD is unknown.
-    if operator.backend.is_tracing(operator.like) and m * n <= EXPLICIT_LIMIT and operator.entries is not None:
-        return "gram"
+    return _is_matrix(operator) or m * n <= EXPLICIT_LIMIT
+
+
+def _has_few_entries(operator: LinearOperator) -> bool:
+    """Whether the SVD of an operator with entries costs no more than a certificate."""
+    return operator.entries is not None and min(operator.shape) <= SVD_LIMIT and _can_be_explicit(operator)
+
+
+def _wants_products_alone(operator: LinearOperator) -> bool:
+    """Whether a bound by matrix products alone is the best.
+
+    While a program is compiled no certificate can be tried, and the accuracy of the compiler's SVD is unknown. On an
+    accelerator products are by far the fastest.
+    """
+    backend, (m, n) = operator.backend, operator.shape
+    if backend.is_tracing(operator.like) and operator.entries is not None and m * n <= EXPLICIT_LIMIT:
+        return True
+    return _is_matrix(operator) and backend.is_accelerated(operator.like)
+
+
+def _explicit_refusal(operator: LinearOperator) -> str | None:
+    if _can_be_explicit(operator):
+        return None
+    m, n = operator.shape
+    return (
+        f"needs the explicit matrix, {m} x {n} here, beyond the limit of {EXPLICIT_LIMIT} entries. Use 'fft' for a "
+        "convolution, 'lanczos' for an operator."
+    )
+
+
+def _explicit(bound: Callable[[Backend, Array], Array]) -> Callable[[LinearOperator, Any], Array]:
+    """Make a bound of operators out of one of explicit float64 matrices."""
+
+    def of_operator(operator: LinearOperator, rng: Any) -> Array:
+        backend = operator.backend
+        scaled, scale = prepared(operator, widest(backend))
+        matrix = backend.xp.astype(scaled.matrix(), widest(backend), copy=False)
+        return bound(backend, matrix) * backend.xp.astype(scale, widest(backend))
+
+    return of_operator
+
+
+def _fourier(operator: LinearOperator, rng: Any) -> Array:
+    scaled, scale = prepared(operator, widest(operator.backend))
+    assert isinstance(scaled, Convolution)
+    return fourier_bound(scaled) * scale
+
+
+def _fourier_refusal(operator: LinearOperator) -> str | None:
     if isinstance(operator, Convolution):
-        return "svd" if min(m, n) <= SMALL and m * n <= EXPLICIT_LIMIT else "fft"
-    if isinstance(operator, Matrices | Dense):
-        if operator.backend.is_accelerated(operator.like):
-            return "gram"
-        return "svd" if min(m, n) <= SMALL else "cholesky"
-    return "lanczos"
+        return None
+    kind = type(operator).__name__
+    return f"is for convolutions, got {kind} of shape {operator.shape}; use 'svd', 'cholesky' or 'gram'."
 
 
-def _explicit(operator: LinearOperator, method: str) -> Array:
-    """The matrix of an operator, unless it is too large to be written down."""
-    m, n = operator.shape
-    if not isinstance(operator, Matrices) and m * n > EXPLICIT_LIMIT:
-        raise InvalidArgumentError(
-            f"method {method!r} needs the explicit matrix, {m} x {n} here, beyond the limit of {EXPLICIT_LIMIT} "
-            "entries. Use 'fft' for a convolution, 'lanczos' for an operator."
-        )
-    return operator.backend.xp.astype(operator.matrix(), widest(operator.backend), copy=False)
+def _probabilistic(operator: LinearOperator, rng: Any) -> Array:
+    backend = operator.backend
+    scaled, scale = prepared(operator)
+    value = backend.xp.astype(probabilistic_bound(scaled, rng), widest(backend))
+    return value * backend.xp.astype(scale, widest(backend))
+
+
+def _always(operator: LinearOperator) -> bool:
+    return True
+
+
+def _never(operator: LinearOperator) -> bool:
+    return False
+
+
+def _no_refusal(operator: LinearOperator) -> None:
+    return None
+
+
+# The methods of `lipschitz_bound`. "auto" is the first one that suits the operator.
+BOUNDS: dict[str, BoundMethod] = {
+    "gram": BoundMethod(_explicit(tight_gram_bound), _wants_products_alone, _explicit_refusal),
+    "svd": BoundMethod(_explicit(singular_value_bound), _has_few_entries, _explicit_refusal, "exact"),
+    "cholesky": BoundMethod(_explicit(cholesky_bound), _is_matrix, _explicit_refusal),
+    "fft": BoundMethod(_fourier, lambda operator: isinstance(operator, Convolution), _fourier_refusal),
+    "lanczos": BoundMethod(_probabilistic, _always, _no_refusal, "probabilistic"),
+    "frobenius": BoundMethod(_explicit(frobenius_bound), _never, _explicit_refusal),
+    "holder": BoundMethod(_explicit(holder_bound), _never, _explicit_refusal),
+}

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from iresnet_core.backends import Array, Backend, device_of
-from iresnet_core.common import fixed_start, gamma, squared_frobenius
+from iresnet_core.common import gamma, squared_frobenius
 from iresnet_core.errors import NotConvergedError
-from iresnet_core.lipschitz.lanczos import cleaned, filled_stack, tridiagonal, unit
+from iresnet_core.lipschitz.lanczos import norms_from_gram
 
 __all__ = [
     "cholesky_bound",
@@ -28,8 +28,10 @@ __all__ = [
 ]
 
 U = 2.0**-53
+# Steps of Lanczos' method after which a factorisation is tried, for one matrix.
+LOOKS = (16, 28, 50, 100, 200)
 # How far the Lanczos estimate is raised before it is certified.
-SLACK = 4e-3
+MARGIN = 4e-3
 # Added to a square before its root is divided by; entries of order one have none so small.
 NOTHING = 1e-200
 
@@ -141,53 +143,24 @@ def cholesky_bound(backend: Backend, A: Array) -> Array:
             bounds.append(0.0)
             continue
         gram, gram_error = smaller_gram(xp, matrix)
-        bounds.append(raise_until_certified(backend, gram, gram_error, _lanczos_estimates(backend, gram)))
+        estimates = (float(norms[0]) for norms in norms_from_gram(backend, gram[None, :, :], LOOKS, gram.dtype))
+        bounds.append(raise_until_certified(backend, gram, gram_error, estimates))
     return xp.reshape(xp.asarray(bounds, dtype=xp.float64, device=device_of(A)), stack)
 
 
-def _lanczos_estimates(backend: Backend, gram: Array) -> Iterator[float]:
-    """Lower bounds on the norm from one Lanczos process, which goes on where the last was not good enough.
-
-    The Gram matrix is at hand, so that a step takes one product with it and not two with the matrix; squaring costs
-    the largest singular value no digits.
-    """
-    xp, n = backend.xp, gram.shape[0]
-    start = fixed_start(backend, (n,), gram)
-    looks = (16, 28, 50, 100, 200)
-    last = min(looks[-1], n)
-    eps = float(xp.finfo(gram.dtype).eps)
-    v, _ = unit(xp, xp.matmul(gram, start))
-    basis: list[Array] = []
-    diagonal: list[Array] = []
-    beside: list[Array] = []
-    for k in range(1, last + 1):
-        basis.append(v)
-        w = xp.matmul(gram, v)
-        diagonal.append(xp.linalg.vecdot(v, w))
-        if k in looks or k == last:
-            eigenvalues = xp.linalg.eigvalsh(tridiagonal(xp, diagonal, beside))
-            yield math.sqrt(max(0.0, float(eigenvalues[-1])))
-        image_length = xp.linalg.vector_norm(w)
-        V = filled_stack(xp, basis, axis=0)
-        for _ in range(2):  # against the whole basis, and once more for what rounding leaves behind
-            w = w - xp.matmul(xp.matmul(V, w), V)
-        v, length = cleaned(xp, w, image_length, eps)
-        beside.append(length)
-
-
 def raise_until_certified(backend: Backend, gram: Array, gram_error: Array, estimates: Iterator[float]) -> float:
-    """Certify the first estimate that passes when raised by SLACK, or else growing multiples of the last one.
+    """Certify the first estimate that passes when raised by MARGIN, or else growing multiples of the last one.
 
     `estimates` are lower bounds on the norm, each better and dearer than the one before.
     """
     xp, estimate = backend.xp, 0.0
     for estimate in estimates:
-        bound = cholesky_certificate(backend, gram, gram_error, estimate * (1 + SLACK))
+        bound = cholesky_certificate(backend, gram, gram_error, estimate * (1 + MARGIN))
         if bound is not None:
             return bound
     # A start orthogonal to all that matters is not noticed by the iteration, but by the trace: sigma^2 >= tr G / n.
     estimate = max(estimate, math.sqrt(float(xp.max(_trace(xp, gram))) / gram.shape[-1]))
-    slack = SLACK
+    slack = MARGIN
     for _ in range(40):
         slack *= 3
         bound = cholesky_certificate(backend, gram, gram_error, estimate * (1 + slack))

@@ -1,41 +1,36 @@
-"""Spectral norm: power iteration, Golub-Kahan-Lanczos and SVD, for one operator or a stack of matrices."""
+"""The spectral norm estimated from below, with its singular vectors, for one operator or a stack of matrices."""
 
-import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.common import (
-    fixed_start,
     require_finite,
     require_floating,
     require_nonnegative,
     require_positive_int,
     require_same_device,
-    working_dtype,
 )
 from iresnet_core.errors import InvalidArgumentError, ShapeError
-from iresnet_core.lipschitz.lanczos import bidiagonalize, filled_stack, unit
+from iresnet_core.lipschitz.lanczos import bidiagonalize, filled_stack
+from iresnet_core.lipschitz.power_iteration import iterate_vector
+from iresnet_core.lipschitz.scaling import divided, first_right, power_of_two_near, prepared
 from iresnet_core.operators import (
     LinearLayer,
     LinearOperator,
     Matrices,
-    Scaled,
     as_operator,
     constant_operator,
 )
 from iresnet_core.results import SpectralNorm
 
-__all__ = ["power_of_two_near", "prepared", "spectral_norm"]
+__all__ = ["ESTIMATES", "SVD_LIMIT", "spectral_norm"]
 
 # Up to this many rows or columns an SVD costs no more than the iterations that would replace it.
-SMALL = 128
+SVD_LIMIT = 128
 # Lanczos steps in a compiled program, which cannot end early and holds every step.
 TRACED_STEPS = 24
-# Steps of a fixed number that a compiled program holds, written out; more are looped over, as many in every turn, since
-# in a graph of TensorFlow a turn costs a quarter of a step with a 512 x 512 matrix.
-UNROLLED_STEPS = 8
 
 
 def spectral_norm(
@@ -93,11 +88,10 @@ def spectral_norm(
     max_iter = require_positive_int(max_iter, "max_iter")
     operator = as_operator(A)
     backend = operator.backend
-    m, n = operator.shape
     if method == "auto":
-        method = "svd" if min(m, n) <= SMALL and not _is_foreign(operator) else "lanczos"
-    if not isinstance(method, str) or method not in _METHODS:
-        raise InvalidArgumentError(f"spectral_norm has the methods auto, {', '.join(_METHODS)}; got {method!r}.")
+        method = next(name for name, row in ESTIMATES.items() if row.suits(operator))
+    if not isinstance(method, str) or method not in ESTIMATES:
+        raise InvalidArgumentError(f"spectral_norm has the methods auto, {', '.join(ESTIMATES)}; got {method!r}.")
     with backend.full_precision():
         return _estimate(operator, method, start, rtol, max_iter)
 
@@ -111,11 +105,11 @@ def _estimate(
     with backend.no_grad():
         scaled, scale = prepared(constant)
         left = _left_start(backend, scaled, start)
-        value, left, right, iterations, converged = _METHODS[method](scaled, left, rtol, max_iter)
+        value, left, right, iterations, converged = ESTIMATES[method].estimate(scaled, left, rtol, max_iter)
         residual = xp.linalg.vector_norm(scaled.rmatvec(left) - value[..., None] * right, axis=-1) / 2**0.5
         left, right = backend.stop_gradient(left), backend.stop_gradient(right)
     if constant is not operator:
-        scaled = _divided(operator, scaled.like.dtype, scale)
+        scaled = divided(operator, scaled.like.dtype, scale)
     value = xp.sum(left * scaled.matvec(right), axis=-1)
     dtype = operator.like.dtype
     return SpectralNorm(
@@ -128,84 +122,11 @@ def _estimate(
     )
 
 
-def prepared(operator: LinearOperator, dtype: Any = None) -> tuple[LinearOperator, Array]:
-    """Scale an operator by powers of two so that its entries are near 1, where no square over- or underflows.
-
-    Returns the scaled operator (in `dtype`, by default at least float32) and the factor that was taken out.
-    """
-    backend, xp = operator.backend, operator.backend.xp
-    target = working_dtype(backend, operator.like.dtype) if dtype is None else dtype
-    if isinstance(operator, Matrices):
-        array = xp.astype(operator.array, target, copy=False)
-        scale = power_of_two_near(backend, xp.max(xp.abs(array), axis=(-2, -1)))
-        return Matrices(array / scale[..., None, None]), scale
-    if isinstance(operator, LinearLayer):
-        layer = operator.astype(target)
-        scale = power_of_two_near(backend, xp.max(xp.abs(layer.weight)))
-        if layer.shape == tuple(layer.weight.shape):
-            return Matrices(layer.weight / scale), scale
-        return layer.with_parameters(layer.weight / scale, None), scale
-    # The entries are out of sight, but a product shows their scale. Within 2^40 of the ends of the range it is left to
-    # the products, so that vectors divided by it stay in range themselves.
-    magnitude = xp.max(xp.abs(operator.matvec(_random_right(operator))))
-    info = xp.finfo(magnitude.dtype)
-    lowest, highest = (xp.full_like(magnitude, end) for end in (info.smallest_normal * 2.0**40, info.max * 2.0**-40))
-    magnitude = xp.where(magnitude > 0, xp.maximum(xp.minimum(magnitude, highest), lowest), magnitude)
-    scale = power_of_two_near(backend, magnitude)
-    return Scaled(operator, scale), scale
-
-
-def _divided(operator: LinearOperator, dtype: Any, scale: Array) -> LinearOperator:
-    """The operator in another dtype, divided by a scale (...,) that `prepared` found for its constant twin."""
-    if isinstance(operator, LinearLayer):
-        return operator.with_parameters(operator.backend.xp.astype(operator.weight, dtype) / scale, None)
-    entries = operator.backend.xp.astype(operator.entries, dtype, copy=False)
-    return Matrices(entries / scale[..., None, None])
-
-
-def power_of_two_near(backend: Backend, magnitude: Array) -> Array:
-    """The power of two just below a magnitude; 1 for zero.
-
-    Out of a table, since the powers that a GPU computes can be a unit in the last place off.
-    """
-    xp = backend.xp
-    info = xp.finfo(magnitude.dtype)
-    highest = _exponent(info.max)
-    lowest = _exponent(info.smallest_normal) + _exponent(info.eps)
-    positive = xp.where(magnitude > 0, magnitude, xp.ones_like(magnitude))
-    exponent = xp.astype(xp.floor(xp.clip(xp.log2(positive), lowest, highest)), xp.int32)
-    # The logarithm of numbers next to the largest one rounds up, to a power that would be infinite; that of subnormal
-    # ones may be -infinity, and that of NaN becomes any number.
-    place = xp.clip(exponent, lowest, highest) - lowest
-    table = backend.constant_array(_powers_of_two, lowest, highest, like=magnitude)
-    powers = xp.take(xp.astype(table, magnitude.dtype), xp.reshape(place, (-1,)), axis=0)
-    return xp.reshape(powers, tuple(magnitude.shape))
-
-
-def _exponent(number: Any) -> int:
-    return math.frexp(float(number))[1] - 1
-
-
-def _powers_of_two(lowest: int, highest: int) -> np.ndarray:
-    return np.ldexp(1.0, np.arange(lowest, highest + 1))
-
-
-def _is_foreign(operator: LinearOperator) -> bool:
-    return not isinstance(operator, Matrices | LinearLayer)
-
-
-def _random_right(operator: LinearOperator) -> Array:
-    """The right vector (..., n) from which every backend begins."""
-    n = operator.shape[1]
-    right = fixed_start(operator.backend, (n,), operator.like)
-    return operator.backend.xp.broadcast_to(right, (*operator.batch_shape, n))
-
-
 def _left_start(backend: Backend, operator: LinearOperator, start: Array | SpectralNorm | None) -> Array:
     """The left vector to begin from, of shape (..., m)."""
     xp, m = backend.xp, operator.shape[0]
     shape = (*operator.batch_shape, m)
-    default = operator.matvec(_random_right(operator))
+    default = operator.matvec(first_right(operator))
     if start is None:
         return default
     given = start.left if isinstance(start, SpectralNorm) else start
@@ -220,77 +141,6 @@ def _left_start(backend: Backend, operator: LinearOperator, start: Array | Spect
     # No iteration gets away from a vector that the transpose annihilates, such as the zero one left by a zero matrix.
     annihilated = xp.all(operator.rmatvec(given) == 0, axis=-1)
     return xp.where(annihilated[..., None], default, given)
-
-
-def _power(operator: LinearOperator, left: Array, rtol: float, max_iter: int) -> tuple[Array, ...]:
-    """Power iteration (report, Eq. 34); converges from below. Two operator products a step.
-
-    Every matrix of a stack stops on its own, so that its result does not depend on its companions.
-    """
-    backend, xp = operator.backend, operator.backend.xp
-    if rtol == 0:
-        return _fixed_power(operator, left, max_iter)
-
-    def unfinished(sigma: Array, left: Array, right: Array, iterations: Array, done: Array) -> Array:
-        return ~xp.all(done)
-
-    def step(sigma: Array, left: Array, right: Array, iterations: Array, done: Array) -> tuple[Array, ...]:
-        pulled = operator.rmatvec(left)
-        # One step late, the product that the next step needs anyway tells the residual of the last.
-        residual = xp.linalg.vector_norm(pulled - sigma[..., None] * right, axis=-1) / 2**0.5
-        done = (iterations > 0) & (residual <= rtol * sigma)
-        new_right, _ = unit(xp, pulled)
-        new_left, new_sigma = unit(xp, operator.matvec(new_right))
-        keep = done[..., None]
-        return (
-            xp.where(done, sigma, new_sigma),
-            xp.where(keep, left, new_left),
-            xp.where(keep, right, new_right),
-            iterations + xp.astype(~done, iterations.dtype),
-            done,
-        )
-
-    left, length = unit(xp, left)
-    right = xp.zeros((*operator.batch_shape, operator.shape[1]), dtype=left.dtype, device=device_of(left))
-    iterations = xp.zeros(operator.batch_shape, dtype=xp.int32, device=device_of(left))
-    state = (length, left, right, iterations, iterations > 0)
-    sigma, left, right, iterations, _ = backend.while_loop(unfinished, step, state, max_iter)
-    residual = xp.linalg.vector_norm(operator.rmatvec(left) - sigma[..., None] * right, axis=-1) / 2**0.5
-    return sigma, left, right, iterations, residual <= rtol * sigma
-
-
-def _fixed_power(operator: LinearOperator, left: Array, steps: int) -> tuple[Array, ...]:
-    """Power iteration of a fixed number of steps, which looks at no value and so waits for no device."""
-    backend, xp = operator.backend, operator.backend.xp
-    # The divisor keeps a zero vector at zero; no other length is below it.
-    least = xp.full((), float(xp.finfo(left.dtype).smallest_normal), dtype=left.dtype, device=device_of(left))
-
-    def unfinished(image: Array, right: Array) -> Array:
-        return least > 0  # always: the number of steps alone ends it
-
-    def step(image: Array, right: Array) -> tuple[Array, ...]:
-        # Only one of the two vectors is brought to length one: `prepared` keeps the operator's norm near one.
-        pulled = operator.rmatvec(image)
-        right = pulled / xp.maximum(xp.linalg.vector_norm(pulled, axis=-1, keepdims=True), least)
-        return operator.matvec(right), right
-
-    def several_steps(*state: Array) -> tuple[Array, ...]:
-        for _ in range(UNROLLED_STEPS):
-            state = step(*state)
-        return state
-
-    right = xp.zeros((*operator.batch_shape, operator.shape[1]), dtype=left.dtype, device=device_of(left))
-    state: tuple[Array, ...] = (unit(xp, left)[0], right)
-    turns = steps // UNROLLED_STEPS if steps > UNROLLED_STEPS and backend.is_tracing(left) else 0
-    if turns:
-        state = backend.while_loop(unfinished, several_steps, state, turns)
-    for _ in range(steps - turns * UNROLLED_STEPS):
-        state = step(*state)
-    image, right = state
-    left, sigma = unit(xp, image)
-    iterations = xp.full(operator.batch_shape, steps, dtype=xp.int32, device=device_of(left))
-    residual = xp.linalg.vector_norm(operator.rmatvec(left) - sigma[..., None] * right, axis=-1)
-    return sigma, left, right, iterations, residual <= 0
 
 
 def _lanczos(operator: LinearOperator, left: Array, rtol: float, max_iter: int) -> tuple[Array, ...]:
@@ -321,4 +171,29 @@ def _svd(operator: LinearOperator, left: Array, rtol: float, max_iter: int) -> t
     return S[..., 0], U[..., :, 0], Vh[..., 0, :], iterations, iterations == 0
 
 
-_METHODS = {"power": _power, "lanczos": _lanczos, "svd": _svd}
+@dataclass(frozen=True)
+class EstimateMethod:
+    """One method of `spectral_norm`, a row of the table ESTIMATES.
+
+    Attributes
+    ----------
+    estimate : callable (operator, left, rtol, max_iter) -> (value, left, right, iterations, converged)
+        For an operator whose entries are near one, from a left vector.
+    suits : callable (operator) -> bool
+        Whether "auto" takes the method, if no method before it in the table suits.
+    """
+
+    estimate: Callable[[LinearOperator, Array, float, int], tuple[Array, ...]]
+    suits: Callable[[LinearOperator], bool]
+
+
+def _has_few_entries(operator: LinearOperator) -> bool:
+    return isinstance(operator, Matrices | LinearLayer) and min(operator.shape) <= SVD_LIMIT
+
+
+# The methods of `spectral_norm`. "auto" is the first one that suits the operator.
+ESTIMATES: dict[str, EstimateMethod] = {
+    "svd": EstimateMethod(_svd, _has_few_entries),
+    "lanczos": EstimateMethod(_lanczos, lambda operator: True),
+    "power": EstimateMethod(iterate_vector, lambda operator: False),
+}

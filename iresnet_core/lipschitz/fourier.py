@@ -26,7 +26,7 @@ from iresnet_core.operators import Convolution
 __all__ = ["fourier_bound"]
 
 # Entries of the frequency matrices, or of the phases, that are held at a time (64 MiB of complex128).
-CHUNK = 2**22
+ENTRIES_AT_A_TIME = 2**22
 # Up to this many channels a group the singular values of every frequency cost less than their certificate.
 FEW_CHANNELS = 8
 # Power steps that rank the frequencies, and how many of the first are decomposed.
@@ -91,7 +91,7 @@ def _frequency_matrices(layer: Convolution) -> Iterator[tuple[Array, float]]:
     error = 4 * (taps.shape[0] + 16) * U * float(xp.sum(tap_norms))
     ranges = [*map(range, sizes[:-1]), range(sizes[-1] // 2 + 1)]
     frequencies = np.array(list(product(*ranges)))  # (count, axes)
-    step = max(1, CHUNK // max(layer.groups * out * inner, taps.shape[0]))
+    step = max(1, ENTRIES_AT_A_TIME // max(layer.groups * out * inner, taps.shape[0]))
     for begin in range(0, math.prod(map(len, ranges)), step):
         chunk = frequencies[begin : begin + step]
         turns = sum((np.outer(chunk[:, axis], taps[:, axis]) % size) / size for axis, size in enumerate(sizes))

@@ -14,10 +14,10 @@ from iresnet_core.backends import Array, device_of
 from iresnet_core.branches import Activation
 from iresnet_core.common import gamma, require_nonnegative, round_up, unit_roundoff, widest, working_dtype
 from iresnet_core.errors import NotContractiveError
-from iresnet_core.lipschitz.block_power_iteration import first_basis, refine_basis
 from iresnet_core.lipschitz.bounds import lipschitz_bound
 from iresnet_core.lipschitz.estimates import spectral_norm
 from iresnet_core.lipschitz.normalization import normalize
+from iresnet_core.lipschitz.power_iteration import first_basis, refine_basis
 from iresnet_core.operators import Dense, LinearLayer, Matrices, Transposed, constant_operator
 from iresnet_core.results import LipschitzBound
 

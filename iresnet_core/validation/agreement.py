@@ -14,14 +14,13 @@ from iresnet_core.backends import Array
 from iresnet_core.backends import backend as find_backend
 from iresnet_core.branches import Chain
 from iresnet_core.determinant import logdet
-from iresnet_core.inverse import invert
+from iresnet_core.inverse import SOLVERS, invert
 from iresnet_core.lipschitz import lipschitz_bound, normalize, spectral_norm
 from iresnet_core.operators import Dense
 from iresnet_core.validation.checks import (
     BOUND_METHODS,
     ESTIMATORS,
     FIELDS,
-    SOLVERS,
     SPECTRAL_METHODS,
     Record,
     is_unbiased,
@@ -114,8 +113,8 @@ def _relative_gap(matrix: Floats) -> float:
 def _lipschitz_bounds(trial: Trial) -> Iterator[tuple[str, Answer]]:
     layers = trial.problem.chain.operators
     for method in BOUND_METHODS:
-        options = {"rng": np.random.default_rng(trial.problem.seed)} if method == "lanczos" else {}
-        yield method, _joined([trial.answer(lipschitz_bound(layer, method=method, **options)) for layer in layers])
+        rng = np.random.default_rng(trial.problem.seed)
+        yield method, _joined([trial.answer(lipschitz_bound(layer, method=method, rng=rng)) for layer in layers])
     convolution = cut_convolution(trial.problem)
     if convolution is not None:
         yield "fft, 3x3 kernel", trial.answer(lipschitz_bound(convolution, method="fft"))

@@ -20,7 +20,7 @@ from iresnet_core import (
 )
 from iresnet_core.backends import backend as find_backend
 from iresnet_core.errors import DeviceError
-from iresnet_core.lipschitz.estimates import power_of_two_near
+from iresnet_core.lipschitz.scaling import power_of_two_near
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 

@@ -1,0 +1,188 @@
+"""Power iteration for the largest singular value: of a vector, and of a block that is kept from call to call.
+
+The vector is what `spectral_norm` iterates with its method "power". While weights are trained a block does better: it
+does not mind that the leading singular values lie close together, pressed against the cap, and it is refined by a few
+steps a pass (`first_basis`, `refine_basis`).
+"""
+
+from typing import Any
+
+from iresnet_core.backends import Array, device_of
+from iresnet_core.common import fixed_start
+from iresnet_core.lipschitz.lanczos import unit
+from iresnet_core.operators import LinearOperator, Matrices
+
+__all__ = ["first_basis", "iterate_vector", "refine_basis"]
+
+# A compiled program holds this many steps written out. More are looped over, as many in every turn, since in a graph of
+# TensorFlow a turn costs a quarter of a step with a 512 x 512 matrix.
+UNROLLED_STEPS = 8
+
+
+def iterate_vector(operator: LinearOperator, left: Array, rtol: float, max_iter: int) -> tuple[Array, ...]:
+    """Power iteration: right <- A^T left / ||A^T left||, left <- A right / ||A right||, the norm is ||A right||.
+
+    It approaches the largest singular value from below (Golub and Van Loan 2013, Sec. 8.2.1), by two operator products
+    a step. Every matrix of a stack stops on its own, at ``residual <= rtol * value`` or after `max_iter` steps, so that
+    its result does not depend on its companions. Returns (value, left, right, iterations, converged).
+    """
+    backend, xp = operator.backend, operator.backend.xp
+    if rtol == 0:
+        return _fixed_number_of_steps(operator, left, max_iter)
+
+    def unfinished(sigma: Array, left: Array, right: Array, iterations: Array, done: Array) -> Array:
+        return ~xp.all(done)
+
+    def step(sigma: Array, left: Array, right: Array, iterations: Array, done: Array) -> tuple[Array, ...]:
+        pulled = operator.rmatvec(left)
+        # This product also tells the residual of the step before, which therefore stops the iteration one step late.
+        residual = xp.linalg.vector_norm(pulled - sigma[..., None] * right, axis=-1) / 2**0.5
+        done = (iterations > 0) & (residual <= rtol * sigma)
+        new_right, _ = unit(xp, pulled)
+        new_left, new_sigma = unit(xp, operator.matvec(new_right))
+        keep = done[..., None]
+        return (
+            xp.where(done, sigma, new_sigma),
+            xp.where(keep, left, new_left),
+            xp.where(keep, right, new_right),
+            iterations + xp.astype(~done, iterations.dtype),
+            done,
+        )
+
+    left, length = unit(xp, left)
+    right = xp.zeros((*operator.batch_shape, operator.shape[1]), dtype=left.dtype, device=device_of(left))
+    iterations = xp.zeros(operator.batch_shape, dtype=xp.int32, device=device_of(left))
+    state = (length, left, right, iterations, iterations > 0)
+    sigma, left, right, iterations, _ = backend.while_loop(unfinished, step, state, max_iter)
+    residual = xp.linalg.vector_norm(operator.rmatvec(left) - sigma[..., None] * right, axis=-1) / 2**0.5
+    return sigma, left, right, iterations, residual <= rtol * sigma
+
+
+def _fixed_number_of_steps(operator: LinearOperator, left: Array, steps: int) -> tuple[Array, ...]:
+    """Take as many steps as are asked for, with rtol = 0.
+
+    This form exists beside the loop above because it looks at no value, and so waits for no device, and because
+    compiled programs run it several times faster: no matrix stops on its own, and the steps are written out.
+    """
+    backend, xp = operator.backend, operator.backend.xp
+    # The divisor keeps a zero vector at zero; no other length is below it.
+    least = xp.full((), float(xp.finfo(left.dtype).smallest_normal), dtype=left.dtype, device=device_of(left))
+
+    def unfinished(image: Array, right: Array) -> Array:
+        return least > 0  # This is always true: the number of steps alone ends the loop.
+
+    def step(image: Array, right: Array) -> tuple[Array, ...]:
+        # Only one of the two vectors is brought to length one: `prepared` keeps the operator's norm near one.
+        pulled = operator.rmatvec(image)
+        right = pulled / xp.maximum(xp.linalg.vector_norm(pulled, axis=-1, keepdims=True), least)
+        return operator.matvec(right), right
+
+    def several_steps(*state: Array) -> tuple[Array, ...]:
+        for _ in range(UNROLLED_STEPS):
+            state = step(*state)
+        return state
+
+    right = xp.zeros((*operator.batch_shape, operator.shape[1]), dtype=left.dtype, device=device_of(left))
+    state: tuple[Array, ...] = (unit(xp, left)[0], right)
+    turns = steps // UNROLLED_STEPS if steps > UNROLLED_STEPS and backend.is_tracing(left) else 0
+    if turns:
+        state = backend.while_loop(unfinished, several_steps, state, turns)
+    for _ in range(steps - turns * UNROLLED_STEPS):
+        state = step(*state)
+    image, right = state
+    left, sigma = unit(xp, image)
+    iterations = xp.full(operator.batch_shape, steps, dtype=xp.int32, device=device_of(left))
+    residual = xp.linalg.vector_norm(operator.rmatvec(left) - sigma[..., None] * right, axis=-1)
+    return sigma, left, right, iterations, residual <= 0
+
+
+def first_basis(operator: LinearOperator, size: int) -> Array:
+    """Return images (k, m) of fixed pseudo-random vectors, k the least of `size`, m and n; of zero, such vectors."""
+    backend, xp = operator.backend, operator.backend.xp
+    size = min(size, *operator.shape)
+    m, n = operator.shape
+    before, after = (fixed_start(backend, (size, extent), operator.like) for extent in (n, m))
+    images = operator.matvec(before)
+    return xp.where(xp.any(images != 0), images, after)
+
+
+def refine_basis(operator: LinearOperator, basis: Array, steps: int) -> tuple[Array, Array, Array]:
+    """Take a Rayleigh-Ritz step on the block Krylov space of a basis; 2 `steps` products of the block.
+
+    Parameters
+    ----------
+    operator : LinearOperator (m, n)
+        In at least float32; or a stack of matrices, treated side by side.
+    basis : array (..., k, m)
+        Rows that span an approximation of the leading left singular space; any that are independent. One of the whole
+        space, k = m, is not looked at.
+    steps : int
+        At least 1.
+
+    Returns
+    -------
+    left, right : array (..., m), (..., n)
+        Unit vectors; ``left^T A right`` approaches the largest singular value from below, faster than by as many steps
+        of the power iteration with the block (Golub and Underwood 1977). A block does not mind that the leading values
+        lie close together, as the cap makes them.
+    basis : array (..., k, m)
+        Orthonormal up to rounding, for the next call; the one that was given, where the operator annihilates it, since
+        no later step would get away from zero.
+    """
+    xp, given = operator.backend.xp, basis
+    if basis.shape[-2] == basis.shape[-1]:  # of the whole space: any other one will do, for the exact answer
+        basis, steps = xp.eye(basis.shape[-1], dtype=basis.dtype, device=device_of(basis)), 1
+    rights: list[Array] = []
+    images: list[Array] = []
+    for step in range(steps):
+        if step:
+            basis = images[-1] / _size(xp, images[-1])
+        rights.append(_pulled_back(operator, basis))
+        images.append(_images(operator, rights[-1]))
+    right, image = (rows[0] if steps == 1 else xp.concat(rows, axis=-2) for rows in (rights, images))
+    rotation, lengths = _rotation(xp, right)
+    right, image = (xp.matmul(rotation / lengths, rows) for rows in (right, image))
+    rotation, lengths = _rotation(xp, image)
+    count = given.shape[-2]
+    rotation, lengths = rotation[..., -count:, :], lengths[..., -count:, :]
+    basis = xp.matmul(rotation / lengths, image)
+    top = xp.matmul(rotation[..., -1:, :], right)[..., 0, :]
+    length = xp.linalg.vector_norm(top, axis=-1, keepdims=True)
+    top = top / xp.where(length > 0, length, xp.ones_like(length))
+    alive = xp.any(basis[..., -1:, :] != 0, axis=-1, keepdims=True)  # The last vector has the longest image.
+    return basis[..., -1, :], top, xp.where(alive, basis, given)
+
+
+def _size(xp: Any, rows: Array) -> Array:
+    """Root of the mean square of the entries (..., 1, 1), 1 where they are zero: keeps the powers of one size."""
+    squares = xp.mean(rows * rows, axis=(-2, -1), keepdims=True)
+    return xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
+
+
+def _images(operator: LinearOperator, rows: Array) -> Array:
+    """A v for every row v (..., k, n)."""
+    if isinstance(operator, Matrices):
+        return operator.backend.xp.matmul(rows, operator.backend.xp.matrix_transpose(operator.array))
+    return operator.matvec(rows)
+
+
+def _pulled_back(operator: LinearOperator, rows: Array) -> Array:
+    """A^T u for every row u (..., k, m)."""
+    if isinstance(operator, Matrices):
+        return operator.backend.xp.matmul(rows, operator.array)
+    return operator.rmatvec(rows)
+
+
+def _rotation(xp: Any, rows: Array) -> tuple[Array, Array]:
+    """Return a rotation (..., k, k) after which the rows are orthogonal, and their lengths (..., k, 1), growing.
+
+    Directions that are lost in rounding are said to be longer than they are: noise, from which they may grow again.
+    """
+    gram = xp.matmul(rows, xp.matrix_transpose(rows))
+    # What is not finite shows in the vectors; the eigenvalues of all would end in an error of the framework's.
+    gram = xp.where(xp.isfinite(gram), gram, xp.zeros_like(gram))
+    scale = xp.linalg.trace(gram)[..., None, None]
+    scale = xp.where(scale > 0, scale, xp.ones_like(scale))
+    squares, vectors = xp.linalg.eigh(gram / scale)
+    least = xp.full((), 4 * float(xp.finfo(rows.dtype).eps), dtype=rows.dtype, device=device_of(rows))
+    return xp.matrix_transpose(vectors), xp.sqrt(xp.maximum(squares, least)[..., None] * scale)
