@@ -23,7 +23,7 @@ ALLOWED = {
     "common": set(),
     "operators": {"common"},
     "branches": {"common", "operators"},
-    "lipschitz": {"common", "operators", "branches"},
+    "lipschitz": {"common", "operators"},
     "inverse": {"common", "branches"},
     "determinant": {"common", "branches", "lipschitz"},
     "flows": {"common", "branches", "inverse", "determinant"},

@@ -14,6 +14,7 @@ from iresnet_core.lipschitz.training_caps import (
     scaled_by_certificate,
     scaled_by_estimate,
     scaled_by_estimate_stack,
+    scaled_for_any_size,
     training_constant,
     weyl_bound,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "scaled_by_certificate",
     "scaled_by_estimate",
     "scaled_by_estimate_stack",
+    "scaled_for_any_size",
     "spectral_norm",
     "spectral_penalty",
     "training_constant",

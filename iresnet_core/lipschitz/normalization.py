@@ -1,11 +1,10 @@
-"""Weights scaled below a Lipschitz constant that is certified, and the penalty that pulls them there."""
+"""Weights scaled below a cap on their norm, ``W min(1, cap / norm)``, and the penalty that pulls them there."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from iresnet_core.backends import Array, device_of
-from iresnet_core.branches import Chain
 from iresnet_core.common import require_finite, require_nonnegative, unit_roundoff, widest
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.lipschitz.bounds import lipschitz_bound
@@ -13,7 +12,7 @@ from iresnet_core.lipschitz.estimates import spectral_norm
 from iresnet_core.operators import LinearLayer, LinearOperator, Matrices, as_operator
 from iresnet_core.results import LipschitzBound
 
-__all__ = ["normalize", "spectral_penalty"]
+__all__ = ["cap_share", "normalize", "scaled_within", "spectral_penalty"]
 
 
 def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
@@ -53,7 +52,7 @@ def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
     cap = require_nonnegative(coeff, "coeff")
     if cap == 0:
         raise InvalidArgumentError(f"coeff must be a positive finite number, got {coeff!r}.")
-    if isinstance(A, Chain):
+    if _is_chain(A):
         if bound is not None:
             raise InvalidArgumentError("normalize takes no bound for a chain; normalise its layers one by one.")
         return _normalized_chain(A, cap)
@@ -71,7 +70,7 @@ def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
 def _normalized(operator: Any, known: Any, value: Any, cap: float) -> Any:
     """Scale the entries, and note the bound on what comes out."""
     weight = operator.array if isinstance(operator, Matrices) else operator.weight
-    scaled, new_bound = _scaled(operator, weight, value, cap)
+    scaled, new_bound = _certainly_within(operator, weight, value, cap)
     if isinstance(operator, Matrices):
         return scaled
     certificate = known.certificate if isinstance(known, LipschitzBound) else "stated"
@@ -81,8 +80,18 @@ def _normalized(operator: Any, known: Any, value: Any, cap: float) -> Any:
     return layer.capped(cap) if operator.backend.is_tracing(new_bound) else layer
 
 
-def _scaled(operator: LinearOperator, weight: Array, bound: Any, cap: float) -> tuple[Array, Array]:
-    """Weights whose norms are at most `cap`, and the bounds (...,) on those."""
+def scaled_within(xp: Any, weight: Array, norm: Array, cap: Array) -> Array:
+    """Return the weights (..., *shape) times min(1, cap / norm), for norms (...,) and caps of their shape.
+
+    The form for weights in training: one product an entry, and the derivative of the norm goes through. How far the
+    result may exceed the cap by rounding is not bounded, as it is in `normalize`.
+    """
+    factor = xp.astype(cap / xp.maximum(norm, cap), weight.dtype, copy=False)
+    return weight * xp.reshape(factor, (*norm.shape, *(1,) * (weight.ndim - norm.ndim)))
+
+
+def _certainly_within(operator: LinearOperator, weight: Array, bound: Any, cap: float) -> tuple[Array, Array]:
+    """Weights times min(1, cap / bound), whose norms are at most the cap after rounding, and bounds (...,) on those."""
     backend, xp = operator.backend, operator.backend.xp
     wide = widest(backend)
     if isinstance(bound, str | list | tuple):
@@ -111,16 +120,30 @@ def _scaled(operator: LinearOperator, weight: Array, bound: Any, cap: float) -> 
     return xp.astype(scaled, weight.dtype), xp.where(excess, cap * one, bound)
 
 
-def _normalized_chain(chain: Chain, cap: float) -> Chain:
+def _is_chain(A: Any) -> bool:
+    """Whether `A` is a branch of layers, of which some are linear."""
+    return hasattr(A, "layers") and hasattr(A, "operators")
+
+
+def cap_share(layers: Sequence[Any], cap: float) -> float:
+    """Return the cap on each linear layer of a branch whose Lipschitz constant is to be at most `cap`.
+
+    It is (cap / product of the other layers' constants)^(1 / L) for L linear layers, lowered by the rounding of this
+    formula and of the product of the constants. A layer without `lipschitz` counts as linear.
+    """
+    others = [layer for layer in layers if hasattr(layer, "lipschitz") and not isinstance(layer, LinearLayer)]
+    product = math.prod(layer.lipschitz for layer in others)
+    count = max(len(layers) - len(others), 1)
+    return float((cap / product) ** (1 / count) * (1 - 2.0**-48 * (len(layers) + 4)))
+
+
+def _normalized_chain(chain: Any, cap: float) -> Any:
     """Cap every linear layer at the same share of the chain's constant."""
-    product = 1.0
-    for layer in chain.layers:
-        if not isinstance(layer, LinearLayer):
-            product *= layer.lipschitz
-    count = len(chain.operators)
-    share = (cap / product) ** (1 / count) * (1 - 2.0**-48 * (len(chain.layers) + 4))
-    capped = Chain([normalize(layer, share) if isinstance(layer, LinearLayer) else layer for layer in chain.layers])
-    capped.lipschitz  # noqa: B018  # the constants are at hand now, but not where a compiler traces a use of the chain
+    share = cap_share(chain.layers, cap)
+    capped = type(chain)(
+        [normalize(layer, share) if isinstance(layer, LinearLayer) else layer for layer in chain.layers]
+    )
+    capped.lipschitz  # noqa: B018  # The constants are at hand now, but not where a compiler traces a use of the chain.
     return capped
 
 
@@ -147,7 +170,7 @@ def spectral_penalty(operators: Any, weight: float) -> Array:
     total: Any = None
     single = not isinstance(operators, Iterable) or hasattr(operators, "shape")
     for operator in (operators,) if single else operators:
-        for part in operator.operators if isinstance(operator, Chain) else (operator,):
+        for part in operator.operators if _is_chain(operator) else (operator,):
             sigma = spectral_norm(part).value
             square = as_operator(part).backend.xp.sum(sigma * sigma)
             total = square if total is None else total + square

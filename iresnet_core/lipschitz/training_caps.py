@@ -10,13 +10,12 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from iresnet_core.backends import Array, device_of
-from iresnet_core.branches import Activation
+from iresnet_core.backends import Array, device_of, get_backend
 from iresnet_core.common import gamma, require_nonnegative, round_up, unit_roundoff, widest, working_dtype
 from iresnet_core.errors import NotContractiveError
 from iresnet_core.lipschitz.bounds import lipschitz_bound
 from iresnet_core.lipschitz.estimates import spectral_norm
-from iresnet_core.lipschitz.normalization import normalize
+from iresnet_core.lipschitz.normalization import cap_share, normalize, scaled_within
 from iresnet_core.lipschitz.power_iteration import first_basis, refine_basis
 from iresnet_core.operators import Dense, LinearLayer, Matrices, Transposed, constant_operator
 from iresnet_core.results import LipschitzBound
@@ -30,6 +29,7 @@ __all__ = [
     "scaled_by_certificate",
     "scaled_by_estimate",
     "scaled_by_estimate_stack",
+    "scaled_for_any_size",
     "training_constant",
     "weyl_bound",
 ]
@@ -63,7 +63,7 @@ def layer_cap(layers: Sequence[Any], coeff: float, *, per_layer: bool = False) -
     Parameters
     ----------
     layers : sequence
-        The layers; those that are an `Activation` count with their constants, the others are the linear ones.
+        The layers; those that have a constant `lipschitz`, the activations, count with it, the others are linear.
     coeff : float
         In (0, 1).
     per_layer : bool
@@ -80,9 +80,7 @@ def layer_cap(layers: Sequence[Any], coeff: float, *, per_layer: bool = False) -
         raise NotContractiveError(f"coeff must lie between 0 and 1 for the block to be invertible, got {coeff:g}.")
     if per_layer:
         return coeff
-    product = math.prod(layer.lipschitz for layer in layers if isinstance(layer, Activation))
-    count = sum(not isinstance(layer, Activation) for layer in layers)
-    return float((coeff / product) ** (1 / max(count, 1)) * (1 - 2.0**-48 * (len(layers) + 4)))
+    return cap_share(layers, coeff)
 
 
 def training_constant(constant: float) -> float:
@@ -130,8 +128,7 @@ def scaled_by_estimate(
         if _is_tall(layer):
             left, right = right, left
     sigma = xp.sum(left * raised.matvec(right), axis=-1)
-    limit = xp.full_like(sigma, cap)
-    weight = layer.weight * xp.astype(limit / xp.maximum(sigma, limit), layer.weight.dtype)
+    weight = scaled_within(xp, layer.weight, sigma, xp.full_like(sigma, cap))
     return layer.with_parameters(weight, layer.bias).capped(cap), basis
 
 
@@ -154,7 +151,7 @@ def scaled_by_estimate_stack(
             (index,) = members
             out[index] = scaled_by_estimate(layers[index], caps[index], bases[index], steps=steps)
         else:
-            found = _steered_stack(
+            found = _scaled_stack(
                 [layers[i] for i in members], [caps[i] for i in members], [bases[i] for i in members], steps
             )
             for index, result in zip(members, found, strict=True):
@@ -162,7 +159,7 @@ def scaled_by_estimate_stack(
     return out
 
 
-def _steered_stack(
+def _scaled_stack(
     layers: list[LinearLayer], caps: list[float], bases: list[Any], steps: int
 ) -> list[tuple[LinearLayer, Array]]:
     backend, xp = layers[0].backend, layers[0].backend.xp
@@ -178,9 +175,8 @@ def _steered_stack(
         constant = Matrices(backend.stop_gradient(raised.array), checked=True)
         left, right, basis = (backend.stop_gradient(a) for a in refine_basis(constant, xp.stack(bases), steps))
     sigma = backend.bilinear_form(left, raised.array, right)
-    limit = xp.asarray(caps, dtype=sigma.dtype, device=device_of(sigma))
-    factors = xp.astype(limit / xp.maximum(sigma, limit), dtype, copy=False)
-    scaled = turned(xp.unstack(weights * factors[:, None, None]))
+    limits = xp.asarray(caps, dtype=sigma.dtype, device=device_of(sigma))
+    scaled = turned(xp.unstack(scaled_within(xp, weights, sigma, limits)))
     return [
         (layer.with_parameters(weight, layer.bias).capped(cap), own)
         for layer, weight, cap, own in zip(layers, scaled, caps, xp.unstack(basis), strict=True)
@@ -241,9 +237,9 @@ def weyl_bound(weight: Array, known_weight: Array, known_bound: Array, layer: Li
 
 
 def any_size_bound(backend: Any, kernel: Array) -> Array:
-    """Bound on the norm of a convolution for images of every size: the sum over its taps of their matrices' norms.
+    """Bound the norm of a convolution for images of every size by the sum of the norms of its taps' matrices.
 
-    `kernel` (out, in / groups, *window). Young's inequality; for use before the size of the images is known.
+    This is Young's inequality, for a kernel (out, in / groups, *window) before the size of the images is known.
     """
     xp = backend.xp
     taps = xp.reshape(kernel, (*kernel.shape[:2], math.prod(kernel.shape[2:])))
@@ -251,3 +247,12 @@ def any_size_bound(backend: Any, kernel: Array) -> Array:
         bounds = [lipschitz_bound(backend.stop_gradient(taps[:, :, i])).value for i in range(taps.shape[2])]
         total = xp.sum(xp.stack([xp.astype(b, widest(backend)) for b in bounds]))
         return round_up(backend, total * (1 + 2.0**-40), kernel.dtype)
+
+
+def scaled_for_any_size(kernel: Array, cap: float) -> Array:
+    """Scale the kernel of a convolution so that its norm is at most `cap` for images of every size."""
+    backend, xp = get_backend(kernel), get_backend(kernel).xp
+    with backend.full_precision():
+        bound = xp.astype(any_size_bound(backend, kernel), widest(backend))
+        # The margin is for the rounding of the scaled kernel.
+        return scaled_within(xp, kernel, bound, xp.full_like(bound, cap * (1 - 1e-6)))

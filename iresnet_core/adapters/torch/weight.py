@@ -14,13 +14,13 @@ from iresnet_core.common import working_dtype
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.lipschitz import (
     Certificate,
-    any_size_bound,
     basis_shape,
     certificate,
     normalize,
     scaled_by_certificate,
     scaled_by_estimate,
     scaled_by_estimate_stack,
+    scaled_for_any_size,
     weyl_bound,
 )
 from iresnet_core.operators import Convolution, Dense, LinearLayer
@@ -114,7 +114,7 @@ class CappedWeight(nn.Module):
         if weight.is_meta:
             return weight  # which has no values to look at
         if self.options is not None and self.input_shape is None:
-            return self._for_any_size(weight)
+            return scaled_for_any_size(weight, self.cap)  # type: ignore[no-any-return]
         return self.layer(weight, None).weight  # type: ignore[no-any-return]
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -209,10 +209,6 @@ class CappedWeight(nn.Module):
         bound = weyl_bound(weight, self.certified_weight, self.certified_bound, free)
         layer = scaled_by_certificate(free, self.cap, Certificate(bound, self.certified_left, self.certified_right))
         return layer.capped(self.cap)
-
-    def _for_any_size(self, weight: Tensor) -> Tensor:
-        bound = float(any_size_bound(get_backend(weight), weight))
-        return weight * min(1.0, self.cap * (1 - 1e-6) / bound) if bound > 0 else weight
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Take the basis of whatever image size the checkpoint was trained at."""
