@@ -22,16 +22,16 @@ from iresnet_core.validation import (
     AGREEMENT_TITLE,
     TITLES,
     Record,
+    accuracy_remarks,
+    accuracy_verdict,
     agreement_remarks,
     agreement_rows,
     agreement_verdict,
-    bound,
-    grouped,
-    held,
-    number,
-    remarks,
-    score,
-    verdict,
+    bound_text,
+    by_case,
+    held_text,
+    two_digits,
+    z_score_text,
 )
 
 __all__ = ["validate_command"]
@@ -95,7 +95,7 @@ def validate_command(
         raise typer.Exit(FAILED) from error
     seconds = time.perf_counter() - begin
     branches = f"{len(chosen)} branch{'es' if len(chosen) > 1 else ''}"
-    for group in grouped(records):
+    for group in by_case(records):
         console.print()
         console.print(_table(group, several=len(backends) * len(precisions) > 1))
     console.print(f"\n{_LEGEND}\n", style="dim")
@@ -109,11 +109,11 @@ def validate_command(
         if report is not None:
             page = _write_report(records, common, backends[0], chosen, seed, report)
             console.print(f"Report: {page}", soft_wrap=True)
-    for sentence in (*remarks(records), *agreement_remarks(common)):
+    for sentence in (*accuracy_remarks(records), *agreement_remarks(common)):
         console.print(sentence, style="bold red" if sentence.startswith(("violated", "disagrees")) else "yellow")
     console.print(f"{len(records)} comparisons on {branches} in {seconds:.0f} s.")
     wrong, apart = validation.violated(records), validation.disagreeing(common)
-    console.print(verdict(records), style="bold red" if wrong else "bold green")
+    console.print(accuracy_verdict(records), style="bold red" if wrong else "bold green")
     if common:
         console.print(agreement_verdict(common), style="bold red" if apart else "bold green")
     if wrong or apart:
@@ -179,14 +179,14 @@ def _table(records: Sequence[Record], several: bool) -> Table:
         if record["primitive"] != primitive:
             primitive = record["primitive"]
             table.add_row(Text(TITLES[primitive], style="cyan"))
-        word = held(record)
+        word = held_text(record)
         table.add_row(
             f"  {record['method']}",
-            number(record["rmse"]),
-            number(record["max_certified_error"]),
-            bound(record),
+            two_digits(record["rmse"]),
+            two_digits(record["max_certified_error"]),
+            bound_text(record),
             Text(word, style={"yes": "green", "NO": "bold red", "no*": "yellow"}.get(word, "")),
-            score(record),
+            z_score_text(record),
             "" if record["products"] is None else str(record["products"]),
             f"{1000 * record['seconds']:.1f}" if record["seconds"] < 1 else f"{1000 * record['seconds']:.0f}",
         )

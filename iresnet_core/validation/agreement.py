@@ -17,14 +17,8 @@ from iresnet_core.determinant import logdet
 from iresnet_core.inverse import SOLVERS, invert
 from iresnet_core.lipschitz import lipschitz_bound, normalize, spectral_norm
 from iresnet_core.operators import Dense
-from iresnet_core.validation.checks import (
-    BOUND_METHODS,
-    ESTIMATORS,
-    FIELDS,
-    SPECTRAL_METHODS,
-    Record,
-    is_unbiased,
-)
+from iresnet_core.validation.checks import FIELDS, Record
+from iresnet_core.validation.methods import BOUND_METHODS, ESTIMATORS, SPECTRAL_METHODS
 from iresnet_core.validation.problem import Exact, Floats, Problem, cut_convolution
 
 __all__ = ["COUNTS", "DTYPES", "LIMITS", "QUANTITIES", "REFERENCE", "compare_backends", "compared", "disagreeing"]
@@ -67,7 +61,7 @@ class Noise:
         self.starts = [rng.standard_normal(layer.shape[0]) for layer in exact.chain.operators]
         self.first = rng.standard_normal(shape)
         self.tangents = rng.standard_normal((2, *shape))
-        probes = max(count for *_, count in ESTIMATORS)
+        probes = max(setting.probes for setting in ESTIMATORS)
         self.probes = {
             "rademacher": rng.choice([-1.0, 1.0], size=(probes, *shape)),
             "gaussian": rng.standard_normal((probes, *shape)),
@@ -113,7 +107,7 @@ def _relative_gap(matrix: Floats) -> float:
 def _lipschitz_bounds(trial: Trial) -> Iterator[tuple[str, Answer]]:
     layers = trial.problem.chain.operators
     for method in BOUND_METHODS:
-        rng = np.random.default_rng(trial.problem.seed)
+        rng = np.random.default_rng(trial.problem.seed)  # of NumPy, so that every backend has the same start
         yield method, _joined([trial.answer(lipschitz_bound(layer, method=method, rng=rng)) for layer in layers])
     convolution = cut_convolution(trial.problem)
     if convolution is not None:
@@ -151,11 +145,10 @@ def _log_determinants(trial: Trial) -> Iterator[tuple[str, Answer]]:
     first, *rest = chain.layers
     opened = Chain([*rest, Dense(chain.operators[0].weight)])
     yield "exact, narrow width", trial.answer(logdet(opened, first(x), method="exact"))
-    for label, method, options, count in ESTIMATORS:
-        settings = {"method": method, "probe_kind": "rademacher", "control_variate": "trace", **options}
-        probes = trial.array(trial.noise.probes[settings["probe_kind"]][:count])
-        noise = (probes, trial.noise.lengths[:count]) if is_unbiased(method, options) else probes
-        yield label, trial.answer(logdet(chain, x, noise=noise, **settings))
+    for setting in ESTIMATORS:
+        probes = trial.array(trial.noise.probes[setting.probe_kind][: setting.probes])
+        noise = (probes, trial.noise.lengths[: setting.probes]) if setting.unbiased else probes
+        yield setting.label, trial.answer(logdet(chain, x, noise=noise, **setting.options))
 
 
 PRIMITIVES: dict[str, Callable[[Trial], Iterator[tuple[str, Answer]]]] = {

@@ -16,11 +16,12 @@ from iresnet_core import reference
 from iresnet_core.branches import Chain
 from iresnet_core.determinant import logdet
 from iresnet_core.inverse import SOLVERS, invert
-from iresnet_core.lipschitz import ESTIMATES, bound_methods, lipschitz_bound, spectral_norm
-from iresnet_core.operators import Dense, as_operator
+from iresnet_core.lipschitz import lipschitz_bound, spectral_norm
+from iresnet_core.operators import Dense
+from iresnet_core.validation.methods import BOUND_METHODS, ESTIMATORS, SPECTRAL_METHODS, TOLERANCES, Setting
 from iresnet_core.validation.problem import Floats, Problem, cut_convolution
 
-__all__ = ["CHECKS", "FIELDS", "Record", "is_unbiased"]
+__all__ = ["CHECKS", "FIELDS", "Record"]
 
 Record = dict[str, Any]
 
@@ -54,37 +55,6 @@ FIELDS: dict[str, str] = {
 
 _EPS = float(np.finfo(np.float64).eps)
 _ERROR_BAR = 5.0
-
-SPECTRAL_METHODS = tuple(ESTIMATES)
-BOUND_METHODS = ("auto", *bound_methods(as_operator(np.eye(1))))
-TOLERANCES = (1e-6, 1e-12)
-# Label, method, options, probes. Options of the deterministic check and of the statistical one are the same.
-ESTIMATORS: tuple[tuple[str, str, dict[str, Any], int], ...] = (
-    ("series, 5 terms", "series", {"terms": 5}, 1),
-    ("series, 10 terms", "series", {"terms": 10}, 1),
-    ("series", "series", {}, 1),
-    ("series, no trace", "series", {"control_variate": "none"}, 1),
-    ("series, 8 probes", "series", {}, 8),
-    ("arnoldi, 2 products", "arnoldi", {"terms": 2}, 1),
-    ("arnoldi, 4 products", "arnoldi", {"terms": 4}, 1),
-    ("arnoldi", "arnoldi", {}, 1),
-    ("arnoldi, no trace", "arnoldi", {"control_variate": "none"}, 1),
-    ("arnoldi, Gaussian", "arnoldi", {"probe_kind": "gaussian"}, 1),
-    ("arnoldi, 8 probes", "arnoldi", {}, 8),
-    ("mean-jacobian, 2 products", "mean-jacobian", {"terms": 2}, 1),
-    ("mean-jacobian", "mean-jacobian", {}, 1),
-    ("mean-jacobian, 8 probes", "mean-jacobian", {"terms": 2}, 8),
-    ("arnoldi, unbiased", "arnoldi", {"unbiased": True}, 1),
-    ("mean-jacobian, unbiased", "mean-jacobian", {"unbiased": True}, 1),
-    ("roulette", "roulette", {}, 1),
-    ("roulette (Residual Flow)", "roulette", {"control_variate": "none", "probe_kind": "gaussian"}, 1),
-    ("roulette, 8 probes", "roulette", {}, 8),
-)
-
-
-def is_unbiased(method: str, options: dict[str, Any]) -> bool:
-    """Whether an estimator draws the numbers of its terms."""
-    return method == "roulette" or bool(options.get("unbiased", False))
 
 
 def _record(problem: Problem, primitive: str, method: str, **known: Any) -> Record:
@@ -180,7 +150,7 @@ def _check_lipschitz_bound(problem: Problem) -> Iterator[Record]:
         rounding = np.array([max(layer.shape) for layer in group]) * _EPS * exact
         yield _bound_record(
             problem,
-            label if method != "auto" else f"auto ({results[0].method})",
+            label if results[0].method == method else f"{label} ({results[0].method})",
             np.array([float(result.value) for result in results]),
             exact,
             rounding,
@@ -276,33 +246,24 @@ def _rounding(problem: Problem) -> float:
 
 def _check_estimators(problem: Problem) -> Iterator[Record]:
     """Randomised log-determinants: truncation for given probes, and the mean against the standard error."""
-    for label, method, options, count in ESTIMATORS:
-        kind = options.get("probe_kind", "rademacher")
-        settings = {"method": method, "probe_kind": kind, "control_variate": "trace", **options}
-        result, seconds = _timed(logdet, problem.chain, problem.x, probes=count, rng=problem.seed, **settings)
+    for setting in ESTIMATORS:
+        result, seconds = _timed(
+            logdet, problem.chain, problem.x, probes=setting.probes, rng=problem.seed, **setting.options
+        )
         value, std_error, bias = map(problem.host, (result.value, result.std_error, result.bias_bound))
-        unbiased = is_unbiased(method, options)
-        if unbiased:
-            value, std_error = _one_by_one(problem, count, settings)
+        if setting.unbiased:
+            value, std_error = _one_by_one(problem, setting)
+            known: dict[str, Any] = {"certificate": "unbiased", "bound_violations": 0}
+        else:
+            known = _truncation(problem, setting)
         error = value - problem.exact.logdet
-        known: dict[str, Any] = {"certificate": "unbiased", "bound_violations": 0}
-        if not unbiased:
-            given, exact = problem.given(problem.probes(kind, count), settings)
-            truncation = problem.host(given.value) - exact
-            bound = problem.host(given.bias_bound)
-            known = {
-                "certificate": "certified",
-                "max_certified_error": float(np.max(np.abs(truncation))),
-                "max_bound": float(np.max(bound)),
-                "bound_violations": _breaches(truncation, bound, _rounding(problem)),
-            }
         yield _record(
             problem,
             "logdet",
-            label,
+            setting.label,
             **_errors(error),
             **_statistics(error, std_error, bias),
-            probes=count,
+            probes=setting.probes,
             bias_bound=float(np.mean(bias)),
             products=int(np.max(problem.backend.to_numpy(result.products))),
             seconds=seconds,
@@ -310,14 +271,29 @@ def _check_estimators(problem: Problem) -> Iterator[Record]:
         )
 
 
-def _one_by_one(problem: Problem, count: int, settings: dict[str, Any]) -> tuple[Floats, Floats]:
+def _truncation(problem: Problem, setting: Setting) -> dict[str, Any]:
+    """Compare the answer for given probes with what they give without truncation."""
+    given, exact = problem.given(problem.probes(setting.probe_kind, setting.probes), setting)
+    truncation, bound = problem.host(given.value) - exact, problem.host(given.bias_bound)
+    return {
+        "certificate": "certified",
+        "max_certified_error": float(np.max(np.abs(truncation))),
+        "max_bound": float(np.max(bound)),
+        "bound_violations": _breaches(truncation, bound, _rounding(problem)),
+    }
+
+
+def _one_by_one(problem: Problem, setting: Setting) -> tuple[Floats, Floats]:
     """Estimate every sample in a call of its own; in a batch the roulette's lengths, so its errors, are shared."""
-    batch = problem.x.shape[0]
-    if settings["method"] == "mean-jacobian":  # that of one sample alone would leave no noise
-        settings = settings | {"reference": problem.mean}
     results = [
-        logdet(problem.chain, problem.x[i : i + 1, ...], probes=count, rng=problem.seed + i, **settings)
-        for i in range(batch)
+        logdet(
+            problem.chain,
+            problem.x[i : i + 1, ...],
+            probes=setting.probes,
+            rng=problem.seed + i,
+            **problem.options(setting),
+        )
+        for i in range(problem.x.shape[0])
     ]
     value, std_error = ([float(result[part][0]) for result in results] for part in (0, 1))
     return np.array(value), np.array(std_error)

@@ -10,9 +10,10 @@ from iresnet_core.backends import backend as find_backend
 from iresnet_core.determinant import logdet
 from iresnet_core.inverse import invert
 from iresnet_core.lipschitz import lipschitz_bound, spectral_norm
+from iresnet_core.validation.methods import NOISE, TRUNCATIONS
 from iresnet_core.validation.problem import Floats, Problem
 
-__all__ = ["BOUNDS", "SOLVERS", "TRUNCATED", "VARIANCE", "error_curves"]
+__all__ = ["error_curves"]
 
 Curves = dict[str, Any]
 
@@ -20,27 +21,9 @@ STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 EVALUATIONS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 64)
 PRODUCTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 PROBES = (1, 2, 4, 8, 16, 32)  # 64 of them would be all of the rows there are at d = 64, and exact
-SOLVERS = ("picard", "anderson")
-BOUNDS = ("frobenius", "holder", "gram", "cholesky", "svd")
-
-# Truncation, one probe: label -> options; the number of products varies.
-TRUNCATED: dict[str, dict[str, Any]] = {
-    "series": {"method": "series", "control_variate": "trace"},
-    "Arnoldi": {"method": "arnoldi", "control_variate": "trace"},
-    "mean Jacobian": {"method": "mean-jacobian", "control_variate": "trace"},
-}
-# Noise: label -> options; the number of probes varies, the products a probe are what the method takes.
-VARIANCE: dict[str, dict[str, Any]] = {
-    "roulette, Gaussian (as in Residual Flow)": {
-        "method": "roulette",
-        "probe_kind": "gaussian",
-        "control_variate": "none",
-    },
-    "series, Rademacher": {"method": "series", "control_variate": "none"},
-    "series, exact trace": {"method": "series", "control_variate": "trace"},
-    "Arnoldi, exact trace": {"method": "arnoldi", "control_variate": "trace"},
-    "mean Jacobian": {"method": "mean-jacobian", "terms": 2},
-}
+# Newton's method is left out: an evaluation of g is a small part of what one of its steps takes.
+PLOTTED_SOLVERS = ("picard", "anderson")
+PLOTTED_BOUNDS = ("frobenius", "holder", "gram", "cholesky", "svd")
 
 
 def error_curves(
@@ -99,7 +82,7 @@ def _spectral(problem: Problem) -> Curves:
         steps = [k for k in STEPS if k <= min(layer.shape)]
         values = [float(spectral_norm(layer, method=method, rtol=0.0, max_iter=k).value) for k in steps]
         estimates[method] = {"products": [2 * k for k in steps], "relative": [v / exact - 1 for v in values]}
-    bounds = {method: float(lipschitz_bound(layer, method=method).value) / exact - 1 for method in BOUNDS}
+    bounds = {method: float(lipschitz_bound(layer, method=method).value) / exact - 1 for method in PLOTTED_BOUNDS}
     return {"estimates": estimates, "bounds": bounds}
 
 
@@ -109,7 +92,7 @@ def _inverse(problem: Problem) -> Curves:
     ``{solver: {"evaluations", "error", "bound"}}``.
     """
     result: Curves = {}
-    for solver in SOLVERS:
+    for solver in PLOTTED_SOLVERS:
         evaluations, errors, bounds = [], [], []
         for k in EVALUATIONS:
             answer = invert(
@@ -133,23 +116,23 @@ def _log_determinant(problem: Problem) -> Curves:
     """
     noise = problem.probes("rademacher", 1)
     truncation = {}
-    for label, options in TRUNCATED.items():
+    for setting in TRUNCATIONS:
         products, errors, bounds = [], [], []
         for m in PRODUCTS:
-            answer, exact = problem.given(noise, options | {"terms": m})
+            answer, exact = problem.given(noise, setting.with_terms(m))
             products.append(m)
             errors.append(float(np.max(np.abs(problem.host(answer.value) - exact))))
             bounds.append(float(np.max(problem.host(answer.bias_bound))))
-        truncation[label] = {"products": products, "error": errors, "bound": bounds}
+        truncation[setting.label] = {"products": products, "error": errors, "bound": bounds}
     variance = {}
-    for label, options in VARIANCE.items():
+    for setting in NOISE:
         spent: list[float] = []
         rmse = []
         for count in _up_to(PROBES, problem.exact.x.shape[1]):
-            answer = logdet(problem.chain, problem.x, probes=count, rng=problem.seed, **options)
+            answer = logdet(problem.chain, problem.x, probes=count, rng=problem.seed, **setting.options)
             spent.append(float(np.mean(problem.backend.to_numpy(answer.products))))
             rmse.append(_rms(problem.host(answer.value) - problem.exact.logdet))
-        variance[label] = {"products": spent, "rmse": rmse}
+        variance[setting.label] = {"products": spent, "rmse": rmse}
     return {"truncation": truncation, "noise": variance}
 
 

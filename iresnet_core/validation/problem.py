@@ -14,6 +14,7 @@ from iresnet_core.determinant import MeanJacobian, linear_share, logdet, mean_ja
 from iresnet_core.example_data import load_case
 from iresnet_core.operators import Convolution, Dense
 from iresnet_core.results import LogDet
+from iresnet_core.validation.methods import Setting
 
 __all__ = ["Exact", "Floats", "Problem", "cut_convolution"]
 
@@ -106,13 +107,16 @@ class Problem:
         """The mean Jacobian of the inputs."""
         return mean_jacobian(self.chain, self.x)
 
-    def given(self, noise: Array, options: dict[str, Any]) -> tuple[LogDet, Floats]:
+    def options(self, setting: Setting) -> dict[str, Any]:
+        """Return the options of `logdet`; the mean Jacobian is that of all inputs, so that part of them has noise."""
+        return setting.options | ({"reference": self.mean} if setting.around_mean else {})
+
+    def given(self, noise: Array, setting: Setting) -> tuple[LogDet, Floats]:
         """A log-determinant from given probes, and what the same probes give without truncation (batch,)."""
-        if options["method"] == "mean-jacobian":
-            answer = logdet(self.chain, self.x, noise=noise, reference=self.mean, **options)
+        answer = logdet(self.chain, self.x, noise=noise, **self.options(setting))
+        if setting.around_mean:
             return answer, self.exact.preconditioned(self.host(noise), self.host(self.mean.inverse))
-        answer = logdet(self.chain, self.x, noise=noise, **options)
-        return answer, self.exact.untruncated(self.host(noise), trace=options["control_variate"] == "trace")
+        return answer, self.exact.untruncated(self.host(noise), trace=setting.control_variate == "trace")
 
     @cached_property
     def y(self) -> Array:

@@ -17,16 +17,16 @@ from iresnet_core.validation.summary import (
     AGREEMENT_HEADS,
     AGREEMENT_TITLE,
     TITLES,
+    accuracy_remarks,
+    accuracy_verdict,
     agreement_remarks,
     agreement_rows,
     agreement_verdict,
-    bound,
-    grouped,
-    held,
-    number,
-    remarks,
-    score,
-    verdict,
+    bound_text,
+    by_case,
+    held_text,
+    two_digits,
+    z_score_text,
 )
 
 __all__ = ["write_report"]
@@ -130,7 +130,7 @@ def _page(records: Sequence[Record], curves: dict[str, Any], agreement: Sequence
 <body>
 <h1>Validation of iresnet-core</h1>
 <p>Every method of the three primitives on trained residual branches, next to the exact answer in float64.</p>
-<p class="verdict{" no" if wrong else ""}">{escape(verdict(records))}</p>
+<p class="verdict{" no" if wrong else ""}">{escape(accuracy_verdict(records))}</p>
 {_remarks(records)}
 {_facts(records)}
 {_agreement(agreement)}
@@ -191,7 +191,7 @@ def _figure(name: str, svg: str) -> str:
 
 
 def _remarks(records: Sequence[Record]) -> str:
-    sentences = remarks(records)
+    sentences = accuracy_remarks(records)
     return "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>" if sentences else ""
 
 
@@ -217,7 +217,7 @@ float32.</p>
 
 def _tables(records: Sequence[Record]) -> str:
     return "".join(
-        _table(" · ".join(group[0][key] for key in ("case", "backend", "dtype")), group) for group in grouped(records)
+        _table(" · ".join(group[0][key] for key in ("case", "backend", "dtype")), group) for group in by_case(records)
     )
 
 
@@ -228,14 +228,14 @@ def _table(title: str, records: Sequence[Record]) -> str:
         if record["primitive"] != primitive:
             primitive = record["primitive"]
             rows.append(f'<tr class="group"><td colspan="9">{TITLES[primitive]}</td></tr>')
-        word = held(record)
+        word = held_text(record)
         cells = [
-            number(record["rmse"]),
-            number(record["max_certified_error"]),
-            bound(record),
+            two_digits(record["rmse"]),
+            two_digits(record["max_certified_error"]),
+            bound_text(record),
             word,
-            number(record["std_error"]),
-            score(record),
+            two_digits(record["std_error"]),
+            z_score_text(record),
             "" if record["products"] is None else str(record["products"]),
             f"{1000 * record['seconds']:.1f}",
         ]

@@ -9,17 +9,16 @@ __all__ = [
     "AGREEMENT_HEADS",
     "AGREEMENT_TITLE",
     "TITLES",
+    "accuracy_remarks",
+    "accuracy_verdict",
     "agreement_remarks",
     "agreement_rows",
     "agreement_verdict",
-    "bound",
-    "grouped",
-    "held",
-    "name",
-    "number",
-    "remarks",
-    "score",
-    "verdict",
+    "bound_text",
+    "by_case",
+    "held_text",
+    "two_digits",
+    "z_score_text",
 ]
 
 TITLES = {
@@ -34,7 +33,7 @@ AGREEMENT_TITLE = f"Largest relative disagreement with {REFERENCE} on the same n
 AGREEMENT_HEADS = ("primitive", "backend", *(part for dtype in DTYPES for part in (dtype, "counts")), "held")
 
 
-def grouped(records: Sequence[Record]) -> list[list[Record]]:
+def by_case(records: Sequence[Record]) -> list[list[Record]]:
     """Return the records of each case, backend and dtype, in the order of the run."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
@@ -42,26 +41,26 @@ def grouped(records: Sequence[Record]) -> list[list[Record]]:
     return list(groups.values())
 
 
-def name(record: Record) -> str:
+def _comparison(record: Record) -> str:
     """Return what was compared, as one phrase."""
     return " ".join(str(record[key]) for key in ("case", "backend", "dtype", "primitive", "method"))
 
 
-def number(value: float | None) -> str:
+def two_digits(value: float | None) -> str:
     """Format with two digits; nothing for None."""
     if value is None:
         return ""
     return "0" if value == 0 else f"{value:.1e}"
 
 
-def bound(record: Record) -> str:
+def bound_text(record: Record) -> str:
     """Format the bound: a bound on a norm with the digits that tell bounds apart."""
     if record["primitive"] == "lipschitz_bound":
         return f"{record['max_bound']:.4f}"
-    return number(record["max_bound"])
+    return two_digits(record["max_bound"])
 
 
-def held(record: Record) -> str:
+def held_text(record: Record) -> str:
     """Say whether the bound held: yes, NO, "no*" where it was only probable, "-" where there is none."""
     if record["certificate"] == "unbiased":
         return "-"
@@ -70,14 +69,14 @@ def held(record: Record) -> str:
     return "no*" if record["certificate"] == "probabilistic" else "NO"
 
 
-def score(record: Record) -> str:
+def z_score_text(record: Record) -> str:
     """Return the z score, with "!" where the estimate is outside its error bar."""
     if record["z"] is None:
         return ""
     return f"{record['z']:.1f}" + ("" if record["within_error_bar"] else "!")
 
 
-def verdict(records: Sequence[Record]) -> str:
+def accuracy_verdict(records: Sequence[Record]) -> str:
     """Return the conclusion in one sentence."""
     answers = sum(r["samples"] for r in records if r["certificate"] not in ("unbiased", "probabilistic"))
     wrong = violated(records)
@@ -93,20 +92,22 @@ def verdict(records: Sequence[Record]) -> str:
     )
 
 
-def remarks(records: Sequence[Record]) -> list[str]:
+def accuracy_remarks(records: Sequence[Record]) -> list[str]:
     """Return one sentence for each comparison that went wrong or needs a look."""
     found = [
-        f"violated: {name(r)}, {r['bound_violations']} of {r['samples']}, "
-        f"largest error {number(r['max_certified_error'])}"
+        f"violated: {_comparison(r)}, {r['bound_violations']} of {r['samples']}, "
+        f"largest error {two_digits(r['max_certified_error'])}"
         for r in violated(records)
     ]
     found += [
-        f"* a probabilistic bound may fail, and did: {name(r)}"
+        f"* a probabilistic bound may fail, and did: {_comparison(r)}"
         for r in records
         if r["certificate"] == "probabilistic" and r["bound_violations"]
     ]
     return found + [
-        f"! outside the error bar, z = {r['z']:.1f}: {name(r)}" for r in records if r["within_error_bar"] is False
+        f"! outside the error bar, z = {r['z']:.1f}: {_comparison(r)}"
+        for r in records
+        if r["within_error_bar"] is False
     ]
 
 
@@ -116,7 +117,12 @@ def agreement_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
     The first row holds the limits. Counts are iterations and products: "equal", or by how much they differ.
     """
     rows: list[tuple[str, ...]] = [
-        ("limit", "", *(part for dtype in DTYPES for part in (number(LIMITS[dtype]), _count_limit(records, dtype))), "")
+        (
+            "limit",
+            "",
+            *(part for dtype in DTYPES for part in (two_digits(LIMITS[dtype]), _count_limit(records, dtype))),
+            "",
+        )
     ]
     for primitive in dict.fromkeys(record["primitive"] for record in records):
         of_primitive = [record for record in records if record["primitive"] == primitive]
@@ -137,7 +143,7 @@ def _largest(records: Sequence[Record]) -> tuple[str, str]:
     values = [r["disagreement"] for r in records if r["quantity"] not in COUNTS]
     counts = [r["disagreement"] for r in records if r["quantity"] in COUNTS]
     words = "" if not counts else "equal" if max(counts) == 0 else f"\N{PLUS-MINUS SIGN}{max(counts):.0f}"
-    return number(max(values)), words
+    return two_digits(max(values)), words
 
 
 def agreement_verdict(records: Sequence[Record]) -> str:
@@ -153,6 +159,7 @@ def agreement_verdict(records: Sequence[Record]) -> str:
 def agreement_remarks(records: Sequence[Record]) -> list[str]:
     """Return one sentence for each quantity that disagrees."""
     return [
-        f"disagrees: {name(r)}, {r['quantity']}, {number(r['disagreement'])} where {number(r['limit'])} is allowed"
+        f"disagrees: {_comparison(r)}, {r['quantity']}, "
+        f"{two_digits(r['disagreement'])} where {two_digits(r['limit'])} is allowed"
         for r in disagreeing(records)
     ]
