@@ -70,7 +70,7 @@ class Chain(Copyable):
     Examples
     --------
     >>> import numpy as np
-    >>> from iresnet_core.operators.matrices import Dense
+    >>> from iresnet_core import Dense
     >>> g = Chain([Dense(np.array([[0.0, 0.5], [0.5, 0.0]])), Activation("tanh")])
     >>> g(np.zeros((1, 2)))
     array([[0., 0.]])

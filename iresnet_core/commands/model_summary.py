@@ -52,7 +52,7 @@ def summary_rows(model: Any) -> list[SummaryRow]:
     Examples
     --------
     >>> import numpy as np
-    >>> from iresnet_core.operators.matrices import Dense
+    >>> from iresnet_core import Dense
     >>> row = summary_rows(Chain([Dense(np.eye(2) / 2)]))[0]
     >>> row.name, row.parameters, round(row.lipschitz, 6)
     ('Dense', 4, 0.5)

@@ -53,7 +53,7 @@ class ResidualBlock(Layer):
     --------
     >>> import numpy as np
     >>> from iresnet_core.branches.chain import Chain
-    >>> from iresnet_core.operators.matrices import Dense
+    >>> from iresnet_core import Dense
     >>> block = ResidualBlock(Chain([Dense(np.array([[0.0, 0.5], [0.5, 0.0]]))]))
     >>> z, logdet = block.forward(np.array([[1.0, 2.0]]))
     >>> z

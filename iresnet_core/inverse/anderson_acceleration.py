@@ -14,9 +14,9 @@ WINDOW = 5
 # Steps over which the rate of convergence is observed, and the rate above which another method is tried.
 OBSERVED = 30
 SLOW_RATE = 0.9
-# Steps between two looks at the gain, the first steps, which do not count, and what it has to be: a step costs up to
-# one and a half plain ones, so that it has to gain a quarter of what is gained in all, logarithms taken.
-JUDGED, SETTLED, SHARE = 9, 3, 1 / 4
+# The gain is judged every so many steps; the first steps do not count. A step costs up to one and a half plain ones, so
+# that it has to gain at least this share of the total, logarithms taken.
+JUDGED_EVERY, UNSETTLED, LEAST_SHARE = 9, 3, 1 / 4
 
 _FIELDS = len(Progress._fields)
 
@@ -45,7 +45,7 @@ class _History(NamedTuple):
 
 
 def anderson(
-    problem: FixedPoint, start: Progress, max_iter: int, *, judged: bool = False, inverse: Array | None = None
+    problem: FixedPoint, start: Progress, max_iter: int, *, judged: bool = False, preconditioner: Array | None = None
 ) -> tuple[Progress, Array, Array]:
     """Anderson's method (type II, window 5) on f(x) = y - g(x) - x (Walker and Ni 2011).
 
@@ -54,8 +54,8 @@ def anderson(
     A residual that grew sends the sample back to its best iterate for one plain step, with the history dropped: the
     residual then shrinks by c at least once in every two evaluations.
 
-    `inverse` (d, d) is the transpose of a matrix near (I + J)^-1 for all samples: each step then takes that multiple of
-    the force, a Newton step with a fixed matrix. A sample whose residual it let grow goes on without it.
+    With a `preconditioner` P (d, d), near (I + J)^-T for all samples, each step takes force P in place of the force (a
+    row vector): a Newton step with a fixed matrix. A sample whose residual it let grow goes on without it.
 
     `start` is the first iterate, at which g has been evaluated. Returns the progress, whether it was not worth its cost
     (), and whether it was slow (): if it is `judged`, the iteration ends at that.
@@ -63,29 +63,29 @@ def anderson(
     backend, xp, x = problem.backend, problem.backend.xp, start.x
     batch, d = x.shape[0], math.prod(x.shape[1:])
     window = min(WINDOW, d)
-    slow, share = backend.as_program_constants(SLOW_RATE**OBSERVED, SHARE)
+    slow, share = backend.as_program_constants(SLOW_RATE**OBSERVED, LEAST_SHARE)
 
     def unfinished(*arrays: Array) -> Array:
         going = ~xp.all(Progress(*arrays[:_FIELDS]).done)
         return going & ~arrays[-1] & ~arrays[-2] if judged else going
 
-    def pulled(plain: Array, force: Array) -> Array:
-        return force if inverse is None else xp.where(plain[:, None], force, xp.matmul(force, inverse))
+    def preconditioned(plain: Array, force: Array) -> Array:
+        return force if preconditioner is None else xp.where(plain[:, None], force, xp.matmul(force, preconditioner))
 
     def step(*arrays: Array) -> tuple[Array, ...]:
         best, history = Progress(*arrays[:_FIELDS]), _unpacked(arrays[_FIELDS:], window)
         force = flatten(xp, problem.y - best.image - best.x)
         weights, gain = _weights(xp, history, force, best.residual)
-        update = pulled(history.plain, force)
+        update = preconditioned(history.plain, force)
         for i, combined in enumerate(history.combined):
             update = update - weights[:, i, None] * combined
         state = problem.advance(best, xp.reshape(flatten(xp, best.x) + update, x.shape))
-        if inverse is not None:
+        if preconditioner is not None:
             gain = xp.where(history.plain, gain, _beyond_plain(problem, best, state))
         # NaN counts as shrunk: it ends the sample, and is reported.
         shrunk = ~(state.residual >= best.residual)
         residual = flatten(xp, problem.y - state.image - state.x) - force
-        combined = pulled(history.plain, residual) + flatten(xp, state.x - best.x)
+        combined = preconditioned(history.plain, residual) + flatten(xp, state.x - best.x)
         history = _extended(xp, history, residual, combined, shrunk)
         back = ~per_sample(xp, shrunk, x)
         state = state._replace(
@@ -102,7 +102,7 @@ def anderson(
         combined=(zeros,) * window,
         gram=xp.zeros((batch, window, window), dtype=x.dtype, device=device_of(x)),
         valid=none,
-        plain=xp.any(none, axis=1) if inverse is not None else ~xp.any(none, axis=1),
+        plain=xp.any(none, axis=1) if preconditioner is not None else ~xp.any(none, axis=1),
         steps=xp.zeros((), dtype=xp.int32, device=device_of(x)),
         checkpoint=start.residual,
         early=start.residual,
@@ -177,12 +177,12 @@ def _observed(xp: Any, history: _History, state: Progress, gain: Array, slow_rat
     steps = history.steps + 1
     due = steps % OBSERVED == 0
     slow = xp.any(~state.done & (state.residual > slow_rate * history.checkpoint))
-    total = xp.where(steps > SETTLED, history.gain + gain, xp.zeros_like(gain))
-    early = xp.where(steps == SETTLED, state.residual, history.early)
+    total = xp.where(steps > UNSETTLED, history.gain + gain, xp.zeros_like(gain))
+    early = xp.where(steps == UNSETTLED, state.residual, history.early)
     one = xp.ones_like(early)
     overall = xp.log(xp.where(state.residual > 0, state.residual, one) / xp.where(early > 0, early, one))
     worth = xp.where(state.done, 0 * total, share * overall - total)
-    judged = (steps >= JUDGED) & (steps % JUDGED == 0)
+    judged = (steps >= JUDGED_EVERY) & (steps % JUDGED_EVERY == 0)
     return history._replace(
         steps=steps,
         checkpoint=xp.where(due, state.residual, history.checkpoint),

@@ -148,7 +148,7 @@ def invert(
         rtol = DEFAULT_RTOL[bits] if rtol is None else require_nonnegative(rtol, "rtol")
         atol = 0.01 * DEFAULT_RTOL[bits] if atol is None else require_nonnegative(atol, "atol")
         rtol, atol = backend.as_program_constants(rtol, atol)
-        limit = _enough(problem.constant, rtol, bits) if max_iter is None else max_iter
+        limit = _sufficient_evaluations(problem.constant, rtol, bits) if max_iter is None else max_iter
         atol = atol / problem.unit
         first = problem.y if start is None else _checked_start(problem, start, y)
         with backend.no_grad():
@@ -156,10 +156,10 @@ def invert(
             fixed_point = FixedPoint(backend, problem.g, problem.y, y_norm, problem.constant, rtol, atol)
             progress = SOLVERS[solver](fixed_point, first, limit)
             _refuse_what_is_no_contraction(problem, progress)
-            result = _certified(problem, progress, rtol, atol, dtype, on_failure, solver)
+            result = _answer(problem, progress, rtol, atol, dtype, on_failure, solver)
         if not backend.differentiates:
             return result
-        steps = max(limit, _enough(problem.constant, rtol, bits))
+        steps = max(limit, _sufficient_evaluations(problem.constant, rtol, bits))
         value = with_implicit_gradient(backend, g, y, result.value, problem.constant, rtol, steps)
         return result._replace(value=value)
 
@@ -178,13 +178,13 @@ def _checked(g: Any, y: Array, lipschitz: float | None) -> tuple[_Problem, Any]:
     name = getattr(g, "__name__", type(g).__name__)
     if working != dtype:
         y = xp.astype(y, working)
-        g = g.astype(working) if hasattr(g, "astype") else _through(backend, g, dtype, working)
+        g = g.astype(working) if hasattr(g, "astype") else _in_half_precision(backend, g, dtype, working)
     unit = length_unit(backend, y)
     branch = RescaledBranch(backend, g, unit)
     return _Problem(backend, branch, y / unit, constant, name, unit_roundoff(backend, dtype), unit), dtype
 
 
-def _through(backend: Backend, g: Any, dtype: Any, working: Any) -> Any:
+def _in_half_precision(backend: Backend, g: Any, dtype: Any, working: Any) -> Any:
     """A callable that knows half precision only, for a solver in float32."""
 
     def evaluated(x: Array) -> Array:
@@ -205,7 +205,7 @@ def _checked_start(problem: _Problem, start: Array, y: Array) -> Array:
     return problem.backend.xp.astype(problem.backend.stop_gradient(start), problem.y.dtype) / problem.unit
 
 
-def _enough(constant: float, rtol: float, bits: int) -> int:
+def _sufficient_evaluations(constant: float, rtol: float, bits: int) -> int:
     """Evaluations after which any c-contraction has met the tolerance (report, Eq. 36), doubled for safeguards."""
     target = max(rtol, 2.0 ** (-52 if bits == 64 else -23)) * (1 - constant) ** 2 / 16
     if constant == 0:
@@ -251,7 +251,7 @@ def _evaluated(problem: _Problem, x: Array, image: Array | None = None) -> tuple
     return image, rounding + share * terms + lost
 
 
-def _certified(
+def _answer(
     problem: _Problem,
     progress: Progress,
     rtol: float,

@@ -9,7 +9,7 @@ from iresnet_core.branches import Chain, evaluate, linearize
 from iresnet_core.common import flatten, per_sample, sample_norms, unit_roundoff, working_dtype
 from iresnet_core.errors import DerivativeError, NotConvergedError
 from iresnet_core.inverse.fixed_point import FixedPoint
-from iresnet_core.inverse.solvers import SOLVERS
+from iresnet_core.inverse.solvers import accelerated
 
 __all__ = ["with_implicit_gradient"]
 
@@ -54,7 +54,7 @@ def with_implicit_gradient(
             if not (hasattr(g, "linearize") or backend.loops_over_products()):
                 return xp.astype(_neumann_sum(product, right, _neumann_terms(constant, rtol)) * scale, point.dtype)
             problem = FixedPoint(backend, product, right, sample_norms(xp, right), constant, rtol, 0.0)
-            progress = SOLVERS["anderson"](problem, right, max_iter)
+            progress = accelerated(problem, right, max_iter)
             _require_solution(backend, problem, progress.residual, unit_roundoff(backend, point.dtype))
             return xp.astype(progress.x * scale, point.dtype)
 

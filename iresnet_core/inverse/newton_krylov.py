@@ -9,15 +9,16 @@ from iresnet_core.inverse.fixed_point import FixedPoint, Progress
 
 __all__ = ["newton"]
 
-# Products of one linear solve at most; in a compiled program always as many.
+# Products of one linear solve: at most, and in a compiled program always.
 MOST_PRODUCTS = 100
-TRACED_PRODUCTS = 12
+COMPILED_PRODUCTS = 12
 # Products after which the solve looks at its residual.
-LOOKS = (2, 4, 6, 9, 12, 16, 20, 26, 32, 40, 50, 64, 80)
+RESIDUAL_AFTER = (2, 4, 6, 9, 12, 16, 20, 26, 32, 40, 50, 64, 80)
 # A linear solve is never asked for less than this share of the residual.
 LOOSEST = 0.1
-# Steps without real progress count as so many of the plain iteration's, where the residual is that near to rounding.
-IDLE, NEAR = 5, 1e3
+# A step without real progress counts as so many of the plain iteration's where the residual is near to its rounding,
+# below this multiple of it.
+IDLE_STEPS, NEAR = 5, 1e3
 
 _FIELDS = len(Progress._fields)
 
@@ -35,7 +36,7 @@ def newton(problem: FixedPoint, x: Array, max_iter: int, *, begun: Progress | No
     if x.shape[0] == 0:
         return state
     tracing = backend.is_tracing(x)
-    outer = max(1, max_iter // (TRACED_PRODUCTS + 2)) if tracing else max_iter
+    outer = max(1, max_iter // (COMPILED_PRODUCTS + 2)) if tracing else max_iter
 
     def most_spent(now: Progress) -> Array:
         return xp.max(xp.where(now.done, xp.zeros_like(now.evaluations), now.evaluations))
@@ -66,7 +67,7 @@ def newton(problem: FixedPoint, x: Array, max_iter: int, *, begun: Progress | No
         back = ~per_sample(xp, shrunk, x)
         # A step that brings nothing has met the floor of the dtype if it is near, and will be replaced if it is not.
         near = state.residual <= NEAR * problem.noise(sample_norms(xp, state.x), sample_norms(xp, state.image))
-        idle = xp.where(near, state.since + (IDLE - 1), xp.zeros_like(state.since))
+        idle = xp.where(near, state.since + (IDLE_STEPS - 1), xp.zeros_like(state.since))
         since = xp.where(state.since > 0, idle, state.since)
         state = state._replace(
             x=xp.where(back, best.x, state.x),
@@ -117,7 +118,7 @@ def _solved(
     columns: list[list[Array]] = []
     done = idle | ~usable
     count = xp.where(done, xp.zeros_like(state.evaluations), cost + xp.zeros_like(state.evaluations))
-    most = min(right.shape[1], TRACED_PRODUCTS if tracing else MOST_PRODUCTS)
+    most = min(right.shape[1], COMPILED_PRODUCTS if tracing else MOST_PRODUCTS)
     if not tracing:
         most = max(1, min(most, max_iter - int(xp.max(xp.where(done, 0 * count, state.evaluations))) - 1 - cost))
     coefficients: Array = None
@@ -135,7 +136,7 @@ def _solved(
         basis.append(w * xp.where(ended, xp.zeros_like(left), 1 / xp.where(ended, xp.ones_like(left), left))[:, None])
         columns.append([column[:, i] for i in range(k)] + [left])
         count = count + xp.astype(~done, count.dtype)
-        if k == most or (not tracing and k in LOOKS):
+        if k == most or (not tracing and k in RESIDUAL_AFTER):
             coefficients, residual = _least_squares(xp, columns, length)
             done = done | (residual <= forcing)
             if not tracing and bool(xp.all(done)):

@@ -1,4 +1,4 @@
-"""A branch in other units of length, where the squares of its arguments neither over- nor underflow."""
+"""A branch in units of length in which no square of an argument over- or underflows."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The solvers of the contraction inverse by name."""
+"""The solvers of the contraction inverse: a table with one row a solver, and the solver that combines the others."""
 
 import math
 from collections.abc import Callable
@@ -8,10 +8,10 @@ from iresnet_core.inverse.anderson_acceleration import OBSERVED, SLOW_RATE, ande
 from iresnet_core.inverse.fixed_point import FixedPoint, Progress, picard
 from iresnet_core.inverse.newton_krylov import newton
 
-__all__ = ["SOLVERS"]
+__all__ = ["SOLVERS", "accelerated"]
 
-# The mean Jacobian is worth its d^3 operations up to this dimension, and up to so many times the samples of the batch.
-PRECONDITIONED, SAMPLES_WORTH = 1024, 4
+# The mean Jacobian is worth its d^3 operations up to this dimension d, and up to so many times the samples of a batch.
+LARGEST_DIMENSION, DIMENSIONS_PER_SAMPLE = 1024, 4
 
 
 def accelerated(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
@@ -21,10 +21,10 @@ def accelerated(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
     cannot look at its progress, Anderson's method throughout, without the preconditioner.
     """
     xp = problem.backend.xp
-    start, inverse = _begun(problem, x)
+    start, preconditioner = _begun(problem, x)
     if problem.backend.is_tracing(start.residual):  # of g's weights as well
         return anderson(problem, start, max_iter)[0]
-    state, useless, slow = anderson(problem, start, max_iter, judged=True, inverse=inverse)
+    state, useless, slow = anderson(problem, start, max_iter, judged=True, preconditioner=preconditioner)
     while bool(useless) and not bool(slow):
         left = max_iter - int(xp.max(state.evaluations))
         before, state = state, picard(problem, x, min(left, OBSERVED), begun=state)
@@ -35,10 +35,10 @@ def accelerated(problem: FixedPoint, x: Array, max_iter: int) -> Progress:
 
 
 def _begun(problem: FixedPoint, x: Array) -> tuple[Progress, Array | None]:
-    """The first iterate, and (I + J0)^-T with J0 the mean Jacobian there, from the same evaluation."""
+    """Return the first iterate, and the preconditioner (I + J0)^-T from the same evaluation, J0 the mean Jacobian."""
     backend, xp = problem.backend, problem.backend.xp
     d = math.prod(x.shape[1:])
-    cheap = not backend.is_tracing(x) and d <= min(PRECONDITIONED, SAMPLES_WORTH * x.shape[0])
+    cheap = not backend.is_tracing(x) and d <= min(LARGEST_DIMENSION, DIMENSIONS_PER_SAMPLE * x.shape[0])
     linearized = getattr(problem.g, "with_mean_jacobian", lambda x: None)(x) if cheap else None
     if linearized is None:
         return problem.begin(x), None
@@ -49,10 +49,11 @@ def _begun(problem: FixedPoint, x: Array) -> tuple[Progress, Array | None]:
     transposed = xp.eye(d, dtype=mean.dtype, device=device_of(mean)) + xp.matrix_transpose(mean)
     sign, log_determinant = xp.linalg.slogdet(transposed)
     if not (float(sign) > 0 and float(log_determinant) >= d * math.log1p(-problem.constant) - 1):
-        return start, None  # no mean of contractions by the constant: the iteration will tell
+        return start, None  # J0 is no mean of contractions by the constant, which the iteration will show.
     return start, xp.linalg.inv(transposed)
 
 
+# The solvers of `invert`. Each is a function (problem, first iterate, evaluations at most) -> progress.
 SOLVERS: dict[str, Callable[[FixedPoint, Array, int], Progress]] = {
     "picard": picard,
     "anderson": accelerated,

@@ -9,7 +9,7 @@ from iresnet_core.lipschitz.bounds import lipschitz_bound
 from iresnet_core.lipschitz.certificates import cholesky_bound, cholesky_certificates, gram_bound, smaller_gram
 from iresnet_core.lipschitz.lanczos import norms_from_gram
 from iresnet_core.lipschitz.scaling import power_of_two_near
-from iresnet_core.operators import Dense, LinearOperator, Matrices, as_operator, constant_operator
+from iresnet_core.operators import Dense, LinearOperator, Matrices, as_operator, detached_operator
 from iresnet_core.results import LipschitzBound
 
 __all__ = ["lipschitz_bounds"]
@@ -18,8 +18,8 @@ __all__ = ["lipschitz_bounds"]
 LARGEST_ORDER = 1024
 # Steps of Lanczos' method after which a factorisation of all matrices is tried: later than for a single one, since all
 # estimates have to be good enough at once, and for the same reason with a wider margin.
-LOOKS = (24, 48, 96)
-MARGIN = 4.5e-3
+STACK_TRIED_AFTER = (24, 48, 96)
+STACK_MARGIN = 4.5e-3
 
 
 def lipschitz_bounds(layers: Sequence[Any]) -> list[LipschitzBound]:
@@ -53,7 +53,7 @@ def lipschitz_bounds(layers: Sequence[Any]) -> list[LipschitzBound]:
     >>> [round(float(bound.value), 1) for bound in lipschitz_bounds([np.diag([3.0, 1.0]), np.ones((2, 5))])]
     [3.0, 3.2]
     """
-    operators = [constant_operator(as_operator(layer)) for layer in layers]
+    operators = [detached_operator(as_operator(layer)) for layer in layers]
     bounds: list[LipschitzBound | None] = [None] * len(operators)
     stacked = [place for place, operator in enumerate(operators) if _is_matrix(operator)]
     for place in set(range(len(operators))) - set(stacked):
@@ -106,8 +106,8 @@ def _stack_bounds(backend: Backend, operators: list[LinearOperator]) -> list[Lip
         values = xp.concat([part[0] for part in parts])
     else:
         gram, error, scale = (xp.concat([part[i] for part in parts]) for i in range(3))
-        stack = certified_stack(backend, gram, error)
-        if stack is None:  # one by one, each as long as it takes
+        stack = _bounds_of_stack(backend, gram, error)
+        if stack is None:  # one by one, so that each takes as many steps as it needs
             stack = xp.concat(
                 [cholesky_bound(backend, _stack(backend, operators, places)[0]) for places in shapes.values()]
             )
@@ -137,13 +137,13 @@ def _padded(xp: Any, gram: Array, order: int) -> Array:
     return xp.concat([xp.concat([gram, right], axis=2), below], axis=1)
 
 
-def certified_stack(backend: Backend, gram: Array, gram_error: Array) -> Array | None:
+def _bounds_of_stack(backend: Backend, gram: Array, gram_error: Array) -> Array | None:
     """Bounds (k,) on the norms of matrices with Gram matrices (k, n, n); None if the estimates never pass.
 
     All are factorised together, after more and more steps of Lanczos' method for all.
     """
-    for estimates in norms_from_gram(backend, gram, LOOKS, backend.xp.float32):
-        bounds = cholesky_certificates(backend, gram, gram_error, estimates * (1 + MARGIN))
+    for estimates in norms_from_gram(backend, gram, STACK_TRIED_AFTER, backend.xp.float32):
+        bounds = cholesky_certificates(backend, gram, gram_error, estimates * (1 + STACK_MARGIN))
         if bounds is not None:
             return bounds
     return None

@@ -18,7 +18,7 @@ from iresnet_core.lipschitz.estimates import SVD_LIMIT, spectral_norm
 from iresnet_core.lipschitz.fourier import fourier_bound
 from iresnet_core.lipschitz.probabilistic import probabilistic_bound
 from iresnet_core.lipschitz.scaling import prepared
-from iresnet_core.operators import Convolution, Dense, LinearOperator, Matrices, as_operator, constant_operator
+from iresnet_core.operators import Convolution, Dense, LinearOperator, Matrices, as_operator, detached_operator
 from iresnet_core.results import Certificate, LipschitzBound
 
 __all__ = ["BOUNDS", "BoundMethod", "bound_methods", "lipschitz_bound"]
@@ -108,7 +108,7 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
     backend = operator.backend
     with backend.full_precision():
         with backend.no_grad():
-            value = round_up(backend, row.bound(constant_operator(operator), rng), operator.like.dtype)
+            value = round_up(backend, row.bound(detached_operator(operator), rng), operator.like.dtype)
         bound = LipschitzBound(value, row.certificate, method)
         entries = operator.entries
         if entries is None or not backend.may_differentiate(entries):

@@ -29,7 +29,7 @@ __all__ = [
 
 U = 2.0**-53
 # Steps of Lanczos' method after which a factorisation is tried, for one matrix.
-LOOKS = (16, 28, 50, 100, 200)
+TRIED_AFTER = (16, 28, 50, 100, 200)
 # How far the Lanczos estimate is raised before it is certified.
 MARGIN = 4e-3
 # Added to a square before its root is divided by; entries of order one have none so small.
@@ -143,7 +143,7 @@ def cholesky_bound(backend: Backend, A: Array) -> Array:
             bounds.append(0.0)
             continue
         gram, gram_error = smaller_gram(xp, matrix)
-        estimates = (float(norms[0]) for norms in norms_from_gram(backend, gram[None, :, :], LOOKS, gram.dtype))
+        estimates = (float(norms[0]) for norms in norms_from_gram(backend, gram[None, :, :], TRIED_AFTER, gram.dtype))
         bounds.append(raise_until_certified(backend, gram, gram_error, estimates))
     return xp.reshape(xp.asarray(bounds, dtype=xp.float64, device=device_of(A)), stack)
 

@@ -21,7 +21,7 @@ from iresnet_core.operators import (
     LinearOperator,
     Matrices,
     as_operator,
-    constant_operator,
+    detached_operator,
 )
 from iresnet_core.results import SpectralNorm
 
@@ -99,16 +99,16 @@ def spectral_norm(
 def _estimate(
     operator: LinearOperator, method: str, start: Array | SpectralNorm | None, rtol: float, max_iter: int
 ) -> SpectralNorm:
-    """Run one method on the entries as constants; the value of its vectors carries the derivative."""
+    """Run one method on the entries without their derivative; the value of its vectors carries the derivative."""
     backend, xp = operator.backend, operator.backend.xp
-    constant = constant_operator(operator)
+    detached = detached_operator(operator)
     with backend.no_grad():
-        scaled, scale = prepared(constant)
+        scaled, scale = prepared(detached)
         left = _left_start(backend, scaled, start)
         value, left, right, iterations, converged = ESTIMATES[method].estimate(scaled, left, rtol, max_iter)
         residual = xp.linalg.vector_norm(scaled.rmatvec(left) - value[..., None] * right, axis=-1) / 2**0.5
         left, right = backend.stop_gradient(left), backend.stop_gradient(right)
-    if constant is not operator:
+    if detached is not operator:
         scaled = divided(operator, scaled.like.dtype, scale)
     value = xp.sum(left * scaled.matvec(right), axis=-1)
     dtype = operator.like.dtype

@@ -40,7 +40,7 @@ def prepared(operator: LinearOperator, dtype: Any = None) -> tuple[LinearOperato
 
 
 def divided(operator: LinearOperator, dtype: Any, scale: Array) -> LinearOperator:
-    """The operator in another dtype, divided by a scale (...,) that `prepared` found for its constant twin."""
+    """Return the operator in another dtype, divided by the scale (...,) that `prepared` found for its entries."""
     if isinstance(operator, LinearLayer):
         return operator.with_parameters(operator.backend.xp.astype(operator.weight, dtype) / scale, None)
     entries = operator.backend.xp.astype(operator.entries, dtype, copy=False)

@@ -17,7 +17,7 @@ from iresnet_core.lipschitz.bounds import lipschitz_bound
 from iresnet_core.lipschitz.estimates import spectral_norm
 from iresnet_core.lipschitz.normalization import cap_share, normalize, scaled_within
 from iresnet_core.lipschitz.power_iteration import first_basis, refine_basis
-from iresnet_core.operators import Dense, LinearLayer, Matrices, Transposed, constant_operator
+from iresnet_core.operators import Dense, LinearLayer, Matrices, Transposed, detached_operator
 from iresnet_core.results import LipschitzBound
 
 __all__ = [
@@ -119,12 +119,12 @@ def scaled_by_estimate(
     backend, xp = layer.backend, layer.backend.xp
     raised = layer.astype(working_dtype(backend, layer.weight.dtype))
     with backend.no_grad(), backend.full_precision():
-        constant = constant_operator(raised)
+        detached = detached_operator(raised)
         if _is_tall(layer):
-            constant = Transposed(constant)
+            detached = Transposed(detached)
         if basis is None:
-            basis, steps = first_basis(constant, BASIS_SIZE), FIRST_STEPS
-        left, right, basis = (backend.stop_gradient(a) for a in refine_basis(constant, basis, steps))
+            basis, steps = first_basis(detached, BASIS_SIZE), FIRST_STEPS
+        left, right, basis = (backend.stop_gradient(a) for a in refine_basis(detached, basis, steps))
         if _is_tall(layer):
             left, right = right, left
     sigma = xp.sum(left * raised.matvec(right), axis=-1)
@@ -172,8 +172,8 @@ def _scaled_stack(
     weights = xp.stack(turned([layer.weight for layer in layers]))
     raised = Matrices(xp.astype(weights, working_dtype(backend, dtype), copy=False), checked=True)
     with backend.no_grad(), backend.full_precision():
-        constant = Matrices(backend.stop_gradient(raised.array), checked=True)
-        left, right, basis = (backend.stop_gradient(a) for a in refine_basis(constant, xp.stack(bases), steps))
+        detached = Matrices(backend.stop_gradient(raised.array), checked=True)
+        left, right, basis = (backend.stop_gradient(a) for a in refine_basis(detached, xp.stack(bases), steps))
     sigma = backend.bilinear_form(left, raised.array, right)
     limits = xp.asarray(caps, dtype=sigma.dtype, device=device_of(sigma))
     scaled = turned(xp.unstack(scaled_within(xp, weights, sigma, limits)))
@@ -194,12 +194,12 @@ def basis_shape(layer: LinearLayer) -> tuple[int, int]:
 
 
 def certificate(layer: LinearLayer) -> Certificate:
-    """Certify the norm of a layer, as a constant; costs a `lipschitz_bound` and a `spectral_norm`."""
+    """Certify the norm of a layer, without derivative; costs a `lipschitz_bound` and a `spectral_norm`."""
     backend = layer.backend
     with backend.no_grad():
-        constant = constant_operator(layer)
-        bound = lipschitz_bound(constant).value
-        pair = spectral_norm(constant)
+        detached = detached_operator(layer)
+        bound = lipschitz_bound(detached).value
+        pair = spectral_norm(detached)
     return Certificate(bound, pair.left, pair.right)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from iresnet_core.backends import Array, device_of, get_backend
 from iresnet_core.common import require_positive_int, require_shape
 from iresnet_core.errors import InvalidArgumentError, ShapeError
-from iresnet_core.operators.matrices import LinearLayer
+from iresnet_core.operators.base import LinearLayer
 
 __all__ = ["Convolution", "wrapped"]
 

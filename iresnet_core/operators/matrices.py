@@ -1,4 +1,4 @@
-"""Linear operators: dense layers, stacks of matrices, and whatever has shape, matvec and rmatvec.
+"""Linear operators that are no layers: stacks of matrices, transposes, and whatever has shape, matvec and rmatvec.
 
 Every operator has ``shape`` (m, n), flat products ``matvec`` (..., n) -> (..., m) and ``rmatvec`` (..., m) -> (..., n);
 a layer also acts on samples, ``layer(x)``, with ``apply`` as its linear part and ``adjoint`` as the transpose of that.
@@ -10,20 +10,15 @@ from typing import Any, cast
 from iresnet_core.backends import Array, backend, get_backend
 from iresnet_core.common import require_finite, require_floating
 from iresnet_core.errors import DtypeError, ShapeError, UnknownArrayError
-from iresnet_core.operators.base import LinearLayer
-from iresnet_core.operators.dense import Dense
-from iresnet_core.operators.linear_operator import LinearOperator
+from iresnet_core.operators.base import LinearLayer, LinearOperator
 
 __all__ = [
-    "Dense",
     "ForeignOperator",
-    "LinearLayer",
-    "LinearOperator",
     "Matrices",
     "Scaled",
     "Transposed",
     "as_operator",
-    "constant_operator",
+    "detached_operator",
 ]
 
 
@@ -193,7 +188,7 @@ def as_operator(A: Any, *, like: Array | None = None) -> LinearOperator:
         ) from None
 
 
-def constant_operator(operator: LinearOperator) -> LinearOperator:
+def detached_operator(operator: LinearOperator) -> LinearOperator:
     """Return the operator with its entries as constants for differentiation."""
     backend = operator.backend
     if operator.entries is None or not backend.may_differentiate(operator.entries):

@@ -24,7 +24,7 @@ from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.logit import Logit
 from iresnet_core.flows.residual_block import ResidualBlock
 from iresnet_core.lipschitz.normalization import normalize
-from iresnet_core.operators.matrices import Dense
+from iresnet_core.operators.dense import Dense
 from iresnet_core.training import loop as training
 from iresnet_core.training.datasets import DatasetSource, dequantized, fingerprint, load_dataset
 from iresnet_core.training.plans import planned_shape

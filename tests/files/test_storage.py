@@ -28,7 +28,7 @@ from iresnet_core.files.storage import load, save
 from iresnet_core.flows.actnorm import ActNorm
 from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.residual_block import ResidualBlock
-from iresnet_core.operators.matrices import Dense
+from iresnet_core.operators.dense import Dense
 
 
 @pytest.fixture

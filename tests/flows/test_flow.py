@@ -34,7 +34,7 @@ from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
-from iresnet_core.operators.matrices import Dense
+from iresnet_core.operators.dense import Dense
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=max(2, settings.default.max_examples // 5))  # each example runs whole flows

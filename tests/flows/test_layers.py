@@ -25,7 +25,7 @@ from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.logit import Logit
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
-from iresnet_core.operators.matrices import Dense
+from iresnet_core.operators.dense import Dense
 
 SEEDS = st.integers(0, 2**32 - 1)
 DTYPES = st.sampled_from(["float32", "float64"])

@@ -17,7 +17,7 @@ from iresnet_core.flows.logit import Logit
 from iresnet_core.flows.reshaping import Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
 from iresnet_core.operators.convolution import Convolution
-from iresnet_core.operators.matrices import Dense
+from iresnet_core.operators.dense import Dense
 
 # Smooth ones, so that numerical Jacobians can be trusted.
 ACTIVATIONS = ("lipswish", "tanh", "sin", "softplus")

@@ -12,7 +12,7 @@ from iresnet_core.flows.logit import Logit
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
 from iresnet_core.operators.convolution import Convolution
-from iresnet_core.operators.matrices import Dense
+from iresnet_core.operators.dense import Dense
 
 
 def normal(backend, dtype, *shape, seed=0):

@@ -20,8 +20,8 @@ from iresnet_core.errors import (
     UnknownArrayError,
     UnknownLipschitzError,
 )
+from iresnet_core.inverse.solvers import SOLVERS
 
-SOLVERS = ("picard", "anderson", "newton")
 COEFFS = (0.1, 0.5, 0.9, 0.97, 0.99)
 
 

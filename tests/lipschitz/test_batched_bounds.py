@@ -56,7 +56,7 @@ def test_layers_of_all_sorts(backend, dtype):
 
 def test_estimates_that_never_pass(backend, monkeypatch):
     """Each matrix then takes as long as it needs, alone."""
-    monkeypatch.setattr(batched_bounds, "LOOKS", (1,))
+    monkeypatch.setattr(batched_bounds, "STACK_TRIED_AFTER", (1,))
     rng = np.random.default_rng(0)
     matrices = [rng.standard_normal((30, 30)) for _ in range(3)]
     for A, bound in zip(matrices, lipschitz_bounds([array(backend, A) for A in matrices]), strict=True):
