@@ -85,7 +85,6 @@ TOO_LONG = {
     "tests/branches/test_chain.py",
     "tests/determinant/test_logdet.py",
     "tests/determinant/test_mean_jacobian.py",
-    "tests/lipschitz/test_bounds.py",
 }
 # The functions of iresnet_core.commands are exempt: an option of the command line is a parameter there.
 MOST_PARAMETERS = 10

@@ -64,7 +64,7 @@ def test_bound_holds_for_linear_branches(backend, solver, kind, n, coeff, seed, 
     activation=st.sampled_from(("lipswish", "elu", "tanh", "relu", "sin", "softplus")),
     orthogonal=st.booleans(),
     bias=st.sampled_from((0.0, 1.0, 1e6)),
-    solver=st.sampled_from(SOLVERS),
+    solver=st.sampled_from(tuple(SOLVERS)),
 )
 def test_inverse_of_forward(backend, dtype, d, widths, coeff, seed, activation, orthogonal, bias, solver):
     g = dense_chain(backend, d, widths, coeff, seed, activation, dtype, orthogonal, bias)

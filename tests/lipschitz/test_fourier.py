@@ -1,0 +1,107 @@
+"""Bounds of convolutions on a torus."""
+
+import numpy as np
+import pytest
+from bounds_for_tests import CERTIFIED
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import (
+    DTYPES,
+    convolution_matrix,
+    convolutions,
+    holds,
+    norm_from_below,
+    torus_norm,
+)
+
+from iresnet_core import Convolution, lipschitz_bound, spectral_norm
+from iresnet_core.lipschitz import fourier as torus
+
+
+@given(case=convolutions(dtypes=DTYPES), other=st.sampled_from([*CERTIFIED, "auto"]))
+def test_torus_bounds_the_norm_of_a_convolution(backend, case, other):
+    kernel, input_shape, options = case
+    A = convolution_matrix(kernel, input_shape, options)
+    layer = Convolution(backend.from_numpy(kernel), input_shape=input_shape, **options)
+    for method in ("fft", other):
+        result = lipschitz_bound(layer, method=method)
+        assert result.value.dtype == layer.weight.dtype
+        assert holds(backend.to_numpy(result.value), A)
+    # It is no looser than the sum of the norms of the taps, by Young's inequality.
+    taps = np.linalg.norm(np.moveaxis(kernel.reshape(*kernel.shape[:2], -1), -1, 0).astype(float), axis=(1, 2))
+    assert float(lipschitz_bound(layer, method="fft").value) <= taps.sum() * (1 + 1e-6)
+
+
+@given(case=convolutions(modes=("circular",)))
+def test_torus_bound_is_the_norm_of_a_circular_convolution(backend, case):
+    kernel, input_shape, options = case
+    reach = [(k - 1) * d for k, d in zip(kernel.shape[2:], options["dilation"], strict=True)]
+    if any(r - r // 2 > n for r, n in zip(reach, input_shape[1:], strict=True)):
+        return  # the padding would be wider than the image
+    options |= {"stride": (1,) * len(reach), "padding": tuple((r // 2, r - r // 2) for r in reach)}
+    A = convolution_matrix(kernel, input_shape, options)
+    bound = lipschitz_bound(
+        Convolution(backend.from_numpy(kernel), input_shape=input_shape, **options), method="fft"
+    ).value
+    np.testing.assert_allclose(float(bound), norm_from_below(A).astype(float), rtol=1e-11)
+
+
+def test_a_torus_of_the_size_of_the_input_is_no_bound(backend):
+    kernel = np.array([[[2.0, -1.0, 2.0]]])
+    layer = Convolution(backend.from_numpy(kernel), input_shape=(1, 3), padding="same")
+    norm = float(norm_from_below(backend.to_numpy(layer.matrix())))
+    assert torus_norm(kernel, (3,)) == pytest.approx(3)
+    assert norm == pytest.approx(1 + 8**0.5)
+    bound = float(lipschitz_bound(layer, method="fft").value)
+    assert bound == pytest.approx(torus_norm(kernel, (5,)), rel=1e-12)
+    assert bound > norm > 1.2 * 3
+
+
+@pytest.mark.parametrize(
+    ("kernel_shape", "extent"), [((2, 3, 3), 40), ((4, 4, 3, 3), 16), ((2, 3, 4), 30), ((12, 10, 3, 3), 9)]
+)
+def test_torus_bound_approaches_the_norm_of_large_images(backend, kernel_shape, extent):
+    rng = np.random.default_rng(0)
+    layer = Convolution(
+        backend.from_numpy(rng.standard_normal(kernel_shape)),
+        input_shape=(kernel_shape[1], *(extent,) * (len(kernel_shape) - 2)),
+        padding="same",
+    )
+    norm = float(spectral_norm(layer, method="lanczos", rtol=1e-5, max_iter=200).value)
+    bound = lipschitz_bound(layer, method="fft")
+    assert norm <= float(bound.value) <= 1.06 * norm
+    assert (bound.method, bound.certificate) == ("fft", "certified")
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("chunk", [2**22, 300, 1])
+@pytest.mark.parametrize("few", [0, 8])
+def test_torus_in_pieces(backend, monkeypatch, groups, chunk, few):
+    # Many channels are certified by Cholesky, a chunk of frequencies at a time.
+    monkeypatch.setattr(torus, "ENTRIES_AT_A_TIME", chunk)
+    monkeypatch.setattr(torus, "FEW_CHANNELS", few)
+    rng = np.random.default_rng(7)
+    kernel = rng.standard_normal((4, 4 // groups, 3, 2))
+    kernel[0] *= 3
+    layer = Convolution(backend.from_numpy(kernel), input_shape=(4, 5, 4), groups=groups, padding=1)
+    parts = np.split(kernel, groups)
+    norm = max(torus_norm(part, (5 + 2, 4 + 1)) for part in parts)
+    bound = float(lipschitz_bound(layer, method="fft").value)
+    assert norm <= bound <= norm * (1.0045 if few == 0 else 1 + 1e-11)
+
+
+def test_torus_of_zero_kernels(backend):
+    for channels in (1, 10):
+        kernel = backend.from_numpy(np.zeros((channels, channels, 3)))
+        assert float(lipschitz_bound(Convolution(kernel, input_shape=(channels, 4)), method="fft").value) == 0
+
+
+def test_both_formats_have_the_same_bound(backend):
+    kernel = np.random.default_rng(0).standard_normal((3, 2, 3, 2))
+    first = Convolution(backend.from_numpy(kernel), input_shape=(2, 5, 4))
+    last = Convolution(
+        backend.from_numpy(np.moveaxis(kernel, (0, 1), (-1, -2))), input_shape=(5, 4, 2), data_format="channels_last"
+    )
+    for method in ("fft", "svd"):
+        bounds = [float(lipschitz_bound(layer, method=method).value) for layer in (first, last)]
+        assert bounds[0] == pytest.approx(bounds[1], rel=1e-12)
