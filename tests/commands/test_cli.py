@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from types import SimpleNamespace
 
 import pytest
 from frameworks_for_tests import without_notices
@@ -183,7 +184,7 @@ def test_backend_all_takes_those_that_run_here(monkeypatch):
 @pytest.mark.parametrize("name", ["torch", "tensorflow", "jax", "cupy"])
 def test_a_missing_engine_is_answered_with_the_command_that_installs_it(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr(backends, "_backend_of_name", {})  # forget what was found before
+    monkeypatch.setattr(backends, "_in_use", SimpleNamespace())  # forget what was found before
     result = iresnet("validate", "--backend", name)
     assert result.exit_code == 2
     assert f"pip install 'iresnet-core[{name}]'" in result.stderr.replace("\n", " ")
