@@ -68,7 +68,7 @@ def invert(
     start: Array | None = None,
     on_failure: OnFailure = "raise",
 ) -> Inverse:
-    """Solve x + g(x) = y, sample by sample.
+    """Solve x + g(x) = y, sample by sample: ||x - exact|| <= (||r|| + rounding of r) / (1 - c), r = x + g(x) - y.
 
     Parameters
     ----------
@@ -79,20 +79,15 @@ def invert(
     lipschitz : float, optional
         Lipschitz constant c < 1 of g in the Euclidean norm; default ``g.lipschitz``. All bounds rest on it.
     solver : {"anderson", "picard", "newton"}
-        "anderson": the last five steps are combined so that the linearised residual is least (Walker and Ni 2011); a
-        step that does not shrink the residual is replaced by a plain one. For a `Chain` of dense layers and entrywise
-        activations the steps are Newton's with the mean Jacobian of the batch, where d is at most 1024 and at most four
-        times the samples. Where all that gains less than it costs, the plain iteration goes on, and where either stays
-        slow (a rate above 0.9 over thirty steps) Newton's method. A compiled function, which cannot look, only combines
-        steps. "picard": x <- y - g(x) (report, Eq. 12). "newton": inexact Newton steps by GMRES, as far as they are of
-        use; a step that does not shrink the residual is replaced by a plain one. The best where c is close to 1 and
-        nothing is gained by combining steps.
+        "anderson" is the best for most: Anderson's method, and where that is slow Newton's. "picard" is the plain
+        iteration x <- y - g(x) (Behrmann et al. 2019, Algorithm 1), as a baseline or where g costs next to nothing.
+        "newton" is the best where c is close to 1 and the weights are nearly orthogonal.
     rtol, atol : float, optional
         A sample has converged when its error bound is at most ``atol + rtol ||x||``. Default: rtol 1e-10 and atol
         1e-12 in float64, 1e-5 and 1e-7 below. The floor of the dtype is added to it: twice the rounding
         over 1 - c, or over (1 - c)^2 where the iteration has stalled.
     max_iter : int, optional
-        Evaluations of g at most. Default: enough for any c-contraction by the a-priori bound (report, Eq. 36).
+        Evaluations of g at most. Default: enough for any c-contraction, by Banach's bound c^n / (1 - c) ||x_1 - x_0||.
     start : array like y, optional
         First iterate; default y.
     on_failure : {"raise", "warn", "return"}
@@ -101,9 +96,9 @@ def invert(
     Returns
     -------
     Inverse
-        value; error_bound, certified, ``(||r|| + rounding of r) / (1 - c)``, r = x + g(x) - y; residual ``||r||``;
+        value x (batch, ...) in the dtype of y; error_bound, the certified right side above; residual ``||r||``;
         iterations, the evaluations of g (products with its Jacobian count as such); converged. All but value are per
-        sample, (batch,).
+        sample, (batch,), in the units of y.
 
     Raises
     ------
@@ -118,15 +113,24 @@ def invert(
 
     Notes
     -----
-    The error lies between ``||r|| / (1 + c)`` and ``||r|| / (1 - c)`` whatever the solver. The certificate of a `Chain`
-    takes one more evaluation, in float64 and with running error analysis of its rounding; that of a plain callable
-    takes none, and its rounding is taken to be 16 units in the last place of its terms. The rounding of whoever
-    computed y is not included.
+    Cost: `iterations` evaluations of g, the largest of the batch in time. Half precision is solved in float32.
 
     Where the backend differentiates, `value` has the implicit derivative with respect to y and to what g closes over
     (`error_bound` and the rest have none): one evaluation of g more, and in the backward pass a solve of its own, whose
     relative tolerance is `rtol` as well. Second derivatives are refused. Inside a compiled function nothing is raised
     about values that are not known yet: look at `converged`.
+
+    "anderson" combines the last five steps so that the linearised residual is least (Walker and Ni 2011). For a `Chain`
+    of dense layers and entrywise activations the steps are Newton's with the mean Jacobian of the batch, where d is at
+    most 1024 and at most four times the samples. Where all that gains less than it costs, the plain iteration goes on,
+    and where either stays slow (a rate above 0.9 over thirty steps) Newton's method. A compiled function, which cannot
+    look, only combines steps. "newton" takes inexact Newton steps by GMRES (Knoll and Keyes 2004), as far as they are
+    of use. In both, a step that does not shrink the residual is replaced by a plain one.
+
+    The error lies between ``||r|| / (1 + c)`` and ``||r|| / (1 - c)`` whatever the solver. The certificate of a `Chain`
+    takes one more evaluation, in float64 and with running error analysis of its rounding; that of a plain callable
+    takes none, and its rounding is taken to be 16 units in the last place of its terms. The rounding of whoever
+    computed y is not included.
 
     Examples
     --------
@@ -206,7 +210,7 @@ def _checked_start(problem: _Problem, start: Array, y: Array) -> Array:
 
 
 def _sufficient_evaluations(constant: float, rtol: float, bits: int) -> int:
-    """Evaluations after which any c-contraction has met the tolerance (report, Eq. 36), doubled for safeguards."""
+    """Evaluations after which any c-contraction has met the tolerance, by the a-priori bound, doubled for safety."""
     target = max(rtol, 2.0 ** (-52 if bits == 64 else -23)) * (1 - constant) ** 2 / 16
     if constant == 0:
         return 8

@@ -93,7 +93,7 @@ class FixedPoint(NamedTuple):
 
 
 def picard(problem: FixedPoint, x: Array, max_iter: int, *, begun: Progress | None = None) -> Progress:
-    """Plain iteration x <- y - g(x) (report, Eq. 12): the residual shrinks by c or better each time.
+    """Plain iteration x <- y - g(x) (Behrmann et al. 2019, Algorithm 1): the residual shrinks by c or better each time.
 
     `begun` is where another solver left off; `max_iter` evaluations are then added at most.
     """

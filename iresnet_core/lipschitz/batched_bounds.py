@@ -23,7 +23,7 @@ STACK_MARGIN = 4.5e-3
 
 
 def lipschitz_bounds(layers: Sequence[Any]) -> list[LipschitzBound]:
-    """Bound the spectral norms of many operators at once; `lipschitz_bound` of each, in a fraction of the time.
+    """Bound the spectral norms of many operators, sigma(A_i) <= value_i, in a fraction of the time of one by one.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def lipschitz_bounds(layers: Sequence[Any]) -> list[LipschitzBound]:
     Notes
     -----
     Cost: 2 m n^2 + n^3 / 3 operations for each m x n matrix, in float64, and a dozen products with its Gram matrix. The
-    bounds are constants for differentiation.
+    bounds have no derivative.
 
     Examples
     --------

@@ -53,21 +53,24 @@ class BoundMethod:
 
 
 def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> LipschitzBound:
-    """Bound the spectral norm of an operator from above; the bound holds in floating point.
+    """Bound the spectral norm from above: sigma(A) = max ||A v|| / ||v|| <= value, rounding included.
 
     Parameters
     ----------
     A : array (..., m, n), Dense, Convolution, or anything `as_operator` takes
         One operator, or a stack of matrices.
     method : str
-        "svd": the norm itself. "cholesky": a Lanczos estimate s, raised by 0.4 %, is certified by the Cholesky
-        factorisation of s^2 I - A^T A (Rump 2006); within 0.5 % of the norm. "gram": Gram iteration (Delattre et al.
-        2023), matrix products only, up to 46, until rounding is left; in a compiled program 14, and within 0.1 %.
-        "fft" (convolutions): norm of the circular convolution on a torus of size n + k - 1, of which the layer is a
-        part; with circular padding the layer itself. "frobenius", "holder" (sqrt(||A||_1 ||A||_inf)): cheap and loose,
-        2 to 40 times. "lanczos": from matvec and rmatvec alone, with probability 1 - 1e-10 (Hochstenbach 2013).
-        "auto": "svd" where m or n is at most 128, else "cholesky" (on an accelerator "gram" for either), for
-        convolutions "fft", for operators without entries "lanczos".
+        "auto" is the best for most. The others, with how far above the norm they aim; they hold also where they miss:
+
+        - "svd": the norm itself, up to rounding. "auto" where m or n is at most 128.
+        - "cholesky": at most 0.5 %. "auto" for larger matrices.
+        - "gram": by matrix products alone; up to rounding, in a compiled program within 0.1 %. "auto" on an accelerator
+          and in a compiled program.
+        - "fft": for convolutions; with circular padding the norm, with zero padding the norm on a torus of size
+          n + k - 1, a few per cent more. "auto" for larger convolutions.
+        - "lanczos": by products with A and A^T alone; 0.5 %, with probability 1 - 1e-10. "auto" for operators without
+          entries.
+        - "frobenius", "holder": ||A||_F and sqrt(||A||_1 ||A||_inf), cheap, and 2 to 40 times too large.
     rng : None, int or generator
         For "lanczos", whose start has to be fresh and random; None draws from the framework's own generator.
 
@@ -79,15 +82,24 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
 
     Raises
     ------
-    ShapeError, DtypeError, NonFiniteError, UnknownArrayError, InvalidArgumentError
-        For operators or options that make no sense.
+    InvalidArgumentError
+        If the method is unknown or cannot bound this operator.
+    NotConvergedError
+        If "cholesky" certifies no multiple of its estimate, for a matrix that is badly scaled beyond float64.
+    ShapeError, DtypeError, NonFiniteError, UnknownArrayError
+        For operators that make no sense.
 
     Notes
     -----
-    Computed in float64 whatever the dtype of A. Cost for an n x n matrix: "svd" about 20 n^3 operations, "cholesky"
-    1.3 n^3 and some 20 products, "gram" 2 n^3 a squaring, "lanczos" two products a step. Where the backend
-    differentiates, the derivative of every bound is that of the norm, scaled to the bound: (bound / sigma) u v^T.
-    "cholesky" and "lanczos" look at values, so they are not for compiled functions, where "auto" takes "gram".
+    Cost for an n x n matrix: "svd" about 20 n^3 operations, "cholesky" 1.3 n^3 and some 20 products, "gram" 2 n^3 a
+    squaring (up to 46, in a compiled program 14), "lanczos" two products a step. Everything but "lanczos" is computed
+    in float64 whatever the dtype of A.
+
+    Where the backend differentiates, the derivative of every bound is that of the norm, scaled to the bound:
+    (bound / sigma) u v^T. "cholesky" and "lanczos" look at values, so they are not for compiled functions.
+
+    Sources: "cholesky" certifies a Lanczos estimate s, raised by 0.4 %, by the Cholesky factorisation of s^2 I - A^T A
+    (Rump 2006, Thm 2.3); "gram" is Gram iteration (Delattre et al. 2023, Thm 1); "lanczos" is Hochstenbach (2013).
 
     Examples
     --------

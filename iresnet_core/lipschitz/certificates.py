@@ -67,7 +67,7 @@ def singular_value_bound(backend: Backend, A: Array) -> Array:
 
 
 def frobenius_bound(backend: Backend, A: Array) -> Array:
-    """Frobenius norm (report, after Eq. 10): at most sqrt(rank) times the norm."""
+    """Frobenius norm, which is at least the norm and at most sqrt(rank) times it."""
     xp = backend.xp
     squared = squared_frobenius(xp, A) * (1 + gamma(math.prod(A.shape[-2:]) + 4, U))
     return xp.sqrt(squared) * (1 + 2 * U)

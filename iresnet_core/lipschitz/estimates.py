@@ -41,18 +41,19 @@ def spectral_norm(
     rtol: float = 1e-3,
     max_iter: int = 100,
 ) -> SpectralNorm:
-    """Estimate the largest singular value of an operator, with its singular vectors.
+    """Estimate the spectral norm, max ||A v|| / ||v||, from below: the value is u^T A v for unit vectors u and v.
 
-    The estimate approaches the norm from below; it certifies nothing. For an upper bound use `lipschitz_bound`.
+    It serves gradients, penalties and plots, where a little less than the norm does no harm. What has to hold, such as
+    a Lipschitz constant, takes a bound from above: `lipschitz_bound`.
 
     Parameters
     ----------
     A : array (..., m, n), Dense, Convolution, or anything `as_operator` takes
         One operator, or a stack of matrices that are treated side by side.
-    method : {"auto", "power", "lanczos", "svd"}
-        "power": power iteration (Behrmann et al. 2019, report Eq. 32-34). "lanczos": Golub-Kahan-Lanczos, which needs a
-        third of the steps or less. "svd": of the explicit matrix. "auto": "svd" where m or n is at most 128, else
-        "lanczos".
+    method : {"auto", "svd", "lanczos", "power"}
+        "auto" is the best for most: "svd", of the explicit matrix, where m or n is at most 128, else "lanczos",
+        Golub-Kahan-Lanczos bidiagonalisation (Golub and Kahan 1965). "power" is the power iteration of Behrmann et al.
+        (2019); it needs three times the steps of "lanczos" or more, but can be warm-started at a step or two a call.
     start : array (..., m) or SpectralNorm, optional
         Left singular vector to begin from, say of the last training step. The default is a fixed pseudo-random vector,
         the same on every backend.
@@ -64,7 +65,8 @@ def spectral_norm(
     Returns
     -------
     SpectralNorm
-        With value, left, right, iterations, converged and residual, each of the shape of the stack.
+        value (...,); left u (..., m) and right v (..., n); iterations; converged, whether ``residual <= rtol * value``;
+        residual, ``||A^T u - value v|| / sqrt(2)``. All but iterations and converged have the dtype of A.
 
     Raises
     ------
@@ -73,9 +75,11 @@ def spectral_norm(
 
     Notes
     -----
-    Cost: two operator products a step ("svd": none, but O(m n min(m, n))). Some singular value lies within `residual`
-    of `value`; that it is the largest one is practically certain from a random start, and not certified.
-    Differentiating `value` gives u v^T, its gradient where the largest singular value is simple.
+    Cost: two operator products a step; for "svd" none, but O(m n min(m, n)) operations. Half precision is computed in
+    float32. Differentiating `value` gives u v^T, the gradient of the norm where the largest singular value is simple.
+
+    Some singular value lies within `residual` of `value`, by Weyl's inequality. That it is the largest one is
+    practically certain from a random start, and not certified.
 
     Examples
     --------

@@ -16,10 +16,10 @@ __all__ = ["cap_share", "normalize", "scaled_within", "spectral_penalty"]
 
 
 def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
-    """Scale an operator down so that its certified bound is at most `coeff`.
+    """Scale an operator down, W min(1, coeff / bound), so that its certified norm is at most `coeff`.
 
-    The factor is ``min(1, coeff / bound)`` (report, Eq. 10), lowered by what rounding the scaled weights may add to
-    their norm. Weights that are small enough are returned as they are.
+    The factor is lowered by what rounding the scaled weights may add to their norm. Weights that are small enough are
+    returned as they are.
 
     Parameters
     ----------
@@ -33,14 +33,19 @@ def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
 
     Returns
     -------
-    Of the kind of `A`. A layer carries its new bound, so that it is not computed again.
+    Of the kind of `A`, in its dtype. A layer carries its new bound, so that it is not computed again.
 
     Raises
     ------
     InvalidArgumentError
-        If `coeff` is not positive, `A` has no entries to scale, or the bound is not positive.
+        If `coeff` is not positive, `A` has no entries to scale, or the bound is negative.
     ShapeError, DtypeError, NonFiniteError, UnknownArrayError
         As for `lipschitz_bound`.
+
+    Notes
+    -----
+    Cost: that of `lipschitz_bound`, unless the bound is given. Source: Behrmann et al. (2019), Sec. 2.1, who divide by
+    an estimate from below; divided by an upper bound, the norm is below the cap for certain.
 
     Examples
     --------
@@ -148,17 +153,28 @@ def _normalized_chain(chain: Any, cap: float) -> Any:
 
 
 def spectral_penalty(operators: Any, weight: float) -> Array:
-    """Return ``weight`` times the sum of the squared spectral norms (report, Eq. 11), a 0-d array.
+    """Return weight (sigma_1^2 + sigma_2^2 + ...), with sigma_i the spectral norms of the operators, a 0-d array.
 
-    For training with a penalty on the norms, instead of the cap or besides it. The norms are estimates from below
-    (`spectral_norm`, two products a step); differentiating gives 2 weight sigma u v^T for each operator.
+    For training with a penalty on the norms, instead of the cap or besides it.
 
     Parameters
     ----------
     operators : array, layer or chain, or an iterable of them
         A chain stands for its linear layers.
     weight : float
-        The factor lambda, not negative.
+        The factor, not negative.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is no operator, or the weight is negative.
+    ShapeError, DtypeError, NonFiniteError, UnknownArrayError
+        As for `spectral_norm`.
+
+    Notes
+    -----
+    The norms are estimates from below, by `spectral_norm`, whose cost it has; differentiating gives
+    2 weight sigma_i u_i v_i^T for each operator. Source: Yoshida and Miyato (2017).
 
     Examples
     --------

@@ -17,7 +17,10 @@ Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
 
 
 class Convolution(LinearLayer):
-    """Convolution layer (cross-correlation, as in every deep-learning framework) on inputs of one size.
+    """Convolution layer on inputs of one size: y[o, p] = b[o] + sum over i, t of K[o, i, t] x[i, s p + d t - padding].
+
+    This is the cross-correlation of every deep-learning framework, with stride s and dilation d. Input channels i are
+    those of the group of the output channel o.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ __all__ = ["Dense"]
 
 
 class Dense(LinearLayer):
-    """Dense layer x W^T + b.
+    """Dense layer: x -> x W^T + b.
 
     Parameters
     ----------
@@ -17,8 +17,9 @@ class Dense(LinearLayer):
     bias : array (out,), optional
         Of the weight's dtype.
     checked : bool
-        Whether the parameters are known to be finite, and nobody changes them while the layer is in use: then they are
-        taken as they are, as in a training step.
+        Whether the parameters are known to be finite, and nobody changes them while the layer is in use, as in a
+        training step: then they are taken as they are. By default they are checked and taken over as constants: NumPy
+        arrays are copied, so that a certificate, once computed, stays true whatever happens to the caller's array.
 
     Raises
     ------
@@ -27,8 +28,7 @@ class Dense(LinearLayer):
 
     Notes
     -----
-    The parameters are taken over as constants: NumPy arrays are copied, so that a certificate, once computed, stays
-    true whatever happens to the caller's array.
+    `lipschitz` is the certified spectral norm of W, computed once. Cost of a call: one product with W for each sample.
 
     Examples
     --------

@@ -141,7 +141,9 @@ class ForeignOperator(LinearOperator):
 
 
 def as_operator(A: Any, *, like: Array | None = None) -> LinearOperator:
-    """Return `A` as a linear operator.
+    """Return `A` as a linear operator: an object with ``shape`` (m, n), products A v and products A^T u.
+
+    `spectral_norm`, `lipschitz_bound` and `normalize` call it on what they are given.
 
     Parameters
     ----------

@@ -31,4 +31,4 @@ def is_close(bound, A, room):
 
 
 def is_tight(bound, A, method):
-    return TIGHTNESS[method] is None or is_close(bound, A, TIGHTNESS[method])
+    return TIGHTNESS.get(method) is None or is_close(bound, A, TIGHTNESS.get(method))
