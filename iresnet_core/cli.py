@@ -40,7 +40,10 @@ def build_app() -> "typer.Typer":
     """Return the typer application."""
     import typer
 
-    from iresnet_core.commands.models import info_command, plot_command, sample_command, score_command
+    from iresnet_core.commands.info import info_command
+    from iresnet_core.commands.plot import plot_command
+    from iresnet_core.commands.sample import sample_command
+    from iresnet_core.commands.score import score_command
     from iresnet_core.commands.train import train_command
     from iresnet_core.commands.validate import validate_command
 

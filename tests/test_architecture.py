@@ -30,6 +30,7 @@ ALLOWED = {
     "files": {"operators", "branches", "flows"},
     "training": {"branches", "determinant", "flows", "files"},
     "validation": {
+        "common",
         "operators",
         "branches",
         "lipschitz",

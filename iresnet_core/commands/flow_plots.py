@@ -1,6 +1,6 @@
 """Pictures of a flow, drawn by matplotlib without a display: density, samples, transport, images, training.
 
-The figures take arrays; `iresnet_core.commands.plots_of_a_run` computes them. Colours are those of `report_plots`.
+The figures take arrays; `iresnet_core.commands.plots_of_a_run` computes them.
 """
 
 import io
@@ -17,8 +17,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
+from iresnet_core.common import BLACK, BLUE, ORANGE, PLOT_STYLE, RED
 from iresnet_core.files import write_bytes
-from iresnet_core.validation.report_plots import BLACK, BLUE, ORANGE, RED, STYLE
 
 __all__ = [
     "Transport",
@@ -37,7 +37,7 @@ DENSITY_COLOURS = "magma"
 GREY = "#888888"
 COLOURS = {"data": BLACK, "flow": BLUE}
 PLANE_STYLE = {
-    **STYLE,
+    **PLOT_STYLE,
     "axes.grid": False,
     "axes.spines.top": True,
     "axes.spines.right": True,
@@ -255,7 +255,7 @@ def training_figure(
         scale = np.ptp(validation) / max(np.ptp(column["validation_nats"]), 1e-300)
         error = error * scale
     marker = "o" if len(rows) < 3 else None
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(PLOT_STYLE):
         figure = _figure(7.2, 5.4)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         upper.plot(steps, column[f"train_{unit}"], color=ORANGE, marker=marker, label="training batches")
@@ -286,7 +286,7 @@ def training_figure(
 def write_png(figure: Figure, path: Path) -> None:
     """Write a figure, whole or not at all."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(PLOT_STYLE):
         figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     write_bytes(path, buffer.getvalue())
 

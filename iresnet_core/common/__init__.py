@@ -1,4 +1,4 @@
-"""What every folder uses: argument checks, precision, samples, start vectors, copies of immutable objects."""
+"""What every folder uses: argument checks, precision, samples, start vectors, copies, the style of plots."""
 
 from iresnet_core.common.arrays import (
     flatten,
@@ -26,8 +26,17 @@ from iresnet_core.common.checks import (
 )
 from iresnet_core.common.copying import Copyable, kept_property
 from iresnet_core.common.linear import fixed_start, squared_frobenius
+from iresnet_core.common.plot_style import BLACK, BLUE, GREEN, ORANGE, PLOT_STYLE, PURPLE, RED, SKY
 
 __all__ = [
+    "BLACK",
+    "BLUE",
+    "GREEN",
+    "ORANGE",
+    "PLOT_STYLE",
+    "PURPLE",
+    "RED",
+    "SKY",
     "Copyable",
     "fixed_start",
     "flatten",

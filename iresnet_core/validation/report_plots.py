@@ -1,8 +1,7 @@
 """The plots of the validation report, drawn by matplotlib without a display.
 
-Each ``draw_*`` fills one axes from the curves of one branch, so that the report and the documentation share them. The
-colours are those of Okabe and Ito, which readers with any kind of colour vision can tell apart; line style and marker
-differ as well.
+Each ``draw_*`` fills one axes from the curves of one branch, so that the report and the documentation share them. Lines
+differ in style and marker as well as in colour.
 """
 
 import io
@@ -15,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+
+from iresnet_core.common import BLACK, BLUE, GREEN, ORANGE, PLOT_STYLE, PURPLE, RED, SKY
 
 __all__ = [
     "draw_inverse",
@@ -31,28 +32,6 @@ __all__ = [
 
 Curves = dict[str, Any]
 
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#000000",
-)
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "iresnet",
-}
 # Label, colour, marker of every method; dashes mean a certificate.
 ESTIMATES = {"power": ("power iteration", ORANGE, "o"), "lanczos": ("Lanczos", BLUE, "s")}
 CERTIFICATES = {
@@ -165,7 +144,7 @@ def _decades(axes: Axes, numticks: int) -> None:
 def _grid(curves: Curves, rows: Sequence[tuple[Callable[[Axes, str], None], str]], height: float) -> Figure:
     """One column a branch, one row a kind of plot; the axes of a row share their scale and one legend."""
     cases = shown_cases(curves)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(PLOT_STYLE):
         figure = Figure(figsize=(max(2.7 * len(cases), 4.5), height * len(rows)), layout="constrained")
         FigureCanvasAgg(figure)
         parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
@@ -197,7 +176,7 @@ def overview_figure(curves: Curves, case: str) -> Figure:
         ("Inverse", draw_inverse, curves["inverse"][case]),
         ("Log-determinant", draw_truncation, curves["logdet"][case]),
     )
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(PLOT_STYLE):
         figure = Figure(figsize=(11.4, 3.9), layout="constrained")
         FigureCanvasAgg(figure)
         parts = figure.subfigures(1, len(panels), squeeze=False, width_ratios=(1.12, 1, 1))[0]
@@ -245,6 +224,6 @@ def logdet_figure(curves: Curves) -> Figure:
 def svg(figure: Figure) -> str:
     """Return a figure as an SVG document."""
     buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(PLOT_STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

@@ -1,0 +1,146 @@
+"""The command `iresnet score`: log-densities of samples, with their errors."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from iresnet_core.commands.opened_model import (
+    BackendOption,
+    DtypeOption,
+    OpenedModel,
+    RunArgument,
+    SeedOption,
+    opened,
+    require_file,
+)
+from iresnet_core.commands.terminal import progress_bar, usage_errors, wide_console
+from iresnet_core.errors import DataFileError, ShapeError
+from iresnet_core.files import write_text
+from iresnet_core.training import (
+    MeanScore,
+    Scores,
+    bits_per_dim,
+    mean_score,
+    samples_from_file,
+    scores,
+)
+
+__all__ = ["score_command"]
+
+
+def score_command(
+    run: RunArgument,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help=".npy, .npz or .csv; default the test set of the run.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write a row a sample: .csv or .json.", show_default=False),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="NAME", help="Which array of a .npz file.", show_default=False)
+    ] = None,
+    tol: Annotated[
+        float | None,
+        typer.Option("--tol", help="Standard error and bias bound to reach, in nats.", show_default=False),
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="Of the log-determinants; see `logdet`.")] = "auto",
+    seed: SeedOption = 0,
+    backend: BackendOption = "numpy",
+    dtype: DtypeOption = "float64",
+) -> None:
+    """Print the mean log-density of samples with its errors, and write that of each sample.
+
+    Grey levels are dequantised with uniform noise; their score is also given in bits per dimension.
+    """
+    console = wide_console()
+    with usage_errors(), opened(run, backend, dtype) as model:
+        if out is not None:
+            require_file(out, (".csv", ".json"))
+        x, levels, name = _samples_to_score(model, file, key, seed)
+        with progress_bar() as progress:
+            found = scores(
+                model.flow,
+                x,
+                seed=seed,
+                progress=lambda done, total: progress(done, total, "log-densities"),
+                method=method,
+                tol=tol,
+            )
+        mean = mean_score(found)
+        console.print(f"{mean.n} samples: {name}", soft_wrap=True)
+        _print_mean(console, mean, found.method, levels, model.size)
+        if out is not None:
+            _write_scores(out, found, mean, levels, model.size)
+            console.print(f"scores: {out}", soft_wrap=True)
+
+
+def _samples_to_score(
+    model: OpenedModel, file: Path | None, key: str | None, seed: int
+) -> tuple[np.ndarray, int | None, str]:
+    """Samples as the model takes them, their grey levels, and what they are."""
+    if file is None:
+        test = model.layout.to_model(model.test_set(seed))
+        return test, model.levels, "test set" if model.config is None else f"test set of {model.config.data_name}"
+    samples, own = samples_from_file(file, key=key)
+    levels = model.levels
+    if levels is not None:
+        whole = own is not None or np.array_equal(samples, np.floor(samples))
+        if whole:
+            if samples.min() < 0 or samples.max() >= levels:
+                raise DataFileError(
+                    f"{file} holds levels from {samples.min():g} to {samples.max():g}; the model was trained on 0 to "
+                    f"{levels - 1}."
+                )
+            samples = model.ready(samples, seed)
+    elif own is not None and model.config is None:
+        raise DataFileError(
+            f"{file} holds grey levels, and a model file does not say how they were scaled. Give the run folder, or "
+            "floating-point samples as the model takes them."
+        )
+    if tuple(samples.shape[1:]) == model.layout.model_shape:
+        return np.asarray(samples, dtype=np.float64), levels, str(file)
+    if tuple(samples.shape[1:]) != model.layout.data_shape:
+        raise ShapeError(
+            f"{file} holds samples of shape {tuple(samples.shape[1:])}; the model takes {model.layout.data_shape}."
+        )
+    return model.layout.to_model(samples), levels, str(file)
+
+
+def _print_mean(console: Console, mean: MeanScore, method: str, levels: int | None, size: int) -> None:
+    """Print the mean and what it may be wrong by, and why."""
+    console.print(f"log-density {mean.mean:.4f} ± {mean.sampling_error:.4f} nats (standard error over the samples)")
+    console.print(
+        f"{mean.probe_error:.1e} of it by random probes; bias at most {mean.bias_bound:.1e}; method {method}",
+        style="dim",
+    )
+    if levels is not None:
+        bits, error = bits_per_dim(-mean.mean, levels, size), mean.sampling_error / (size * math.log(2))
+        console.print(f"{bits:.4f} ± {error:.4f} bits per dimension")
+
+
+def _write_scores(out: Path, found: Scores, mean: MeanScore, levels: int | None, size: int) -> None:
+    columns: dict[str, Any] = {
+        "log_prob": found.log_prob.tolist(),
+        "std_error": found.std_error.tolist(),
+        "bias_bound": found.bias_bound.tolist(),
+    }
+    if levels is not None:
+        columns["bits_per_dim"] = [bits_per_dim(-value, levels, size) for value in found.log_prob]
+    if out.suffix.lower() == ".json":
+        node = {"mean": mean._asdict(), "method": found.method, **columns}
+        write_text(out, json.dumps(node, indent=1, allow_nan=False) + "\n")
+        return
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["sample", *columns])
+    writer.writerows([k, *row] for k, row in enumerate(zip(*columns.values(), strict=True)))
+    write_text(out, text.getvalue())
