@@ -33,7 +33,7 @@ STORED = {"U16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64
 
 
 def save(model: Any, path: str | os.PathLike[str]) -> None:
-    """Write a model to a file.
+    """Write a model to one safetensors file, which `load` reads on any backend.
 
     Parameters
     ----------
@@ -61,7 +61,9 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
-    """Read a model from a file that `save` wrote.
+    """Read a model from a file that `save` wrote, on whichever backend is asked for.
+
+    Nothing of the file is executed, and Lipschitz constants are computed from the weights that were loaded.
 
     Parameters
     ----------

@@ -21,8 +21,8 @@ from iresnet_core.flows.layer import (
     Shape,
     Transformed,
     channel_axis,
-    exact_inverse,
-    exact_logdet,
+    closed_form_inverse,
+    closed_form_logdet,
     wide_norms,
 )
 from iresnet_core.results import Inverse
@@ -31,13 +31,16 @@ __all__ = ["ActNorm"]
 
 
 class ActNorm(Layer):
-    """``z = (x + bias) exp(log_scale)``, one pair of parameters a channel.
+    """``z = (x + bias) exp(log_scale)``, one pair of parameters a channel; log|det| is ``pixels * sum(log_scale)``.
+
+    It brings the input of a residual block to mean zero and variance one, where its activations work best. Leave the
+    parameters out and let `Flow.initialize` set them from data (Kingma and Dhariwal 2018, Sec. 3.1).
 
     Parameters
     ----------
     log_scale, bias : array (channels,), optional
-        Both or neither. Without them the layer is not initialised: `Flow.initialize` or `initialized` returns one
-        that is, and until then `forward` and `inverse` raise.
+        Give both or neither. Without them `forward` and `inverse` raise until `initialized` or `Flow.initialize` has
+        returned a layer that has them.
     axis : int
         The channel axis of a batch; 1 for vectors and images with the channels first, -1 for channels last.
 
@@ -106,8 +109,8 @@ class ActNorm(Layer):
 
         Notes
         -----
-        A channel that is constant up to the rounding of its entries says nothing about its scale: it is centred, and
-        its scale stays 1. With a batch of one vector this is every channel.
+        A channel that is constant up to the rounding of its entries does not tell its scale: it is centred, and its
+        scale stays 1. With a batch of one vector this is so for every channel.
         """
         backend = get_backend(x)
         require_floating(backend, x, "the data of the initialisation")
@@ -185,7 +188,7 @@ class ActNorm(Layer):
         u = unit_roundoff(backend, widest(backend))
         logdet = xp.broadcast_to(pixels * xp.sum(log_scale), (x.shape[0],))
         rounding = xp.broadcast_to((channels + 2) * u * pixels * xp.sum(xp.abs(log_scale)), (x.shape[0],))
-        return Transformed(value, exact_logdet(backend, logdet, rounding, x.dtype))
+        return Transformed(value, closed_form_logdet(backend, logdet, rounding, x.dtype))
 
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
         log_scale, bias = self._per_channel(backend, z)
@@ -196,7 +199,7 @@ class ActNorm(Layer):
         rounding = 8 * float(info.eps) * (wide_norms(backend, scaled) + wide_norms(backend, x)) + math.sqrt(
             math.prod(z.shape[1:])
         ) * float(info.smallest_normal)
-        return exact_inverse(backend, x, rounding)
+        return closed_form_inverse(backend, x, rounding)
 
 
 def _statistics(backend: Backend, x: Array, position: int) -> tuple[Array, Array]:

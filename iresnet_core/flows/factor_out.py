@@ -15,18 +15,19 @@ __all__ = ["FactorOut"]
 
 
 class FactorOut(Layer):
-    """Factor out channels (Dinh, Sohl-Dickstein and Bengio 2017, Sec. 3.6).
+    """``z = (flow(x[:keep]), x[keep:])``, both flattened into one vector of shape (batch, d).
 
-    The first `keep` channels pass through `flow`, the others stay as they are; the result is the vector of the former,
-    flattened, followed by the latter, flattened, of shape (batch, d). `flow` may hold another FactorOut.
+    The first `keep` channels pass through further layers and the others are done: a flow on several scales, after a
+    `Squeeze`, costs less where half of the channels are factored out (Dinh, Sohl-Dickstein and Bengio 2017, Sec. 3.6).
+    It is usually the last layer of its flow; `flow` may hold another FactorOut.
 
     Parameters
     ----------
     keep : int
         Channels that pass through `flow`; at least one must be left over.
     flow : Flow or sequence of Layer
-        Layers make a Flow as soon as the shape of the samples is known: in a Flow with its `event_shape`, or by
-        `at_shape`. Before that, `inverse` raises, since a vector does not tell the shape it came from.
+        The further layers. They become a Flow as soon as the shape of the samples is known: in a Flow with its
+        `event_shape`, or by `at_shape`. Before that, `inverse` raises, since a vector does not tell its former shape.
     axis : int
         The channel axis of a batch; -1 for channels last.
 
@@ -83,7 +84,7 @@ class FactorOut(Layer):
 
     @property
     def inverse_lipschitz(self) -> Any:
-        """That of the inner flow, or 1 for the channels that stay: the larger."""
+        """The larger of the inner flow's constant and 1, the constant for the channels that stay."""
         inner = math.prod(layer.inverse_lipschitz for layer in self.layers)
         return (inner + 1 + abs(inner - 1)) / 2 * (1 + 1e-15)
 

@@ -37,14 +37,14 @@ class LogProb(NamedTuple):
     std_error : array (batch,)
         Standard error over the random probes.
     bias_bound : array (batch,)
-        Bound on the deterministic part of the error: truncation and the rounding of the sums. Rounding in the latents
-        themselves is not part of it.
+        Bound on the deterministic part of the error: truncation and the rounding of the sums. The rounding of the
+        latents themselves is not part of it.
     products : int array (batch,)
         Jacobian products spent on the sample.
     method : str
-        The methods of the log-determinants.
+        Methods of the log-determinants.
     reason : str
-        Why "auto" chose them.
+        Why "auto" chose these methods.
     """
 
     value: Array
@@ -56,11 +56,11 @@ class LogProb(NamedTuple):
 
 
 class Flow(Layer):
-    """A composition of layers with a standard normal base: z = f(x), log p(x) = log N(z; 0, I) + log|det J_f(x)|.
+    """``z = f(x) = f_k(... f_1(x))`` with ``log p(x) = log N(z; 0, I) + log|det J_f(x)|``.
 
-    A flow is itself a layer. Errors compose: standard errors of independent log-determinants add in quadrature, their
-    bias bounds and products add, and an error in the argument of a layer's inverse grows by the Lipschitz constant of
-    that inverse.
+    Put an `ActNorm` before every `ResidualBlock` and one at the end, and a `Logit` in front of images; `initialize`
+    sets the parameters of the ActNorms from data. `log_prob` scores samples, `sample` draws them. A flow is itself a
+    layer, so that flows can be nested.
 
     Parameters
     ----------
@@ -86,6 +86,11 @@ class Flow(Layer):
         If an entry is no layer, or there is no such base.
     MixedBackendsError, DtypeError
         If the parameters come from two backends or have two dtypes.
+
+    Notes
+    -----
+    Errors compose. Standard errors of independent log-determinants add in quadrature; their bias bounds and products
+    add; an error in the argument of a layer's inverse grows by the Lipschitz constant of that inverse.
 
     Examples
     --------
@@ -171,7 +176,7 @@ class Flow(Layer):
         Parameters
         ----------
         x : array (batch, *event_shape)
-            At least one sample; a batch of a hundred or more says what mean and variance are.
+            At least one sample; a hundred or more estimate mean and variance well.
 
         Raises
         ------
@@ -327,7 +332,8 @@ class Flow(Layer):
                 step = layer._inverse(backend, z, options)
                 growth = layer.inverse_lipschitz
             z = step.value
-            # What is wrong with the argument grows; what this step got wrong comes on top. Upwards, three roundings.
+            # The error of the argument grows by the Lipschitz constant of this layer's inverse, and the error of this
+            # step is added. The last factor rounds upwards: it covers the three roundings of the line.
             bound = (bound * growth + xp.astype(step.error_bound, wide)) * (1 + 1e-15)
             residual = residual + xp.astype(step.residual, wide)
             iterations = iterations + step.iterations

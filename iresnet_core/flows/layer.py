@@ -1,4 +1,4 @@
-"""What the layers of a flow have in common: the contract, the checks of their arguments, and their results.
+"""The contract that all layers of a flow keep, the checks of their arguments, and the form of their results.
 
 A layer is an injective map on samples with a log-determinant and an inverse. It never changes: its parameters are
 constants, its methods are pure, and what would change it (`initialized`, `astype`, `at_shape`) returns another layer.
@@ -33,8 +33,8 @@ __all__ = [
     "Shape",
     "Transformed",
     "channel_axis",
-    "exact_inverse",
-    "exact_logdet",
+    "closed_form_inverse",
+    "closed_form_logdet",
     "located",
     "wide_norms",
 ]
@@ -43,15 +43,15 @@ Shape = tuple[int, ...]
 
 
 class Transformed(NamedTuple):
-    """What a layer or a flow makes of a batch.
+    """A transformed batch with its log-determinants, as a layer or a flow returns it.
 
     Attributes
     ----------
     value : array (batch, ...)
         The transformed samples.
     logdet : LogDet
-        log|det| of the Jacobian at every sample, in nats, with its errors. It belongs to the samples as given: what
-        rounding does to `value` is not part of it.
+        log|det| of the Jacobian at every sample, in nats, with its errors. It belongs to the samples as given: the
+        rounding of `value` is not part of its error.
     """
 
     value: Array
@@ -249,7 +249,7 @@ def _require_options(options: Any, known: frozenset[str]) -> None:
 
 @contextmanager
 def located(index: int, layer: Layer) -> Iterator[None]:
-    """Note on an error in which layer of a flow it happened."""
+    """Add a note to every error that is raised inside, saying in which layer of a flow it happened."""
     try:
         yield
     except IResNetError as error:
@@ -270,15 +270,15 @@ def wide_norms(backend: Backend, x: Array) -> Array:
     return sample_norms(backend.xp, backend.xp.astype(x, widest(backend)))
 
 
-def exact_logdet(backend: Backend, value: Array, rounding: Array, dtype: Any) -> LogDet:
-    """Return a log-determinant that is exact up to rounding.
+def closed_form_logdet(backend: Backend, value: Array, rounding: Array, dtype: Any) -> LogDet:
+    """Return the answer of a layer whose log-determinant has a closed form, so that rounding is its only error.
 
     Parameters
     ----------
     value, rounding : float64 array (batch,)
-        In nats; the bound on what rounding did to it so far.
+        The log-determinant in nats, and a bound on its rounding error so far.
     dtype : dtype
-        Of the samples; the result has the same, but at least float32.
+        Dtype of the samples; the result has the same, but at least float32.
     """
     xp = backend.xp
     target = working_dtype(backend, dtype)
@@ -293,8 +293,11 @@ def exact_logdet(backend: Backend, value: Array, rounding: Array, dtype: Any) ->
     )
 
 
-def exact_inverse(backend: Backend, value: Array, rounding: Array, residual: Array | None = None) -> Inverse:
-    """Return an inverse that is exact up to rounding; `rounding` and `residual` are float64 arrays (batch,)."""
+def closed_form_inverse(backend: Backend, value: Array, rounding: Array, residual: Array | None = None) -> Inverse:
+    """Return the answer of a layer whose inverse has a closed form, so that rounding is its only error.
+
+    `rounding` bounds it for every sample; it and `residual` are float64 arrays (batch,).
+    """
     xp = backend.xp
     zeros = xp.zeros(rounding.shape, dtype=rounding.dtype, device=device_of(value))
     return Inverse(

@@ -13,8 +13,8 @@ from iresnet_core.flows.layer import (
     LogDetOptions,
     Shape,
     Transformed,
-    exact_inverse,
-    exact_logdet,
+    closed_form_inverse,
+    closed_form_logdet,
     wide_norms,
 )
 from iresnet_core.results import Inverse
@@ -23,12 +23,15 @@ __all__ = ["Logit"]
 
 
 class Logit(Layer):
-    """``z = logit(alpha + (1 - 2 alpha) x)``, entry by entry.
+    """``z = log(p / (1 - p))`` with ``p = alpha + (1 - 2 alpha) x``, entry by entry; it takes [0, 1] to the real line.
+
+    The first layer of a flow on images, whose entries were dequantised and scaled to [0, 1].
 
     Parameters
     ----------
     alpha : float
-        In (0, 0.5): how far the argument of the logit stays away from 0 and 1.
+        Distance of p from 0 and 1, in (0, 0.5). 0.05 suits images of grey levels; a smaller one spreads black and
+        white pixels further out.
 
     Raises
     ------
@@ -106,7 +109,7 @@ class Logit(Layer):
         # Both logarithms are of numbers below 1, so the terms are positive and their sum bounds its own rounding.
         total = xp.sum(terms, axis=1)
         rounding = unit_roundoff(backend, widest(backend)) * ((size + 8) * (total + abs(constant)) + 16 * size)
-        return Transformed(value, exact_logdet(backend, total + constant, rounding, x.dtype))
+        return Transformed(value, closed_form_logdet(backend, total + constant, rounding, x.dtype))
 
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
         deviation = backend.xp.tanh(0.5 * z) / (2 - 4 * self.alpha)
@@ -116,4 +119,4 @@ class Logit(Layer):
         rounding = 8 * float(info.eps) * (wide_norms(backend, deviation) + wide_norms(backend, x)) + math.sqrt(
             math.prod(z.shape[1:])
         ) * float(info.smallest_normal)
-        return exact_inverse(backend, x, rounding)
+        return closed_form_inverse(backend, x, rounding)

@@ -13,8 +13,8 @@ from iresnet_core.flows.layer import (
     Shape,
     Transformed,
     channel_axis,
-    exact_inverse,
-    exact_logdet,
+    closed_form_inverse,
+    closed_form_logdet,
     wide_norms,
 )
 from iresnet_core.results import Inverse
@@ -27,7 +27,10 @@ def _nothing(backend: Backend, x: Array) -> Array:
 
 
 class Squeeze(Layer):
-    """Turn every block of pixels into channels (Dinh, Sohl-Dickstein and Bengio 2017, Sec. 3.6); log-determinant 0.
+    """(C, H, W) -> (C f^2, H / f, W / f): every block of f x f pixels becomes channels; log-determinant 0.
+
+    A permutation of the entries, after which a convolution sees pixels further apart (Dinh, Sohl-Dickstein and Bengio
+    2017, Sec. 3.6).
 
     Parameters
     ----------
@@ -115,7 +118,7 @@ class Squeeze(Layer):
 
     def _forward(self, backend: Backend, x: Array, options: LogDetOptions) -> Transformed:
         return Transformed(
-            self._map(backend, x), exact_logdet(backend, _nothing(backend, x), _nothing(backend, x), x.dtype)
+            self._map(backend, x), closed_form_logdet(backend, _nothing(backend, x), _nothing(backend, x), x.dtype)
         )
 
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
@@ -131,11 +134,15 @@ class Squeeze(Layer):
             order = (0, *(a for k in range(n) for a in (1 + k, 1 + n + k)), 1 + 2 * n)
         xp = backend.xp
         moved = xp.permute_dims(xp.reshape(z, (z.shape[0], *split)), order)
-        return exact_inverse(backend, xp.reshape(moved, (z.shape[0], *shape)), _nothing(backend, z))
+        return closed_form_inverse(backend, xp.reshape(moved, (z.shape[0], *shape)), _nothing(backend, z))
 
 
 class InjectivePad(Layer):
-    """Append channels of zeros (Jacobsen, Smeulders and Oyallon 2018); an isometry onto its range, log-determinant 0.
+    """``z = (x, 0)``: appends channels of zeros (Jacobsen, Smeulders and Oyallon 2018); log-determinant 0.
+
+    For classifiers, which gain width by it. Not for densities: with this layer a flow's `log_prob` is the density of
+    the padded variable at the padded sample, not a density of the data that integrates to one, and its samples are
+    preimages of nearest points.
 
     Parameters
     ----------
@@ -146,11 +153,9 @@ class InjectivePad(Layer):
 
     Notes
     -----
-    The layer is injective and not surjective. ``inverse(z)`` drops the channels: it is the preimage of the nearest
-    point of the range. Its `residual` is the norm of what was dropped, the distance of z to the range; its
-    `error_bound`, zero, is the distance to that preimage, and says nothing about z being in the range.
-    With such a layer a flow's `log_prob` is the density of the padded variable at the padded sample, not a density of
-    the data that integrates to one, and its samples are preimages of nearest points.
+    The layer is an isometry onto its range, injective and not surjective. ``inverse(z)`` drops the channels and so
+    returns the preimage of the nearest point of the range. Its `residual` is the norm of the dropped channels, which is
+    the distance of z to the range; its `error_bound`, zero, is the distance to that preimage.
 
     Examples
     --------
@@ -201,7 +206,7 @@ class InjectivePad(Layer):
 
     def _forward(self, backend: Backend, x: Array, options: LogDetOptions) -> Transformed:
         return Transformed(
-            self._map(backend, x), exact_logdet(backend, _nothing(backend, x), _nothing(backend, x), x.dtype)
+            self._map(backend, x), closed_form_logdet(backend, _nothing(backend, x), _nothing(backend, x), x.dtype)
         )
 
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
@@ -210,4 +215,4 @@ class InjectivePad(Layer):
         before = (slice(None),) * position
         dropped = z[(*before, slice(keep, None), ...)]
         kept = z[(*before, slice(None, keep), ...)]
-        return exact_inverse(backend, kept, _nothing(backend, z), wide_norms(backend, dropped))
+        return closed_form_inverse(backend, kept, _nothing(backend, z), wide_norms(backend, dropped))

@@ -16,10 +16,10 @@ __all__ = ["ResidualBlock"]
 
 
 class ResidualBlock(Layer):
-    """``z = x + g(x)`` with Lip(g) < 1 (Behrmann et al. 2019, Theorem 1).
+    """``z = x + g(x)`` with Lip(g) < 1, log-determinant ``log det(I + J_g(x))`` (Behrmann et al. 2019, Theorem 1).
 
-    `forward` takes its log-determinant from `logdet` and `inverse` its solution from `invert`; their options are the
-    options here. Cost of `forward`: one evaluation of g besides what `logdet` spends.
+    Write the branch as a `Chain` of normalised layers, from which the constant and its certificate follow. `forward`
+    takes its log-determinant from `logdet` and `inverse` its solution from `invert`, with their options.
 
     Parameters
     ----------
@@ -48,6 +48,10 @@ class ResidualBlock(Layer):
     NotContractiveError
         If the declared constant is not below 1. A branch's own constant is looked at when it is needed: `inverse`
         raises where it is not below 1.
+
+    Notes
+    -----
+    `forward` costs one evaluation of g besides what `logdet` spends.
 
     Examples
     --------
