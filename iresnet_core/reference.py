@@ -169,6 +169,8 @@ class _Written:
             if weight is not None and bias is not None:
                 x = (x.reshape(batch, -1) @ weight.T.astype(x.dtype) + bias).reshape(batch, *layer.output_shape)
                 J = None if J is None else weight @ J
+            elif layer.name == "shift":
+                x = x + _to_numpy(layer.value)
             elif layer.name == "maxmin":
                 x, origin = _sort_pairs(layer, x)
                 J = None if J is None else np.take_along_axis(J, origin[:, :, None], axis=1)

@@ -1,12 +1,14 @@
 """Residual branches g: activations, their linearization at a batch, chains of layers, exact traces."""
 
-from iresnet_core.branches.activations import SWISH_SLOPE, Activation
+from iresnet_core.branches.activation_functions import ACTIVATIONS, SWISH_SLOPE
+from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.chain import Chain
 from iresnet_core.branches.conditioning import conditioned, require_context, require_taken
 from iresnet_core.branches.joint_derivative import Control, JointPass
 from iresnet_core.branches.linearization import Branch, Linearization, evaluate, linearize, stated_lipschitz
 
 __all__ = [
+    "ACTIVATIONS",
     "SWISH_SLOPE",
     "Activation",
     "Branch",

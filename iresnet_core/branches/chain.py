@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
-from iresnet_core.branches.activations import Activation, Diagonal, PairSwap
+from iresnet_core.branches.activation_functions import Diagonal, PairSwap
+from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.conditioning import Shift
 from iresnet_core.branches.convolution_traces import convolution_kernels, convolution_plan, convolution_trace
 from iresnet_core.branches.dense_traces import (
@@ -34,7 +35,7 @@ from iresnet_core.operators import Convolution, Dense, LinearLayer
 
 __all__ = ["Activation", "Branch", "Chain", "Linearization"]
 
-Layer = LinearLayer | Activation
+ChainLayer = LinearLayer | Activation | Shift
 Jacobian = LinearLayer | Diagonal | PairSwap
 
 
@@ -81,17 +82,17 @@ class Chain(Copyable):
     """
 
     def __init__(self, layers: Sequence[Any]) -> None:
-        flat: list[Layer] = []
+        flat: list[ChainLayer] = []
         for layer in layers:
             if isinstance(layer, Chain):
                 flat.extend(layer.layers)
-            elif isinstance(layer, LinearLayer | Activation):
+            elif isinstance(layer, LinearLayer | Activation | Shift):
                 flat.append(layer)
             else:
                 raise InvalidArgumentError(
                     f"a Chain is made of Dense, Convolution, Activation and Chain, got {type(layer).__name__}."
                 )
-        self.layers: tuple[Layer, ...] = tuple(flat)
+        self.layers: tuple[ChainLayer, ...] = tuple(flat)
         self.operators = tuple(layer for layer in flat if isinstance(layer, LinearLayer))
         if not self.operators:
             raise InvalidArgumentError("a Chain needs at least one linear layer.")
@@ -165,12 +166,12 @@ class Chain(Copyable):
         """
         jacobians: list[Jacobian] = []
         for layer in self.layers:
-            if isinstance(layer, Activation):
-                x, jacobian = layer.linearize(x)
-                jacobians.append(jacobian)
-            else:
+            if isinstance(layer, LinearLayer):
                 x = layer(x)
                 jacobians.append(layer)
+            else:
+                x, jacobian = layer.linearize(x)
+                jacobians.append(jacobian)
         return self._linearization(tuple(jacobians), x)
 
     def linearize_jointly(self, x: Array) -> Linearization:
@@ -262,7 +263,7 @@ class Chain(Copyable):
         return self._constant(self._new_trace_kernel)
 
 
-def _arrays_of(layer: Layer) -> tuple[Array | None, ...]:
+def _arrays_of(layer: ChainLayer) -> tuple[Array | None, ...]:
     if isinstance(layer, LinearLayer):
         return layer.weight, layer.bias
     return (layer.value,) if isinstance(layer, Shift) else ()

@@ -4,14 +4,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from iresnet_core.backends import Array, get_backend
+from iresnet_core.branches.activation_functions import Diagonal
 from iresnet_core.branches.activations import Activation
+from iresnet_core.common import Copyable
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.operators import Convolution
 
 __all__ = ["Shift", "conditioned", "require_context", "require_taken"]
 
 
-class Shift(Activation):
+class Shift(Copyable):
     """``x + value``, with another value for every sample; its Jacobian is the identity.
 
     Parameters
@@ -27,8 +29,12 @@ class Shift(Activation):
            [2., 2., 2.]])
     """
 
+    name = "shift"
+    lipschitz = 1.0
+    entrywise = True
+    has_unit_slope = True
+
     def __init__(self, value: Array) -> None:
-        super().__init__("identity")
         get_backend(value)
         self.value = value
 
@@ -40,6 +46,10 @@ class Shift(Activation):
         if x.shape[0] != self.value.shape[0]:
             raise ShapeError(f"the conditioning has {self.value.shape[0]} samples, but the input has {x.shape[0]}.")
         return x + self.value
+
+    def linearize(self, x: Array) -> tuple[Array, Diagonal]:
+        """Return x + value and the identity."""
+        return self(x), Diagonal(get_backend(x).xp.ones_like(x))
 
     def astype(self, dtype: Any) -> "Shift":
         """Return the translation in another dtype."""

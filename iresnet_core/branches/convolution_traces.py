@@ -16,8 +16,7 @@ from itertools import pairwise, product
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of
-from iresnet_core.branches.activations import Activation
-from iresnet_core.operators import Convolution, wrapped
+from iresnet_core.operators import Convolution, LinearLayer, wrapped
 
 __all__ = ["ConvolutionPlan", "convolution_kernels", "convolution_plan", "convolution_trace"]
 
@@ -44,10 +43,10 @@ def convolution_plan(layers: Sequence[Any]) -> ConvolutionPlan | None:
     groups: list[tuple[int, ...]] = []
     gap: list[int] = []
     for place, layer in enumerate(layers):
-        if isinstance(layer, Activation):
+        if not isinstance(layer, LinearLayer):
             if not layer.entrywise:
                 return None
-            if layer.name != "identity":
+            if not layer.has_unit_slope:
                 gap.append(place)
             continue
         if not _is_plain(layer):

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of
-from iresnet_core.branches.activations import Activation
 from iresnet_core.operators import Dense, LinearLayer
 
 __all__ = [
@@ -58,9 +57,9 @@ def slope_plan(layers: Sequence[Any]) -> SlopePlan | None:
             if not isinstance(layer, Dense) and math.prod(layer.input_shape + layer.output_shape) > MATRIX_ENTRIES:
                 return None
             segments[-1].append(place)
-        elif not (isinstance(layer, Activation) and layer.entrywise):
+        elif not layer.entrywise:
             return None
-        elif layer.name != "identity":
+        elif not layer.has_unit_slope:
             if segments[-1] or not groups:
                 groups.append([])
                 segments.append([])
@@ -208,15 +207,17 @@ def cyclic_groups(layers: Sequence[Any]) -> tuple[tuple[int, ...], ...] | None:
     Slopes at the two ends of a chain that keeps the shape meet. None if the trace is not cheap: a layer is no Dense, an
     activation is not entrywise, or more than two groups of slopes remain.
     """
-    if not all(isinstance(layer, Dense) or (isinstance(layer, Activation) and layer.entrywise) for layer in layers):
+    if not all(
+        isinstance(layer, Dense) or (not isinstance(layer, LinearLayer) and layer.entrywise) for layer in layers
+    ):
         return None
     groups: list[list[int]] = []
     after_dense = False
     for place in _once_around(layers):
         layer = layers[place]
-        if not isinstance(layer, Activation):
+        if isinstance(layer, LinearLayer):
             after_dense = True
-        elif layer.name != "identity":
+        elif not layer.has_unit_slope:
             if after_dense:
                 groups.append([])
             groups[-1].append(place)
@@ -240,7 +241,7 @@ def cyclic_kernel(backend: Backend, layers: Sequence[Any], groups: tuple[tuple[i
             else:
                 segments.append(layer.weight)
             previous_is_dense = True
-        elif isinstance(layer, Activation) and layer.name != "identity":
+        elif not layer.has_unit_slope:
             previous_is_dense = False
     if len(groups) < len(segments):  # no slopes between the last segment and the first, once around
         last = segments.pop()

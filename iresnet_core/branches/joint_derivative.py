@@ -8,10 +8,8 @@ with h_ and t_ the cotangents of value and tangent, at the end those of g(x) and
     activation:  s = t_ t,  h_ <- phi'(a) h_ + phi''(a) s,  t_ <- phi'(a) t_,
 
 summed over samples and tangents. A term tr(C dJ0) with the Jacobian J0 at the mean slopes of the batch is a second
-stream of tangents, the d unit vectors. Only the arguments (or values) and tangents of the activations are kept on the
-way, and the exponentials: the rest is made again where it is needed. A factor that an activation has in all its
-values, such as that which makes swish 1-Lipschitz, is taken into the weight of the next layer: once a matrix and not
-once a sample.
+stream of tangents, the d unit vectors. Only the arguments and tangents of the activations and their exponentials are
+kept on the way; the backward pass makes the rest again.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,12 +17,13 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend
-from iresnet_core.branches.activations import Activation, Diagonal
+from iresnet_core.branches.activation_functions import Diagonal, Entrywise
+from iresnet_core.branches.activations import Activation
 from iresnet_core.operators import Dense
 
 __all__ = ["Control", "JointPass", "can_join"]
 
-# So many tangents are summed one by one.
+# Up to this number of tangents the sum over them is made term by term, without an array of all products.
 FEW = 8
 
 # The same log-determinant as a function of J v and J0 and of the arrays of the pass: a program that may be
@@ -53,8 +52,8 @@ class _Kept(NamedTuple):
     v: Array
     w: Array
     logdet: Array
-    arguments: Sequence[Array]  # or values, of an activation that can be `repeated`
-    hard_parts: Sequence[Any]
+    arguments: Sequence[Array]
+    transcendentals: Sequence[Any]  # None for an activation that has none
     tangents: Sequence[Array]
     control: Sequence[Array]  # inverse and first, or nothing
     mean_slopes: Sequence[Array]
@@ -63,16 +62,16 @@ class _Kept(NamedTuple):
     def flat(self) -> tuple[Array, ...]:
         """All arrays; `of_flat` is the way back."""
         return (
-            *(self.v, self.w, self.logdet, *self.arguments, *self.hard_parts, *self.tangents, *self.control),
+            *(self.v, self.w, self.logdet, *self.arguments, *self.transcendentals, *self.tangents, *self.control),
             *(*self.mean_slopes, *self.mean_tangents),
         )
 
     @staticmethod
     def of_flat(arrays: Sequence[Array], count: int) -> "_Kept":
         v, w, logdet, *rest = arrays
-        arguments, hard, tangents = (rest[k * count : (k + 1) * count] for k in range(3))
+        arguments, transcendentals, tangents = (rest[k * count : (k + 1) * count] for k in range(3))
         control, means = rest[3 * count : 3 * count + 2], rest[3 * count + 2 :]
-        return _Kept(v, w, logdet, arguments, hard, tangents, control, means[:count], means[count:])
+        return _Kept(v, w, logdet, arguments, transcendentals, tangents, control, means[:count], means[count:])
 
 
 def can_join(layers: Sequence[Any]) -> bool:
@@ -82,7 +81,7 @@ def can_join(layers: Sequence[Any]) -> bool:
     """
     kinds = [type(layer) for layer in layers]
     alternating = all(kind is (Activation if place % 2 else Dense) for place, kind in enumerate(kinds))
-    return alternating and all(layer.entrywise and layer.name != "identity" for layer in layers[1::2])
+    return alternating and all(layer.entrywise and not layer.has_unit_slope for layer in layers[1::2])
 
 
 class JointPass:
@@ -109,29 +108,26 @@ class JointPass:
         self.backend, self.layers, self.x = backend, tuple(layers), x
         self.jacobians: list[Any] = []
         self._arguments: list[Array] = []
-        self._hard_parts: list[Any] = []
+        self._transcendentals: list[Any] = []
         self._slopes: list[Array] = []
         self._v: Any = None
         self._tangents: list[Array] = []
         self._means: tuple[list[Array], list[Any]] = ([], [])
+        self._dense = [layer for layer in self.layers if isinstance(layer, Dense)]
         with backend.no_grad():
-            self._dense = [
-                layer.with_parameters(_scaled(self.layers, 2 * k, layer.weight), layer.bias)
-                for k, layer in enumerate(self.layers[::2])
-            ]
             h = x
-            for place, layer in enumerate(self.layers):
+            for layer in self.layers:
                 if isinstance(layer, Dense):
-                    h = self._dense[place // 2](h)
+                    h = layer(h)
                     self.jacobians.append(layer)
                     continue
-                hard = layer.hard_part(h)
-                whole = _keeps_factor(self.layers, place)
-                value, slope, *_ = layer.with_slope(h, hard) if whole else layer.without_factor(h, hard)
-                self._arguments.append(h if whole or not layer.can_repeat else value)
-                self._hard_parts.append(hard)
+                function = _function(layer, h)
+                t = function.transcendental(h)
+                value, slope, *_ = function.value_and_slope(h, t)
+                self._arguments.append(h)
+                self._transcendentals.append(t)
                 self._slopes.append(slope)
-                self.jacobians.append(Diagonal(slope, 1.0 if whole else layer.factor))
+                self.jacobians.append(Diagonal(slope))
                 h = value
         self.value = h
 
@@ -189,7 +185,7 @@ class JointPass:
         backend, layers, count = self.backend, self.layers, len(self._slopes)
         means = ([], []) if control is None else self._means
         known = backend.xp.asarray(logdet, copy=True)  # the caller may add to the other one in place
-        kept = _Kept(self._v, w, known, self._arguments, self._hard_parts, self._tangents, control or (), *means)
+        kept = _Kept(self._v, w, known, self._arguments, self._transcendentals, self._tangents, control or (), *means)
         value = self.value
 
         def forward(*_: Any) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
@@ -206,19 +202,11 @@ class JointPass:
         return out[0], out[1]
 
 
-def _keeps_factor(layers: Sequence[Any], place: int) -> bool:
-    """Whether the activation at `place` has no layer after it that could take its factor."""
-    return place + 1 == len(layers)
-
-
-def _factor_before(layers: Sequence[Any], place: int) -> float:
-    """The factor that the activation before the dense layer at `place` leaves to it."""
-    return float(layers[place - 1].factor) if place else 1.0
-
-
-def _scaled(layers: Sequence[Any], place: int, weight: Array) -> Array:
-    factor = _factor_before(layers, place)
-    return weight if factor == 1 else factor * weight
+def _function(layer: Activation, x: Array) -> Entrywise:
+    """The function of one variable that an activation applies to the entries of x."""
+    function = layer.function_for(x)
+    assert isinstance(function, Entrywise)
+    return function
 
 
 def _for_all_samples(backend: Backend, t: Array, x: Array) -> Array:
@@ -238,7 +226,7 @@ def _plainly(
             h, t = here(h), here.apply(t)
             m = xp.matrix_transpose(here.weight) if m is None else here.apply(m)
         else:
-            h, slope, *_ = layer.with_slope(h)
+            h, slope, *_ = _function(layer, h).value_and_slope(h)
             t, m = slope * t, xp.mean(slope, axis=0) * m
     if kept.control:
         mean_matrix = xp.matrix_transpose(m)
@@ -270,13 +258,13 @@ class _Backward:
                     grads[2 + place] = xp.sum(of_value, axis=0)
                 if not any(needed[: 1 + place]):
                     return grads
-                weight, factor = self.parameters[place], _factor_before(layers, place)
-                of_value = self._through(of_value, weight, factor)
-                if place:  # what comes in are constants
-                    of_images = self._through(of_images, weight, factor)
-                    of_mean = None if of_mean is None else self._through(of_mean, weight, factor)
+                weight = self.parameters[place]
+                of_value = self._through(of_value, weight)
+                if place:  # the tangents that enter the first layer are constants
+                    of_images = self._through(of_images, weight)
+                    of_mean = None if of_mean is None else self._through(of_mean, weight)
             else:
-                if _keeps_factor(layers, place):
+                if place + 1 == len(layers):  # no dense layer after it has asked for its values
                     before = self._before(place + 1)
                 of_value, of_images, of_mean = self._activation(place, before, of_value, of_images, of_mean)
         grads[0] = of_value
@@ -293,12 +281,9 @@ class _Backward:
         """Value and tangents that come to layer `place`, and what the activation before it gave."""
         if place == 0:
             return self.x, self.kept.v, ()
-        number, layer = place // 2 - 1, self.layers[place - 1]
-        kept, hard = self.kept.arguments[number], self.kept.hard_parts[number]
-        if _keeps_factor(self.layers, place - 1):
-            known = layer.with_slope(kept, hard)
-        else:
-            known = layer.repeated(kept, hard) if layer.can_repeat else layer.without_factor(kept, hard)
+        number = place // 2 - 1
+        x, t = self.kept.arguments[number], self.kept.transcendentals[number]
+        known = _function(self.layers[place - 1], x).value_and_slope(x, t)
         return known[0], known[1] * self.kept.tangents[number], known
 
     def _of_weight(self, place: int, of_value: Array, of_images: Array, of_mean: Array | None, before: Any) -> Array:
@@ -306,35 +291,34 @@ class _Backward:
         value, tangents, *_ = before
         if of_images.shape[1] != tangents.shape[1]:  # tangents that are the same for all samples
             of_images = xp.sum(of_images, axis=1, keepdims=True)
-        factor = _factor_before(self.layers, place)
-        grad = self._add_outer(None, of_value, value, factor)
-        grad = self._add_outer(grad, of_images, tangents, factor)
+        grad = self._add_outer(None, of_value, value)
+        grad = self._add_outer(grad, of_images, tangents)
         if of_mean is None:
             return grad
         if not place:
             return grad + xp.matrix_transpose(of_mean)  # the unit vectors themselves come in
         number = place // 2 - 1
         mean = self.kept.mean_slopes[number] * self.kept.mean_tangents[number]
-        return self._add_outer(grad, of_mean, mean, factor)
+        return self._add_outer(grad, of_mean, mean)
 
-    def _add_outer(self, total: Array | None, cotangents: Array, rows: Array, factor: float) -> Array:
-        """Add the sum over all rows of factor * cotangent row^T to `total`."""
+    def _add_outer(self, total: Array | None, cotangents: Array, rows: Array) -> Array:
+        """Add the sum over all rows of cotangent row^T to `total`."""
         xp = self.backend.xp
         left, right = (a if a.ndim == 2 else xp.reshape(a, (-1, a.shape[-1])) for a in (cotangents, rows))
-        return self.backend.gemm(factor, xp.matrix_transpose(left), right, total)
+        return self.backend.gemm(1.0, xp.matrix_transpose(left), right, total)
 
-    def _through(self, cotangents: Array, weight: Array, factor: float) -> Array:
-        if cotangents.ndim == 2:
-            return self.backend.gemm(factor, cotangents, weight)
+    def _through(self, cotangents: Array, weight: Array) -> Array:
         xp = self.backend.xp
-        rows = self.backend.gemm(factor, xp.reshape(cotangents, (-1, weight.shape[0])), weight)
+        if cotangents.ndim == 2:
+            return xp.matmul(cotangents, weight)
+        rows = xp.matmul(xp.reshape(cotangents, (-1, weight.shape[0])), weight)
         return xp.reshape(rows, (*cotangents.shape[:-1], weight.shape[1]))
 
     def _activation(
         self, place: int, known: Any, of_value: Array, of_images: Array, of_mean: Array | None
     ) -> tuple[Array, Array, Array | None]:
         backend, xp, kept, number = self.backend, self.backend.xp, self.kept, place // 2
-        layer: Activation = self.layers[place]
+        x = kept.arguments[number]
         value, slope, *more = known[-1]
         tangents = kept.tangents[number]
         of_slope = None
@@ -348,8 +332,8 @@ class _Backward:
             for p in range(tangents.shape[0]):
                 image, tangent = of_images[p, ...], tangents[p, ...]
                 of_slope = image * tangent if of_slope is None else backend.multiply_add(of_slope, image, tangent)
-        bend = layer.bend(kept.arguments[number], value, slope, *more)
-        of_value = backend.multiply_add(of_value * slope, of_slope, bend)
+        second = _function(self.layers[place], x).second_derivative(x, value, slope, *more)
+        of_value = backend.multiply_add(of_value * slope, of_slope, second)
         of_images = slope * of_images
         if tangents.shape[1] != slope.shape[0]:
             of_images = xp.sum(of_images, axis=1, keepdims=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeGuard
 
 from iresnet_core.backends import Array
-from iresnet_core.branches import Activation, Chain
+from iresnet_core.branches import ACTIVATIONS, Activation, Chain
 from iresnet_core.errors import InvalidArgumentError, IResNetError, StorageError
 from iresnet_core.flows import ActNorm, FactorOut, Flow, InjectivePad, Logit, ResidualBlock, Squeeze
 from iresnet_core.operators import Convolution, Dense
@@ -272,9 +272,10 @@ def _built_factor_out(keep: int, axis: int, event_shape: tuple[int, ...] | None,
 
 
 def _built_activation(name: str, parameters: dict[str, Any]) -> Activation:
-    unknown = set(parameters) - {"alpha", "beta", "axis"}  # keywords of the constructor, so not just any names
+    known = {key for function in ACTIVATIONS.values() for key in function.defaults}
+    unknown = set(parameters) - known  # they become keywords of the constructor, which are not just any names
     if unknown:
-        raise InvalidArgumentError(f"the parameters are alpha, beta or axis, got {some(unknown)}.")
+        raise InvalidArgumentError(f"the parameters are {some(known)}, got {some(unknown)}.")
     return Activation(name, **parameters)
 
 

@@ -14,6 +14,7 @@ from iresnet_core.adapters.torch import (
     FlowLayer,
     InjectivePad,
     InvertibleResidual,
+    branch,
 )
 from iresnet_core.errors import (
     InvalidArgumentError,
@@ -351,7 +352,8 @@ def test_other_dimensions(kind):
 
 def test_activations_are_those_of_torch():
     x = torch.randn(4, 6)
-    for module in (nn.ELU(0.7), nn.CELU(2.0), nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.Identity()):
+    modules = [kind(*(0.7 for _ in parameters)) for kind, (_, parameters) in branch._ACTIVATIONS.items()]
+    for module in (*modules, nn.CELU(2.0), nn.Softplus()):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(6, 6), nn.Sequential(module), nn.Linear(6, 6))
         block = InvertibleResidual(net).eval()

@@ -3,6 +3,7 @@
 import numpy as np
 from flow_examples import actnorm, array, conv_block, dense_block, host, image_flow, vector_flow
 
+from iresnet_core.branches.activation_functions import ACTIVATIONS
 from iresnet_core.branches.activations import Activation
 from iresnet_core.files.description import STORABLE
 from iresnet_core.flows.actnorm import ActNorm
@@ -53,8 +54,12 @@ MODELS = {
     "circular convolution": lambda e, t: Convolution(
         normal(e, t, 2, 2, 3), input_shape=(2, 7), padding=1, padding_mode="circular"
     ),
-    "activation": lambda e, t: Activation("elu", alpha=0.7),
-    "maxmin": lambda e, t: Activation("maxmin", axis=2),
+    **{
+        name: lambda e, t, name=name, defaults=function.defaults: Activation(
+            name, **{key: default + 1 for key, default in defaults.items()}
+        )
+        for name, function in ACTIVATIONS.items()
+    },
 }
 
 ROWS = {row.kind: row for row in STORABLE}

@@ -57,7 +57,7 @@ def activation_of(module: nn.Module) -> CoreActivation | None:
             raise UnknownLipschitzError(
                 f"{described(module)}: softplus is known with beta = 1 only, got {module.beta:g}."
             )
-        return CoreActivation("softplus")
+        return CoreActivation("softplus", beta=1.0)
     return None
 
 
