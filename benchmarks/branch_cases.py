@@ -15,9 +15,14 @@ import numpy as np
 
 import iresnet_core
 from iresnet_core import Activation, Chain, Dense, example_data, normalize
-from iresnet_core.training.datasets import DatasetSource, dequantized, load_dataset
-from iresnet_core.training.plans import planned_layers, planned_shape
-from iresnet_core.training.settings import default_settings
+from iresnet_core.training import (
+    DatasetSource,
+    default_settings,
+    dequantized,
+    load_dataset,
+    planned_layers,
+    planned_shape,
+)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "trained_branches.npz"
 CONSTANTS = ("0.5", "0.7", "0.9", "0.97")

@@ -30,10 +30,15 @@ from torch import nn
 
 import iresnet_core
 from iresnet_core.adapters.torch.training import Trainer
-from iresnet_core.training.datasets import DatasetSource, dequantized, load_dataset
-from iresnet_core.training.evaluation import mean_score, scores
-from iresnet_core.training.plans import planned_layers
-from iresnet_core.training.settings import default_settings
+from iresnet_core.training import (
+    DatasetSource,
+    default_settings,
+    dequantized,
+    load_dataset,
+    mean_score,
+    planned_layers,
+    scores,
+)
 
 BATCH, CLIP, EVALUATIONS, HELD = 256, 10.0, 20, 500
 PEER_RATES = (1e-3, 5e-3)

@@ -8,7 +8,7 @@ constant 0.9) the spectral norm, the inverse and the log-determinant, each with 
 
 from pathlib import Path
 
-from iresnet_core.validation.curves import error_curves
+from iresnet_core.validation import error_curves
 from iresnet_core.validation.report_plots import overview_figure
 
 CASE = "d64_c0.9"

@@ -95,7 +95,7 @@ def density_figure(density: np.ndarray, data: np.ndarray, window: Window, title:
     data : array (n, 2)
         Samples of the data, of which a histogram is drawn in the same colours.
     window : Window
-        What is shown.
+        The part of the plane that is shown.
     title : str
         Over the density of the flow.
     """
@@ -157,7 +157,7 @@ def transport_figure(
     data, latents : array (n, 2)
         Samples of the data, and their latents.
     window : Window
-        What is shown of data space.
+        The part of data space that is shown.
     """
     latent = Window(-4, 4, -4, 4)
     with matplotlib.rc_context(PLANE_STYLE):
@@ -240,11 +240,11 @@ def training_figure(
     Parameters
     ----------
     rows : sequence of mappings
-        From `TrainingRun.read_log`.
+        Rows of `TrainingRun.read_log`.
     coeff : float
-        What the constants must not exceed.
+        Bound on the constants.
     unit : {"nats", "bits_per_dim"}
-        Of the losses.
+        Unit of the losses.
     best_step : float or None
         The step of the exported model.
     """

@@ -1,4 +1,4 @@
-"""The command `iresnet info`: what a model is made of, and how it was trained."""
+"""The command `iresnet info`: the layers of a model, and how it was trained."""
 
 import dataclasses
 import json

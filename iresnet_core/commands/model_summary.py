@@ -1,4 +1,4 @@
-"""What a model is made of: layers, shapes, parameters and certified constants, as rows of a table."""
+"""The layers, shapes, parameters and certified constants of a model, as rows of a table."""
 
 import math
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ class SummaryRow:
     name : str
         Type and settings.
     input_shape, output_shape : tuple of int
-        Of one sample.
+        Shapes of one sample.
     parameters : int
         Numbers that the layer holds, those inside it included.
     lipschitz : float or None

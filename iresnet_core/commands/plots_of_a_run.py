@@ -1,4 +1,4 @@
-"""Which pictures a flow gets, and the numbers that they show."""
+"""The choice of pictures for a flow, and the numbers that they show."""
 
 import math
 from collections.abc import Callable
@@ -82,7 +82,7 @@ def draw_pictures(
     layout : SampleLayout
         Shapes of a sample in the data and in the model.
     seed : int
-        Of the samples.
+        Seed of the samples.
     told : callable
         Is called with the number of pictures done and of all, and the name of the one at hand.
     """

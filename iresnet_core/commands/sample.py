@@ -68,7 +68,7 @@ def sample_command(
 
 
 def _data_of(model: OpenedModel) -> np.ndarray | None:
-    """Samples of the data to stand beside those of the flow, if the run knows them."""
+    """Return samples of the data, which are drawn beside those of the flow, if the run knows them."""
     return None if model.config is None else model.test_set(0)
 
 

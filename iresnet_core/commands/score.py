@@ -57,7 +57,7 @@ def score_command(
     backend: BackendOption = "numpy",
     dtype: DtypeOption = "float64",
 ) -> None:
-    """Print the mean log-density of samples with its errors, and write that of each sample.
+    """Print the mean log-density of samples with its errors, and write the log-density of each sample.
 
     Grey levels are dequantised with uniform noise; their score is also given in bits per dimension.
     """

@@ -1,4 +1,4 @@
-"""What the commands share: exit status, errors as one line, the console, the progress bar."""
+"""Parts that all commands use: exit status, errors as one line, the console, the progress bar."""
 
 import sys
 from collections.abc import Callable, Iterator

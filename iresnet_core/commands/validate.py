@@ -36,7 +36,7 @@ from iresnet_core.validation import (
 
 __all__ = ["validate_command"]
 
-_FOR_TESTS = frozenset({"array_api_strict"})  # a backend, but nobody's choice
+_FOR_TESTS = frozenset({"array_api_strict"})  # it checks the core against the standard; "all" leaves it out
 _LEGEND = (
     "rmse: against the exact answer, probe noise included. max error: the part that the bound is about (randomised "
     "log-determinants: distance to what the same probes give without truncation; Lipschitz bounds: excess over the "

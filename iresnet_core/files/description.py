@@ -62,7 +62,7 @@ class Storable:
     kind : type
         The class; its name is the "type" in the description.
     fields : mapping of str to FieldKind
-        What the description of an object holds.
+        Names and kinds of the fields in the description of an object.
     build : callable, optional
         Makes an object from its fields, given by keyword; default the class itself.
     values : callable, optional

@@ -33,7 +33,7 @@ class ResidualBlock(Layer):
     Attributes
     ----------
     branch : Branch or callable
-        As given.
+        The argument `branch`.
     declared_lipschitz : float or None
         The argument `lipschitz`.
     lipschitz : float

@@ -1,4 +1,4 @@
-"""What the trainers of both frameworks share: plans of models, data, settings, the loop, the run folder, scores."""
+"""Training of planned models on either framework: plans, data, settings, the loop, the run folder, scores."""
 
 from iresnet_core.training.datasets import (
     IMAGES,

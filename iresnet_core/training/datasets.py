@@ -49,7 +49,7 @@ class DatasetSource:
     name : str
         A toy set, "digits", "mnist", or the path of a .npy, .npz or .csv file.
     seed : int
-        Of the drawing of a toy set and of the split.
+        Seed of the split, and of the drawing of a toy set.
     samples : int, optional
         How many points to draw of a toy set (default 100 000), or how many samples to use of others (default all).
     file : str, optional
@@ -75,7 +75,7 @@ class Dataset:
     Attributes
     ----------
     name : str
-        What it is, for titles.
+        Name of the data, for titles.
     train, validation, test : array (n, *event_shape)
         float64; or unsigned whole numbers where `levels` is given. Images have their channels first.
     levels : int or None

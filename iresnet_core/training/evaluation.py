@@ -85,7 +85,7 @@ def scores(flow: Flow, x: np.ndarray, *, seed: int = 0, progress: Progress | Non
     x : array (n, *event_shape)
         Samples as the model takes them.
     seed : int
-        Of the probes.
+        Seed of the probes.
     progress : callable, optional
         Called with the number of samples done and that of all.
     **options

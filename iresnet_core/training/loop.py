@@ -1,4 +1,4 @@
-"""The training loop, the same for every framework: what a step is made of comes from the framework's `Trainer`.
+"""The training loop, the same for every framework; the framework's `Trainer` takes the steps.
 
 Every batch is a function of the seed and the number of the step, and a checkpoint holds all other state. A training
 that was interrupted and resumed therefore takes the same steps as one that was not.
@@ -33,19 +33,19 @@ _TRAINERS: dict[str, tuple[str, str, str]] = {
     "torch": ("iresnet_core.adapters.torch.training", "torch", "pip install 'iresnet-core[torch]'"),
     "keras": ("iresnet_core.adapters.keras.training", "keras", "pip install 'iresnet-core[keras,tensorflow]'"),
 }
-_SLOWEST = 0.01  # of the learning rate, at the end of the cosine
-_CHUNK = 500  # samples an evaluation takes at once
+_SLOWEST = 0.01  # the cosine ends at this part of the learning rate
+_CHUNK = 500  # an evaluation takes so many samples at once
 
 
 class StepResult(NamedTuple):
-    """What one step of the optimiser reports.
+    """Loss and gradient of one step of the optimiser.
 
     Attributes
     ----------
     loss : float
         Mean negative log-density of the batch, in nats.
     gradient_norm : float or None
-        Before it was clipped; None where the framework does not tell.
+        Norm of the gradient before it was clipped; None where the framework does not tell.
     """
 
     loss: float

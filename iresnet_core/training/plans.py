@@ -41,17 +41,17 @@ class ModelSettings:
     kind : {"mlp", "conv"}
         Dense layers on vectors, or convolutions on images at up to two scales (Behrmann et al. 2019, Sec. 5).
     blocks : int
-        Residual blocks; of "conv", at each scale.
+        Number of residual blocks; "conv" has as many at each scale.
     hidden : int
         Width of the hidden layers: units or channels.
     layers : int
-        Hidden layers a block; "conv" has two, 3x3 - 1x1 - 3x3.
+        Number of hidden layers in a block; "conv" has two, 3x3 - 1x1 - 3x3.
     activation : str
-        Between the layers.
+        Name of the activation between the layers.
     coeff : float
-        What the Lipschitz constant of a block must not exceed.
+        Bound on the Lipschitz constant of a block.
     alpha : float or None
-        Of the logit in front, for images of grey levels; None for none.
+        Parameter of the logit in front, for images of grey levels; None for a flow without a logit.
     """
 
     kind: str
@@ -104,7 +104,7 @@ class SqueezePlan:
 
 @dataclass(frozen=True)
 class FactorOutPlan:
-    """The first `keep` channels pass through further layers, the others are done."""
+    """Further layers for the first `keep` channels; the other channels are done."""
 
     keep: int
     layers: tuple["LayerPlan", ...]
@@ -188,7 +188,7 @@ def planned_layers(settings: ModelSettings, data_shape: tuple[int, ...]) -> tupl
     settings : ModelSettings
         Kind and size.
     data_shape : tuple of int
-        Of one sample, images with their channels first.
+        Shape of one sample; images have their channels first.
 
     Raises
     ------
@@ -245,7 +245,7 @@ def planned_features(
     channels, axes : int
         Channels of the images, and how many spatial axes they have: 1, 2 or 3.
     classes, padding, widths, blocks, coeff, activation
-        As those of the classifiers.
+        The arguments of the classifier, which have the same names.
 
     Raises
     ------

@@ -44,7 +44,7 @@ class RunConfig:
     Attributes
     ----------
     settings : RunSettings
-        What the training was begun with.
+        Settings that the training was begun with.
     layout : SampleLayout
         Shapes of a sample in the data and in the model.
     levels : int or None
@@ -52,7 +52,7 @@ class RunConfig:
     data_name, data_hash : str
         Title of the data, and the fingerprint by which they are known again.
     versions : dict
-        Of the package and the framework, for the record.
+        Versions of the package and the framework, for the record.
     """
 
     settings: RunSettings

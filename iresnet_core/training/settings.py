@@ -15,11 +15,11 @@ __all__ = ["RunSettings", "TrainingSettings", "default_settings", "settings_from
 SCHEDULES = ("cosine", "constant")
 STARTS = ("orthogonal", "uniform")
 DTYPES = ("float32", "float64")
-# What a training may be resumed with although it was begun with something else.
+# A resumed training may change these settings; all others would make it another training.
 CHANGEABLE = frozenset({"steps", "minutes", "evaluate_every", "checkpoint_every"})
-_CONV_FROM = 16 * 16  # pixels from which convolutions are the default
-# Dimension up to which narrow layers do, with sines between them: those keep the slope of a block near its cap, where
-# lipswish and elu halve it at every layer, and a few blocks then bend the plane much further in the same time.
+_CONV_FROM = 16 * 16  # images with at least so many pixels get convolutions by default
+# Up to this dimension narrow layers suffice, with sines between them. Sines keep the slope of a block near its cap,
+# where lipswish and elu halve it at every layer, so that a few blocks bend the plane much further in the same time.
 _FEW = 16
 # Below so many samples to train on, a flow of the default size learns them by heart.
 _FEW_SAMPLES = 10_000
@@ -52,9 +52,9 @@ class TrainingSettings:
     clip : float
         Largest norm of the gradient; longer ones are shortened to it.
     seed : int
-        Of the initialisation, the order of the samples, the dequantisation and the probes.
+        Seed of the initialisation, the order of the samples, the dequantisation and the probes.
     dtype : {"float32", "float64"}
-        Of parameters and samples.
+        Dtype of parameters and samples.
     evaluate_every, checkpoint_every : int
         Steps between evaluations on the validation set, and between checkpoints.
     evaluation_samples : int
@@ -131,7 +131,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
     Parameters
     ----------
     source, dataset : DatasetSource, Dataset
-        What is trained on.
+        The data of the training.
     framework : str
         The framework.
     asked : mapping

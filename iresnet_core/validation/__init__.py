@@ -1,4 +1,4 @@
-"""What `iresnet validate` does: every method against exact SciPy answers, and every backend against NumPy."""
+"""The program behind `iresnet validate`: it compares methods with exact answers, and backends with NumPy."""
 
 from iresnet_core.validation.curves import error_curves
 from iresnet_core.validation.report import write_report

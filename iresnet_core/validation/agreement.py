@@ -30,7 +30,7 @@ LIMITS = {"float64": 1e-10, "float32": 1e-4}
 RTOL = 1e-6
 CAP = 0.5  # of the normalised branch; below the constants of the shipped ones, so that there is something to scale
 
-# What is compared, and what its largest difference is divided by.
+# The quantities that are compared, and the number by which the largest difference in each is divided.
 QUANTITIES = {
     "value": "its own largest entry",
     "left": "what rounding is multiplied by: sigma_1 / (sigma_1 - sigma_2)",
@@ -211,7 +211,7 @@ def compare_backends(
     cases : sequence of str
         Shipped branches.
     seed : int
-        Of the noise.
+        Seed of the noise.
     progress : callable (done, total, label), optional
         Called before each step and once at the end.
 

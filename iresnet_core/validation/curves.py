@@ -41,7 +41,7 @@ def error_curves(
     cases : sequence of str
         Shipped branches.
     seed : int
-        Of the probes.
+        Seed of the probes.
     progress : callable (done, total, label), optional
         Called before each step.
 
@@ -49,7 +49,7 @@ def error_curves(
     -------
     dict
         ``{"spectral": {case: ...}, "inverse": {case: ...}, "logdet": {case: ...}, "dimension": {case: d}}`` with plain
-        lists of numbers; what each holds is said below.
+        lists of numbers; the functions below say what each part holds.
     """
     parts: dict[str, Callable[[Problem], Curves]] = {
         "spectral": _spectral,

@@ -1,4 +1,4 @@
-"""Which methods are validated, and with which settings."""
+"""The methods that are validated, from the tables of the folders, and their settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ class Setting:
     Attributes
     ----------
     label : str
-        What tables and plots call it.
+        Its name in tables and plots.
     method, probe_kind, control_variate : str
         Options of `logdet`; the trace is exact unless `control_variate` is "none".
     probes : int
@@ -60,7 +60,7 @@ class Setting:
         return replace(self, more={**self.more, "terms": terms})
 
 
-# Checked on their own and against their standard errors; the labels are those of the table.
+# The settings that are checked against exact answers and compared across backends: the rows of the table.
 ESTIMATORS = (
     Setting("series, 5 terms", "series", more={"terms": 5}),
     Setting("series, 10 terms", "series", more={"terms": 10}),

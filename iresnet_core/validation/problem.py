@@ -108,7 +108,7 @@ class Problem:
         return mean_jacobian(self.chain, self.x)
 
     def options(self, setting: Setting) -> dict[str, Any]:
-        """Return the options of `logdet`; the mean Jacobian is that of all inputs, so that part of them has noise."""
+        """Return the options of `logdet`; a mean Jacobian is taken over all inputs: over one it leaves no noise."""
         return setting.options | ({"reference": self.mean} if setting.around_mean else {})
 
     def given(self, noise: Array, setting: Setting) -> tuple[LogDet, Floats]:

@@ -84,13 +84,13 @@ def write_report(
     Parameters
     ----------
     records : sequence of dict
-        From `iresnet_core.validation.runs.run`.
+        Records of `iresnet_core.validation.run`.
     curves : dict
-        From `iresnet_core.validation.curves.curves`.
+        Curves of `iresnet_core.validation.error_curves`.
     directory : Path
         Made if it does not exist.
     agreement : sequence of dict
-        From `iresnet_core.validation.runs.agreement`; none where there is one backend.
+        Records of `iresnet_core.validation.compare_backends`; none where there is one backend.
 
     Returns
     -------

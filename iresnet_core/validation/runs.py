@@ -1,4 +1,9 @@
-"""Every estimator on trained branches, next to the exact answer: the logic of `iresnet validate`, without printing."""
+"""The run over backends, dtypes and trained branches, which collects the records of all checks.
+
+`methods` lists the methods, `problem` the branches with their exact answers. `checks` compares methods with those
+answers and `agreement` backends with NumPy, both as records. `summary` puts records into words,
+`report` into a page with plots of the `curves`.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -35,7 +40,7 @@ def run(
     cases : sequence of str, optional
         Shipped branches (`iresnet_core.example_data.cases`); default all.
     seed : int
-        Of the probes.
+        Seed of the probes.
     progress : callable (done, total, label), optional
         Called before each step and once at the end.
     dtypes : sequence of {"float64", "float32"}
