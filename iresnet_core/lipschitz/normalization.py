@@ -136,7 +136,8 @@ def cap_share(layers: Sequence[Any], cap: float) -> float:
     It is (cap / product of the other layers' constants)^(1 / L) for L linear layers, lowered by the rounding of this
     formula and of the product of the constants. A layer without `lipschitz` counts as linear.
     """
-    others = [layer for layer in layers if hasattr(layer, "lipschitz") and not isinstance(layer, LinearLayer)]
+    # A linear layer is not asked for `lipschitz`, which would certify its weights as they are.
+    others = [layer for layer in layers if not isinstance(layer, LinearLayer) and hasattr(layer, "lipschitz")]
     product = math.prod(layer.lipschitz for layer in others)
     count = max(len(layers) - len(others), 1)
     return float((cap / product) ** (1 / count) * (1 - 2.0**-48 * (len(layers) + 4)))
