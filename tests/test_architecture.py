@@ -3,6 +3,7 @@
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -345,6 +346,14 @@ def test_no_public_name_is_that_of_a_module(path):
         assert beside & set(getattr(module, "__all__", ())) == set()
     functions = {node.name for node in parsed(path).body if isinstance(node, ast.FunctionDef)}
     assert name_of(path).rsplit(".", 1)[-1] not in functions
+
+
+def test_the_page_on_design_holds_the_same_table():
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    section = page.split("## Folders\n")[1].split("\n## ")[0]
+    rows = [re.split(r"(?<!\\)\|", line) for line in section.splitlines() if line.startswith("| `")]
+    table = {row[1].strip(" `"): set(re.findall(r"`(\w+)`", row[3])) for row in rows}
+    assert table == {name: allowed for name, allowed in ALLOWED.items() if name not in ("errors", "results")}
 
 
 def parameters_of(function):
