@@ -138,7 +138,9 @@ def cap_share(layers: Sequence[Any], cap: float) -> float:
     """
     # A linear layer is not asked for `lipschitz`, which would certify its weights as they are.
     others = [layer for layer in layers if not isinstance(layer, LinearLayer) and hasattr(layer, "lipschitz")]
-    product = math.prod(layer.lipschitz for layer in others)
+    product = 1.0
+    for layer in others:  # not by math.prod, which the compiler of PyTorch cannot follow
+        product *= layer.lipschitz
     count = max(len(layers) - len(others), 1)
     return float((cap / product) ** (1 / count) * (1 - 2.0**-48 * (len(layers) + 4)))
 
