@@ -82,8 +82,6 @@ MOST_FILES_AT_THE_ROOT = 8
 MOST_LINES = 450
 TOO_LONG = {
     "tests/adapters/test_keras.py",
-    "tests/backends/test_backends.py",
-    "tests/backends/test_tensorflow.py",
     "tests/branches/test_chain.py",
     "tests/determinant/test_logdet.py",
     "tests/determinant/test_mean_jacobian.py",

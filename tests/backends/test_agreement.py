@@ -74,7 +74,7 @@ def test_the_same_noise_gives_the_same_answers(backend, dtype):
 
 
 @pytest.mark.needs("autodiff")
-def test_gradients_agree_with_those_of_another_engine(backend):
+def test_gradients_agree_with_those_of_another_backend(backend):
     others = [name for name in DIFFERENTIATING if name != backend.name]
     found = derivative(backend)
     for name in others:
@@ -102,13 +102,13 @@ def derivative(backend, dtype="float64"):
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
-def test_an_int_seed_means_the_same_on_every_engine(backend, kind):
+def test_an_int_seed_means_the_same_on_every_backend(backend, kind):
     like = array(backend, np.zeros(1))
     drawn = backend.to_numpy(backend.sample(kind, (5, 3), like, 7))
     np.testing.assert_array_equal(drawn, NUMPY.sample(kind, (5, 3), np.zeros(1), 7))
 
 
-def test_a_flow_goes_from_engine_to_engine_through_a_file(backend, tmp_path):
+def test_a_flow_goes_from_backend_to_backend_through_a_file(backend, tmp_path):
     flow = Flow([ResidualBlock(chain(backend, "float64"))], event_shape=(D,))
     save(flow, tmp_path / "flow.safetensors")
     here = flow.log_prob(array(backend, X), method="exact")
@@ -121,7 +121,7 @@ def test_a_flow_goes_from_engine_to_engine_through_a_file(backend, tmp_path):
     )
 
 
-def test_arrays_of_two_engines_do_not_mix(backend):
+def test_arrays_of_two_backends_do_not_mix(backend):
     if backend is NUMPY:
         pytest.skip("the other backend is NumPy")
     g, x = chain(backend, "float64"), array(backend, X)

@@ -272,7 +272,7 @@ def test_convolutions(backend):
         np.testing.assert_allclose(host(backend, value), host(backend, eager), rtol=1e-9, atol=1e-12)
 
 
-def test_default_compiler_of_the_engine(backend):
+def test_default_compiler_of_the_backend(backend):
     g = chain(backend)
     x = array(backend, X)
     value = backend.jit(lambda x: g(x))(x)

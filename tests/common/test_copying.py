@@ -78,7 +78,7 @@ def test_a_copy_gives_the_same_answers(backend, how, make, used):
         assert a.dtype == b.dtype
 
 
-def test_the_engine_and_the_arrays_of_a_copy_are_one(backend):
+def test_the_backend_and_the_arrays_of_a_copy_are_one(backend):
     chain = dense(backend)
     for copied in (copy.deepcopy(chain), pickle.loads(pickle.dumps(chain))):
         assert copied.operators[0].backend is backend
