@@ -67,7 +67,7 @@ WITH_EXTRA = {"report_plots", "flow_plots", "plots_of_a_run"}
 HOST_MODULES = {
     "commands": "prints and plots on the host",
     "determinant.quadrature": "nodes and weights are constants, made on the host",
-    "determinant.series": "tails of the series of the logarithm are numbers, summed on the host",
+    "determinant.forms": "tails of the series of the logarithm are numbers, summed on the host",
     "example_data": "the shipped files hold NumPy arrays",
     "files": "files hold NumPy's arrays",
     "lipschitz.fourier": "the phases are constants of the geometry, made on the host",
@@ -88,10 +88,7 @@ TOO_LONG = {
 }
 # The functions of iresnet_core.commands are exempt: an option of the command line is a parameter there.
 MOST_PARAMETERS = 10
-TOO_MANY_PARAMETERS = {
-    "iresnet_core.determinant.dispatch.logdet",
-    "iresnet_core.determinant.dispatch.value_and_logdet",
-}
+TOO_MANY_PARAMETERS: set[str] = set()
 
 # What the other modules may use of NumPy and SciPy: constants that are made on the host and sent to the backend.
 HOST_CONSTANTS = {

@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Mapping, Set
 from typing import Any
 
 from iresnet_core.backends import Array, Backend, device_of
@@ -22,6 +23,7 @@ __all__ = [
     "require_floating",
     "require_nonnegative",
     "require_nonnegative_int",
+    "require_options",
     "require_positive_int",
     "require_same_device",
     "require_same_dtype",
@@ -102,6 +104,15 @@ def require_nonnegative_int(value: Any, name: str) -> int:
     if isinstance(value, bool) or number < 0:
         raise InvalidArgumentError(f"{name} must be a whole number >= 0, got {value!r}.")
     return number
+
+
+def require_options(options: Mapping[str, Any], known: Set[str]) -> None:
+    """Refuse options that do not exist."""
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise InvalidArgumentError(
+            f"there is no option {', '.join(unknown)}; the options are {', '.join(sorted(known))}."
+        )
 
 
 def require_shape(value: Any, name: str) -> tuple[int, ...]:

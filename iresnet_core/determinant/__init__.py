@@ -1,7 +1,18 @@
 """The log-determinant log|det(I + J_g(x))|: its methods, their errors, and the choice between them."""
 
-from iresnet_core.determinant.dispatch import logdet, value_and_logdet
+from iresnet_core.determinant.dispatch import METHODS, logdet, value_and_logdet
+from iresnet_core.determinant.forms import linear_share
 from iresnet_core.determinant.preconditioning import MeanJacobian, mean_jacobian
-from iresnet_core.determinant.series import linear_share
+from iresnet_core.determinant.request import LOGDET_OPTIONS, LogDetOptions, Method
 
-__all__ = ["MeanJacobian", "linear_share", "logdet", "mean_jacobian", "value_and_logdet"]
+__all__ = [
+    "LOGDET_OPTIONS",
+    "METHODS",
+    "LogDetOptions",
+    "MeanJacobian",
+    "Method",
+    "linear_share",
+    "logdet",
+    "mean_jacobian",
+    "value_and_logdet",
+]

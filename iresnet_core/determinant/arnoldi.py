@@ -1,314 +1,65 @@
-"""Quadratic forms v^T f(J) v by Arnoldi's method, with an a-posteriori certificate.
+"""Arnoldi's method for quadratic forms v^T f(J) v: the estimate from a Krylov basis, and the same without bias.
 
-m products build an orthonormal basis V and the Hessenberg matrix H with J^T V = V H + h v e_m^T; the value is
-||v||^2 e_1^T log(I + H) e_1. With y(t) = (I + t H)^-1 e_1,
-
-    e_1^T log(I + H) e_1 = integral over t from 0 to 1 of (1 - e_1^T y(t)) / t,
-
-and the residual of y(t) in the full space, -t h y_m(t) v_(m+1), bounds the error by
-
-    ||v||^2 integral of h |y_m(t)| t c / (1 - t^2 c^2),
-
-because |v_1^T (I + t J^T)^-1 v_(m+1)| <= t c / (1 - t^2 c^2) for orthogonal vectors, see `quadrature`. The worst case
-over all J with these products and ||J|| <= c is less, see `completions`. All integrals are taken by one Gauss-Legendre
-rule: what is bounded is the error of the rule for the integrand of J, and the difference of both integrands at its
-nodes. I + t H has a positive definite symmetric part, so that its LU factors exist without pivoting; they grow by one
-column a product.
-
-The bound by the residual holds for a preconditioned E in place of J as well, I + E = B (I + J), with other bounds on
-(I + t E)^-1: see `preconditioning`. There the norm of E need not be below 1, and whatever the LU factors give,
-the certificate is true of it.
+``krylov`` has the process and its certificate, ``roulette`` the proof that the further steps leave no bias.
 """
 
 import functools
 import operator
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from iresnet_core.backends import Array, Backend
+from iresnet_core.backends import Array
 from iresnet_core.common import round_up
-from iresnet_core.determinant.hessenberg import SMALL, SmallResolvent
-from iresnet_core.determinant.hessenberg_solve import resolvent_coefficients
-from iresnet_core.determinant.quadrature import Rule
-from iresnet_core.determinant.series import FormEstimate, Products
-from iresnet_core.determinant.worst_case import Completions
+from iresnet_core.determinant.estimator import ProbedMethod
+from iresnet_core.determinant.forms import FormEstimate, JacobianProducts, Roulette, Steps
+from iresnet_core.determinant.hessenberg import resolvent_coefficients
+from iresnet_core.determinant.krylov import ArnoldiProcess, run_arnoldi
+from iresnet_core.determinant.request import Problem, Request
+from iresnet_core.determinant.roulette import LEAST_CHANCE
+from iresnet_core.errors import InvalidArgumentError
 
-__all__ = ["ArnoldiProcess", "ShortProcess", "arnoldi_estimate", "arnoldi_form", "run_arnoldi"]
+__all__ = ["ARNOLDI", "arnoldi_estimate", "with_roulette"]
 
-# The bound of all completions is looked at where that of the residual is within this factor of enough: it is some 10
-# times smaller at most, as far as was seen, and costs more. Were it smaller still, a product too many would be taken.
-FAR = 16
-# Rounding of the squared length of the last product of a short process, in units of eps.
-SQUARE_ROUNDING = 32
-
-
-class _ResolventIntegral:
-    """The integrals over t, for the growing Hessenberg matrices of all probes; float64, (nodes, probes, batch)."""
-
-    def __init__(self, backend: Backend, rule: Rule, eps: float) -> None:
-        self.xp = backend.xp
-        self.t, self.weight, self.damping, self.crossing, self.error, norm = rule
-        self.completions = None if norm is None else Completions(self.xp, self.t, norm, eps)
-        self.upper: list[list[Array]] = []  # columns of U
-        self.z: list[Array] = []  # L^-1 e_1
-        self.w: list[Array] = []  # U^-T e_1
-        self.ratios: list[Array] = []  # below the diagonal of L
-        self.subdiagonal: Array = None
-        self.previous_subdiagonal: Array = None
-        self.one = self.xp.ones_like(self.t)
-        self.first: Array = None  # e_1^T (I + t H)^-1 e_1
-
-    def append(self, column: list[Array]) -> None:
-        """Take in the next column of H: its entries (probes, batch) from the first to the one below the diagonal."""
-        j, t = len(self.upper), self.t
-        if j:
-            self.ratios.append(t * self.subdiagonal / self.upper[-1][j - 1])
-        above: list[Array] = []
-        for i in range(j + 1):
-            entry = t * column[i] + 1 if i == j else t * column[i]
-            above.append(entry - self.ratios[i - 1] * above[i - 1] if i else entry)
-        if j:
-            self.z.append(-self.ratios[-1] * self.z[-1])
-            self.w.append(-sum(a * w for a, w in zip(above, self.w, strict=False)) / above[j])
-        else:
-            self.z.append(self.xp.ones_like(above[0]))
-            self.w.append(1 / above[0])
-        self.upper.append(above)
-        self.previous_subdiagonal, self.subdiagonal = self.subdiagonal, column[j + 1]
-        if self.completions is not None:
-            self.completions.append(column[j], self.w[j], self.ratios[-1] if j else None)
-        gain = self.w[j] * self.z[j]
-        self.first = gain if self.first is None else self.first + gain
-
-    def logarithm(self) -> Array:
-        """e_1^T log(I + H) e_1."""
-        return self.xp.sum(self.weight * (self.one - self.first) / self.t, axis=0)
-
-    def certificate(self) -> Array:
-        """Bound on the error of `logarithm`."""
-        by_residual = self.residual_certificate()
-        if self.completions is None:
-            return by_residual
-        xp = self.xp
-        middle, half = self.completions.interval(self.z[-1], self.upper[-1][-1], self.subdiagonal)
-        farthest = xp.abs(xp.sum(self.weight * middle, axis=0)) + xp.sum(self.weight * half, axis=0)
-        return xp.minimum(farthest, by_residual)
-
-    def residual_certificate(self) -> Array:
-        """Bound on the error of `logarithm` from the residual alone."""
-        return self._certificate(-1, self.subdiagonal)
-
-    def _certificate(self, at: int, subdiagonal: Array) -> Array:
-        last = self.xp.abs(self.z[at] / self.upper[at][-1])
-        return subdiagonal * self.xp.sum(self.crossing * last, axis=0)
-
-    def last_certificate(self) -> Array:
-        """The `residual_certificate` before the last step, of which there was more than one."""
-        return self._certificate(-2, self.previous_subdiagonal)
-
-    def last_gain(self) -> Array:
-        """What the last step added to `logarithm`."""
-        return -self.xp.sum(self.weight * self.w[-1] * self.z[-1] / self.t, axis=0)
-
-    def keep(self, count: int) -> None:
-        """Drop the probes beyond the first `count`."""
-        self.upper = [[entry[:, :count, ...] for entry in column] for column in self.upper]
-        self.z, self.w, self.ratios = ([a[:, :count, ...] for a in part] for part in (self.z, self.w, self.ratios))
-        self.subdiagonal = self.subdiagonal[:count, ...]
-        self.first = self.first[:, :count, ...]
-        if self.completions is not None:
-            self.completions.keep(count)
-
-    def mean_resolvent(self) -> tuple[list[Array], list[Array], Array]:
-        """Integrals of (I + t H)^-1 e_1, of e_1^T (I + t H)^-1, and of the norm of the first over 1 - t c."""
-        xp, m = self.xp, len(self.upper)
-        column: list[Array] = [self.one] * m
-        row: list[Array] = [self.one] * m
-        squares = xp.zeros_like(self.z[0])
-        for i in reversed(range(m)):
-            total = self.z[i]
-            for j in range(i + 1, m):
-                total = total - self.upper[j][i] * column[j]
-            column[i] = total / self.upper[i][i]
-            row[i] = self.w[i] if i == m - 1 else self.w[i] - self.ratios[i] * row[i + 1]
-            squares = squares + column[i] ** 2
-        averaged = [[xp.sum(self.weight * entry, axis=0) for entry in side] for side in (column, row)]
-        return averaged[0], averaged[1], xp.sum(self.damping * xp.sqrt(squares), axis=0)
+# Products a probe in a compiled program. Trained branches meet the default accuracy in ten up to c = 0.99; the
+# certificate says how far they came.
+COMPILED_PRODUCTS = 10
+# Products a probe where nobody looks at the errors.
+PRODUCTS_WITHOUT_ERRORS = 4
+# Residual, relative to ||v||, below which the resolvent is taken to have converged.
+CONVERGED_RESIDUAL = 1e-9
 
 
-class ArnoldiProcess:
-    """Arnoldi's method from every probe v (probes, batch, d), step by step; J^T V = V H + h v e_m^T.
+class Arnoldi(ProbedMethod):
+    """Arnoldi's method: a third of the products of the series or fewer, for any branch; memory for their basis."""
 
-    What it returns about the form is relative to ||v||^2, in float64, (probes, batch).
-    """
+    name = "arnoldi"
 
-    resolvent: Any = _ResolventIntegral
+    def applies_to(self, problem: Problem) -> bool:
+        """Always."""
+        return True
 
-    def __init__(self, multiply: Products, v: Array) -> None:
-        xp = multiply.backend.xp
-        self.multiply, self.v, self.xp, self.d = multiply, v, xp, v.shape[-1]
-        info = xp.finfo(v.dtype)
-        self.eps = float(info.eps)
-        # Below, squares underflow and a vector cannot be normalised.
-        self.nothing = float(info.smallest_normal) ** 0.5 / self.eps
-        self.v_length = xp.sqrt(xp.linalg.vecdot(v, v))
-        zero = xp.astype(self.v_length == 0, v.dtype)
-        self.basis = [v / (self.v_length + zero)[..., None]]
-        self.integral = self.resolvent(multiply.backend, multiply.rule(v), self.eps)
-        self.columns: list[list[Array]] = []
-        self._bound: Array | None = None
+    def form(self, products: JacobianProducts, v: Array, linear: Array | None, steps: Steps) -> FormEstimate:
+        """Estimate v^T f(J) v for probes v (probes, batch, d); one product a step."""
+        process = run_arnoldi(products, v, steps)
+        if linear is not None:  # the process computes in float64
+            linear = process.xp.astype(linear, process.xp.float64, copy=False)
+        form = arnoldi_estimate(process, linear)
+        return form if steps.lengths is None else with_roulette(process, form, linear, steps)
 
-    @property
-    def steps(self) -> int:
-        """Products so far, of every probe."""
-        return len(self.columns)
+    def compiled_products(self, c: float, d: int) -> int:
+        """A fixed number, at most d."""
+        return min(d, COMPILED_PRODUCTS)
 
-    def step(self) -> None:
-        """Take one product, and orthogonalise it against the basis."""
-        xp = self.xp
-        w = self.multiply.of_unit(self.basis[-1])
-        column: list[Array] = []
-        for b in self.basis:
-            h = xp.linalg.vecdot(b, w)
-            w = w - h[..., None] * b
-            column.append(h)
-        length, inverse = self.length_of(w, column)
-        self.basis.append(inverse[..., None] * w)
-        self.add(*column, length)
-
-    def length_of(self, w: Array, column: list[Array]) -> tuple[Array, Array]:
-        """Length of what a product has beside the entries of `column`, and its inverse; zeros if it is rounding."""
-        xp = self.xp
-        left = xp.linalg.vecdot(w, w)
-        image = sum((h * h for h in column), left)  # squared length of the product
-        ended = (left <= (8 * self.eps) ** 2 * image) | (left <= self.nothing**2)
-        going = xp.astype(~ended, left.dtype)
-        length = going * xp.sqrt(left)
-        return length, going / (length + (1 - going))
-
-    def add(self, *column: Array) -> None:
-        """Take in a column of H."""
-        self.columns.append([self.xp.astype(h, self.xp.float64, copy=False) for h in column])
-        self.integral.append(self.columns[-1])
-        self._bound = None
-
-    def keep(self, count: int) -> None:
-        """Drop the probes beyond the first `count`."""
-        self.v, self.v_length = self.v[:count, ...], self.v_length[:count, ...]
-        self.basis = [b[:count, ...] for b in self.basis]
-        self.columns = [[h[:count, ...] for h in column] for column in self.columns]
-        self.integral.keep(count)
-        self._bound = None
-
-    def is_enough(self, square: Array, enough: Callable[[Array], bool]) -> bool:
-        """Whether ``enough(square * bound())``, which is looked into only where it is not far from that."""
-        integral = self.integral
-        if integral.completions is not None and not enough(square * integral.residual_certificate() / FAR):
-            return False
-        return enough(square * self.bound())
-
-    def form(self, linear: Array | float | None) -> Array:
-        """e_1^T log(I + H) e_1, less its linear term as far as that is to be subtracted."""
-        value = self.integral.logarithm()
-        return value if linear is None else value - linear * self.columns[0][0]
-
-    def bound(self) -> Array:
-        """Certified bound on the error of `form`."""
-        if self._bound is None:
-            certificate, a_priori = self.integral.certificate(), self.multiply.a_priori(self.steps)
-            if a_priori is not None:
-                certificate = self.xp.minimum(certificate, self.xp.full_like(certificate, a_priori))
-            self._bound = certificate + self.integral.error
-        return self._bound
-
-    def combination(self, y: list[Array]) -> Array:
-        """Return ||v|| V y (probes, batch, d)."""
-        xp, dtype = self.xp, self.v.dtype
-        scaled = [xp.astype(entry, dtype, copy=False) * self.v_length for entry in y]
-        w = scaled[0][..., None] * self.basis[0]
-        for entry, b in zip(scaled[1:], self.basis[1:], strict=False):
-            w = w + entry[..., None] * b
-        return w
+    def default_products(self, request: Request, d: int) -> int | None:
+        """A few where nobody looks at the errors; else as many as they ask for."""
+        return None if request.errors else min(PRODUCTS_WITHOUT_ERRORS, d)
 
 
-class ShortProcess(ArnoldiProcess):
-    """Arnoldi's method of one step or two, whose number is known beforehand: fewer passes over the vectors.
-
-    The second vector is not normalised, and of the last product w only the inner products with the vectors before it
-    are taken. The square of the entry below the diagonal is what they leave of ||w||^2, and some rounding of that.
-    """
-
-    resolvent = SmallResolvent
-
-    def __init__(self, multiply: Products, v: Array, last: int) -> None:
-        super().__init__(multiply, v)
-        self.last = last
-        self.inverse: Array | None = None  # of the length of the second vector
-
-    def step(self) -> None:
-        """Take one product, and its inner products with the vectors so far."""
-        xp, inverse = self.xp, self.inverse
-        if inverse is None:
-            w = self.multiply.of_unit(self.basis[0])
-            column = [xp.linalg.vecdot(self.basis[0], w)]
-            if self.last > 1:
-                w = w - column[0][..., None] * self.basis[0]
-                length, self.inverse = self.length_of(w, column)
-                self.basis.append(w)
-                self.add(*column, length)
-                return
-        else:
-            w = self.multiply.of_unit(self.basis[1], inverse)
-            column = [xp.linalg.vecdot(b, w) * inverse for b in self.basis]
-            column[1] = column[1] * inverse
-        image = xp.linalg.vecdot(w, w)
-        image = image if inverse is None else image * inverse * inverse
-        left = functools.reduce(operator.sub, (h * h for h in column), image)
-        left = xp.maximum(left, 0 * image) + SQUARE_ROUNDING * self.eps * image
-        self.add(*column, 0 * image if self.last >= self.d else xp.sqrt(left))
-
-    def combination(self, y: list[Array]) -> Array:
-        """Return ||v|| V y (probes, batch, d)."""
-        if self.inverse is not None:
-            y = [y[0], self.inverse * self.xp.astype(y[1], self.v.dtype, copy=False)]
-        return super().combination(y)
+ARNOLDI = Arnoldi()
 
 
-def run_arnoldi(
-    multiply: Products, v: Array, *, terms: int | None, enough: Callable[[Array], bool], goes_on: bool = False
-) -> ArnoldiProcess:
-    """Take `terms` steps from every probe; with None, as many as make ``enough(bound)`` true, at most d.
-
-    `goes_on` says that the caller will take further steps.
-    """
-    process: ArnoldiProcess
-    if terms is not None and terms <= SMALL and not goes_on:
-        process = ShortProcess(multiply, v, terms)
-    else:
-        process = ArnoldiProcess(multiply, v)
-    xp = process.xp
-    square = xp.astype(process.v_length, xp.float64) ** 2
-    for _ in range(process.d if terms is None else terms):
-        process.step()
-        if terms is None and process.is_enough(square, enough):
-            break
-    return process
-
-
-def arnoldi_form(
-    multiply: Products, v: Array, *, linear: Array | None, terms: int | None, enough: Callable[[Array], bool]
-) -> FormEstimate:
-    """Arnoldi's method from every probe v (probes, batch, d); one product a step.
-
-    With `terms` None, steps are added until ``enough(bound)``; d of them are always enough. Where ``multiply.errors``
-    is False `terms` is given, and only value and resolvent are computed.
-    """
-    return arnoldi_estimate(run_arnoldi(multiply, v, terms=terms, enough=enough), linear)
-
-
-def arnoldi_estimate(process: ArnoldiProcess, linear: Array | float | None) -> FormEstimate:
-    """What the steps so far tell."""
-    multiply, xp, columns, m = process.multiply, process.xp, process.columns, process.steps
+def arnoldi_estimate(process: ArnoldiProcess, linear: Array | None) -> FormEstimate:
+    """Return the form that the steps so far give, with its errors where they are needed."""
+    products, xp, columns, m = process.products, process.xp, process.columns, process.steps
     v = process.v
     square = xp.astype(process.v_length, xp.float64, copy=False) ** 2
     value = process.form(linear)
@@ -317,12 +68,12 @@ def arnoldi_estimate(process: ArnoldiProcess, linear: Array | float | None) -> F
         return xp.astype(square * a, v.dtype, copy=False)
 
     resolvent = resolvent_error = None
-    if multiply.resolvent:
+    if products.needs_gradient:
         y, residual = resolvent_coefficients(xp, columns)
         y = y if linear is None else [y[0] - linear, *y[1:]]  # the first vector of the basis is v / ||v||
         resolvent = process.combination(y)
-        resolvent_error = xp.astype(residual, v.dtype) * process.v_length / (1 - multiply.constant)
-    if not multiply.errors:
+        resolvent_error = xp.astype(residual, v.dtype) * process.v_length / (1 - products.constant)
+    if not products.needs_errors:
         return FormEstimate.without_errors(xp, scaled(value), m * v.shape[0], resolvent)
     column, row, sensitivity = process.integral.mean_resolvent()
     image = [_dot([columns[j][i] for j in range(max(0, i - 1), m)], column[max(0, i - 1) :]) for i in range(m + 1)]
@@ -330,14 +81,14 @@ def arnoldi_estimate(process: ArnoldiProcess, linear: Array | float | None) -> F
         image[:2] = [entry - linear * h for entry, h in zip(image, columns[0], strict=False)]
     squared_image = scaled(_dot(image, image))
     squared_form = squared_image
-    if multiply.tells_forms:
+    if products.tells_forms:
         pulled = [_dot([columns[j][i] for i in range(min(j + 2, m))], row) for j in range(m)]
         if linear is not None:
             pulled = [entry - linear * columns[j][0] for j, entry in enumerate(pulled)]
         squared_form = scaled(_dot(pulled, image))
     return FormEstimate(
         value=scaled(value),
-        bias=round_up(multiply.backend, square * process.bound(), v.dtype),
+        bias=round_up(products.backend, square * process.bound(), v.dtype),
         squared_image=squared_image,
         squared_form=squared_form,
         sensitivity=scaled(sensitivity),
@@ -351,3 +102,139 @@ def arnoldi_estimate(process: ArnoldiProcess, linear: Array | float | None) -> F
 def _dot(a: list[Array], b: list[Array]) -> Array:
     """Sum of the products of entries, as far as both lists go."""
     return functools.reduce(operator.add, map(operator.mul, a, b))
+
+
+class _Tail(NamedTuple):
+    """Weighted sums over the further steps, (probes, batch): of the form, and of the coefficients of the resolvent."""
+
+    value: Array
+    y: list[Array]
+
+
+def with_roulette(
+    process: ArnoldiProcess,
+    form: FormEstimate,
+    linear: Array | None,
+    steps: Steps,
+    ceiling: Array | None = None,
+) -> FormEstimate:
+    """Add further steps by roulette to a form, from the process that gave it.
+
+    `lengths` (probes,), descending, are the numbers of further steps. They end where the certificate is down to
+    rounding, or after d steps, when the form is exact: no later step would add anything. Of two estimates the one
+    with the smaller certificate counts; where the certificate is above `ceiling`, relative to ||v||^2, the estimate is
+    zero and `ceiling` bounds its error. The resolvent, from the same steps, has no bias either: the residual of GMRES
+    falls from step to step, to zero after d.
+    """
+    lengths, roulette = steps.lengths, steps.roulette
+    assert lengths is not None
+    assert roulette is not None
+    products, xp, dtype = process.products, process.xp, process.v.dtype
+    backend = products.backend
+    traced = backend.is_tracing(process.v, products.linearization.value)
+    floor = process.integral.error + 8 * process.eps
+    best, bound = process.form(linear), process.bound()
+    if ceiling is not None:
+        usable = bound <= ceiling  # False for NaN
+        best, bound = xp.where(usable, best, xp.zeros_like(best)), xp.where(usable, bound, ceiling)
+    start = best
+    square = xp.astype(process.v_length, xp.float64) ** 2
+    size, r = _remaining(process, bound)
+    variance = _variance(xp, size, r, roulette) * square**2 if roulette.first else xp.zeros_like(square)
+    y, residual = resolvent_coefficients(xp, process.columns) if products.needs_gradient else ([], None)
+    tail = _Tail(xp.zeros_like(best), [xp.zeros_like(entry) for entry in y])
+    count, certain, done = form.products, process.steps, []
+    for j in range(1, max(lengths) + 1):
+        alive = sum(1 for n in lengths if n >= j)
+        if alive < best.shape[0]:
+            done.append(_finished(process, tail, alive))
+            process.keep(alive)
+            tail = _Tail(tail.value[:alive, ...], [a[:alive, ...] for a in tail.y])
+            best, bound, y = best[:alive, ...], bound[:alive, ...], [a[:alive, ...] for a in y]
+            residual = None if residual is None else residual[:alive, ...]
+        if certain + j > process.d or (not traced and _converged(xp, bound, residual, floor)):
+            break
+        chance = roulette.chance(j)
+        if chance < LEAST_CHANCE:
+            raise InvalidArgumentError(f"lengths of {max(lengths)} have no chance under the rate {roulette.keep:.3g}.")
+        process.step()
+        count += alive
+        new, new_bound = process.form(linear), process.bound()
+        better = (new_bound < bound) & (bound > floor)
+        new = xp.where(better, new, best)
+        tail = tail._replace(value=tail.value + (new - best) / chance)
+        best, bound = new, xp.where(better, new_bound, bound)
+        if products.needs_gradient:
+            before = [*y, xp.zeros_like(y[0])]
+            y, residual = resolvent_coefficients(xp, process.columns)
+            sums = [*tail.y, xp.zeros_like(y[0])]
+            tail = tail._replace(y=[s + (a - b) / chance for s, a, b in zip(sums, y, before, strict=True)])
+    done.append(_finished(process, tail, 0))
+    value = xp.concat([part[0] for part in reversed(done)])
+    resolvent = form.resolvent
+    if resolvent is not None:
+        resolvent = resolvent + xp.concat([part[1] for part in reversed(done)])
+    return form._replace(
+        value=xp.astype(square * (start + value), dtype),
+        bias=round_up(backend, floor * square, dtype),
+        extra_variance=xp.astype(variance, dtype),
+        products=count,
+        resolvent=resolvent,
+        resolvent_error=None,
+    )
+
+
+def _converged(xp: Any, bound: Array, residual: Array | None, floor: float) -> bool:
+    """Whether neither form nor resolvent can change beyond rounding; normal equations leave a residual of their own."""
+    if residual is not None and not bool(xp.all(residual <= max(floor, CONVERGED_RESIDUAL))):
+        return False
+    return bool(xp.all(bound <= floor))
+
+
+def _finished(process: ArnoldiProcess, tail: _Tail, begin: int) -> tuple[Array, Array | None]:
+    """What the roulette gave to the probes from `begin` on: of the form, and of the resolvent."""
+    if not tail.y:
+        return tail.value[begin:, ...], None
+    return tail.value[begin:, ...], process.combination(tail.y)[begin:, ...]
+
+
+def _remaining(process: ArnoldiProcess, bound: Array) -> tuple[Array, Array]:
+    """Estimates of what is left after the certain steps, relative to ||v||^2, and of the ratio by which it falls.
+
+    After several steps they are taken to go on like a r^j, a the last of them and r half-way from the last ratio of
+    certificates to c. One step says nothing of that, but the vector v_2 behind it is orthogonal to v_1 = v / ||v||, so
+    that v_1^T (I + t J^T)^-1 v_2 = -t v_1^T J^T (I + t J^T)^-1 v_2. With y(t) = 1 / (1 + t a) what is left is
+
+        h integral of y(t) t v_1^T J^T (I + t J^T)^-1 v_2,
+
+    whose size is at most h max(1, 1 / (1 + a)) times the integral of t r / (1 - t r), which is -log(1 - r) / r - 1, if
+    no product on the way grows by more than r. The probe sees s = ||J^T v|| / ||v||, the root mean square of the
+    singular values, and no singular value is above c: r is their geometric mean (for a preconditioned E, of which c
+    says nothing, s itself). That is more than what is left of a symmetric J, for which v_1^T J^T v_2 = h; without
+    symmetry it is much less. The certificate bounds the estimate.
+    """
+    xp, integral, c = process.xp, process.integral, process.products.constant
+    limit: Any = xp.full_like(bound, c)
+    if process.steps == 1:
+        a, h = process.columns[0]
+        r = xp.minimum(xp.sqrt(a * a + h * h + 1e-12), limit)
+        r = xp.sqrt(r * c) if process.products.tells_forms else r
+        size = h * xp.maximum(0 * a + 1, 1 / (1 + a)) * (-xp.log1p(-r) / r - 1)
+    else:
+        last, before = integral.last_gain(), integral.last_certificate()
+        ratio = xp.where(before > 0, integral.residual_certificate() / xp.where(before > 0, before, limit + 1), limit)
+        ratio = xp.where((ratio >= 0) & (ratio < c), ratio, limit)
+        r = 0.5 * (ratio + c)
+        size = xp.abs(last) * r / (1 - r)
+    size = xp.minimum(bound, size)
+    return xp.where(xp.isfinite(size), size, bound), r
+
+
+def _variance(xp: Any, size: Array, r: Array, roulette: Roulette) -> Array:
+    """Variance of the roulette for remainders R_j = `size` r^j, see `roulette`; r counts for at most its rate.
+
+    With q = r^2 / keep the sum over j >= 1 of (1 / P_(j+1) - 1 / P_j) r^(2 j) is (1 - keep) / first q / (1 - q).
+    """
+    first, keep = roulette
+    q = xp.minimum(r * r / keep, xp.full_like(r, keep))
+    return size * size * (1 / first - 1 + (1 - keep) / first * q / (1 - q))

@@ -7,7 +7,9 @@ times at order 64 (0.15 ms a sample) and 7 times at 128. In a training step, wit
 at order 32 and 9 times at order 64.
 """
 
-__all__ = ["EVALUATION_LIMIT", "TRAINING_LIMIT", "exact_limit"]
+from iresnet_core.determinant.request import Request
+
+__all__ = ["EVALUATION_LIMIT", "TRAINING_LIMIT", "exact_choice"]
 
 # Largest order of an exact answer with errors.
 EVALUATION_LIMIT = 64
@@ -15,10 +17,15 @@ EVALUATION_LIMIT = 64
 TRAINING_LIMIT = 32
 
 
-def exact_limit(exact_up_to: int | None, *, errors: bool) -> tuple[int, str]:
-    """Return the largest order that "auto" answers exactly, and whose limit that is in words."""
-    if exact_up_to is not None:
-        return exact_up_to, "exact_up_to"
-    if errors:
-        return EVALUATION_LIMIT, "the limit of evaluation"
-    return TRAINING_LIMIT, "the limit of training steps (errors=False)"
+def exact_choice(order: int, request: Request) -> tuple[bool, str]:
+    """Return whether "auto" is exact for a determinant of this order, and why."""
+    if request.noise is not None:
+        return False, "noise rules out the exact answer"
+    if request.exact_up_to is not None:
+        limit, whose = request.exact_up_to, "exact_up_to"
+    elif request.errors:
+        limit, whose = EVALUATION_LIMIT, "the limit of evaluation"
+    else:
+        limit, whose = TRAINING_LIMIT, "the limit of training steps (errors=False)"
+    exact = order <= limit
+    return exact, f"order {order} is {'at most' if exact else 'above'} {limit}, {whose}"

@@ -1,55 +1,41 @@
 """log|det(I + J)| of a residual block, per sample, with its standard error and a bound on its bias."""
 
 import math
-from typing import Any
+from typing import Any, Unpack
 
 from iresnet_core.backends import Array, Backend, get_backend
-from iresnet_core.branches import Linearization, linearize, stated_lipschitz
+from iresnet_core.branches import linearize, stated_lipschitz
 from iresnet_core.common import (
-    flatten,
     require_batch,
     require_contraction,
     require_finite,
     require_floating,
-    require_nonnegative,
-    require_nonnegative_int,
-    require_positive_int,
     working_dtype,
 )
-from iresnet_core.determinant.choice import exact_limit
-from iresnet_core.determinant.exact import determinant_order, exact_jointly, exact_logdet, samples_at_a_time
-from iresnet_core.determinant.preconditioning import MeanJacobian, no_mean_jacobian, require_reference
-from iresnet_core.determinant.probes import make_source
-from iresnet_core.determinant.request import Request, given_probes
-from iresnet_core.determinant.stochastic import stochastic_logdet
-from iresnet_core.determinant.training import CONTROLLED_PRODUCTS, controlled_logdet
+from iresnet_core.determinant.arnoldi import ARNOLDI
+from iresnet_core.determinant.choice import exact_choice
+from iresnet_core.determinant.exact import EXACT, determinant_order
+from iresnet_core.determinant.preconditioned_arnoldi import MEAN_JACOBIAN, PRECONDITIONED_WIDTH
+from iresnet_core.determinant.preconditioning import MeanJacobian, require_reference
+from iresnet_core.determinant.request import LogDetOptions, Method, Problem, Request, checked_request
+from iresnet_core.determinant.roulette import ROULETTE
+from iresnet_core.determinant.series import SERIES
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.results import LogDet
 
-__all__ = ["logdet", "value_and_logdet"]
+__all__ = ["METHODS", "logdet", "value_and_logdet"]
 
-# Up to this dimension a matrix of the mean Jacobian's size is made for every batch.
-PRECONDITIONED_WIDTH = 1024
-_STOCHASTIC = ("series", "roulette", "arnoldi", "mean-jacobian")
+# All methods by name; "auto" takes the first of them that applies to the problem.
+METHODS: dict[str, Method] = {method.name: method for method in (EXACT, MEAN_JACOBIAN, ARNOLDI, SERIES, ROULETTE)}
 
 
 def logdet(
     g: Any,
     x: Array,
     *,
-    method: str = "auto",
-    tol: float | None = None,
-    probes: int = 1,
-    noise: Any = None,
-    rng: Any = None,
     lipschitz: float | None = None,
-    unbiased: bool = False,
-    terms: int | None = None,
-    probe_kind: str = "rademacher",
-    control_variate: str = "auto",
     reference: MeanJacobian | None = None,
-    errors: bool = True,
-    exact_up_to: int | None = None,
+    **options: Unpack[LogDetOptions],
 ) -> LogDet:
     """Estimate or compute log|det(I + J_g(x))|, sample by sample, in nats.
 
@@ -59,11 +45,22 @@ def logdet(
         The contraction; a plain callable needs a backend with automatic differentiation.
     x : array (batch, ...)
         Where the Jacobian is taken; a sample has d entries.
+    lipschitz : float, optional
+        Lipschitz constant c < 1 of g; default ``g.lipschitz``. All bounds rest on it.
+    reference : MeanJacobian, optional
+        For "mean-jacobian": the preconditioner of another batch, from `mean_jacobian`. Without it that of `x` itself is
+        made, in some 4 d^3 operations a batch.
+    **options
+        The options that follow, which layers and flows take too (`LogDetOptions`). By default::
+
+            method="auto", tol=None, probes=1, noise=None, rng=None, unbiased=False, terms=None,
+            probe_kind="rademacher", control_variate="auto", errors=True, exact_up_to=None
+
     method : {"auto", "exact", "series", "roulette", "arnoldi", "mean-jacobian"}
         "exact": determinant of the explicit matrix, of order min(d, narrowest width of a Chain) by Sylvester.
-        "series": truncated power series with random probes (report, Eq. 23). "roulette": the same made unbiased by
-        Russian roulette on its tail (Chen et al. 2019). "arnoldi": Krylov approximation from the same probes, with an
-        a-posteriori certificate; a third of the products of the series, or fewer. "mean-jacobian": Arnoldi's method
+        "series": truncated power series with random probes (Behrmann et al. 2019). "roulette": the same made unbiased
+        by Russian roulette on its tail (Chen et al. 2019). "arnoldi": Krylov approximation from the same probes, with
+        an a-posteriori certificate; a third of the products of the series, or fewer. "mean-jacobian": Arnoldi's method
         on what a preconditioner, made of the slopes' means over the batch, leaves of the logarithm; the rest is exact.
         Some hundred times less noise than "arnoldi" on trained branches, in half the products; needs a `Chain` of
         dense layers, or convolutions on small images, and entrywise activations (or a branch whose linearisation has
@@ -80,8 +77,6 @@ def logdet(
         pair ``(probes, lengths)``, lengths the numbers of products beyond the certain ones.
     rng : None, int or generator
         Source of the probes: None is the framework's own generator, an int a seed.
-    lipschitz : float, optional
-        Lipschitz constant c < 1 of g; default ``g.lipschitz``. All bounds rest on it.
     unbiased : bool
         Whether the mean of `value` over probes and lengths, and that of its gradient, is to be exact but for rounding,
         whatever was truncated: what the products of "series", "arnoldi" or "mean-jacobian" leave is added by Russian
@@ -100,10 +95,6 @@ def logdet(
         of dense layers, or of convolutions that keep the extent, with at most two groups of slopes between them).
         "auto": where it does. "mean-jacobian" always takes its trace exactly (with more than two groups of slopes, but
         for a remainder of third order in their deviations from the mean).
-    reference : MeanJacobian, optional
-        For "mean-jacobian": the preconditioner of another batch, from `mean_jacobian`. Without it that of `x` itself is
-        made, in some 4 d^3 operations a batch.
-
     errors : bool
         False leaves the errors out: `std_error` and `bias_bound` are NaN, and "exact" computes the Jacobian in the
         dtype of x. For training loops, which look at the value and its gradient only.
@@ -130,7 +121,7 @@ def logdet(
     DerivativeError
         If neither g nor the backend provides products.
     UnknownLipschitzError, NonFiniteError, ShapeError, DtypeError, MixedBackendsError, InvalidArgumentError
-        For arguments that make no sense.
+        For arguments that make no sense, and options that do not exist.
 
     Notes
     -----
@@ -159,188 +150,55 @@ def logdet(
     >>> round(float(result.value[0]), 4), result.method
     (0.2231, 'exact')
     """
-    return value_and_logdet(
-        g,
-        x,
-        method=method,
-        tol=tol,
-        probes=probes,
-        noise=noise,
-        rng=rng,
-        lipschitz=lipschitz,
-        unbiased=unbiased,
-        terms=terms,
-        probe_kind=probe_kind,
-        control_variate=control_variate,
-        reference=reference,
-        errors=errors,
-        exact_up_to=exact_up_to,
-    )[1]
+    return value_and_logdet(g, x, lipschitz=lipschitz, reference=reference, **options)[1]
 
 
 def value_and_logdet(
     g: Any,
     x: Array,
     *,
-    method: str = "auto",
-    tol: float | None = None,
-    probes: int = 1,
-    noise: Any = None,
-    rng: Any = None,
     lipschitz: float | None = None,
-    unbiased: bool = False,
-    terms: int | None = None,
-    probe_kind: str = "rademacher",
-    control_variate: str = "auto",
     reference: MeanJacobian | None = None,
-    errors: bool = True,
-    exact_up_to: int | None = None,
+    **options: Unpack[LogDetOptions],
 ) -> tuple[Array, LogDet]:
     """Return g(x), which the log-determinant needs anyway, and `logdet`; same arguments, costs and errors."""
     backend = get_backend(x)
     require_batch(x, "x")
     require_floating(backend, x, "x")
     require_finite(backend, x, "x")
-    if not isinstance(method, str) or method not in ("auto", "exact", *_STOCHASTIC):
-        raise InvalidArgumentError(f"logdet has the methods auto, exact, {', '.join(_STOCHASTIC)}; got {method!r}.")
-    if exact_up_to is not None:
-        exact_up_to = require_nonnegative_int(exact_up_to, "exact_up_to")
+    request = checked_request(options, reference, METHODS)
     constant = require_contraction(*stated_lipschitz(g, lipschitz))
-    request = _request(tol, probes, noise, rng, terms, probe_kind, control_variate, method)
-    request = request._replace(unbiased=bool(unbiased))
-    if not errors:
-        if tol is not None:
-            raise InvalidArgumentError("tol is met by looking at the errors; do not pass errors=False as well.")
-        request = request._replace(errors=False)
-    if reference is not None:
-        if method not in ("auto", "mean-jacobian"):
-            raise InvalidArgumentError(f"a reference is for method 'mean-jacobian', not {method!r}.")
-        request = request._replace(reference=reference)
     with backend.full_precision(), backend.batch_of_unknown_size(x):
         given, working = x.dtype, working_dtype(backend, x.dtype)
         if working != x.dtype:
             g, x, request = _raised(backend, g, x, request, working)
         if reference is not None:
             require_reference(reference, x)
-            if control_variate == "none":
-                raise InvalidArgumentError("a reference is a control variate itself; control_variate='none' is not.")
-        linearization = linearize(backend, g, x, jointly=_recorded_later(x, method, request))
-        reason = ""
-        if method == "auto":
-            method, reason, give_up_at = _choose(backend, x, linearization, request, exact_up_to)
-            request = request._replace(give_up_at=give_up_at)
-        result = None
-        if method != "exact" and x.shape[0] != 0:
-            value, result = _estimate(backend, linearization, x, constant, method, request)
-            if result is None:
-                reason = f"tol={tol:g} would cost as much as the exact answer"
+        linearization = linearize(backend, g, x, jointly=_recorded_later(x, request))
+        problem = Problem(backend, g, x, linearization, constant, request)
+        method, reason = METHODS.get(request.method), ""
+        if method is None:
+            method = next(row for row in METHODS.values() if row.applies_to(problem))
+            order = determinant_order(linearization, x)
+            reason = exact_choice(order, request)[1]
+            problem = problem._replace(max_products=order)
+        if x.shape[0] == 0:
+            method = EXACT
+        value, result = method.answer(problem)
         if result is None:
-            value, result = _exact(backend, g, x, linearization, constant, errors)
+            value, result = EXACT.answer(problem)
+            reason = f"tol={request.tol:g} would cost as much as the exact answer"
         return value if working == given else backend.xp.astype(value, given), result._replace(reason=reason)
 
 
-def _recorded_later(x: Array, method: str, request: Request) -> bool:
-    """Whether the answer will come from tangents that are known beforehand; see `Linearization.joint`."""
+def _recorded_later(x: Array, request: Request) -> bool:
+    """Whether the derivative will come from tangents that are known beforehand; see `Linearization.joint`."""
     if request.errors or request.unbiased or x.shape[0] == 0 or math.prod(x.shape[1:]) > PRECONDITIONED_WIDTH:
         return False
-    alone = request.noise is None or request.reference is not None
-    return method in ("exact", "mean-jacobian") or (method == "auto" and alone and request.control_variate == "auto")
-
-
-def _exact(
-    backend: Backend, g: Any, x: Array, linearization: Linearization, constant: float, errors: bool
-) -> tuple[Array, LogDet]:
-    """The value g(x) and the exact answer."""
-    if linearization.joint is not None:
-        d = math.prod(x.shape[1:])
-        if determinant_order(linearization, x) == d and samples_at_a_time(d, d) >= x.shape[0]:
-            return exact_jointly(backend, linearization.joint, x, constant)
-        linearization = linearize(backend, g, x)
-    return linearization.value, exact_logdet(backend, g, x, linearization, constant, errors=errors)
-
-
-def _choose(
-    backend: Backend, x: Array, linearization: Linearization, request: Request, exact_up_to: int | None
-) -> tuple[str, str, int | None]:
-    """Return the method of "auto", the reason, and the products a sample at which a tolerance becomes too dear."""
-    method, order = _stochastic_choice(linearization, x, request), determinant_order(linearization, x)
-    if request.noise is not None:
-        return method, "noise rules out the exact answer", None
-    limit, whose = exact_limit(exact_up_to, errors=request.errors)
-    if order <= limit:
-        return "exact", f"order {order} is at most {limit}, {whose}", None
-    return method, f"order {order} is above {limit}, {whose}", order
-
-
-def _stochastic_choice(linearization: Linearization, x: Array, request: Request) -> str:
-    """Take the mean-Jacobian method where the branch has what it needs, and its matrices are of moderate size."""
-    known = linearization.mean_matrix is not None and linearization.preconditioned_trace is not None
-    small = math.prod(x.shape[1:]) <= PRECONDITIONED_WIDTH
-    # The matrices of convolutions are many times the size of their kernels: worth it for several probes, if asked for.
-    known = known and (linearization.cheap_mean or request.reference is not None)
-    wanted = request.control_variate != "none"
-    if not request.errors:
-        # The answer to given probes should be that of the sample alone, whatever else is in the batch.
-        alone = request.noise is None or request.reference is not None
-        wanted = request.control_variate == "auto" and alone and linearization.jvp is not None
-    return "mean-jacobian" if known and small and wanted else "arnoldi"
-
-
-def _estimate(
-    backend: Backend, linearization: Linearization, x: Array, constant: float, method: str, request: Request
-) -> tuple[Array, LogDet | None]:
-    """The value g(x), and the estimate by a method; None if a tolerance costs more than the exact answer."""
-    short = not (request.errors or request.unbiased)
-    if method == "mean-jacobian" and short and linearization.jvp is not None:
-        return _controlled(backend, linearization, x, constant, request)
-    return linearization.value, stochastic_logdet(backend, linearization, x, constant, method, request)
-
-
-def _controlled(
-    backend: Backend, linearization: Linearization, x: Array, constant: float, request: Request
-) -> tuple[Array, LogDet]:
-    """The mean-Jacobian method without errors, see `controlled_determinant`."""
-    if request.control_variate == "none":
-        raise InvalidArgumentError("method 'mean-jacobian' is a control variate itself; control_variate='none' is not.")
-    if linearization.mean_matrix is None:
-        raise no_mean_jacobian()
-    flat = flatten(backend.xp, x)
-    if request.noise is None:
-        drawn = make_source(backend, request.probe_kind, flat, request.rng).draw(request.probes)
-    else:
-        drawn = given_probes(backend, x, request.noise, request.probes, "mean-jacobian")
-    products = request.terms or CONTROLLED_PRODUCTS
-    return controlled_logdet(backend, linearization, x, constant, drawn, products=products, reference=request.reference)
-
-
-def _request(
-    tol: float | None,
-    probes: int,
-    noise: Any,
-    rng: Any,
-    terms: int | None,
-    probe_kind: str,
-    control_variate: str,
-    method: str,
-) -> Request:
-    """Check the options of the stochastic methods."""
-    if tol is not None:
-        tol = require_nonnegative(tol, "tol")
-        if tol == 0:
-            raise InvalidArgumentError("tol must be positive; for the exact value use method='exact'.")
-        if terms is not None and method != "roulette":
-            raise InvalidArgumentError("tol decides the number of products itself; do not pass terms as well.")
-        if noise is not None:
-            raise InvalidArgumentError("tol may need more probes than noise holds; do not pass both.")
-    if terms is not None:
-        terms = require_positive_int(terms, "terms")
-    if control_variate not in ("auto", "trace", "none"):
-        raise InvalidArgumentError(f"control_variate must be 'auto', 'trace' or 'none', got {control_variate!r}.")
-    if probe_kind not in ("rademacher", "gaussian"):
-        raise InvalidArgumentError(f"probe_kind must be 'rademacher' or 'gaussian', got {probe_kind!r}.")
-    return Request(
-        tol, require_positive_int(probes, "probes"), noise, rng, terms, probe_kind, control_variate, give_up_at=None
-    )
+    method = METHODS.get(request.method)
+    if method is not None:
+        return method.takes_joint_pass
+    return request.control_variate == "auto" and (request.noise is None or request.reference is not None)
 
 
 def _raised(backend: Backend, g: Any, x: Array, request: Request, working: Any) -> tuple[Any, Array, Request]:

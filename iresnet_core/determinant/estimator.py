@@ -1,49 +1,181 @@
-"""One method of a stochastic log-determinant at one batch: quadratic forms, and what their errors add up to."""
+"""Log-determinants from random probes: what the methods with probes share, and how their errors add up."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of
-from iresnet_core.branches import Linearization
-from iresnet_core.common import refuse_expansion, unit_roundoff
-from iresnet_core.determinant.arnoldi import arnoldi_estimate, run_arnoldi
-from iresnet_core.determinant.arnoldi_roulette import with_roulette
-from iresnet_core.determinant.preconditioning import (
-    PreconditionedProducts,
-    preconditioned_form,
-    preconditioner,
-    require_reference,
-)
-from iresnet_core.determinant.probes import ProbeSource
-from iresnet_core.determinant.request import Request, refuse_tolerance
-from iresnet_core.determinant.roulette import Roulette, draw_lengths, roulette_form, roulette_on_remainder
-from iresnet_core.determinant.series import (
+from iresnet_core.common import flatten, refuse_expansion, unit_roundoff
+from iresnet_core.determinant.forms import (
     FormEstimate,
-    Products,
+    JacobianProducts,
+    Roulette,
+    Steps,
     linear_share,
     mean_resolvent_bound,
-    series_form,
-    series_tail,
 )
-from iresnet_core.errors import (
-    DerivativeError,
-    InvalidArgumentError,
+from iresnet_core.determinant.probes import ExplicitProbes, ProbeSource, make_source
+from iresnet_core.determinant.request import (
+    Method,
+    Problem,
+    Request,
+    given_lengths,
+    given_probes,
+    refuse_tolerance,
 )
+from iresnet_core.errors import DerivativeError, InvalidArgumentError, NotConvergedError
 from iresnet_core.results import LogDet
 
-__all__ = ["DEFAULT_BIAS", "Estimator", "Sums", "with_derivative"]
+__all__ = ["DEFAULT_BIAS", "FIRST_CHANCE", "Prepared", "ProbedMethod", "with_derivative"]
 
 # Truncation error, in nats, that is allowed where no tolerance is given.
 DEFAULT_BIAS = 1e-3
-# Products of Arnoldi's method in a compiled program.
-TRACED_PRODUCTS = 10
-# The same for the mean-Jacobian method, which converges two to three times as fast.
-TRACED_PRECONDITIONED = 4
-# Certain terms before the roulette begins.
-ROULETTE_TERMS = 4
+# Chance that a roulette takes a product at all where the certain ones leave little.
+FIRST_CHANCE = 0.125
 # How many differences between probes the variance that is estimated from single probes is worth.
 PRIOR_WEIGHT = 8
+# A tolerance is not believed to be met by fewer probes than this: all of fewer may miss a dominating direction.
+FEWEST_PROBES = 8
+# Probes at which a tolerance is given up.
+MOST_PROBES = 2**14
+# Probes x samples that are worked on at a time.
+VECTORS_AT_A_TIME = 2**12
+# The Rademacher variance needs more dimensions than this to be told from one probe.
+FEW_DIMENSIONS = 4
+
+
+class Prepared(NamedTuple):
+    """What a method knows at a batch before the first probe.
+
+    Attributes
+    ----------
+    products : JacobianProducts
+        The products that its forms are made of.
+    trace : array (batch,), optional
+        The part of the answer that is known without probes, and differentiated.
+    linear : array (batch,), optional
+        The share of the linear term that the forms leave out, since `trace` has it.
+    remainder : callable, optional
+        u -> T^T u for stacks u, where `trace` lacks the trace of B T, see `SlopeTrace`.
+    product_error : float
+        Relative rounding error of a product.
+    known_error : float or array (batch,)
+        Rounding error of `trace`.
+    """
+
+    products: JacobianProducts
+    trace: Array | None
+    linear: Array | None
+    product_error: float
+    remainder: Callable[[Array], Array] | None = None
+    known_error: Any = 0.0
+
+
+class ProbedMethod(Method):
+    """A method that averages quadratic forms of random probes.
+
+    One form is all that a new method has to add; the others say what is particular to it.
+    """
+
+    has_few_directions = False
+
+    @abstractmethod
+    def form(self, products: JacobianProducts, v: Array, linear: Array | None, steps: Steps) -> FormEstimate:
+        """Estimate v^T f(J) v with its errors for probes v (probes, batch, d)."""
+
+    @abstractmethod
+    def compiled_products(self, c: float, d: int) -> int | None:
+        """Products a probe in a compiled program, which cannot look at its certificate; None: as in an eager call."""
+
+    def default_products(self, request: Request, d: int) -> int | None:
+        """Products a probe if `terms` does not say; None: as many as the accuracy takes."""
+        return None
+
+    def rate(self, c: float, d: int) -> float:
+        """The `keep` of an unbiased answer's roulette: the chance that one further product is followed by another."""
+        return c
+
+    def roulette(self, c: float, d: int, unbiased: bool) -> Roulette | None:
+        """The chances of further products; None where the answer may keep its truncation error."""
+        keep = self.rate(c, d)
+        return Roulette(min(FIRST_CHANCE, keep), keep) if unbiased else None
+
+    def prepare(self, problem: Problem, needs_gradient: bool, needs_errors: bool) -> Prepared:
+        """Make the products with J^T, and take the exact trace where it was asked for or is cheap."""
+        backend, _, x, linearization, c, request, _ = problem
+        products = JacobianProducts(backend, linearization, tuple(x.shape[1:]), c, needs_gradient, needs_errors)
+        wanted, trace = request.control_variate, linearization.trace
+        if wanted == "trace" and trace is None:
+            raise DerivativeError(
+                "control_variate='trace' needs a branch with a cheap exact trace: a Chain of Dense layers, or of "
+                "convolutions that keep the extent, with at most two groups of entrywise slopes. Use 'auto' or 'none'."
+            )
+        error = rounding_of_products(problem)
+        if trace is None or wanted == "none":
+            return Prepared(products, None, None, error)
+        whole = trace()
+        share = linear_share(backend.xp, backend.stop_gradient(whole), math.prod(x.shape[1:]), c)
+        return Prepared(products, share * whole, share, error)
+
+    def answer(self, problem: Problem) -> tuple[Array, LogDet | None]:
+        """Take as many probes as asked for, or as the tolerance needs."""
+        backend, _, x, linearization, _, request, max_products = problem
+        if backend.is_tracing(x, linearization.value):  # before anything is drawn, which may fail there
+            refuse_tolerance(request)
+        estimator = Estimator(self, problem)
+        source, count = estimator.source()
+        # A batch of unknown size is worked on as a whole.
+        batch = max(1, x.shape[0]) if backend.knows_size(x.shape[0]) else 1
+        sums: Sums | None = None
+        goal = count if request.tol is None else max(count, FEWEST_PROBES)
+        while True:
+            while sums is None or sums.probes < goal:
+                left = goal - (0 if sums is None else sums.probes)
+                step = goal if isinstance(source, ExplicitProbes) else min(left, max(1, VECTORS_AT_A_TIME // batch))
+                sums = estimator.add(sums, source.draw(step), source.kind)
+            result = estimator.result(sums, source)
+            if request.tol is None:
+                return linearization.value, result
+            goal = _next_goal(backend, result, sums, source, request)
+            if goal <= sums.probes:
+                return linearization.value, result
+            if max_products is not None and goal * sums.products / sums.probes > max_products:
+                return linearization.value, None
+            if goal > MOST_PROBES:
+                raise _too_many_probes(self.name, request, goal, sums.probes, result, backend)
+
+
+def _too_many_probes(
+    method: str, request: Request, goal: int, probes: int, result: LogDet, backend: Backend
+) -> NotConvergedError:
+    xp = backend.xp
+    return NotConvergedError(
+        f"logdet: tol={request.tol:g} nats would take {goal} probes of method {method!r} (std_error "
+        f"{float(xp.max(result.std_error)):.3g}, bias_bound {float(xp.max(result.bias_bound)):.3g} after {probes}). "
+        "Raise tol, or use method='exact' (or 'auto')."
+    )
+
+
+def _next_goal(backend: Backend, result: LogDet, sums: "Sums", source: ProbeSource, request: Request) -> int:
+    """How many probes the tolerance needs in all, judged by the sample that needs most."""
+    assert request.tol is not None
+    worst = float(backend.xp.max(result.std_error))
+    if worst <= request.tol:
+        return sums.probes
+    needed = math.ceil(1.2 * sums.probes * (worst / request.tol) ** 2)
+    needed = max(needed, sums.probes + 1)
+    order = source.exhausted_after
+    if order is not None and sums.probes < order and request.terms is None:
+        # A full set of Hadamard rows has no noise left; below that the correction helps.
+        corrected = math.ceil(needed / (1 + needed / order))
+        needed = min(order, max(corrected, sums.probes + 1))
+    return needed
+
+
+def rounding_of_products(problem: Problem) -> float:
+    """Relative rounding error of a product with J: some roundings a layer."""
+    return 8 * (problem.linearization.depth + 2) * unit_roundoff(problem.backend, problem.x.dtype)
 
 
 class Sums(NamedTuple):
@@ -60,123 +192,61 @@ class Sums(NamedTuple):
 
 
 class Estimator:
-    """One method at one batch."""
+    """One method at one batch: the forms of probes, their sum, and the errors of that."""
 
-    def __init__(
-        self, backend: Backend, linearization: Linearization, x: Array, constant: float, method: str, request: Request
-    ) -> None:
-        self.backend, self.constant, self.method, self.request = backend, constant, method, request
-        self.d = math.prod(x.shape[1:])
-        self.errors = request.errors
-        self.linearization, self.event = linearization, tuple(x.shape[1:])
+    def __init__(self, method: ProbedMethod, problem: Problem) -> None:
+        backend, _, x, linearization, c, request, _ = problem
+        self.method, self.backend, self.constant, self.request, self.x = method, backend, c, request, x
+        self.linearization, self.event, self.d = linearization, tuple(x.shape[1:]), math.prod(x.shape[1:])
         self.differentiable = backend.differentiates and backend.may_differentiate(linearization.value, x)
-        u = unit_roundoff(backend, x.dtype)
-        # Rounding perturbs every product by some u per layer.
-        self.product_error = 8 * (linearization.depth + 2) * u
-        # `trace` is known and added exactly, of J the share `linear` of it; its rounding is in `known_error`.
-        self.trace: Array | None = None
-        self.linear: Array | None = None
-        self.remainder: Callable[[Array], Array] | None = None
-        self.known_error: Any = 0.0
-        self.products: Products
-        if method == "mean-jacobian":
-            self._precondition(x)
-        else:
-            self.products = Products(
-                backend,
-                linearization,
-                self.event,
-                constant,
-                resolvent=self.differentiable,
-                errors=request.errors or request.terms is None,
-            )
-            self._take_trace()
-        rounding = self.product_error * self.d * mean_resolvent_bound(constant)
+        self.terms = request.terms or method.default_products(request, self.d)
+        self.roulette = method.roulette(c, self.d, request.unbiased)
+        needs_errors = request.errors or self.terms is None or self.roulette is not None
+        self.prepared = method.prepare(problem, self.differentiable, needs_errors)
+        rounding = self.prepared.product_error * self.d * mean_resolvent_bound(c)
         target = DEFAULT_BIAS if request.tol is None else request.tol
         self.target = max(target - rounding, rounding)
-        self.roulette = self._roulette()
+        self.rng = request.rng
         self.lengths: list[int] | None = None
 
-    def _roulette(self) -> Roulette | None:
-        """The chances of further products, where the answer is to have no bias; see `roulette`."""
-        c = self.constant
-        if self.method == "roulette":
-            return Roulette(c, c)
-        if not self.request.unbiased:
-            return None
-        return roulette_on_remainder(max(c, 1 - 1 / self.d) if self.method == "mean-jacobian" else c)
+    def source(self) -> tuple[ProbeSource, int]:
+        """Where the probes come from, and how many to begin with."""
+        backend, request, noise = self.backend, self.request, self.request.noise
+        if noise is None:
+            self.rng = backend.generator(request.rng)
+            flat = flatten(backend.xp, self.x)
+            return make_source(backend, request.probe_kind, flat, self.rng), request.probes
+        if self.roulette is not None:
+            if not (isinstance(noise, tuple) and len(noise) == 2):
+                raise InvalidArgumentError(
+                    "for an unbiased answer, and so for method 'roulette', noise is a pair (probes, lengths)."
+                )
+            noise, lengths = noise
+            self.lengths = given_lengths(lengths)
+        probes = given_probes(backend, self.x, noise, request.probes, self.method.name)
+        if self.lengths is not None:
+            given = self.lengths
+            if len(given) != probes.shape[0] or min(given) < 0:
+                raise InvalidArgumentError(
+                    f"lengths must hold one number >= 0 for each of the {probes.shape[0]} probes, got {given}."
+                )
+            order = sorted(range(len(given)), key=lambda i: -given[i])
+            probes = backend.xp.stack([probes[i, ...] for i in order])
+            self.lengths = [given[i] for i in order]
+        return ExplicitProbes(probes, request.probe_kind), probes.shape[0]
 
-    def _take_trace(self) -> None:
-        """Take the exact trace as a control variate, where it was asked for or is cheap; its share is a constant."""
-        wanted, trace = self.request.control_variate, self.linearization.trace
-        if wanted == "trace" and trace is None:
-            raise DerivativeError(
-                "control_variate='trace' needs a branch with a cheap exact trace: a Chain of Dense layers, or of "
-                "convolutions that keep the extent, with at most two groups of entrywise slopes. Use 'auto' or 'none'."
-            )
-        if trace is not None and wanted != "none":
-            whole = trace()
-            self.linear = linear_share(self.backend.xp, self.backend.stop_gradient(whole), self.d, self.constant)
-            self.trace = self.linear * whole
-
-    def _precondition(self, x: Array) -> None:
-        """Precondition by the mean Jacobian: log det(I + J) = -log det B + tr E + what is left to the probes."""
-        backend, xp, request = self.backend, self.backend.xp, self.request
-        if request.control_variate == "none":
-            raise InvalidArgumentError("method 'mean-jacobian' takes the trace exactly; control_variate='none' is not.")
-        if request.reference is None:
-            with backend.no_grad():
-                mean = preconditioner(backend, self.linearization, x, self.constant)
-        else:
-            mean = require_reference(request.reference, x)
-        self.products = PreconditionedProducts(
-            backend, self.linearization, self.event, self.constant, mean, resolvent=self.differentiable
-        )
-        assert self.linearization.preconditioned_trace is not None
-        B = backend.stop_gradient(mean.inverse)
-        exact, self.remainder = self.linearization.preconditioned_trace(B)
-        constant = mean.log_determinant + xp.linalg.trace(xp.astype(B, xp.float64)) - self.d
-        self.trace = exact + xp.astype(backend.stop_gradient(constant), exact.dtype)
-        # ||B|| <= 1 / (1 - norm); a product with E rounds like one with B and one with J.
-        inflation = (1 + self.constant) / (1 - backend.stop_gradient(mean.norm))
-        self.product_error = 2 * self.product_error
-        self.known_error = xp.astype(self.product_error * self.d * inflation, exact.dtype)
-        self.inflation = xp.astype(inflation, exact.dtype)
-
-    def forms(self, v: Array) -> FormEstimate:
-        """Estimate v^T f(J) v for probes v (probes, batch, d)."""
-        xp, terms = self.backend.xp, self.request.terms
-        if self.backend.is_tracing(v, self.linearization.value):  # the probes may be all that is traced, or the weights
+    def steps(self, v: Array) -> Steps:
+        """How many products the forms of probes v take."""
+        backend, terms, lengths = self.backend, self.terms, self.lengths
+        if backend.is_tracing(v, self.linearization.value):  # the probes may be all that is traced, or the weights
             refuse_tolerance(self.request)
             if terms is None:
-                terms = self.backend.host_constant(traced_terms, self.method, self.constant, self.d)
-        roulette, lengths = self.roulette, self.lengths
-        if roulette is not None and lengths is None:
-            lengths = draw_lengths(self.backend, v.shape[0], roulette, self.request.rng)
-        chances: dict[str, Any] = {"lengths": lengths, "roulette": roulette}
-        steps: dict[str, Any] = {"terms": terms, "enough": self._small_enough}
-        if isinstance(self.products, PreconditionedProducts):
-            form = preconditioned_form(self.products, v, **steps, **chances)
-            form = form._replace(sensitivity=form.sensitivity * self.inflation)
-            return form if self.remainder is None else _with_remainder(xp, form, v, self._remainder_image(v))
-        if self.method == "arnoldi":
-            process = run_arnoldi(self.products, v, goes_on=lengths is not None, **steps)
-            # The forms are in float64.
-            linear = None if self.linear is None else xp.astype(self.linear, xp.float64, copy=False)
-            form = arnoldi_estimate(process, linear)
-            return form if lengths is None else with_roulette(process, form, linear=linear, **chances)
-        if roulette is None:
-            return series_form(self.products, v, linear=self.linear, **steps)
-        if self.method == "roulette":
-            steps["terms"] = terms or ROULETTE_TERMS
-        return roulette_form(self.products, v, linear=self.linear, **steps, **chances)
+                terms = backend.host_constant(self.method.compiled_products, self.constant, self.d)
+        if self.roulette is not None and lengths is None:
+            lengths = self.roulette.draw(backend, v.shape[0], self.rng)
+        return Steps(terms, self._is_accurate, self.roulette, lengths)
 
-    def _remainder_image(self, v: Array) -> Array:
-        """T^T B^T v for probes v: what the trace of E lacks."""
-        assert self.remainder is not None
-        return self.remainder(self.products.pulled_back(v))
-
-    def _small_enough(self, bias: Array) -> bool:
+    def _is_accurate(self, bias: Array) -> bool:
         """Whether the truncation error, averaged over the probes, has met its target for every sample.
 
         A branch that breaks its constant would never get there, and is refused here.
@@ -186,22 +256,25 @@ class Estimator:
         return bool(xp.all(xp.mean(bias, axis=0) <= self.target))
 
     def add(self, sums: Sums | None, v: Array, kind: str) -> Sums:
-        """Add the estimates of further probes."""
-        xp = self.backend.xp
+        """Add the forms of further probes v."""
+        xp, prepared = self.backend.xp, self.prepared
         with self.backend.no_grad():
-            form = self.forms(v)
+            form = self.method.form(prepared.products, v, prepared.linear, self.steps(v))
+            image = self._remainder_image(v)
+            if image is not None:
+                form = _with_remainder(xp, form, v, image)
         self._refuse()
         surrogate = self._surrogate(form, v)
-        if not self.errors:
+        if not self.request.errors:
             value = xp.sum(form.value, axis=0)
             unknown = xp.full_like(value, math.nan)
             new = Sums(value, unknown, unknown, unknown, unknown, surrogate, v.shape[0], form.products)
             return new if sums is None else Sums(*(a + b for a, b in zip(sums, new, strict=True)))
-        # What the mean Jacobian leaves has few large directions, of which one probe knows little.
-        few = self.d <= 4 or self.method == "mean-jacobian"
+        # One probe knows little of a few large directions, or of a few dimensions.
+        few = self.d <= FEW_DIMENSIONS or self.method.has_few_directions
         variance = 2 * form.squared_image if few else _probe_variance(xp, form, self.d, kind)
         extra = xp.zeros_like(variance) if form.extra_variance is None else form.extra_variance
-        bias = form.bias + self.product_error * form.sensitivity
+        bias = form.bias + prepared.product_error * form.sensitivity
         value, square, bias, variance, extra = (
             a[0, ...] if v.shape[0] == 1 else xp.sum(a, axis=0)
             for a in (form.value, form.value * form.value, bias, variance, extra)
@@ -209,46 +282,48 @@ class Estimator:
         new = Sums(value, square, bias, variance, extra, surrogate, v.shape[0], form.products)
         return new if sums is None else Sums(*(a + b for a, b in zip(sums, new, strict=True)))
 
+    def _remainder_image(self, v: Array) -> Array | None:
+        """T^T B^T v for probes v: what the known trace lacks."""
+        remainder, products = self.prepared.remainder, self.prepared.products
+        return None if remainder is None else remainder(products.pulled_back(v))
+
     def _surrogate(self, form: FormEstimate, v: Array) -> Array:
         """Sum over the probes of w^T J v (batch,), whose derivative for fixed w is that of the value; else zeros."""
         xp = self.backend.xp
         if form.resolvent is None:
             return xp.zeros_like(form.value[0, ...])
-        w = self.backend.stop_gradient(self.products.pulled_back(form.resolvent))
+        w = self.backend.stop_gradient(self.prepared.products.pulled_back(form.resolvent))
         left, right = (xp.reshape(a, (*a.shape[:2], *self.event)) for a in (w, v))
         if self.linearization.jvp is None:
             left, right = self.linearization.transposed_products(left), right
         else:
             right = self.linearization.products(right)
         total = xp.linalg.vecdot(xp.reshape(left, tuple(v.shape)), xp.reshape(right, tuple(v.shape)))
-        if self.remainder is not None:
-            total = total + xp.linalg.vecdot(v, self._remainder_image(v))
+        image = self._remainder_image(v)
+        if image is not None:
+            total = total + xp.linalg.vecdot(v, image)
         return xp.sum(total, axis=0)
 
     def _refuse(self) -> None:
         """Refuse products that are not finite, or expand by more than the constant."""
-        largest = self.products.largest_factor
-        if largest is None or self.backend.is_tracing(largest):
-            return
-        refuse_expansion("a Jacobian product", float(largest), self.constant, self.product_error)
+        largest = self.prepared.products.largest_factor
+        if largest is not None and not self.backend.is_tracing(largest):
+            refuse_expansion("a Jacobian product", float(largest), self.constant, self.prepared.product_error)
 
     def result(self, sums: Sums, source: ProbeSource) -> LogDet:
         """Average, and state the errors."""
-        xp, p = self.backend.xp, sums.probes
-        value = sums.value / p
-        surrogate = sums.surrogate / p
-        if self.trace is not None:
-            value = value + self.backend.stop_gradient(self.trace)
-            surrogate = surrogate + self.trace
+        xp, p, trace = self.backend.xp, sums.probes, self.prepared.trace
+        value, surrogate = sums.value / p, sums.surrogate / p
+        if trace is not None:
+            value, surrogate = value + self.backend.stop_gradient(trace), surrogate + trace
         if self.differentiable:
             value = with_derivative(self.backend, value, surrogate)
         products = xp.full(value.shape, sums.products, dtype=xp.int32, device=device_of(value))
-        if not self.errors:
-            return LogDet(value, sums.bias, sums.bias, products, self.method)
-        estimate = sums.value / p
-        extra = sums.extra_variance / p
-        variance = sums.variance / p
-        # A probe may miss a dominating direction and see neither the value nor its variance; others do not.
+        if not self.request.errors:
+            return LogDet(value, sums.bias, sums.bias, products, self.method.name)
+        estimate, extra, variance = sums.value / p, sums.extra_variance / p, sums.variance / p
+        # A probe that misses a dominating direction sees neither the value nor its variance; those of the other
+        # samples see them.
         variance = xp.maximum(variance, 0.1 * xp.mean(variance))
         if p > 1:
             # What is seen is the sum of both: the noise of the probes and that of a roulette.
@@ -259,7 +334,8 @@ class Estimator:
             variance = trust * (seen - of_roulette) + (1 - trust) * variance
             extra = trust * of_roulette + (1 - trust) * extra
         variance = variance * source.remaining_variance(p) + extra
-        return LogDet(value, xp.sqrt(variance / p), sums.bias / p + self.known_error, products, self.method)
+        bias = sums.bias / p + self.prepared.known_error
+        return LogDet(value, xp.sqrt(variance / p), bias, products, self.method.name)
 
 
 def with_derivative(backend: Backend, value: Array, surrogate: Array) -> Array:
@@ -272,24 +348,6 @@ def _with_remainder(xp: Any, form: FormEstimate, v: Array, image: Array) -> Form
     """Add v^T (B T) v, `image` = (B T)^T v, to a form that has all of log(I + E) but for the trace without that."""
     combined = (xp.sqrt(form.squared_image) + xp.linalg.vector_norm(image, axis=-1)) ** 2
     return form._replace(value=form.value + xp.linalg.vecdot(v, image), squared_image=combined, squared_form=combined)
-
-
-def traced_terms(method: str, constant: float, d: int) -> int | None:
-    """Products a probe in a compiled program, which cannot look at its certificate; None: the roulette's default.
-
-    Arnoldi's method meets `DEFAULT_BIAS` in ten on trained branches up to c = 0.99; its certificate says how far it
-    came. The series takes what its a-priori bound asks for (report, Eq. 23).
-    """
-    if method == "arnoldi":
-        return min(d, TRACED_PRODUCTS)
-    if method == "mean-jacobian":
-        return min(d, TRACED_PRECONDITIONED)
-    if method == "series":
-        n = 1
-        while d * constant**n * series_tail(constant, n) > DEFAULT_BIAS:
-            n += 1
-        return n
-    return None
 
 
 def _probe_variance(xp: Any, form: FormEstimate, d: int, kind: str) -> Array:

@@ -6,17 +6,19 @@ from typing import Any
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.branches import JointPass, Linearization, linearize
 from iresnet_core.common import require_finite, round_up, unit_roundoff, widest
+from iresnet_core.determinant.choice import exact_choice
+from iresnet_core.determinant.request import Method, Problem
 from iresnet_core.errors import NotContractiveError
 from iresnet_core.results import LogDet
 
-__all__ = ["determinant_order", "exact_jointly", "exact_logdet", "samples_at_a_time"]
+__all__ = ["EXACT", "determinant_order"]
 
 # Entries of the explicit Jacobians that are held at a time (256 MiB in float64).
-CHUNK = 2**25
+ENTRIES_AT_A_TIME = 2**25
 # Up to this order the determinant is written out.
 WRITTEN_OUT = 2
 # A determinant minus 1 below this has lost digits.
-SMALL = -0.5
+CANCELLED_BELOW = -0.5
 
 
 def determinant_order(linearization: Linearization, x: Array) -> int:
@@ -27,10 +29,33 @@ def determinant_order(linearization: Linearization, x: Array) -> int:
 
 def samples_at_a_time(order: int, d: int) -> int:
     """Return how many samples' matrices are held at a time."""
-    return max(1, CHUNK // (order * max(order, d)))
+    return max(1, ENTRIES_AT_A_TIME // (order * max(order, d)))
 
 
-def exact_logdet(
+class Exact(Method):
+    """LU factors of the smallest matrix that has the determinant: no noise, and d products a sample in matrix form."""
+
+    name = "exact"
+    is_exact = True
+    takes_joint_pass = True
+
+    def applies_to(self, problem: Problem) -> bool:
+        """Up to the limit on the order of the determinant, where no probes are given."""
+        return exact_choice(determinant_order(problem.linearization, problem.x), problem.request)[0]
+
+    def answer(self, problem: Problem) -> tuple[Array, LogDet]:
+        """Return g(x) and its log-determinant."""
+        backend, g, x, linearization, constant, request, _ = problem
+        if linearization.joint is not None:
+            d = math.prod(x.shape[1:])
+            if determinant_order(linearization, x) == d and samples_at_a_time(d, d) >= x.shape[0]:
+                return exact_jointly(backend, linearization.joint, x, constant)
+            linearization = linearize(backend, g, x)
+        result = determinant_in_parts(backend, g, x, linearization, constant, errors=request.errors)
+        return linearization.value, result
+
+
+def determinant_in_parts(
     backend: Backend, g: Any, x: Array, linearization: Linearization, constant: float, *, errors: bool = True
 ) -> LogDet:
     """Compute log det(I + M) by LU factors, M the r x r matrix of the narrowest cut or the Jacobian itself.
@@ -93,7 +118,7 @@ def _with_inverses(backend: Backend, M: Array) -> tuple[Array, Array]:
         A = xp.eye(order, dtype=M.dtype, device=device_of(M)) + M
         return _signed(xp, *xp.linalg.slogdet(A)), xp.linalg.inv(A)
     excess, determinant = _excess_and_determinant(M)
-    value = _logarithms(xp, excess, determinant) if bool(xp.any(excess < SMALL)) else xp.log1p(excess)
+    value = _logarithms(xp, excess, determinant) if bool(xp.any(excess < CANCELLED_BELOW)) else xp.log1p(excess)
     if order == 1:
         return value, 1 / determinant[:, None, None]
     a, b, c, d = 1 + M[:, 0, 0], -M[:, 0, 1], -M[:, 1, 0], 1 + M[:, 1, 1]
@@ -157,7 +182,7 @@ def _excess_and_determinant(M: Array) -> tuple[Array, Array]:
 def _logarithms(xp: Any, excess: Array, determinant: Array) -> Array:
     """Logarithms of determinants that are known in both forms, NaN where one is not positive."""
     # A small determinant is what is left of 1 by rounding in the one form, and accurate in the other.
-    small, one = excess < SMALL, xp.ones_like(excess)
+    small, one = excess < CANCELLED_BELOW, xp.ones_like(excess)
     large = xp.log1p(xp.where(small, 0 * one, excess))
     value = xp.where(small, xp.log(xp.where(small & (determinant > 0), determinant, one)), large)
     return xp.where(small & ~(determinant > 0), xp.full_like(value, math.nan), value)
@@ -188,3 +213,6 @@ def _refuse_impossible(backend: Backend, value: Array, constant: float, d: int, 
             f"and {high:.4g} nats; got {float(seen):.4g} (nan: a determinant that is not positive). The stated "
             "constant is wrong."
         )
+
+
+EXACT = Exact()

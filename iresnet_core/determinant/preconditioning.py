@@ -1,12 +1,12 @@
-"""Log-determinants preconditioned by the mean Jacobian of a batch.
+"""The mean Jacobian of a batch as a preconditioner of log-determinants.
 
 For a fixed matrix B, near (I + J0)^-1 with J0 the Jacobian at the mean slopes, and I + E = B (I + J),
 
     log det(I + J) = -log det B + tr E + E_v[v^T (log(I + E) - E) v].
 
 The first term is the same for all samples, the trace is exact (see `slope_traces`), and E is small, so that little is
-left to the probes. The identity holds for every B, whatever rounding or a change of the weights did to it. So does the
-certificate: with A = B^-1,
+left to the probes, see `preconditioned_arnoldi`. The identity holds for every B, whatever rounding or a change of the
+weights did to it. So does the certificate: with A = B^-1,
 
     I + t E = B ((1 - t) A + t (I + J)),   ||(I + t E)^-1|| <= ||A|| / (1 - (1 - t) ||A - I|| - t c),
 
@@ -17,7 +17,6 @@ This is the use of a preconditioner as a control variate, known from Gaussian pr
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
@@ -34,31 +33,24 @@ from iresnet_core.common import (
     widest,
     working_dtype,
 )
-from iresnet_core.determinant.arnoldi import arnoldi_estimate, run_arnoldi
-from iresnet_core.determinant.arnoldi_roulette import with_roulette
-from iresnet_core.determinant.quadrature import Rule, preconditioned_rule
-from iresnet_core.determinant.roulette import Roulette
-from iresnet_core.determinant.series import FormEstimate, Products
 from iresnet_core.errors import DerivativeError, InvalidArgumentError, NotContractiveError, ShapeError
 from iresnet_core.lipschitz import gram_bound
 
 __all__ = [
     "MeanJacobian",
-    "PreconditionedProducts",
     "mean_jacobian",
     "no_mean_jacobian",
-    "preconditioned_form",
     "preconditioner",
     "require_reference",
 ]
 
 # J0 is scaled below the constant by this share, to leave room for the rounding of B.
-ROOM = 1e-4
+ROOM_FOR_ROUNDING = 1e-4
 # Products behind the bound on the norm of J0, which is within some hundredths of it; more count where it is above the
 # constant.
-SQUARINGS, MORE_SQUARINGS = 3, 5
+FEW_SQUARINGS, MANY_SQUARINGS = 3, 5
 # Defect up to which log det B is that of its origin, corrected to the first order.
-CORRECTED = 1e-4
+LARGEST_CORRECTED_DEFECT = 1e-4
 
 
 class MeanJacobian(NamedTuple):
@@ -172,7 +164,7 @@ def preconditioner(backend: Backend, linearization: Linearization, x: Array, con
         raise NotContractiveError(
             f"the mean Jacobian cannot be inverted in {x.dtype} (c = {constant:.6g}). Use float64, or method 'arnoldi'."
         )
-    if certain and float(defect) < CORRECTED:  # log det(I + R) = tr R, but for less than the square of the defect
+    if certain and float(defect) < LARGEST_CORRECTED_DEFECT:  # log det(I + R) = tr R, but for the second order
         log_determinant = log_determinant - xp.linalg.trace(R)
     else:
         log_determinant = -xp.linalg.slogdet(stored)[1]
@@ -181,12 +173,12 @@ def preconditioner(backend: Backend, linearization: Linearization, x: Array, con
 
 def _shrunk(backend: Backend, J0: Array, constant: float) -> tuple[Array, Array]:
     """Return J0, and a bound on its norm; a stated constant may be below that, and then J0 is scaled: any will do."""
-    xp, limit = backend.xp, (1 - ROOM) * constant
-    norm = gram_bound(backend, J0, rtol=0.0, max_steps=SQUARINGS) + 1e-100
+    xp, limit = backend.xp, (1 - ROOM_FOR_ROUNDING) * constant
+    norm = gram_bound(backend, J0, rtol=0.0, max_steps=FEW_SQUARINGS) + 1e-100
     tracing = backend.is_tracing(J0)
     if not tracing and float(norm) <= limit:
         return J0, norm
-    more = gram_bound(backend, J0, rtol=0.0, max_steps=MORE_SQUARINGS) + 1e-100
+    more = gram_bound(backend, J0, rtol=0.0, max_steps=MANY_SQUARINGS) + 1e-100
     scale = xp.minimum(xp.ones_like(more), limit / more)
     if tracing:  # the same choice, so that a compiled program has the certificate of an eager one
         more = xp.where(norm <= limit, norm, more)
@@ -210,94 +202,3 @@ def require_reference(reference: Any, x: Array) -> MeanJacobian:
     require_same_dtype(reference.inverse, "the reference", x, "x")
     require_same_device(get_backend(x), reference.inverse, "the reference", x, "x")
     return reference
-
-
-class PreconditionedProducts(Products):
-    """Products with E^T = (I + J^T) B^T - I."""
-
-    # What is left has few large directions, so that its variance is judged by `squared_image` alone.
-    tells_forms = False
-
-    def __init__(
-        self,
-        backend: Backend,
-        linearization: Linearization,
-        event: tuple[int, ...],
-        constant: float,
-        mean: MeanJacobian,
-        resolvent: bool = False,
-    ) -> None:
-        super().__init__(backend, linearization, event, constant, resolvent)
-        self.mean = mean
-        self.inverse = backend.stop_gradient(mean.inverse)
-        self.first_square: Array | None = None
-        self._rule: Rule | None = None
-
-    def of_unit(self, u: Array, inverse: Array | None = None) -> Array:
-        """Return E^T u for u (probes, batch, d), see `Products.of_unit`."""
-        xp = self.backend.xp
-        w = self.pulled_back(u)
-        product = self._transposed(w)
-        square = xp.linalg.vecdot(w, w) + 1e-30  # in place of zero; B^T u is no shorter than half of u
-        self._squares.append(xp.linalg.vecdot(product, product) / square)
-        image = w - u + product
-        if self.first_square is None:
-            self.first_square = xp.linalg.vecdot(image, image)
-        return image
-
-    def rule(self, like: Array) -> Rule:
-        """Quadrature of (I + t E)^-1."""
-        if self._rule is None:
-            largest, mean = max(self.constant, self.mean.constant), self.mean
-            self._rule = preconditioned_rule(self.backend, like, largest, self.constant, mean.norm, mean.growth)
-        return self._rule
-
-    def a_priori(self, m: int) -> float | None:
-        """None: nothing is known about E beforehand."""
-        return None
-
-    def pulled_back(self, w: Array) -> Array:
-        """Return B^T w for w (probes, batch, d)."""
-        return self.backend.rows_times(w, self.inverse)
-
-
-def preconditioned_form(
-    multiply: PreconditionedProducts,
-    v: Array,
-    *,
-    terms: int | None,
-    enough: Callable[[Array], bool],
-    lengths: list[int] | None = None,
-    roulette: Roulette | None = None,
-) -> FormEstimate:
-    """Estimate v^T (log(I + E) - E) v by Arnoldi's method; with a roulette of these lengths, without bias.
-
-    Where the certificate is no better than the bound on the form itself, or a factor broke down, the form is taken to
-    be zero within that: |v^T (log(I + E) - E) v| <= ||v|| ||E^T v|| (||A - I|| + c) times the integral of
-    t / (1 - (1 - t) ||A - I|| - t c).
-    """
-    backend, mean, c = multiply.backend, multiply.mean, multiply.constant
-    xp = backend.xp
-    multiply.first_square = None
-    process = run_arnoldi(multiply, v, terms=terms, enough=enough, goes_on=lengths is not None)
-    form = arnoldi_estimate(process, 1.0)
-    rule = multiply.rule(v)
-    share = xp.sum(rule.t * rule.damping) / mean.growth * (mean.norm + c)
-    square = process.v_length**2
-    ceiling = 1.01 * xp.sqrt(multiply.first_square) * xp.astype(share, v.dtype)  # for a unit v
-    unless = square * ceiling
-    good = form.bias <= unless  # False for NaN
-    if backend.is_tracing(good) or not bool(xp.all(good)):
-        size = unless * ceiling
-        squared_image = xp.where(good, form.squared_image, size)
-        form = form._replace(
-            value=xp.where(good, form.value, xp.zeros_like(unless)),
-            bias=xp.where(good, form.bias, unless),
-            squared_image=squared_image,
-            squared_form=squared_image,
-            sensitivity=xp.where(good, form.sensitivity, square),
-        )
-    if lengths is None or roulette is None:
-        return form
-    ceiling = xp.astype(ceiling, xp.float64)
-    return with_roulette(process, form, linear=1.0, lengths=lengths, roulette=roulette, ceiling=ceiling)

@@ -15,7 +15,7 @@ PANEL_NODES = 16
 # Error of the rule for preconditioned integrands, relative to ||v||^2.
 SEGMENT_ERROR = 1e-10
 # Constant below which the rule for preconditioned integrands is not made smaller.
-LEAST = 0.05
+LEAST_CONSTANT = 0.05
 
 
 @cache
@@ -75,7 +75,7 @@ def segment_rule(c: float) -> tuple[np.ndarray, np.ndarray, float]:
     by (32 / 15) of that times rho^(-2 n) / (1 - rho^-2) (Trefethen 2008, Thm 4.5). A factor of two allows for a J0 of
     norm up to `segment_limit`.
     """
-    c = max(c, LEAST)
+    c = max(c, LEAST_CONSTANT)
     s = 1 + 0.9 * (1 / c - 1)
     rho = s + math.sqrt(s * s - 1)
     size = 2 * (32 / 15) * 2 * c / (1 - s * c) / (1 - rho**-2)
@@ -85,7 +85,7 @@ def segment_rule(c: float) -> tuple[np.ndarray, np.ndarray, float]:
 
 def segment_limit(c: float) -> float:
     """Norm of J0, a little above c, up to which `segment_rule` of c holds: then 1 - s ||J0|| >= (1 - s c) / 2."""
-    c = max(c, LEAST)
+    c = max(c, LEAST_CONSTANT)
     return c * (1 + (1 - c) / 20)
 
 

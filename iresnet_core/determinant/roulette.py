@@ -19,101 +19,76 @@ Here P_j = first keep^(j-1), and keep follows from the certified constant c:
   the one with the smaller certificate counts, so that |R_j| never exceeds the certificate b of R_0. keep >= 1 - 1/d
   keeps 1 / P_j below e / first for all j < d, and the variance below e b^2 / first.
 
-The remainder is small after the certain products, hence `FIRST`, the chance to look at it at all, may be small too.
+The remainder is small after the certain products, so that the chance to look at it at all may be small too.
 """
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import copy
+from typing import NamedTuple
 
-from iresnet_core.backends import Array, Backend
-from iresnet_core.determinant.series import FormEstimate, PowerSeries, Products, series_tail
+from iresnet_core.backends import Array
+from iresnet_core.determinant.estimator import ProbedMethod
+from iresnet_core.determinant.forms import (
+    FormEstimate,
+    JacobianProducts,
+    Roulette,
+    Steps,
+    sensitivity,
+    series_tail,
+    squared_form,
+)
+from iresnet_core.determinant.request import Problem
 from iresnet_core.errors import InvalidArgumentError
 
-__all__ = ["Roulette", "draw_lengths", "roulette_form", "roulette_on_remainder"]
+__all__ = ["LEAST_CHANCE", "ROULETTE", "form_with_roulette"]
 
-# Chance that a certified remainder is looked at.
-FIRST = 0.125
-
-
-class Roulette(NamedTuple):
-    """Numbers N of further products with P(N >= j) = first keep^(j-1)."""
-
-    first: float
-    keep: float
-
-    def chance(self, j: int) -> float:
-        """P(N >= j)."""
-        return 1.0 if j <= 0 else self.first * self.keep ** (j - 1)
+# Certain terms of method "roulette".
+CERTAIN_TERMS = 4
+# Lengths with a smaller chance than this cannot have been drawn, and dividing by it would overflow.
+LEAST_CHANCE = 1e-200
 
 
-def roulette_on_remainder(keep: float) -> Roulette:
-    """The roulette after products that leave little."""
-    return Roulette(min(FIRST, keep), keep)
-
-
-def draw_lengths(backend: Backend, probes: int, roulette: Roulette, rng: Any) -> list[int]:
-    """Numbers of further products for every probe, in descending order; drawn on the host."""
-    first, keep = roulette
-    if first <= 0:
-        return [0] * probes
-    uniforms = 1.0 - backend.uniform((probes,), rng)
-    return sorted(
-        (0 if u > first else 1 + math.floor(math.log(u / first) / math.log(keep)) for u in uniforms), reverse=True
-    )
-
-
-def roulette_form(
-    multiply: Products,
-    v: Array,
-    *,
-    linear: Array | None,
-    terms: int | None,
-    lengths: list[int],
-    roulette: Roulette,
-    enough: Callable[[Array], bool],
-) -> FormEstimate:
+def form_with_roulette(products: JacobianProducts, v: Array, linear: Array | None, steps: Steps) -> FormEstimate:
     """Series with Russian roulette on its tail (Chen et al. 2019, Eq. 6): unbiased.
 
-    After `terms` certain terms, or as many as make ``enough(bound)`` true of the truncation, term ``terms + j`` is
-    computed with probability P_j and divided by it. `lengths` (probes,), descending, are the numbers of further terms:
-    the probes with the longest tails come first, so that those which are done drop off the end of the stack.
+    After the certain terms, term ``terms + j`` is computed with probability P_j and divided by it. The lengths are
+    descending: the probes with the longest tails come first, so that those which are done drop off the end of the
+    stack.
     """
-    xp, c = multiply.backend.xp, multiply.constant
-    series = PowerSeries(multiply, v, linear)
-    zero = xp.zeros_like(series.length)
+    xp, c, lengths, roulette = products.backend.xp, products.constant, steps.lengths, steps.roulette
+    assert lengths is not None
+    assert roulette is not None
+    series = _PowerSeries(products, v, linear)
+    zero = xp.zeros_like(series.lengths[0])
     sums = _Sums(zero, zero, zero)
-    while terms is None or series.terms < terms:
-        series.step(multiply)
-        sums = sums.plus(series.term(), 1.0)
-        if terms is None:
-            tail = multiply.backend.host_constant(series_tail, c, series.terms)
-            if enough(series.v_length * series.length * tail):
+    while steps.terms is None or series.terms < steps.terms:
+        sums = sums.plus(series.step(products), 1.0)
+        if steps.terms is None:
+            tail = products.backend.host_constant(series_tail, c, series.terms)
+            if steps.is_accurate(series.scale() * tail):
                 break
     certain = series.terms
-    products = certain * v.shape[0]
+    count = certain * v.shape[0]
     parts = []
     while True:
         further = series.terms - certain
         alive = sum(1 for n in lengths if n > further)
         following = roulette.chance(further + 1)
-        if alive and following < 1e-200:
+        if alive and following < LEAST_CHANCE:
             raise InvalidArgumentError(
                 f"lengths of {max(lengths)} have no chance under the constant {roulette.keep:.3g}."
             )
         if alive < series.v.shape[0]:
             ended = _Sums(*(a[alive:, ...] for a in sums))
-            parts.append(_ended(xp, c, roulette.keep, following, series.keep(alive), ended))
+            parts.append(_ended(c, roulette.keep, following, series.split(alive), ended))
             sums = _Sums(*(a[:alive, ...] for a in sums))
         if not alive:
             break
-        products += alive
-        series.step(multiply, following)
-        sums = sums.plus(series.term(), following)
-    value, bias, image, form, sensitivity, variance, resolvent = (
+        count += alive
+        sums = sums.plus(series.step(products, following), following)
+    value, bias, image, form, growth, variance, resolvent = (
         None if parts[0][i] is None else xp.concat([part[i] for part in reversed(parts)]) for i in range(7)
     )
-    return FormEstimate(value, bias, image, form, sensitivity, variance, products, resolvent)
+    return FormEstimate(value, bias, image, form, growth, variance, count, resolvent)
 
 
 class _Sums(NamedTuple):
@@ -137,21 +112,113 @@ class _Sums(NamedTuple):
         )
 
 
-def _ended(
-    xp: Any, c: float, keep: float, following: float, series: PowerSeries, sums: _Sums
-) -> tuple[Array | None, ...]:
+class _PowerSeries:
+    """Running sums of the series for a stack of probes, from which those drop off whose roulette has ended.
+
+    Its coefficients are (-1)^(k+1) / k, and 1 less `linear` for k = 1.
+    """
+
+    def __init__(self, products: JacobianProducts, v: Array, linear: Array | None) -> None:
+        xp = products.backend.xp
+        self.backend, self.xp, self.linear = products.backend, xp, linear
+        self.v = self.power = v
+        self.log_times_v = xp.zeros_like(v)
+        self.resolvent = None
+        if products.needs_gradient:
+            self.resolvent = v if linear is None else (1 - linear)[..., None] * v
+        self.lengths: list[Array] = [xp.linalg.vector_norm(v, axis=-1)]
+        self.moments: list[Array] = []
+
+    @property
+    def terms(self) -> int:
+        """Products so far."""
+        return len(self.moments)
+
+    def step(self, products: JacobianProducts, chance: float = 1.0) -> Array:
+        """Take the next product, which had this chance of being taken; returns its term, undivided."""
+        self.power, length = products(self.power, self.lengths[-1])
+        self.lengths.append(length)
+        self.moments.append(self.xp.linalg.vecdot(self.v, self.power))
+        k = self.terms
+        if self.resolvent is not None:
+            self.resolvent = self.resolvent + (-1.0) ** k / chance * self.power
+        if k == 1:
+            if self.linear is None:
+                self.log_times_v = self.power
+                return self.moments[0]
+            share = 1 - self.linear
+            self.log_times_v = share[..., None] * self.power
+            return share * self.moments[0]
+        weight = (-1.0) ** (k + 1) / k
+        self.log_times_v = self.log_times_v + weight * self.power
+        return weight * self.moments[-1]
+
+    def scale(self) -> Array:
+        """||v|| times the length of the last product."""
+        return self.lengths[0] * self.lengths[-1]
+
+    def split(self, count: int) -> "_PowerSeries":
+        """Keep the first `count` probes, and return the others as a series of their own."""
+        rest = copy.copy(self)
+        for name in ("v", "power", "log_times_v", "resolvent"):
+            array = getattr(self, name)
+            if array is not None:
+                setattr(rest, name, array[count:, ...])
+                setattr(self, name, array[:count, ...])
+        for name in ("moments", "lengths"):
+            arrays = getattr(self, name)
+            setattr(rest, name, [array[count:, ...] for array in arrays])
+            setattr(self, name, [array[:count, ...] for array in arrays])
+        return rest
+
+
+def _ended(c: float, keep: float, following: float, series: _PowerSeries, sums: _Sums) -> tuple[Array | None, ...]:
     """The fields of a FormEstimate, but products, for probes whose roulette has ended.
 
     Terms that were computed enter the variance as they are. Those that were not are taken to be a r^j, j = 1, 2, ...,
     a = ||v|| ||(J^T)^n v|| / (n + 1), with r half-way from the last ratio of lengths to c, which it cannot exceed.
     `following` is the chance of the first of them.
     """
-    a = series.v_length * series.length / (series.terms + 1)
-    before = xp.where(series.previous > 0, series.previous, xp.ones_like(a))
-    r = 0.5 * (c + xp.minimum(series.length / before, xp.full_like(a, c)))
+    xp = series.xp
+    a = series.scale() / (series.terms + 1)
+    previous, last = series.lengths[-2:]
+    before = xp.where(previous > 0, previous, xp.ones_like(a))
+    r = 0.5 * (c + xp.minimum(last / before, xp.full_like(a, c)))
     squares = a * a * r * r / following / (1 - r * r / keep) if keep else xp.zeros_like(a)
     crossed = 2 * xp.abs(sums.weighted) * a * r / (1 - r) + 2 * squares * r / (1 - r)
-    variance = xp.maximum(sums.variance, xp.zeros_like(squares)) + squares + crossed
-    squared_image = xp.linalg.vecdot(series.image, series.image)
-    bias = xp.zeros_like(a)
-    return sums.value, bias, squared_image, series.squared_form(), series.sensitivity(c), variance, series.resolvent
+    image = series.log_times_v
+    return (
+        sums.value,
+        xp.zeros_like(a),
+        xp.linalg.vecdot(image, image),
+        squared_form(series.backend, series.moments, series.linear, image),
+        sensitivity(xp, series.lengths, c),
+        xp.maximum(sums.variance, xp.zeros_like(squares)) + squares + crossed,
+        series.resolvent,
+    )
+
+
+class RussianRoulette(ProbedMethod):
+    """The series with Russian roulette, as residual flows are trained with: never biased, but noisy."""
+
+    name = "roulette"
+    always_unbiased = True
+
+    def applies_to(self, problem: Problem) -> bool:
+        """Never by itself: `unbiased` takes the bias from the other methods with less noise."""
+        return False
+
+    def roulette(self, c: float, d: int, unbiased: bool) -> Roulette:
+        """After the certain terms, each product has the chance c to be followed by another."""
+        return Roulette(c, c)
+
+    def form(self, products: JacobianProducts, v: Array, linear: Array | None, steps: Steps) -> FormEstimate:
+        """Sum the terms that the lengths tell."""
+        return form_with_roulette(products, v, linear, steps._replace(terms=steps.terms or CERTAIN_TERMS))
+
+    def compiled_products(self, c: float, d: int) -> None:
+        """The certain terms are those of an eager call."""
+        return None
+
+
+ROULETTE = RussianRoulette()

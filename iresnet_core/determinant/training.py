@@ -12,7 +12,7 @@ noise of v v^T all the same, of which the same form of J0 takes the larger part 
 
 Both identities hold for every B and every J0, sample by sample; only the truncation of the series is an error, of the
 order E^(m + 2) in the value and E^(m + 1) in the derivative for m transposed products. The last moment comes from the
-product J v, which the derivative needs anyway. No error is estimated here: see `preconditioning` for that.
+product J v, which the derivative needs anyway. No error is estimated here: see `preconditioned_arnoldi` for that.
 """
 
 import math

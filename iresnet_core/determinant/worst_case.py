@@ -31,9 +31,9 @@ from iresnet_core.backends import Array
 __all__ = ["Completions"]
 
 # What the norm may exceed its constant by, in units of eps, since the products are rounded.
-SLACK = 64
+NORM_SLACK = 64
 # Rounding of |p|^2, relative to the square of the bound 1 / (1 - t c) on |rho|.
-ROUNDING = 1e-14
+SQUARE_ROUNDING = 1e-14
 
 
 class Completions:
@@ -45,11 +45,11 @@ class Completions:
 
     def __init__(self, xp: Any, t: Array, c: float, eps: float) -> None:
         self.xp, self.t = xp, t
-        self.c = min(c * (1 + SLACK * eps), 0.5 * (1 + c))
+        self.c = min(c * (1 + NORM_SLACK * eps), 0.5 * (1 + c))
         tau = t * self.c
         self.inverse = 1 / t
         self.gap = (1 - tau) * (1 + tau)
-        self.floor = ROUNDING * self.c**2 / (1 - tau) ** 2
+        self.floor = SQUARE_ROUNDING * self.c**2 / (1 - tau) ** 2
         self.g: Array = None  # |g_m|^2
         self.p: Array = None  # c^2 |p|^2
         self.r: Array = None  # (rho H + t c^2 rho) g_m^T

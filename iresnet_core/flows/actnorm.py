@@ -13,11 +13,11 @@ from iresnet_core.common import (
     unit_roundoff,
     widest,
 )
+from iresnet_core.determinant import LogDetOptions
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows.layer import (
     InverseOptions,
     Layer,
-    LogDetOptions,
     Shape,
     Transformed,
     channel_axis,

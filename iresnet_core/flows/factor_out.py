@@ -6,9 +6,10 @@ from typing import Any, Self
 
 from iresnet_core.backends import Array, Backend
 from iresnet_core.common import flatten, require_positive_int
+from iresnet_core.determinant import LogDetOptions
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows.flow import Flow
-from iresnet_core.flows.layer import InverseOptions, Layer, LogDetOptions, Shape, Transformed, channel_axis
+from iresnet_core.flows.layer import InverseOptions, Layer, Shape, Transformed, channel_axis
 from iresnet_core.results import Inverse
 
 __all__ = ["FactorOut"]

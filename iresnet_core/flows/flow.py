@@ -20,8 +20,9 @@ from iresnet_core.common import (
     widest,
     working_dtype,
 )
+from iresnet_core.determinant import LogDetOptions
 from iresnet_core.errors import DtypeError, InvalidArgumentError, ShapeError, UnknownArrayError
-from iresnet_core.flows.layer import InverseOptions, Layer, LogDetOptions, Shape, Transformed, located
+from iresnet_core.flows.layer import InverseOptions, Layer, Shape, Transformed, located
 from iresnet_core.results import Inverse, LogDet
 
 __all__ = ["Flow", "LogProb"]

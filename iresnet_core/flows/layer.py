@@ -15,6 +15,7 @@ from iresnet_core.common import (
     require_batch,
     require_finite,
     require_floating,
+    require_options,
     require_same_device,
     require_same_dtype,
     round_up,
@@ -23,13 +24,13 @@ from iresnet_core.common import (
     widest,
     working_dtype,
 )
-from iresnet_core.errors import InvalidArgumentError, IResNetError, ShapeError
+from iresnet_core.determinant import LOGDET_OPTIONS, LogDetOptions
+from iresnet_core.errors import IResNetError, ShapeError
 from iresnet_core.results import Inverse, LogDet
 
 __all__ = [
     "InverseOptions",
     "Layer",
-    "LogDetOptions",
     "Shape",
     "Transformed",
     "channel_axis",
@@ -58,22 +59,6 @@ class Transformed(NamedTuple):
     logdet: LogDet
 
 
-class LogDetOptions(TypedDict, total=False):
-    """Options of `iresnet_core.logdet` that a layer or a flow passes on; see there."""
-
-    method: str
-    tol: float | None
-    probes: int
-    noise: Any
-    rng: Any
-    unbiased: bool
-    terms: int | None
-    probe_kind: Literal["rademacher", "gaussian"]
-    control_variate: str
-    errors: bool
-    exact_up_to: int | None
-
-
 class InverseOptions(TypedDict, total=False):
     """Options of `iresnet_core.invert` that a layer or a flow passes on; see there."""
 
@@ -84,7 +69,6 @@ class InverseOptions(TypedDict, total=False):
     on_failure: Literal["raise", "warn", "return"]
 
 
-LOGDET_OPTIONS = frozenset(LogDetOptions.__annotations__)
 INVERSE_OPTIONS = frozenset(InverseOptions.__annotations__)
 
 
@@ -168,7 +152,7 @@ class Layer(Copyable, ABC):
         InvalidArgumentError
             If there is no such option.
         """
-        _require_options(options, LOGDET_OPTIONS)
+        require_options(options, LOGDET_OPTIONS)
         backend = self._admit(x, "the input")
         self._require_input(x)
         with backend.full_precision(), backend.batch_of_unknown_size(x):
@@ -198,7 +182,7 @@ class Layer(Copyable, ABC):
         NotConvergedError
             As `invert`.
         """
-        _require_options(options, INVERSE_OPTIONS)
+        require_options(options, INVERSE_OPTIONS)
         backend = self._admit(z, "the latents")
         self.input_shape(tuple(z.shape[1:]))
         with backend.full_precision(), backend.batch_of_unknown_size(z):
@@ -237,14 +221,6 @@ class Layer(Copyable, ABC):
         """Refuse to hand out NaN or infinity."""
         require_finite(backend, value, f"the {kind} of {type(self).__name__}")
         return value
-
-
-def _require_options(options: Any, known: frozenset[str]) -> None:
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise InvalidArgumentError(
-            f"there is no option {', '.join(unknown)}; the options are {', '.join(sorted(known))}."
-        )
 
 
 @contextmanager

@@ -6,11 +6,11 @@ from typing import Any
 
 from iresnet_core.backends import Array, Backend
 from iresnet_core.common import flatten, unit_roundoff, widest
+from iresnet_core.determinant import LogDetOptions
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.flows.layer import (
     InverseOptions,
     Layer,
-    LogDetOptions,
     Shape,
     Transformed,
     closed_form_inverse,

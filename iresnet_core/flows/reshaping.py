@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.common import require_positive_int, widest
+from iresnet_core.determinant import LogDetOptions
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows.layer import (
     InverseOptions,
     Layer,
-    LogDetOptions,
     Shape,
     Transformed,
     channel_axis,

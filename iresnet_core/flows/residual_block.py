@@ -6,9 +6,9 @@ from typing import Any, Self
 from iresnet_core.backends import Array, Backend
 from iresnet_core.branches import evaluate, stated_lipschitz
 from iresnet_core.common import require_contraction
-from iresnet_core.determinant import value_and_logdet
+from iresnet_core.determinant import LogDetOptions, value_and_logdet
 from iresnet_core.errors import InvalidArgumentError, ShapeError
-from iresnet_core.flows.layer import InverseOptions, Layer, LogDetOptions, Shape, Transformed
+from iresnet_core.flows.layer import InverseOptions, Layer, Shape, Transformed
 from iresnet_core.inverse import invert
 from iresnet_core.results import Inverse
 

@@ -10,8 +10,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from iresnet_core import Activation, Chain, Dense, logdet, normalize, reference
-from iresnet_core.determinant.arnoldi import run_arnoldi
-from iresnet_core.determinant.series import Products
+from iresnet_core.determinant.forms import JacobianProducts, Steps
+from iresnet_core.determinant.krylov import run_arnoldi
 
 COEFFS = (1e-3, 0.5, 0.9, 0.99)
 
@@ -74,9 +74,8 @@ def certificates(backend, K, v, c, m):
     """
     with backend.full_precision():
         at = Chain([Dense(array(backend, K.T))]).linearize(array(backend, np.zeros((1, len(v)))))
-        products = Products(backend, at, (len(v),), c)
-        options = {"terms": m, "enough": lambda _: False, "goes_on": True}
-        integral = run_arnoldi(products, array(backend, v[None, None]), **options).integral
+        products = JacobianProducts(backend, at, (len(v),), c)
+        integral = run_arnoldi(products, array(backend, v[None, None]), Steps(m)).integral
         middle, half = integral.completions.interval(integral.z[-1], integral.upper[-1][-1], integral.subdiagonal)
         t, first = (host(backend, a).ravel() for a in (integral.t, integral.first))
         last = np.abs(host(backend, integral.z[-1] / integral.upper[-1][-1])).ravel()
@@ -154,7 +153,7 @@ def test_it_is_never_above_the_bound_by_the_residual(backend, kind, d, coeff, st
     v = rng.standard_normal(d)
     K = contraction(kind, d, rng)
     _, middle, half, _, residual, (certificate, by_residual) = certificates(backend, coeff * K, v, coeff, min(steps, d))
-    # SLACK and ROUNDING of `completions`
+    # NORM_SLACK and SQUARE_ROUNDING of `worst_case`
     assert np.all(np.abs(middle) + half <= residual * (1 + 1e-5))
     assert 0 <= certificate <= by_residual
     if kind == "gaussian" and coeff == 0.97 and d == 9 and steps == 5:

@@ -132,7 +132,7 @@ def test_compiled_programs_choose_alike(backend, errors):
 
 
 def test_blocks_that_are_answered_in_parts_keep_their_latents(backend, monkeypatch, g):
-    monkeypatch.setattr(exact_determinant, "CHUNK", D * D)
+    monkeypatch.setattr(exact_determinant, "ENTRIES_AT_A_TIME", D * D)
     x = array(backend, np.random.default_rng(0).standard_normal((3, D)))
     out = ResidualBlock(g).forward(x, method="exact")
     np.testing.assert_array_equal(host(backend, out.value), host(backend, x + g(x)))

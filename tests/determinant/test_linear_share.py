@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from iresnet_core import Chain, Dense, example_data, logdet, reference
 from iresnet_core.backends import backend as find_backend
-from iresnet_core.determinant import series as quadratic_forms
-from iresnet_core.determinant.arnoldi import arnoldi_form
-from iresnet_core.determinant.series import Products, linear_share, series_form
+from iresnet_core.determinant import forms
+from iresnet_core.determinant.arnoldi import ARNOLDI
+from iresnet_core.determinant.forms import JacobianProducts, Steps, linear_share
+from iresnet_core.determinant.series import SERIES
 
 # Variance against that of the whole linear term; most blocks of these flows have 0.3 to 0.5, that of c = 0.9 none less.
 CASES = {"d64_c0.5": 0.75, "d64_c0.7": 0.4, "d64_c0.9": 1.1, "d64_c0.97": 0.4}
@@ -80,7 +81,7 @@ def test_it_halves_the_variance_of_the_gradient(backend, method, monkeypatch):
     exact = gradient(method="exact")
     spread = {}
     for skew in (0.6, 0.0):
-        monkeypatch.setattr(quadratic_forms, "SKEW", skew)
+        monkeypatch.setattr(forms, "SKEW", skew)
         draws = [gradient(method=method, terms=8, rng=call) for call in range(12)]
         spread[skew] = np.mean([np.sum((draw - exact) ** 2) for draw in draws])
     assert spread[0.6] <= 0.65 * spread[0.0]
@@ -125,9 +126,9 @@ def test_it_leaves_no_bias(backend, method, sign):
     assert np.all(bar <= 0.2)
 
 
-@pytest.mark.parametrize("form", [series_form, arnoldi_form])
+@pytest.mark.parametrize("method", [SERIES, ARNOLDI], ids=lambda method: method.name)
 @given(kind=st.sampled_from(KINDS), seed=st.integers(0, 2**16), share=st.sampled_from((None, 0.7, 1.0, 1.6)))
-def test_what_the_error_bar_is_made_of(backend, form, kind, seed, share):
+def test_what_the_error_bar_is_made_of(backend, method, kind, seed, share):
     """Value, ||L v||^2, v^T L^2 v and the vector of the derivative, for L = log(I + J) - theta J."""
     d = 5
     g, x = linear_chain(backend, kind, d, 0.4, seed), array(backend, np.zeros((2, d)))
@@ -138,10 +139,9 @@ def test_what_the_error_bar_is_made_of(backend, form, kind, seed, share):
     w = np.linalg.solve(np.eye(d) + np.swapaxes(J, 1, 2), np.swapaxes(v, 0, 1)[..., None].reshape(2, 2, d, 1))
     w = np.swapaxes(w[..., 0], 0, 1) - (0 if theta is None else theta[:, None] * v)
     with backend.full_precision():
-        products = Products(backend, g.linearize(x), (d,), g.lipschitz, resolvent=True)
+        products = JacobianProducts(backend, g.linearize(x), (d,), g.lipschitz, needs_gradient=True)
         linear = None if theta is None else array(backend, theta)
-        terms = d if form is arnoldi_form else 40
-        found = form(products, array(backend, v), linear=linear, terms=terms, enough=lambda bias: False)
+        found = method.form(products, array(backend, v), linear, Steps(d if method is ARNOLDI else 40))
     expected = {
         "value": np.einsum("pbi,bij,pbj->pb", v, L, v),
         "squared_image": np.sum(np.einsum("pbi,bij->pbj", v, L) ** 2, axis=-1),
@@ -150,8 +150,8 @@ def test_what_the_error_bar_is_made_of(backend, form, kind, seed, share):
     }
     for name, value in expected.items():
         np.testing.assert_allclose(host(backend, getattr(found, name)), value, atol=1e-9, err_msg=name)
-    if form is series_form and share is not None:  # no moments enough: ||L v||^2 stands for v^T L^2 v
-        short = form(products, array(backend, v), linear=linear, terms=3, enough=lambda bias: False)
+    if method is SERIES and share is not None:  # too few moments: ||L v||^2 stands for v^T L^2 v
+        short = method.form(products, array(backend, v), linear, Steps(3))
         np.testing.assert_allclose(host(backend, short.squared_form), host(backend, short.squared_image))
 
 

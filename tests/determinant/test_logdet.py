@@ -12,7 +12,7 @@ from strategies import sides
 from iresnet_core import Activation, Chain, Dense, Linearization, example_data, logdet, reference
 from iresnet_core.backends import get_backend
 from iresnet_core.determinant import exact as exact_determinant
-from iresnet_core.determinant.series import series_tail
+from iresnet_core.determinant.forms import series_tail
 from iresnet_core.errors import (
     DerivativeError,
     DtypeError,
@@ -295,7 +295,7 @@ class TestExact:
         g = dense_chain(backend, 6, [9, 9], 0.9, 0)
         x = array(backend, np.random.default_rng(1).standard_normal((7, 6)))
         whole = logdet(g, x, method="exact")
-        monkeypatch.setattr(exact_determinant, "CHUNK", 72)
+        monkeypatch.setattr(exact_determinant, "ENTRIES_AT_A_TIME", 72)
         np.testing.assert_allclose(host(backend, logdet(g, x, method="exact").value), host(backend, whole.value))
 
 
@@ -536,6 +536,9 @@ class TestBadInput:
         "options",
         [
             {"method": "hutchinson"},
+            {"method": None},
+            {"tolerance": 0.1},
+            {"tol": 0.1, "errors": False},
             {"probes": 0},
             {"probes": -1},
             {"probes": 1.5},

@@ -23,10 +23,11 @@ from iresnet_core import (
     reference,
 )
 from iresnet_core.branches.dense_traces import slope_plan
-from iresnet_core.determinant.arnoldi import arnoldi_form
-from iresnet_core.determinant.preconditioning import MeanJacobian, PreconditionedProducts
+from iresnet_core.determinant.arnoldi import ARNOLDI
+from iresnet_core.determinant.forms import JacobianProducts, Steps
+from iresnet_core.determinant.preconditioned_arnoldi import PreconditionedProducts
+from iresnet_core.determinant.preconditioning import MeanJacobian
 from iresnet_core.determinant.quadrature import preconditioned_rule
-from iresnet_core.determinant.series import Products
 from iresnet_core.errors import (
     DerivativeError,
     DtypeError,
@@ -334,12 +335,11 @@ def test_the_solve_of_the_gradient_is_certified(backend, kind, n, coeff, seed, t
     mean = mean_jacobian(linear_chain(found, "gaussian", n, coeff, seed + 1), x)
     at = g.linearize(x)
     exact = np.linalg.solve(np.eye(n) + reference.jacobian(g, x)[0].T, v[..., None])[..., 0]
-    options = {"linear": None, "terms": min(n, terms), "enough": lambda bias: False}
     for products in (
-        Products(found, at, (n,), g.lipschitz, resolvent=True),
-        PreconditionedProducts(found, at, (n,), g.lipschitz, mean, resolvent=True),
+        JacobianProducts(found, at, (n,), g.lipschitz, needs_gradient=True),
+        PreconditionedProducts(found, at, (n,), g.lipschitz, mean, needs_gradient=True),
     ):
-        form = arnoldi_form(products, array(found, v), **options)
+        form = ARNOLDI.form(products, array(found, v), None, Steps(min(n, terms)))
         w = host(found, products.pulled_back(form.resolvent))
         error, bound = np.linalg.norm(w - exact, axis=-1), host(found, form.resolvent_error)
         assert np.all(error <= bound + 1e-9 * np.linalg.norm(v, axis=-1) / (1 - coeff) ** 2)

@@ -10,7 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from iresnet_core import example_data, logdet, mean_jacobian, reference
-from iresnet_core.determinant.roulette import FIRST, Roulette, roulette_on_remainder
+from iresnet_core.determinant import METHODS as ROWS
+from iresnet_core.determinant.estimator import FIRST_CHANCE
+from iresnet_core.determinant.forms import Roulette
 from iresnet_core.errors import InvalidArgumentError
 
 METHODS = ("series", "arnoldi", "mean-jacobian")
@@ -26,9 +28,7 @@ def skip_slow_engines(backend, slow=("tensorflow", "jax")):
 
 def rate(method, c, d):
     """What `logdet` documents: P(N >= j) = first keep^(j-1)."""
-    if method == "roulette":
-        return Roulette(c, c)
-    return roulette_on_remainder(max(c, 1 - 1 / d) if method == "mean-jacobian" else c)
+    return ROWS[method].roulette(c, d, True)
 
 
 def problem(backend, method, kind, coeff, d=D, seed=3):
@@ -293,7 +293,12 @@ def test_engines_agree(backend):
 
 
 def test_chances():
-    roulette = roulette_on_remainder(0.9)
-    assert roulette == Roulette(FIRST, 0.9)
-    assert [roulette.chance(j) for j in range(3)] == [1.0, FIRST, FIRST * 0.9]
-    assert roulette_on_remainder(0.01).first == 0.01
+    for method in ("series", "arnoldi"):
+        roulette = rate(method, 0.9, 64)
+        assert roulette == Roulette(FIRST_CHANCE, 0.9)
+        assert [roulette.chance(j) for j in range(3)] == [1.0, FIRST_CHANCE, FIRST_CHANCE * 0.9]
+        assert rate(method, 0.01, 64).first == 0.01
+        assert ROWS[method].roulette(0.9, 64, False) is None
+    assert rate("mean-jacobian", 0.5, 64) == Roulette(FIRST_CHANCE, 1 - 1 / 64)
+    assert rate("mean-jacobian", 0.99, 64) == Roulette(FIRST_CHANCE, 0.99)
+    assert ROWS["roulette"].roulette(0.9, 64, False) == Roulette(0.9, 0.9)
