@@ -295,7 +295,7 @@ class Backend(ABC):
         return deepcopy(x, memo) if frozen is x else frozen
 
     def __reduce__(self) -> Any:
-        """Copies and pickles of a backend are the backend."""
+        """Make copies and pickles of a backend the backend itself."""
         from iresnet_core.backends import backend
 
         return backend, (self.name,)

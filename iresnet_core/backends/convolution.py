@@ -70,7 +70,7 @@ class OffsetConvolution(Backend):
         dilation: Sequence[int],
         groups: int,
     ) -> Array:
-        """One matrix product per kernel offset."""
+        """Multiply once per kernel offset."""
         extent = [n + sum(pair) for n, pair in zip(x.shape[2:], padding, strict=True)]
         padded = self.xp.zeros((*x.shape[:2], *extent), dtype=x.dtype, device=x.device)
         padded[_inside(x.shape[2:], padding)] = x
@@ -87,7 +87,7 @@ class OffsetConvolution(Backend):
         dilation: Sequence[int],
         groups: int,
     ) -> Array:
-        """One matrix product per kernel offset."""
+        """Multiply once per kernel offset."""
         extent = [n + sum(pair) for n, pair in zip(spatial, padding, strict=True)]
         padded = self.xp.zeros((y.shape[0], kernel.shape[1] * groups, *extent), dtype=y.dtype, device=y.device)
         for offset, term in _terms_by_offset(self.xp, y, kernel, groups):
@@ -99,7 +99,7 @@ class OffsetConvolution(Backend):
 def _sum_over_offsets(
     xp: Any, padded: Array, kernel: Array, stride: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Array:
-    """Cross-correlation of an image that has its padding already."""
+    """Return the cross-correlation of an image that has its padding already."""
     out_channels, group_channels, *window = kernel.shape
     extents = zip(padded.shape[2:], window, stride, dilation, strict=True)
     out = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in extents]

@@ -131,11 +131,11 @@ class CuPyBackend(NumPyFamily):
         return _CONSTANTS.get(key, lambda: fn(*numbers), lambda made: self.from_numpy(made, like))
 
     def are_together(self, x: Array, y: Array) -> bool:
-        """On one device."""
+        """Say whether both arrays are on one device."""
         return bool(x.device == y.device)
 
     def is_accelerated(self, x: Array) -> bool:
-        """True."""
+        """Return True: every CuPy array is on a GPU."""
         return True
 
     def is_positive_definite(self, matrix: Array) -> bool:

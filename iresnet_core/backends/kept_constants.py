@@ -12,7 +12,7 @@ LARGEST, MOST = 2**14, 256
 
 
 class KeptConstants:
-    """Arrays by what they are made of; nobody writes into them."""
+    """Arrays by the function and the numbers that they are made from; nobody writes into them."""
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, Array] = {}

@@ -12,7 +12,7 @@ __all__ = ["NumPyFamily"]
 
 
 class NumPyFamily(OffsetConvolution):
-    """No automatic differentiation, no compiler; convolutions by one product per kernel offset."""
+    """A backend without automatic differentiation and compiler, which convolves by one product per kernel offset."""
 
     def generator(self, rng: Any) -> Any:
         """Return NumPy's generator."""

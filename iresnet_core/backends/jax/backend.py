@@ -185,7 +185,7 @@ class JaxBackend(Backend):
         return state
 
     def _native_loop(self, cond: Any, body: Any, state: tuple[Any, ...], max_iter: int) -> tuple[Any, ...]:
-        """The whole loop as one operation, without tangents of what `cond` and `body` close over."""
+        """Run the whole loop as one operation, without tangents of what `cond` and `body` close over."""
         state = tuple(map(jnp.asarray, state))
         cond, of_cond = converted_closure(cond, *state)
         body, of_body = converted_closure(body, *state)
@@ -274,7 +274,7 @@ class JaxBackend(Backend):
         dilation: Sequence[int],
         groups: int,
     ) -> Array:
-        """XLA's convolution."""
+        """Call XLA's convolution."""
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -296,7 +296,7 @@ class JaxBackend(Backend):
         dilation: Sequence[int],
         groups: int,
     ) -> Array:
-        """XLA's convolution of ``y``, spread by the stride, with the mirrored kernel."""
+        """Convolve ``y``, spread by the stride, with the mirrored kernel by XLA."""
         out_channels, group_channels, *window = kernel.shape
         grouped = jnp.reshape(kernel, (groups, out_channels // groups, group_channels, *window))
         mirrored = jnp.flip(jnp.swapaxes(grouped, 1, 2), axis=range(3, 3 + len(window)))
@@ -316,7 +316,7 @@ class JaxBackend(Backend):
         )
 
     def logistic(self, x: Array) -> Array:
-        """``jax.nn.sigmoid``."""
+        """Call ``jax.nn.sigmoid``."""
         return jax.nn.sigmoid(x)
 
     def is_positive_definite(self, matrix: Array) -> bool:

@@ -21,7 +21,7 @@ def concrete_value(x: Array) -> Any:
 
 
 def constants(values: Any) -> Any:
-    """The same arrays with zero tangents."""
+    """Return the same arrays with zero tangents."""
     return jax.tree.map(lax.stop_gradient, values)
 
 
@@ -59,7 +59,7 @@ def once_derivable(x: Array) -> Array:
 
 
 def no_cotangent(x: Array) -> Any:
-    """The zero cotangent of a constant; that of whole numbers has JAX's empty dtype."""
+    """Return the zero cotangent of a constant; for whole numbers it has JAX's empty dtype."""
     if jnp.issubdtype(x.dtype, jnp.inexact):
         return jnp.zeros_like(x)
     return np.zeros(x.shape, jax.dtypes.float0)

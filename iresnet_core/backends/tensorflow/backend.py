@@ -30,7 +30,7 @@ _LAYOUT = {1: "NWC", 2: "NHWC", 3: "NDHWC"}
 
 
 class TensorFlowBackend(Backend):
-    """TensorFlow tensors and variables; gradients by persistent tapes."""
+    """TensorFlow tensors and variables, differentiated by persistent tapes."""
 
     name = "tensorflow"
     xp = namespace
@@ -111,7 +111,7 @@ class TensorFlowBackend(Backend):
         dilation: Sequence[int],
         groups: int,
     ) -> Array:
-        """TensorFlow's own convolution, group by group; dilated ones, and those of many groups, tap by tap."""
+        """Call TensorFlow's convolution group by group; convolve tap by tap if dilated, or if there are many groups."""
         window, axes = kernel.shape[2:], len(kernel.shape) - 2
         if not _native(window, dilation, groups):
             return convolution.conv(
@@ -135,7 +135,7 @@ class TensorFlowBackend(Backend):
         dilation: Sequence[int],
         groups: int,
     ) -> Array:
-        """TensorFlow's own transposed convolution, or tap by tap, as in `conv`."""
+        """Call TensorFlow's transposed convolution, or go tap by tap, as in `conv`."""
         window, axes = kernel.shape[2:], len(kernel.shape) - 2
         if not _native(window, dilation, groups):
             return convolution.conv_transpose(
@@ -160,7 +160,7 @@ class TensorFlowBackend(Backend):
         return _channels_first(whole[(slice(None), *inner)])
 
     def logistic(self, x: Array) -> Array:
-        """``tf.sigmoid``."""
+        """Call ``tf.sigmoid``."""
         return tf.sigmoid(x)
 
     def is_positive_definite(self, matrix: Array) -> bool:
@@ -195,7 +195,7 @@ class TensorFlowBackend(Backend):
         return self.is_tracing() or some_tape_records()
 
     def stop_gradient(self, x: Array) -> Array:
-        """TensorFlow's own."""
+        """Call ``tf.stop_gradient``."""
         return tf.stop_gradient(x)
 
     def no_grad(self) -> AbstractContextManager[Any]:
@@ -203,7 +203,7 @@ class TensorFlowBackend(Backend):
         return not_recording()
 
     def map_cotangent(self, x: Array, fn: Callable[[Array], Array]) -> Array:
-        """Custom gradient; what `fn` returns refuses to be differentiated, also with respect to what it closes over."""
+        """Set a custom gradient; the result of `fn` cannot be differentiated, nor with respect to what it closes over."""
 
         @tf.custom_gradient  # type: ignore[untyped-decorator]
         def unchanged(x: Array) -> tuple[Array, Callable[..., Array]]:
@@ -222,7 +222,7 @@ class TensorFlowBackend(Backend):
         return not tf.executing_eagerly()
 
     def batch_of_unknown_size(self, x: Array) -> AbstractContextManager[Any]:
-        """The size that a graph finds out when it runs."""
+        """Let None mean the size that a graph finds out when it runs."""
         return batch_of_unknown_size(x) if len(x.shape) and x.shape[0] is None else nullcontext()
 
     def knows_size(self, extent: Any) -> bool:
@@ -320,7 +320,7 @@ def _channels_first(x: Array) -> Array:
 
 
 def _filters(kernel: Array, groups: int) -> list[Array]:
-    """Kernels (*window, in / groups, out / groups), one a group."""
+    """Return one kernel (*window, in / groups, out / groups) for each group."""
     axes = len(kernel.shape) - 2
     parts: list[Array] = tf.split(tf.transpose(kernel, (*range(2, axes + 2), 1, 0)), groups, axis=-1)
     return parts

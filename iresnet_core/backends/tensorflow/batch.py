@@ -19,7 +19,7 @@ Array = Any
 
 
 class _Here(threading.local):
-    """The size that this thread's shapes mean by None."""
+    """Holds the size that None stands for in the shapes of this thread."""
 
     size: Any = None
 

@@ -48,7 +48,7 @@ _CONVOLUTIONS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3
 
 
 class TorchBackend(Backend):
-    """PyTorch: automatic differentiation, native convolutions, `torch.compile`."""
+    """PyTorch with its automatic differentiation, its own convolutions and `torch.compile`."""
 
     name = "torch"
     xp = namespace
@@ -135,7 +135,7 @@ class TorchBackend(Backend):
         dilation: Sequence[int],
         groups: int,
     ) -> Array:
-        """PyTorch's convolution; uneven padding is put on beforehand."""
+        """Call PyTorch's convolution; uneven padding is put on beforehand."""
         even = [min(pair) for pair in padding]
         extra = [side - least for pair, least in zip(padding, even, strict=True) for side in pair]
         if any(extra):
@@ -157,7 +157,7 @@ class TorchBackend(Backend):
         dilation: Sequence[int],
         groups: int,
     ) -> Array:
-        """PyTorch's transposed convolution on the padded extent, of which the inside is kept."""
+        """Call PyTorch's transposed convolution on the padded extent, and keep the inside."""
         padded = [n + sum(pair) for n, pair in zip(spatial, padding, strict=True)]
         # Rows that the strided window never reached are outputs all the same.
         missed = [
@@ -185,12 +185,12 @@ class TorchBackend(Backend):
         return full
 
     def affine(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        """``torch.nn.functional.linear``, which takes rows in one piece as a single matrix product."""
+        """Call ``torch.nn.functional.linear``, which takes rows in one piece as a single matrix product."""
         with own_dtype(x):
             return torch.nn.functional.linear(x if x.ndim <= 2 else x.contiguous(), weight, bias)
 
     def gemm(self, alpha: float, a: Array, b: Array, c: Array | None = None) -> Array:
-        """``torch.addmm``, whose BLAS scales and adds on the way."""
+        """Call ``torch.addmm``, whose BLAS scales and adds on the way."""
         with own_dtype(a):
             if c is None and alpha == 1:
                 return torch.mm(a, b)
@@ -198,49 +198,49 @@ class TorchBackend(Backend):
             return torch.addmm(start, a, b, beta=beta, alpha=alpha)
 
     def scaled_product(self, v: Array, scale: Array, weight: Array) -> Array:
-        """In eager training through an autograd.Function."""
+        """Go through an autograd.Function in eager training."""
         if not records_plainly(v, scale, weight):
             return super().scaled_product(v, scale, weight)
         product: Array = ScaledProduct.apply(v, scale, weight)  # type: ignore[no-untyped-call]
         return product
 
     def bilinear_form(self, left: Array, matrix: Array, right: Array) -> Array:
-        """In eager training through an autograd.Function."""
+        """Go through an autograd.Function in eager training."""
         if not records_plainly(matrix):
             return super().bilinear_form(left, matrix, right)
         form: Array = BilinearForm.apply(left, matrix, right)  # type: ignore[no-untyped-call]
         return form
 
     def inverse_and_log_determinant(self, matrix: Array) -> tuple[Array, Array]:
-        """From one LU factorisation."""
+        """Take both from one LU factorisation."""
         factors, pivots = torch.linalg.lu_factor(matrix)
         unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         return torch.linalg.lu_solve(factors, pivots, unit), factors.diagonal().abs().log().sum()
 
     def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
-        """``torch.addcmul``."""
+        """Call ``torch.addcmul``."""
         return torch.addcmul(a, x, y)
 
     def all_finite(self, x: Array) -> bool:
-        """By the sum, which is not finite if an entry is not; it may overflow, and then the entries are looked at."""
+        """Look at the sum, which is not finite if an entry is not; as it may overflow, look at the entries then."""
         return math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())
 
     def logistic(self, x: Array) -> Array:
-        """``torch.sigmoid``."""
+        """Call ``torch.sigmoid``."""
         return torch.sigmoid(x)
 
     def is_positive_definite(self, matrix: Array) -> bool:
-        """LAPACK's (or the device's) potrf, which reports its refusal as a number."""
+        """Call potrf of LAPACK or of the device, which reports its refusal as a number."""
         factor, info = torch.linalg.cholesky_ex(matrix)
         # What is not finite reaches the diagonal of its row.
         return bool((info == 0).all() & torch.isfinite(factor.diagonal(dim1=-2, dim2=-1)).all())
 
     def has_values(self, x: Array) -> bool:
-        """Not on the device "meta"."""
+        """Say no on the device "meta"."""
         return bool(x.device.type != "meta")
 
     def are_together(self, x: Array, y: Array) -> bool:
-        """On one device."""
+        """Say whether both tensors are on one device."""
         return bool(x.device == y.device)
 
     def is_accelerated(self, x: Array) -> bool:
@@ -250,7 +250,7 @@ class TorchBackend(Backend):
     # --- derivatives ---
 
     def vjp(self, fn: Callable[[Array], Array], x: Array) -> tuple[Array, Pullback]:
-        """One retained graph serves all products; `torch.func.vjp` where graphs of that kind cannot be had."""
+        """Let one retained graph serve all products; use `torch.func.vjp` where no graph can be retained."""
         if torch.compiler.is_compiling() or inside_functorch() or torch.is_inference_mode_enabled():
             value, pullback, *_ = torch.func.vjp(fn, x)
             return value, lambda u: pullback(u)[0]
@@ -283,11 +283,11 @@ class TorchBackend(Backend):
         return x.detach()
 
     def no_grad(self) -> AbstractContextManager[Any]:
-        """``torch.no_grad()``."""
+        """Return ``torch.no_grad()``."""
         return torch.no_grad()
 
     def map_cotangent(self, x: Array, fn: Callable[[Array], Array]) -> Array:
-        """Through an autograd.Function."""
+        """Go through an autograd.Function."""
         function = MapCotangent if torch.compiler.is_compiling() else MapCotangentInReverse
         out: Array = function.apply(x, fn)  # type: ignore[no-untyped-call]
         return out
@@ -295,14 +295,14 @@ class TorchBackend(Backend):
     def entrywise(
         self, x: Array, both: Callable[[Array], tuple[Array, ...]], bend: Callable[..., Array]
     ) -> tuple[Array, Array]:
-        """In eager training through an autograd.Function; compilers do as well by themselves."""
+        """Go through an autograd.Function in eager training; compilers do as well by themselves."""
         if not records_plainly(x):
             return super().entrywise(x, both, bend)
         value, slope = Entrywise.apply(x, both, bend)  # type: ignore[no-untyped-call]
         return value, slope
 
     def takes_derivatives_by_hand(self, *arrays: Array) -> bool:
-        """In eager training; compilers do as well by themselves."""
+        """Say yes in eager training; compilers do as well by themselves."""
         return records_plainly(*arrays)
 
     def with_derivative_by_hand(
@@ -312,7 +312,7 @@ class TorchBackend(Backend):
         plainly: Callable[..., tuple[Array, ...]],
         arrays: Sequence[Any],
     ) -> tuple[Array, ...]:
-        """In eager training through an autograd.Function."""
+        """Go through an autograd.Function in eager training."""
         known = [a for a in arrays if a is not None]
         if not records_plainly(*known):
             plain, kept = forward(*arrays)
@@ -321,13 +321,13 @@ class TorchBackend(Backend):
         return outputs
 
     def first_order_only(self, x: Array) -> Array:
-        """As it is while compiling, where PyTorch itself refuses second derivatives."""
+        """Return `x` as it is while compiling, where PyTorch itself refuses second derivatives."""
         return x if torch.compiler.is_compiling() else super().first_order_only(x)
 
     # --- programs ---
 
     def full_precision(self) -> AbstractContextManager[Any]:
-        """Without autocast, and without TF32 or the like where the program is not compiled."""
+        """Switch off autocast, and also TF32 and the like where the program is not compiled."""
         return full_precision()
 
     def is_tracing(self, *arrays: Array) -> bool:
@@ -347,7 +347,7 @@ class TorchBackend(Backend):
         state: tuple[Any, ...],
         max_iter: int,
     ) -> tuple[Any, ...]:
-        """Python loop; `torch.while_loop` under torch.compile."""
+        """Loop in Python, or by `torch.while_loop` under torch.compile."""
         if torch.compiler.is_compiling():
             return compiled_loop(cond, body, state, max_iter)
         look = 1 if all(a.device.type == "cpu" for a in state) else STEPS_A_LOOK
@@ -366,7 +366,7 @@ class TorchBackend(Backend):
             return fn()
 
     def loops_over_products(self) -> bool:
-        """Not under torch.compile, whose loops take no ``torch.func.vjp``."""
+        """Say no under torch.compile, whose loops take no ``torch.func.vjp``."""
         return not torch.compiler.is_compiling()
 
     def frozen(self, x: Array) -> Array:
@@ -374,14 +374,14 @@ class TorchBackend(Backend):
         return x.clone() if self.may_differentiate(x) else x.detach().clone()
 
     def copied(self, x: Array, memo: dict[int, Any]) -> Array:
-        """PyTorch's copy; of the result of a recording, which it refuses to copy, a clone with its history."""
+        """Copy a leaf as PyTorch does; clone a recorded result, which PyTorch refuses to copy, with its history."""
         if x.is_leaf:
             return deepcopy(x, memo)
         with torch.enable_grad():
             return x.clone()
 
     def as_program_constants(self, *numbers: float) -> tuple[float, ...]:
-        """With ``dynamic=True`` the compiler takes numbers for variables, which its loops do not capture."""
+        """Fix the numbers: with ``dynamic=True`` the compiler takes them for variables, which its loops do not capture."""
         return tuple(map(fixed_number, numbers)) if torch.compiler.is_compiling() else numbers
 
     def host_constant(self, fn: Callable[..., Any], *numbers: Any) -> Any:
@@ -401,5 +401,5 @@ class TorchBackend(Backend):
         return constant_tensor(fn, *numbers).to(like.device)
 
     def jit(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """``torch.compile(fn, fullgraph=True)``."""
+        """Return ``torch.compile(fn, fullgraph=True)``."""
         return torch.compile(fn, fullgraph=True)

@@ -59,7 +59,7 @@ def is_fixed_size(extent: Any) -> bool:
 
 
 def fixed_number(number: Any) -> Any:
-    """A number as one that the compiled program depends on, should the compiler take it for a variable."""
+    """Return a number as a constant of the compiled program, should the compiler take it for a variable."""
     if isinstance(number, float):
         return math.ldexp(*math.frexp(number))
     return operator.index(number) if isinstance(number, int) else number
@@ -67,7 +67,7 @@ def fixed_number(number: Any) -> Any:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def evaluated_once(fn: Callable[..., Any], *numbers: Any) -> Any:
-    """What `fn` returns, evaluated when the program is compiled."""
+    """Return what `fn` returns, evaluated when the program is compiled."""
     return fn(*numbers)
 
 
@@ -77,7 +77,7 @@ def _kept_tensor(fn: Callable[..., Any], numbers: tuple[Any, ...]) -> Array:
 
 
 def _numbered(number: int) -> Callable[..., Any]:
-    """A function of its own name that evaluates a constant: the compiler tells constants apart by that name."""
+    """Return a function that evaluates a constant and has its own name, by which the compiler tells constants apart."""
 
     def evaluated(fn: Callable[..., Any], *numbers: Any) -> Array:
         # The tensor of one export is no constant for the next.
@@ -98,7 +98,7 @@ def _number_of(fn: Callable[..., Any], *numbers: Any) -> int:
 
 
 def constant_tensor(fn: Callable[..., Any], *numbers: Any) -> Array:
-    """The tensor of what `fn` returns, evaluated once, when the program is compiled."""
+    """Return the tensor of what `fn` returns, evaluated once, when the program is compiled."""
     tensor: Array = _NUMBERED[_number_of(fn, *numbers)](fn, *numbers)
     return tensor
 
@@ -106,7 +106,7 @@ def constant_tensor(fn: Callable[..., Any], *numbers: Any) -> Array:
 def compiled_loop(
     cond: Callable[..., Any], body: Callable[..., tuple[Any, ...]], state: tuple[Any, ...], max_iter: int
 ) -> tuple[Any, ...]:
-    """`torch.while_loop`, whose carried values may share no memory."""
+    """Call `torch.while_loop`, whose carried values may share no memory."""
     counter = torch.zeros((), dtype=torch.int64)
 
     def unfinished(k: Array, *values: Array) -> Array:

@@ -35,7 +35,7 @@ def signs_of_bytes(dtype: Any, device: Any) -> Array:
 
 
 def random_signs(shape: tuple[int, ...], dtype: Any, device: Any, source: torch.Generator | None) -> Array:
-    """Entries +1 and -1 with equal chance, many of each random number: those are slower to draw than to take apart."""
+    """Draw +1 and -1 with equal chance, many from each random number: to draw one is slower than to take it apart."""
     # Given as None, the generator would rule out sizes that a compiled program is to find out.
     chosen: dict[str, Any] = {} if source is None else {"generator": source}
     if torch.compiler.is_compiling() or inside_functorch():
@@ -62,7 +62,7 @@ def _rows(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 class TracedSeed:
-    """An int seed in a program being compiled: what has been drawn from it is known, and so is the next draw."""
+    """An int seed in a program that is being compiled; its draws so far are known, and so is the next one."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
