@@ -203,7 +203,7 @@ class TensorFlowBackend(Backend):
         return not_recording()
 
     def map_cotangent(self, x: Array, fn: Callable[[Array], Array]) -> Array:
-        """Set a custom gradient; the result of `fn` cannot be differentiated, nor with respect to what it closes over."""
+        """Set a custom gradient; what `fn` returns refuses to be differentiated, also by what it closes over."""
 
         @tf.custom_gradient  # type: ignore[untyped-decorator]
         def unchanged(x: Array) -> tuple[Array, Callable[..., Array]]:

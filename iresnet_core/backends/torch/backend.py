@@ -381,7 +381,7 @@ class TorchBackend(Backend):
             return x.clone()
 
     def as_program_constants(self, *numbers: float) -> tuple[float, ...]:
-        """Fix the numbers: with ``dynamic=True`` the compiler takes them for variables, which its loops do not capture."""
+        """Fix the numbers: with ``dynamic=True`` the compiler takes them for variables, which its loops cannot use."""
         return tuple(map(fixed_number, numbers)) if torch.compiler.is_compiling() else numbers
 
     def host_constant(self, fn: Callable[..., Any], *numbers: Any) -> Any:
