@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from iresnet_core.determinant import METHODS
 from iresnet_core.lipschitz import ESTIMATES, bound_methods
 from iresnet_core.operators import as_operator
 
@@ -30,10 +31,6 @@ class Setting:
         Random probes a sample.
     more : mapping
         Further options of `logdet`.
-    unbiased : bool
-        Whether the number of terms is drawn, so that one answer has no bound and takes its lengths as noise.
-    around_mean : bool
-        Whether the method works relative to the mean Jacobian of the batch, which is then passed as `reference`.
     """
 
     label: str
@@ -42,8 +39,16 @@ class Setting:
     control_variate: str = "trace"
     probes: int = 1
     more: Mapping[str, Any] = field(default_factory=dict)
-    unbiased: bool = False
-    around_mean: bool = False
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the number of products is drawn, so that one answer has no bound and takes its lengths as noise."""
+        return METHODS[self.method].always_unbiased or bool(self.more.get("unbiased", False))
+
+    @property
+    def around_mean(self) -> bool:
+        """Whether the method works relative to the mean Jacobian of the batch, which is passed as `reference`."""
+        return METHODS[self.method].is_control_variate
 
     @property
     def options(self) -> dict[str, Any]:
@@ -60,8 +65,7 @@ class Setting:
         return replace(self, more={**self.more, "terms": terms})
 
 
-# The settings that are checked against exact answers and compared across backends: the rows of the table.
-ESTIMATORS = (
+_SETTINGS = (
     Setting("series, 5 terms", "series", more={"terms": 5}),
     Setting("series, 10 terms", "series", more={"terms": 10}),
     Setting("series", "series"),
@@ -73,20 +77,30 @@ ESTIMATORS = (
     Setting("arnoldi, no trace", "arnoldi", control_variate="none"),
     Setting("arnoldi, Gaussian", "arnoldi", probe_kind="gaussian"),
     Setting("arnoldi, 8 probes", "arnoldi", probes=8),
-    Setting("mean-jacobian, 2 products", "mean-jacobian", more={"terms": 2}, around_mean=True),
-    Setting("mean-jacobian", "mean-jacobian", around_mean=True),
-    Setting("mean-jacobian, 8 probes", "mean-jacobian", probes=8, more={"terms": 2}, around_mean=True),
-    Setting("arnoldi, unbiased", "arnoldi", more={"unbiased": True}, unbiased=True),
-    Setting("mean-jacobian, unbiased", "mean-jacobian", more={"unbiased": True}, unbiased=True, around_mean=True),
-    Setting("roulette", "roulette", unbiased=True),
-    Setting("roulette (Residual Flow)", "roulette", probe_kind="gaussian", control_variate="none", unbiased=True),
-    Setting("roulette, 8 probes", "roulette", probes=8, unbiased=True),
+    Setting("mean-jacobian, 2 products", "mean-jacobian", more={"terms": 2}),
+    Setting("mean-jacobian", "mean-jacobian"),
+    Setting("mean-jacobian, 8 probes", "mean-jacobian", probes=8, more={"terms": 2}),
+    Setting("arnoldi, unbiased", "arnoldi", more={"unbiased": True}),
+    Setting("mean-jacobian, unbiased", "mean-jacobian", more={"unbiased": True}),
+    Setting("roulette", "roulette"),
+    Setting("roulette (Residual Flow)", "roulette", probe_kind="gaussian", control_variate="none"),
+    Setting("roulette, 8 probes", "roulette", probes=8),
+)
+# The settings that are checked against exact answers and compared across backends. A method that has none of its own
+# is checked with its defaults.
+ESTIMATORS = (
+    *_SETTINGS,
+    *(
+        Setting(name, name)
+        for name, method in METHODS.items()
+        if not method.is_exact and name not in {setting.method for setting in _SETTINGS}
+    ),
 )
 # Truncation of one probe, plotted against the number of products.
 TRUNCATIONS = (
     Setting("series", "series"),
     Setting("Arnoldi", "arnoldi"),
-    Setting("mean Jacobian", "mean-jacobian", around_mean=True),
+    Setting("mean Jacobian", "mean-jacobian"),
 )
 # Noise of the answer, plotted against the number of probes.
 NOISE = (
