@@ -46,7 +46,7 @@ def gradients(chain, arrays, x, weights, **options):
     return [g, result.value, *torch.autograd.grad(loss, wanted)]
 
 
-def by_the_engine(monkeypatch):
+def by_the_backend(monkeypatch):
     """Switch the derivative by hand off."""
     monkeypatch.setattr(type(get_backend(torch.ones(1))), "takes_derivatives_by_hand", lambda *_: False)
 
@@ -78,7 +78,7 @@ def calls(monkeypatch):
     ],
     ids=["exact1", "exact2", "exact3", "probe", "probes"],
 )
-def test_gradients_are_those_of_the_engine(monkeypatch, d, widths, options, name, closed):
+def test_gradients_are_those_of_the_backend(monkeypatch, d, widths, options, name, closed):
     """By x, weights and biases, with a weight for every sample."""
     x, weights = problem(d)
     arrays, activation = parts(d, widths), core.Activation(name)
@@ -87,7 +87,7 @@ def test_gradients_are_those_of_the_engine(monkeypatch, d, widths, options, name
     seen = calls(monkeypatch)
     ours = gradients(chain_of(arrays, activation, closed=closed), arrays, x, weights, **options)
     assert seen
-    by_the_engine(monkeypatch)
+    by_the_backend(monkeypatch)
     theirs = gradients(chain_of(arrays, activation, closed=closed), arrays, x, weights, **options)
     assert len(seen) == 1
     for a, b in zip(ours, theirs, strict=True):
@@ -102,7 +102,7 @@ def test_only_what_is_asked_for(monkeypatch):
     x = x.detach()
     options = {"method": "mean-jacobian", "noise": torch.ones(1, *x.shape, dtype=x.dtype)}
     ours = gradients(chain_of(arrays, core.Activation("elu")), arrays, x, weights, **options)
-    by_the_engine(monkeypatch)
+    by_the_backend(monkeypatch)
     theirs = gradients(chain_of(arrays, core.Activation("elu")), arrays, x, weights, **options)
     assert len(ours) == 4
     for a, b in zip(ours, theirs, strict=True):
@@ -119,7 +119,7 @@ def test_one_output_alone(monkeypatch, of):
         return torch.autograd.grad((g if of == "value" else result.value).sum(), [x, *arrays], allow_unused=True)
 
     ours = gradient()
-    by_the_engine(monkeypatch)
+    by_the_backend(monkeypatch)
     for a, b in zip(ours, gradient(), strict=True):
         torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, rtol=1e-10, atol=1e-12)
 
@@ -134,7 +134,7 @@ def test_a_reference_takes_the_place_of_the_mean(monkeypatch):
     seen = calls(monkeypatch)
     ours = gradients(chain, arrays, x, weights, **options)
     assert seen
-    by_the_engine(monkeypatch)
+    by_the_backend(monkeypatch)
     for a, b in zip(ours, gradients(chain, arrays, x, weights, **options), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
@@ -149,7 +149,7 @@ def test_second_derivatives_of_the_exact_answer(monkeypatch):
         return torch.autograd.grad((slope**2).sum(), [x, *arrays[:-1]])
 
     ours = penalty()
-    by_the_engine(monkeypatch)
+    by_the_backend(monkeypatch)
     for a, b in zip(ours, penalty(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
@@ -183,7 +183,7 @@ def test_what_is_shared_is_counted_once(monkeypatch, blocks):
     ours = gradient(True)
     for a, b in zip(ours, gradient(False), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-    by_the_engine(monkeypatch)
+    by_the_backend(monkeypatch)
     for a, b in zip(ours, gradient(True), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
@@ -200,7 +200,7 @@ def test_second_derivatives_of_the_value_beside_an_estimate(monkeypatch):
         return torch.autograd.grad((slope**2).sum() + result.value.sum(), [x, *arrays])
 
     ours = penalty()
-    by_the_engine(monkeypatch)
+    by_the_backend(monkeypatch)
     for a, b in zip(ours, penalty(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 

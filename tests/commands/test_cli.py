@@ -182,7 +182,7 @@ def test_backend_all_takes_those_that_run_here(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["torch", "tensorflow", "jax", "cupy"])
-def test_a_missing_engine_is_answered_with_the_command_that_installs_it(name, monkeypatch):
+def test_a_missing_backend_is_answered_with_the_command_that_installs_it(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(backends, "_in_use", SimpleNamespace())  # forget what was found before
     result = iresnet("validate", "--backend", name)
@@ -229,7 +229,7 @@ def test_agreement_is_printed_and_stored(other, monkeypatch, tmp_path):
     assert "within the limits" in page
 
 
-def test_engines_that_disagree_give_status_1(other, monkeypatch):
+def test_backends_that_disagree_give_status_1(other, monkeypatch):
     one_check(monkeypatch)
     sound = validation_agreement.invert
 
@@ -253,7 +253,7 @@ def test_numpy_alone_prints_no_agreement(done):
 
 
 @pytest.mark.parametrize("name", ["tensorflow", "jax"])
-def test_engines_in_a_process_of_their_own(name, tmp_path):
+def test_backends_in_a_process_of_their_own(name, tmp_path):
     """JAX needs 64-bit arrays, and TensorFlow logs; the command sees to both."""
     pytest.importorskip(name)
     code = (

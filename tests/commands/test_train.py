@@ -127,7 +127,7 @@ def test_a_model_file_alone_is_enough_to_sample_and_score(moons, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["torch", "tensorflow", "jax"])
-def test_every_engine_gives_the_same_samples_and_scores(moons, tmp_path, name):
+def test_every_backend_gives_the_same_samples_and_scores(moons, tmp_path, name):
     pytest.importorskip(name)
     run, _, _ = moons
     outputs = []
@@ -324,7 +324,7 @@ def test_usage_errors_give_status_2_and_leave_nothing(arguments, message, tmp_pa
 
 
 @pytest.mark.parametrize("framework", ["torch", "keras"])
-def test_an_engine_that_is_missing_is_answered_before_the_folder_is_made(framework, tmp_path, monkeypatch):
+def test_a_framework_that_is_missing_is_answered_before_the_folder_is_made(framework, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, framework, None)
     result = iresnet("train", "moons", "--framework", framework, "--out", tmp_path / "run")
     assert result.exit_code == 2

@@ -334,7 +334,7 @@ class TestChoice:
 
 
 class TestNoise:
-    def test_engines_agree(self, backend):
+    def test_backends_agree(self, backend):
         """On the same noise: to rounding."""
         reference_case = example_data.load_case("d64_c0.9")
         g, x = example_data.load_case("d64_c0.9", backend=backend.name)

@@ -20,10 +20,10 @@ JACOBIANS = ("gaussian", "orthogonal", "nilpotent", "defective", "rotation")
 D = 5
 
 
-def skip_slow_engines(backend, slow=("tensorflow", "jax")):
-    """Where every operation takes long, a hundred calls an example do; `test_engines_agree` compares those backends."""
+def skip_slow_backends(backend, slow=("tensorflow", "jax")):
+    """Skip where hundreds of calls would take long; `test_backends_agree` compares those backends with NumPy."""
     if backend.name in slow:
-        pytest.skip("hundreds of calls; the same answers as NumPy's by test_engines_agree")
+        pytest.skip("hundreds of calls; the same answers as NumPy's by test_backends_agree")
 
 
 def rate(method, c, d):
@@ -62,7 +62,7 @@ def enumerated(method, c, d, most):
 def test_mean_and_variance_by_enumeration(backend, method, kind, coeff, seed, terms):
     """Over all lengths: the mean is the form itself, the variance that of the proof, and the stated one no less."""
     endless = method in ("series", "roulette")
-    skip_slow_engines(backend, ("tensorflow", "jax", *["array_api_strict"] * endless))
+    skip_slow_backends(backend, ("tensorflow", "jax", *["array_api_strict"] * endless))
     g, x, options = problem(backend, method, kind, min(coeff, 0.6) if endless else coeff, seed=seed)
     options["terms"] = terms
     c, v = g.lipschitz, np.random.default_rng(seed).standard_normal((1, 1, D))
@@ -111,7 +111,7 @@ def untruncated(backend, g, x, v, options):
 @pytest.mark.parametrize("kind", JACOBIANS)
 def test_stated_variance(backend, method, kind):
     """The variance of the roulette that std_error states is, over probes, not below the true one."""
-    skip_slow_engines(backend, ("tensorflow", "jax", "array_api_strict"))
+    skip_slow_backends(backend, ("tensorflow", "jax", "array_api_strict"))
     g, x, options = problem(backend, method, kind, 0.7)
     c, rng = g.lipschitz, np.random.default_rng(0)
     most = D if method != "series" else 30
@@ -166,7 +166,7 @@ def test_many_probes_tell_the_variance_themselves(backend, method):
 def test_gradient_by_enumeration(backend, method):
     """The mean of the gradient over all lengths is that of the untruncated form."""
     if method == "series":
-        skip_slow_engines(backend)
+        skip_slow_backends(backend)
     d = 4
     rng = np.random.default_rng(0)
     g = dense_chain(backend, d, [5, 6], 0.7, 0, "tanh", orthogonal=True, bias=2.0)
@@ -196,7 +196,7 @@ class TestStatistics:
     @pytest.mark.parametrize("kind", JACOBIANS)
     def test_mean(self, backend, method, kind):
         if method == "series":
-            skip_slow_engines(backend)
+            skip_slow_backends(backend)
         probes = 1000
         g, x, options = problem(backend, method, kind, 0.9, d=6)
         result = logdet(g, x, probes=probes, probe_kind="gaussian", rng=5, **options)
@@ -280,7 +280,7 @@ def test_noise_is_a_pair(backend, method):
         logdet(g, x, method=method, noise=(x, [1]))
 
 
-def test_engines_agree(backend):
+def test_backends_agree(backend):
     numpys = example_data.load_case("d64_c0.9")
     ours = example_data.load_case("d64_c0.9", backend=backend.name)
     v = np.random.default_rng(0).choice([-1.0, 1.0], (2, *numpys[1].shape))

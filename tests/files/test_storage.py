@@ -65,7 +65,7 @@ def test_half_precision_comes_back_bit_by_bit(backend, path):
 
 
 @pytest.mark.parametrize("writer", ["torch", "tensorflow", "jax"])
-def test_bfloat16_goes_from_engine_to_engine(backend, path, writer):
+def test_bfloat16_goes_from_backend_to_backend(backend, path, writer):
     """Bit by bit where both backends have it, and with the same numbers where the reader has not."""
     pytest.importorskip(writer, reason=f"{writer} is not installed")
     other = find_backend(writer)
@@ -82,7 +82,7 @@ def test_bfloat16_goes_from_engine_to_engine(backend, path, writer):
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_half_precision_is_refused_where_the_engine_has_none(path, numpy_backend):
+def test_half_precision_is_refused_where_the_backend_has_none(path, numpy_backend):
     save(vector_flow(numpy_backend, 1, dtype="float16"), path)
     with pytest.raises(StorageError, match=r"layers\.0\.log_scale"):
         load(path, "array_api_strict")

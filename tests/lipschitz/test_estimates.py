@@ -243,7 +243,7 @@ def test_length_of_the_start_does_not_matter(backend, length):
         np.testing.assert_allclose(float(result.value), 4, rtol=1e-3)
 
 
-def test_every_engine_begins_from_the_same_vector(backend):
+def test_every_backend_begins_from_the_same_vector(backend):
     A = separated(150, 140, ratio=0.99)
     results = [
         on_host(found, spectral_norm(found.from_numpy(A), method="power", max_iter=7))

@@ -160,7 +160,7 @@ def test_a_training_on_images_resumes_too(framework, tmp_path):
     assert iresnet_core.load(run.model_path).event_shape == (1, 8, 8)
 
 
-def test_both_engines_have_the_same_architecture(tmp_path):
+def test_both_frameworks_have_the_same_architecture(tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("tensorflow")
     kinds = {}
@@ -435,7 +435,7 @@ def test_weights_start_at_their_caps_if_orthogonal(framework, tmp_path, start):
     assert all(np.ptp(s) < 1e-5 for s in spectra) == (start == "orthogonal")
 
 
-def test_engines_that_are_missing_are_answered_with_the_command_that_installs_them(monkeypatch):
+def test_frameworks_that_are_missing_are_answered_with_the_command_that_installs_them(monkeypatch):
     with pytest.raises(InvalidArgumentError, match="torch, keras"):
         find_trainer("fortran")
     for name in ("torch", "keras"):

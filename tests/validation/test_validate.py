@@ -103,7 +103,7 @@ def test_float32_holds_too():
     assert validation.violated(records) == []
 
 
-def test_other_engines(backend):
+def test_other_backends(backend):
     problem = Problem.load(CASE, backend.name)
     if backend.name == "jax":  # a fifth of a millisecond an operation: a quarter of the samples
         exact = Exact(CASE)
@@ -128,7 +128,7 @@ def agreement(backend):
     return validation.compare_backends([backend.name], [CASE])
 
 
-def test_engines_agree_with_numpy_on_the_same_noise(backend, agreement):
+def test_backends_agree_with_numpy_on_the_same_noise(backend, agreement):
     assert validation.disagreeing(agreement) == []
     compared = validation_agreement.compared([backend.name])
     assert {record["backend"] for record in agreement} == set(compared)
@@ -290,7 +290,7 @@ def test_the_shipped_branches_are_what_they_claim(case):
         np.testing.assert_array_equal(a.weight, b.weight.astype(np.float64))
 
 
-def test_shipped_branches_on_other_engines(backend):
+def test_shipped_branches_on_other_backends(backend):
     g, x = load_case(CASE, backend=backend.name)
     h, y = load_case(CASE)
     assert find_backend(backend.name).owns(type(x))
