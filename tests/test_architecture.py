@@ -83,8 +83,6 @@ MOST_LINES = 450
 TOO_LONG = {
     "tests/adapters/test_keras.py",
     "tests/branches/test_chain.py",
-    "tests/determinant/test_logdet.py",
-    "tests/determinant/test_mean_jacobian.py",
 }
 # The functions of iresnet_core.commands are exempt: an option of the command line is a parameter there.
 MOST_PARAMETERS = 10

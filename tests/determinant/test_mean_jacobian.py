@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 from branches_for_tests import KINDS, array, dense_chain, host, linear_chain
-from frameworks_for_tests import gradients
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import logm
@@ -14,7 +13,6 @@ from strategies import sides
 from iresnet_core import (
     Activation,
     Chain,
-    Convolution,
     Dense,
     example_data,
     logdet,
@@ -343,96 +341,6 @@ def test_the_solve_of_the_gradient_is_certified(backend, kind, n, coeff, seed, t
         w = host(found, products.pulled_back(form.resolvent))
         error, bound = np.linalg.norm(w - exact, axis=-1), host(found, form.resolvent_error)
         assert np.all(error <= bound + 1e-9 * np.linalg.norm(v, axis=-1) / (1 - coeff) ** 2)
-
-
-class TestConvolutions:
-    """A convolution takes part as its matrix, with the slopes of every position."""
-
-    def chain(self, backend, last=False, depth=3):
-        rng = np.random.default_rng(0)
-        kernels = [rng.standard_normal(s) for s in ((5, 2, 3, 3), (5, 5, 1, 1), (5, 5, 3, 3), (2, 5, 3, 3))]
-        kernels = [*kernels[: depth - 1], kernels[-1]]
-        layers = []
-        for kernel in kernels:
-            shape = (kernel.shape[1], 3, 4)
-            if last:
-                kernel, shape = np.moveaxis(kernel, (0, 1), (-1, -2)), (*shape[1:], shape[0])
-            bias = array(backend, rng.standard_normal(kernel.shape[-1] if last else kernel.shape[0]))
-            layers.append(
-                Convolution(
-                    array(backend, kernel),
-                    bias,
-                    input_shape=shape,
-                    padding="same",
-                    data_format="channels_last" if last else "channels_first",
-                )
-            )
-            layers.append(Activation("tanh"))
-        return normalize(Chain(layers[:-1]), 0.9)
-
-    @pytest.mark.parametrize("depth", [2, 3, 4])
-    @pytest.mark.parametrize("last", [False, True])
-    def test_trace_and_mean(self, backend, last, depth):
-        g, d = self.chain(backend, last, depth), 24
-        rng = np.random.default_rng(1)
-        x = array(backend, rng.standard_normal((4, *g.input_shape)))
-        at, J, B = g.linearize(x), reference.jacobian(g, x), rng.standard_normal((d, d))
-        value, remainder = at.preconditioned_trace(array(backend, B))
-        T = np.zeros_like(J)
-        if remainder is not None:
-            units = np.broadcast_to(np.eye(d)[:, None, :], (d, 4, d))
-            T = host(backend, remainder(array(backend, units))).transpose(1, 0, 2)
-        np.testing.assert_allclose(host(backend, value), np.trace(B @ (J - T), axis1=1, axis2=2), atol=1e-12)
-        assert np.linalg.norm(host(backend, at.mean_matrix()), 2) <= g.lipschitz
-        if depth == 2:
-            np.testing.assert_allclose(host(backend, at.mean_matrix()), J.mean(axis=0), atol=1e-12)
-
-    def test_less_noise(self, backend):
-        g = self.chain(backend)
-        x = array(backend, 0.5 * np.random.default_rng(1).standard_normal((6, *g.input_shape)))
-        mean = mean_jacobian(g, x)
-        exact = reference.logdet(g, x)
-        for unbiased in (False, True):
-            options = {"rng": 0, "unbiased": unbiased, "reference": mean}
-            result = logdet(g, x, exact_up_to=8, **options)
-            assert result.method == "mean-jacobian"
-            error = np.abs(host(backend, result.value) - exact)
-            assert np.all(error <= 6 * host(backend, result.std_error) + host(backend, result.bias_bound))
-            bars = host(backend, logdet(g, x, method="arnoldi", rng=0).std_error)
-            assert np.mean(host(backend, result.std_error)) < 0.2 * np.mean(bars)
-
-    def test_auto_asks_for_it_with_a_reference_only(self, backend):
-        g = self.chain(backend)
-        x = array(backend, np.zeros((2, *g.input_shape)))
-        assert logdet(g, x, rng=0, exact_up_to=8).method == "arnoldi"
-
-    def test_without_errors(self, backend):
-        g = self.chain(backend)
-        x = array(backend, 0.5 * np.random.default_rng(1).standard_normal((6, *g.input_shape)))
-        result = logdet(g, x, rng=0, probes=4, errors=False, **METHOD)
-        error = host(backend, result.value) - reference.logdet(g, x)
-        assert np.sqrt(np.mean(error**2)) < 0.05
-
-    @pytest.mark.needs("autodiff")
-    def test_gradient(self, backend):
-        """All Hadamard rows leave no noise; the trace is differentiated through the matrices of the kernels."""
-        rng = np.random.default_rng(0)
-        kernels = [0.2 * rng.standard_normal(shape) for shape in ((3, 2, 2), (2, 3, 2))]
-        x = array(backend, rng.standard_normal((2, 2, 4)))
-
-        def loss(first, second, **options):
-            layers = [
-                Convolution(kernel, input_shape=(channels, 4), padding="same")
-                for kernel, channels in ((first, 2), (second, 3))
-            ]
-            g = Chain([layers[0], Activation("tanh"), layers[1]])
-            return backend.xp.sum(logdet(g, x, lipschitz=0.9, **options).value)
-
-        given = [array(backend, kernel) for kernel in kernels]
-        exact = gradients(backend, lambda *k: loss(*k, method="exact"), given)
-        found = gradients(backend, lambda *k: loss(*k, probes=8, rng=1, terms=8, **METHOD), given)
-        for a, b in zip(found, exact, strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-7)
 
 
 def test_a_reference_is_checked_and_used_by_auto(backend):

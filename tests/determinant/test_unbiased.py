@@ -15,7 +15,7 @@ from iresnet_core.determinant.estimator import FIRST_CHANCE
 from iresnet_core.determinant.forms import Roulette
 from iresnet_core.errors import InvalidArgumentError
 
-METHODS = ("series", "arnoldi", "mean-jacobian")
+METHODS = tuple(name for name, row in ROWS.items() if not (row.is_exact or row.always_unbiased))
 JACOBIANS = ("gaussian", "orthogonal", "nilpotent", "defective", "rotation")
 D = 5
 
