@@ -119,6 +119,15 @@ def test_every_public_name_is_on_a_page_of_the_reference(package):
     assert names - exempt - documented() == set()
 
 
+PATH = re.compile(r"`((?:iresnet_core|tests|docs|benchmarks)/[\w./-]*)`")
+
+
+@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_paths_that_a_page_names_exist(page):
+    named = set(PATH.findall(page.read_text(encoding="utf-8")))
+    assert {path for path in named if not (ROOT / path).exists()} == set()
+
+
 GOOD = """
 # Page
 
