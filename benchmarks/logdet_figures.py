@@ -8,6 +8,7 @@ from peer_estimators import PEERS
 from timing import medians
 
 from iresnet_core import Linearization, logdet, mean_jacobian
+from iresnet_core.branches import ChainStructure
 
 RESIDUAL_FLOW = "Residual Flow, training"
 
@@ -36,7 +37,7 @@ class Unstructured:
     def linearize(self, x):
         """Leave out all but the products."""
         known = self.g.linearize(x)
-        return Linearization(known.value, known.vjp, depth=known.depth, leading_axes=True)
+        return Linearization(known.value, known.vjp, leading_axes=True, structure=ChainStructure(depth=known.depth))
 
 
 def ours(g, x):

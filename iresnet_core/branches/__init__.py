@@ -4,8 +4,15 @@ from iresnet_core.branches.activation_functions import ACTIVATIONS, SWISH_SLOPE
 from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.chain import Chain
 from iresnet_core.branches.conditioning import conditioned, require_context, require_taken
-from iresnet_core.branches.joint_derivative import Control, JointPass
-from iresnet_core.branches.linearization import Branch, Linearization, evaluate, linearize, stated_lipschitz
+from iresnet_core.branches.joint_derivative import Control, JointPass, linearize_jointly
+from iresnet_core.branches.linearization import (
+    Branch,
+    ChainStructure,
+    Linearization,
+    evaluate,
+    linearize,
+    stated_lipschitz,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -13,12 +20,14 @@ __all__ = [
     "Activation",
     "Branch",
     "Chain",
+    "ChainStructure",
     "Control",
     "JointPass",
     "Linearization",
     "conditioned",
     "evaluate",
     "linearize",
+    "linearize_jointly",
     "require_context",
     "require_taken",
     "stated_lipschitz",

@@ -21,11 +21,12 @@ from iresnet_core.operators import Dense, LinearLayer
 __all__ = [
     "SlopePlan",
     "SlopeTrace",
-    "cyclic_groups",
-    "cyclic_kernel",
     "mean_matrix",
     "preconditioned_trace",
     "slope_plan",
+    "trace_form",
+    "trace_kernel",
+    "trace_plan",
 ]
 
 # Terms of this order in the deviations of the slopes are the first that are not summed exactly.
@@ -67,6 +68,50 @@ def slope_plan(layers: Sequence[Any]) -> SlopePlan | None:
     return SlopePlan(tuple(map(tuple, segments)), tuple(map(tuple, groups)))
 
 
+def trace_plan(layers: Sequence[Any]) -> SlopePlan | None:
+    """The plan of tr J itself for a chain of dense layers; None if more than two groups of slopes remain.
+
+    A trace is cyclic: slopes at both ends of a chain multiply.
+    """
+    if not all(isinstance(layer, Dense) for layer in layers if isinstance(layer, LinearLayer)):
+        return None
+    plan = slope_plan(layers)
+    if plan is None:
+        return None
+    segments, groups = plan
+    if groups and not segments[0] and not segments[-1]:
+        segments, groups = segments[:-1], (groups[-1] + groups[0], *groups[1:-1])
+    return SlopePlan(segments, groups) if len(groups) <= 2 else None
+
+
+def trace_kernel(backend: Backend, layers: Sequence[Any], plan: SlopePlan, B: Array | None = None) -> Array:
+    """What at most two groups of slopes are multiplied by in tr(B J), B = I without an argument.
+
+    It is the number itself without slopes, the vector k of k^T d1 for one group and the matrix K of d2^T K d1 for two:
+    tr(M_2 D_2 M_1 D_1 M_0 B) = d2^T (M_1 * (M_0 B M_2)^T) d1.
+    """
+    return _kernel(backend, [_run(backend, layers, segment) for segment in plan.segments], B)
+
+
+def _kernel(backend: Backend, matrices: Sequence[Array | None], B: Array | None) -> Array:
+    xp = backend.xp
+    before = _times(backend, matrices[0], B)
+    if len(matrices) == 1:
+        return xp.linalg.trace(before)
+    closing = _times(backend, before, matrices[-1])
+    return xp.linalg.diagonal(closing) if len(matrices) == 2 else matrices[1] * xp.matrix_transpose(closing)
+
+
+def trace_form(backend: Backend, kernel: Array, slopes: Sequence[Array], like: Array) -> Array:
+    """The trace (batch,) from its kernel and the slopes (batch, h) of each group, for a batch like the one given."""
+    xp = backend.xp
+    if not slopes:
+        return kernel + xp.zeros((like.shape[0],), dtype=like.dtype, device=device_of(like))
+    if len(slopes) == 1:
+        return xp.matmul(slopes[0], kernel)
+    return xp.linalg.vecdot(xp.matmul(slopes[1], kernel), slopes[0])
+
+
 def mean_matrix(backend: Backend, layers: Sequence[Any], plan: SlopePlan, slopes: Sequence[Array]) -> Array:
     """The Jacobian (d, d) at the mean slopes of the batch; of norm at most the chain's constant, by convexity."""
     xp = backend.xp
@@ -81,24 +126,19 @@ def mean_matrix(backend: Backend, layers: Sequence[Any], plan: SlopePlan, slopes
 
 
 def preconditioned_trace(
-    backend: Backend, layers: Sequence[Any], plan: SlopePlan, slopes: Sequence[Array], B: Array, batch: int
+    backend: Backend, layers: Sequence[Any], plan: SlopePlan, slopes: Sequence[Array], B: Array, value: Array
 ) -> SlopeTrace:
-    """tr(B J) for slopes D_i (batch, h_i), as far as it is cheap.
+    """tr(B J) for slopes D_i (batch, h_i), as far as it is cheap; `value` is the chain's, whose batch it has.
 
     Cost: products of the weights once a batch; for L = 2 one bilinear form, half a Jacobian product, and for L > 2 one
     for every pair of groups. A product with T^T costs L - 2 Jacobian products.
     """
     xp = backend.xp
     matrices = [_run(backend, layers, segment) for segment in plan.segments]
+    if len(slopes) <= 2:
+        return SlopeTrace(trace_form(backend, _kernel(backend, matrices, B), slopes, value), None)
     closing = _times(backend, _times(backend, matrices[0], B), matrices[-1])
-    nothing = xp.zeros((batch,), dtype=B.dtype, device=device_of(B))
-    if not slopes:
-        return SlopeTrace(xp.linalg.trace(_times(backend, matrices[0], B)) + nothing, None)
-    if len(slopes) == 1:
-        return SlopeTrace(xp.matmul(slopes[0], xp.linalg.diagonal(closing)), None)
-    if len(slopes) == 2:
-        kernel = matrices[1] * xp.matrix_transpose(closing)
-        return SlopeTrace(xp.linalg.vecdot(xp.matmul(slopes[1], kernel), slopes[0]), None)
+    nothing = xp.zeros((value.shape[0],), dtype=B.dtype, device=device_of(B))
     means = [backend.stop_gradient(xp.mean(s, axis=0)) for s in slopes]
     deviations = [s - mean for s, mean in zip(slopes, means, strict=True)]
     inner = matrices[1:-1]
@@ -193,62 +233,3 @@ def _remainder(
 def _through(backend: Backend, matrix: Array | None, u: Array) -> Array:
     """Multiply the last axis of u (..., out) by a matrix (out, in); None stands for the identity."""
     return u if matrix is None else backend.rows_times(u, matrix)
-
-
-def _once_around(layers: Sequence[Any]) -> list[int]:
-    """Places of the layers from the first dense one on, those before it last: a trace is cyclic."""
-    start = next(place for place, layer in enumerate(layers) if isinstance(layer, LinearLayer))
-    return [*range(start, len(layers)), *range(start)]
-
-
-def cyclic_groups(layers: Sequence[Any]) -> tuple[tuple[int, ...], ...] | None:
-    """Places of the activations whose slopes multiply, for each run of them between dense layers, once around.
-
-    Slopes at the two ends of a chain that keeps the shape meet. None if the trace is not cheap: a layer is no Dense, an
-    activation is not entrywise, or more than two groups of slopes remain.
-    """
-    if not all(
-        isinstance(layer, Dense) or (not isinstance(layer, LinearLayer) and layer.entrywise) for layer in layers
-    ):
-        return None
-    groups: list[list[int]] = []
-    after_dense = False
-    for place in _once_around(layers):
-        layer = layers[place]
-        if isinstance(layer, LinearLayer):
-            after_dense = True
-        elif not layer.has_unit_slope:
-            if after_dense:
-                groups.append([])
-            groups[-1].append(place)
-            after_dense = False
-    return tuple(map(tuple, groups)) if len(groups) <= 2 else None
-
-
-def cyclic_kernel(backend: Backend, layers: Sequence[Any], groups: tuple[tuple[int, ...], ...]) -> Array:
-    """What the slopes are multiplied by: tr(W3 D2 W2 D1 W1) = d2^T (W2 * (W1 W3)^T) d1, and the shorter cases.
-
-    A number without slopes, the vector k of sum_j k_j d_j for one group, the matrix K of d2^T K d1 for two.
-    """
-    xp = backend.xp
-    segments: list[Array] = []  # product of the weights of each run of dense layers
-    previous_is_dense = False
-    for place in _once_around(layers):
-        layer = layers[place]
-        if isinstance(layer, Dense):
-            if previous_is_dense:
-                segments[-1] = xp.matmul(layer.weight, segments[-1])
-            else:
-                segments.append(layer.weight)
-            previous_is_dense = True
-        elif not layer.has_unit_slope:
-            previous_is_dense = False
-    if len(groups) < len(segments):  # no slopes between the last segment and the first, once around
-        last = segments.pop()
-        if not segments:
-            return xp.linalg.trace(last)
-        segments[0] = xp.matmul(segments[0], last)
-    if len(groups) == 1:
-        return xp.linalg.diagonal(segments[0])
-    first, second = segments  # d1 follows `first`, d2 follows `second`
-    return second * xp.matrix_transpose(first)

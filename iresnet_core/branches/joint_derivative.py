@@ -13,15 +13,18 @@ kept on the way; the backward pass makes the rest again.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-from iresnet_core.backends import Array, Backend
+from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.branches.activation_functions import Diagonal, Entrywise
 from iresnet_core.branches.activations import Activation
+from iresnet_core.branches.chain import Chain
+from iresnet_core.branches.linearization import Linearization, checked, linearize
 from iresnet_core.operators import Dense
 
-__all__ = ["Control", "JointPass", "can_join"]
+__all__ = ["Control", "JointPass", "can_join", "linearize_jointly"]
 
 # Up to this number of tangents the sum over them is made term by term, without an array of all products.
 FEW = 8
@@ -72,6 +75,25 @@ class _Kept(NamedTuple):
         arguments, transcendentals, tangents = (rest[k * count : (k + 1) * count] for k in range(3))
         control, means = rest[3 * count : 3 * count + 2], rest[3 * count + 2 :]
         return _Kept(v, w, logdet, arguments, transcendentals, tangents, control, means[:count], means[count:])
+
+
+def linearize_jointly(backend: Backend, g: Any, x: Array) -> Linearization:
+    """Linearise a branch as `linearize` does, but leave the recording of its derivative to the joint pass.
+
+    That is possible for some chains, see `can_join`, where the backend takes derivatives written by hand. The result
+    has `joint` then, and no derivative of its own; elsewhere it is the usual one.
+    """
+    possible = isinstance(g, Chain) and g.input_shape == g.output_shape and can_join(g.layers)
+    if (
+        not possible
+        or get_backend(x, g.arrays[0]) is not backend
+        or not backend.takes_derivatives_by_hand(x, *g.arrays)
+    ):
+        return linearize(backend, g, x)
+    joint = JointPass(backend, g.layers, x)
+    found = g.linearization_of(tuple(joint.jacobians), joint.value)
+    structure = replace(found.structure, joint=joint)
+    return checked(backend, g, x, replace(found, vjp=joint.transposed_products, structure=structure))
 
 
 def can_join(layers: Sequence[Any]) -> bool:

@@ -2,17 +2,51 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.branches.dense_traces import SlopeTrace
-from iresnet_core.branches.joint_derivative import JointPass
 from iresnet_core.common import require_finite, require_same_dtype
 from iresnet_core.errors import DerivativeError, InvalidArgumentError, ShapeError, UnknownLipschitzError
 
-__all__ = ["Branch", "Linearization", "evaluate", "linearize", "stated_lipschitz"]
+if TYPE_CHECKING:
+    from iresnet_core.branches.joint_derivative import JointPass
+
+__all__ = [
+    "Branch",
+    "ChainStructure",
+    "Linearization",
+    "checked",
+    "evaluate",
+    "linearize",
+    "stated_lipschitz",
+]
 
 ArrayMap = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class ChainStructure:
+    """What the linearisation of a chain knows, and the package uses, beyond what every branch may offer.
+
+    Attributes
+    ----------
+    depth : int
+        Number of linear layers; it scales the allowance for rounding.
+    preconditioned_trace : callable, optional
+        B (d, d) -> `SlopeTrace`: tr(B J) (batch,), exact, but for the trace of B T with a small T whose transposed
+        products it knows.
+    cheap_mean : bool
+        Whether `mean_matrix` and `preconditioned_trace` cost little beside the products, so that "auto" may ask for
+        them at every batch.
+    joint : JointPass, optional
+        Where it is there, nothing of the linearisation has a derivative: the joint pass records one.
+    """
+
+    depth: int = 1
+    preconditioned_trace: Callable[[Array], SlopeTrace] | None = None
+    cheap_mean: bool = True
+    joint: "JointPass | None" = None
 
 
 @dataclass(frozen=True)
@@ -30,24 +64,17 @@ class Linearization:
     trace : callable, optional
         () -> tr J (batch,), exact; offered where it costs no more than a product.
     mean_matrix : callable, optional
-        () -> a Jacobian (d, d) that stands for all samples, as that at their mean slopes.
-    preconditioned_trace : callable, optional
-        B (d, d) -> `SlopeTrace`: tr(B J) (batch,), exact, but for the trace of B T with a small T whose transposed
-        products it knows.
-    cheap_mean : bool
-        Whether the last two cost little beside the products, so that "auto" may ask for them at every batch.
+        () -> a Jacobian (d, d) that stands for all samples, such as the one at their mean slopes.
     matrix : callable, optional
         () -> J (batch, d, d), explicit; d products a sample.
     sylvester_matrix : callable, optional
         () -> M (batch, r, r) with det(I + M) = det(I + J), r the narrowest width (Sylvester); r products a sample.
     width : int, optional
-        r.
-    joint : JointPass, optional
-        Where it is there, nothing of the linearisation has a derivative: the joint pass records one.
-    depth : int
-        Number of linear layers; scales the allowance for rounding.
+        The order r of these matrices.
     leading_axes : bool
         Whether the products also take stacks (probes, batch, *event); if not, they are called once a probe.
+    structure : ChainStructure
+        What a `Chain` knows beyond that; other branches leave it out.
     """
 
     value: Array
@@ -55,14 +82,31 @@ class Linearization:
     jvp: ArrayMap | None = None
     trace: Callable[[], Array] | None = None
     mean_matrix: Callable[[], Array] | None = None
-    preconditioned_trace: Callable[[Array], SlopeTrace] | None = None
-    cheap_mean: bool = True
     matrix: Callable[[], Array] | None = None
     sylvester_matrix: Callable[[], Array] | None = None
     width: int | None = None
-    joint: JointPass | None = None
-    depth: int = 1
     leading_axes: bool = False
+    structure: ChainStructure = ChainStructure()
+
+    @property
+    def depth(self) -> int:
+        """See `ChainStructure`."""
+        return self.structure.depth
+
+    @property
+    def preconditioned_trace(self) -> Callable[[Array], SlopeTrace] | None:
+        """See `ChainStructure`."""
+        return self.structure.preconditioned_trace
+
+    @property
+    def cheap_mean(self) -> bool:
+        """See `ChainStructure`."""
+        return self.structure.cheap_mean
+
+    @property
+    def joint(self) -> "JointPass | None":
+        """See `ChainStructure`."""
+        return self.structure.joint
 
     def transposed_products(self, u: Array) -> Array:
         """Return J^T u for a stack u (probes, batch, *event)."""
@@ -117,10 +161,8 @@ def evaluate(backend: Backend, g: Any, x: Array) -> Array:
     return _check_output(backend, g, x, g(x))
 
 
-def linearize(backend: Backend, g: Any, x: Array, *, jointly: bool = False) -> Linearization:
+def linearize(backend: Backend, g: Any, x: Array) -> Linearization:
     """Linearise a branch, or a plain callable through the backend's automatic differentiation.
-
-    With `jointly` a branch that can do so gives a linearisation whose derivative is recorded later on, see `joint`.
 
     Raises
     ------
@@ -130,8 +172,7 @@ def linearize(backend: Backend, g: Any, x: Array, *, jointly: bool = False) -> L
         If what g returns does not fit x, or is not finite.
     """
     if hasattr(g, "linearize"):
-        joint = getattr(g, "linearize_jointly", None) if jointly else None
-        linearization = g.linearize(x) if joint is None else joint(x)
+        linearization = g.linearize(x)
         if not isinstance(linearization, Linearization):
             raise DerivativeError(
                 f"{_name(g)}.linearize(x) must return a Linearization, got {type(linearization).__name__}."
@@ -141,6 +182,11 @@ def linearize(backend: Backend, g: Any, x: Array, *, jointly: bool = False) -> L
         linearization = Linearization(value=value, vjp=pullback)
     else:
         raise InvalidArgumentError(f"a branch must be callable, got {type(g).__name__}.")
+    return checked(backend, g, x, linearization)
+
+
+def checked(backend: Backend, g: Any, x: Array, linearization: Linearization) -> Linearization:
+    """Return the linearisation of g at x after checking that its value fits x and is finite."""
     _check_output(backend, g, x, linearization.value)
     require_finite(backend, linearization.value, f"the output of {_name(g)}")
     return linearization

@@ -4,7 +4,7 @@ import math
 from typing import Any, Unpack
 
 from iresnet_core.backends import Array, Backend, get_backend
-from iresnet_core.branches import linearize, stated_lipschitz
+from iresnet_core.branches import linearize, linearize_jointly, stated_lipschitz
 from iresnet_core.common import (
     require_batch,
     require_contraction,
@@ -174,7 +174,7 @@ def value_and_logdet(
             g, x, request = _raised(backend, g, x, request, working)
         if reference is not None:
             require_reference(reference, x)
-        linearization = linearize(backend, g, x, jointly=_recorded_later(x, request))
+        linearization = (linearize_jointly if _recorded_later(x, request) else linearize)(backend, g, x)
         problem = Problem(backend, g, x, linearization, constant, request)
         method, reason = METHODS.get(request.method), ""
         if method is None:
@@ -192,7 +192,7 @@ def value_and_logdet(
 
 
 def _recorded_later(x: Array, request: Request) -> bool:
-    """Whether the derivative will come from tangents that are known beforehand; see `Linearization.joint`."""
+    """Whether the derivative will come from tangents that are known beforehand; see `linearize_jointly`."""
     if request.errors or request.unbiased or x.shape[0] == 0 or math.prod(x.shape[1:]) > PRECONDITIONED_WIDTH:
         return False
     method = METHODS.get(request.method)

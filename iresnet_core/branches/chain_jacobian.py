@@ -1,0 +1,126 @@
+"""The Jacobian of a chain at one batch: its products, traces and explicit matrices, from those of the layers."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from iresnet_core.backends import Array, device_of, get_backend
+from iresnet_core.branches.activation_functions import Diagonal, PairSwap
+from iresnet_core.branches.convolution_traces import convolution_trace
+from iresnet_core.branches.dense_traces import SlopePlan, SlopeTrace, mean_matrix, preconditioned_trace, trace_form
+from iresnet_core.common import flatten
+from iresnet_core.operators import Convolution, Dense, LinearLayer
+
+if TYPE_CHECKING:
+    from iresnet_core.branches.chain import Chain
+
+__all__ = ["ChainJacobian", "Jacobian"]
+
+Jacobian = LinearLayer | Diagonal | PairSwap
+
+
+def _applied(jacobians: Sequence[Jacobian], v: Array) -> Array:
+    """Apply one Jacobian after the other to v (..., batch, *event); slopes together with the dense layer behind."""
+    place = 0
+    while place < len(jacobians):
+        jacobian, behind = jacobians[place], jacobians[place + 1] if place + 1 < len(jacobians) else None
+        if isinstance(jacobian, Diagonal) and isinstance(behind, Dense):
+            v = behind.backend.scaled_product(v, jacobian.slope, behind.weight)
+            place += 1
+        else:
+            v = jacobian.apply(v)
+        place += 1
+    return v
+
+
+@dataclass(frozen=True)
+class ChainJacobian:
+    """The Jacobian of a chain at one batch, as the list of its layers' Jacobians."""
+
+    chain: "Chain"
+    jacobians: tuple[Jacobian, ...]
+    value: Array
+
+    def jvp(self, v: Array) -> Array:
+        """Return J v for v (..., batch, *event)."""
+        return _applied(self.jacobians, v)
+
+    def vjp(self, u: Array) -> Array:
+        """Return J^T u for u (..., batch, *event)."""
+        place = len(self.jacobians) - 1
+        while place >= 0:
+            jacobian, before = self.jacobians[place], self.jacobians[place - 1] if place else None
+            if isinstance(jacobian, Dense) and isinstance(before, Diagonal):
+                u = jacobian.backend.product_scaled(u, jacobian.weight, before.slope)
+                place -= 1
+            else:
+                u = jacobian.adjoint(u)
+            place -= 1
+        return u
+
+    def trace(self) -> Array:
+        """Return tr J (batch,)."""
+        plan, kernel = self.chain._trace_plan, self.chain._trace_kernel
+        if plan is None:
+            return self._convolution_trace(kernel)
+        slopes = [self._slopes(group) for group in plan.groups]
+        return trace_form(get_backend(self.value), kernel, slopes, self.value)
+
+    def _convolution_trace(self, kernels: Any) -> Array:
+        chain, plan = self.chain, self.chain._convolution_plan
+        first = chain.operators[0]
+        assert plan is not None
+        assert isinstance(first, Convolution)
+        inner, outer = (
+            None if group is None else first.channels_first(self._slopes(group)) for group in (plan.inner, plan.outer)
+        )
+        assert inner is not None
+        return convolution_trace(get_backend(self.value), chain.layers, plan, kernels, inner, outer)
+
+    def _slopes(self, group: tuple[int, ...]) -> Array:
+        total = None
+        for place in group:
+            jacobian = self.jacobians[place]
+            assert isinstance(jacobian, Diagonal)
+            total = jacobian.slope if total is None else total * jacobian.slope
+        return total
+
+    def mean_matrix(self) -> Array:
+        """Return the Jacobian (d, d) at the mean slopes of the batch."""
+        plan, slopes = self._planned_slopes()
+        return mean_matrix(get_backend(self.value), self.chain.layers, plan, slopes)
+
+    def preconditioned_trace(self, B: Array) -> SlopeTrace:
+        """Return tr(B J) (batch,), but for a remainder of third order, see `dense_traces`."""
+        plan, slopes = self._planned_slopes()
+        return preconditioned_trace(get_backend(self.value), self.chain.layers, plan, slopes, B, self.value)
+
+    def _planned_slopes(self) -> tuple[SlopePlan, list[Array]]:
+        plan = self.chain._slope_plan
+        assert plan is not None
+        xp = get_backend(self.value).xp
+        return plan, [flatten(xp, self._slopes(group)) for group in plan.groups]
+
+    def matrix(self) -> Array:
+        """Return J (batch, d, d)."""
+        return self._cyclic_matrix(0)
+
+    def sylvester_matrix(self) -> Array:
+        """Return M (batch, r, r), the chain cut open where it is narrowest (Sylvester's determinant identity)."""
+        widths = self.chain._widths
+        return self._cyclic_matrix(widths.index(min(widths)))
+
+    def _cyclic_matrix(self, cut: int) -> Array:
+        """Send the unit vectors at the input of layer `cut` once around the chain."""
+        chain, xp = self.chain, get_backend(self.value).xp
+        shape = chain.input_shape
+        for layer in chain.layers[:cut]:
+            if isinstance(layer, LinearLayer):
+                shape = layer.output_shape
+        r, batch = math.prod(shape), self.value.shape[0]
+        v = xp.eye(r, dtype=self.value.dtype, device=device_of(self.value))
+        v = xp.reshape(v, (r, 1, *shape))
+        v = _applied((*self.jacobians[cut:], *self.jacobians[:cut]), v)
+        v = xp.broadcast_to(xp.reshape(v, (r, v.shape[1], r)), (r, batch, r))
+        return xp.permute_dims(v, (1, 2, 0))
