@@ -118,17 +118,23 @@ def test_compiled_programs_choose_alike(backend, errors):
     if backend.name == "torch":
         pytest.skip("a function that appends to a list is no whole graph")
     for d in (EVALUATION_LIMIT if errors else TRAINING_LIMIT, EVALUATION_LIMIT + 1):
-        g, x = dense_chain(backend, d, [d], 0.5, 0), array(backend, np.zeros((2, d)))
-        said = []
+        eager, in_program = _said(backend, d, errors)
+        assert eager == in_program
 
-        def value(x, g=g, said=said):
-            result = logdet(g, x, rng=0, terms=2, errors=errors)
-            said.append((result.method, result.reason))
-            return result.value
 
-        value(x)
-        compiled(backend, COMPILERS[backend.name][0], value)(x)
-        assert said[0] == said[1]
+def _said(backend, d, errors):
+    """Method and reason of an eager call, and of the same in a compiled program."""
+    g, x = dense_chain(backend, d, [d], 0.5, 0), array(backend, np.zeros((2, d)))
+    said = []
+
+    def value(x):
+        result = logdet(g, x, rng=0, terms=2, errors=errors)
+        said.append((result.method, result.reason))
+        return result.value
+
+    value(x)
+    compiled(backend, COMPILERS[backend.name][0], value)(x)
+    return said[0], said[1]
 
 
 def test_blocks_that_are_answered_in_parts_keep_their_latents(backend, monkeypatch, g):
