@@ -179,7 +179,7 @@ def _assembled(xp: Any, taps: list[Array], layer: Convolution) -> Array:
 
 
 def _boxes(offsets: list[Offset], spatial: tuple[int, ...]) -> list[Box]:
-    """Split the image into boxes of positions q at which the same of the positions q + o are inside."""
+    """Split the image into boxes; for each offset o, q + o is inside the image for all q of a box or for none."""
     sides = []
     for axis, n in enumerate(spatial):
         shifts = {offset[axis] for offset in offsets}
