@@ -267,6 +267,13 @@ class Backend(ABC):
         """
         return nullcontext()
 
+    def own_dtype(self, x: Array) -> AbstractContextManager[Any]:
+        """Context in which arrays like `x` are computed with in their dtype, and so are the derivatives taken in it.
+
+        It is for the layers of a framework that may lower the precision of the program around them (autocast).
+        """
+        return nullcontext()
+
     def differentiated_in_float64(self, fn: Callable[[Array], Array], x: Array) -> Array:
         """Return ``fn(x)``, whose derivative is taken in the context of `full_precision` too."""
         return fn(x)
@@ -278,6 +285,10 @@ class Backend(ABC):
     def are_together(self, x: Array, y: Array) -> bool:
         """Say whether two arrays are where the framework can compute with both, as it is with most anywhere."""
         return True
+
+    def are_equal(self, x: Array, y: Array) -> bool:
+        """Say whether two arrays with values have one dtype, one device and the same entries."""
+        return x.dtype == y.dtype and self.are_together(x, y) and bool(self.xp.all(x == y))
 
     def is_accelerated(self, x: Array) -> bool:
         """Say whether `x` is on a device that multiplies matrices fast and waits for the host slowly, such as a GPU."""

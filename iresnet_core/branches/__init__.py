@@ -3,7 +3,7 @@
 from iresnet_core.branches.activation_functions import ACTIVATIONS, SWISH_SLOPE
 from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.chain import Chain
-from iresnet_core.branches.conditioning import conditioned, require_context, require_taken
+from iresnet_core.branches.conditioning import conditioned
 from iresnet_core.branches.joint_derivative import Control, JointPass, linearize_jointly
 from iresnet_core.branches.linearization import (
     Branch,
@@ -28,7 +28,5 @@ __all__ = [
     "evaluate",
     "linearize",
     "linearize_jointly",
-    "require_context",
-    "require_taken",
     "stated_lipschitz",
 ]

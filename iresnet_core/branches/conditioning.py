@@ -1,16 +1,16 @@
 """How a conditioning input enters a branch: as a translation, which leaves the Lipschitz constant alone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.branches.activation_functions import Diagonal
 from iresnet_core.branches.activations import Activation
 from iresnet_core.common import Copyable
-from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.errors import ShapeError
 from iresnet_core.operators import Convolution
 
-__all__ = ["Shift", "conditioned", "require_context", "require_taken"]
+__all__ = ["Shift", "conditioned"]
 
 
 class Shift(Copyable):
@@ -54,46 +54,6 @@ class Shift(Copyable):
     def astype(self, dtype: Any) -> "Shift":
         """Return the translation in another dtype."""
         return Shift(get_backend(self.value).xp.astype(self.value, dtype))
-
-
-def require_taken(context: Any, takers: Iterable[Any]) -> None:
-    """Refuse a conditioning that none of the layers of a flow takes: it would have no effect.
-
-    Parameters
-    ----------
-    context : array or None
-        What was given.
-    takers : iterable of layers
-        All of them, inner ones too; each says in its attribute `takes_context` whether it does.
-    """
-    if context is not None and not any(layer.takes_context for layer in takers):
-        raise InvalidArgumentError(
-            "a context was given, but no block of the flow takes one; make one with "
-            "InvertibleResidual(..., context_features=...). A pair (x, context) in place of x counts as well."
-        )
-
-
-def require_context(context: Any, features: int, *, single: bool = False) -> None:
-    """Refuse a missing conditioning, or one of another shape than (batch, features); with `single` than (1, features).
-
-    Parameters
-    ----------
-    context : array or None
-        What was given.
-    features : int
-        What the block was made for.
-    single : bool
-        Whether one condition is to hold for all samples, as in a file.
-    """
-    if context is None:
-        raise InvalidArgumentError(f"this block is conditional: pass context=, of shape (batch, {features}).")
-    if len(context.shape) != 2 or context.shape[1] != features:
-        raise ShapeError(f"context must have shape (batch, {features}), got {tuple(context.shape)}.")
-    if single and context.shape[0] != 1:
-        raise ShapeError(
-            f"a flow of the core is that of one condition: context must have shape (1, {features}), got "
-            f"{tuple(context.shape)}. Export one flow for each condition."
-        )
 
 
 def conditioned(layers: Sequence[Any], added: Array, *, single: bool = False) -> list[Any]:

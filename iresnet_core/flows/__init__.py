@@ -3,7 +3,7 @@
 from iresnet_core.flows.actnorm import ActNorm
 from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow, LogProb
-from iresnet_core.flows.layer import Layer, Shape, Transformed
+from iresnet_core.flows.layer import Layer, Shape, Transformed, located
 from iresnet_core.flows.logit import Logit
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
@@ -20,4 +20,5 @@ __all__ = [
     "Shape",
     "Squeeze",
     "Transformed",
+    "located",
 ]

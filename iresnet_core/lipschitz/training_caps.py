@@ -7,7 +7,7 @@ certified (`scaled_by_certificate`), and between two certificates Weyl's bound h
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, device_of, get_backend
@@ -24,12 +24,15 @@ __all__ = [
     "Certificate",
     "any_size_bound",
     "basis_shape",
+    "capped_constant",
     "certificate",
     "layer_cap",
     "scaled_by_certificate",
+    "scaled_by_declaration",
     "scaled_by_estimate",
     "scaled_by_estimate_stack",
     "scaled_for_any_size",
+    "scaled_to_cap",
     "training_constant",
     "weyl_bound",
 ]
@@ -81,6 +84,23 @@ def layer_cap(layers: Sequence[Any], coeff: float, *, per_layer: bool = False) -
     if per_layer:
         return coeff
     return cap_share(layers, coeff)
+
+
+def capped_constant(layers: Sequence[Any], cap: float) -> float:
+    """Lipschitz constant of a branch with L capped linear layers: cap^L times those of its activations."""
+    known = [layer.lipschitz for layer in layers if hasattr(layer, "lipschitz")]
+    return float(cap ** (len(layers) - len(known)) * math.prod(known))
+
+
+def scaled_by_declaration(
+    branch: Callable[[Array], Array], declared: float, coeff: float
+) -> tuple[Callable[[Array], Array], float]:
+    """Return a branch whose constant is declared, scaled by min(1, coeff / declared), and the constant it then has."""
+    constant = min(declared, coeff)
+    if declared <= coeff:
+        return branch, constant
+    scale = coeff / declared
+    return lambda x: scale * branch(x), constant
 
 
 def training_constant(constant: float) -> float:
@@ -234,6 +254,12 @@ def weyl_bound(weight: Array, known_weight: Array, known_bound: Array, layer: Li
         length = xp.sqrt(xp.sum(difference * difference)) * (1 + gamma(size + 4, unit_roundoff(backend, wide)))
         bound = xp.astype(known_bound, wide) + math.sqrt(taps) * length
         return round_up(backend, bound, weight.dtype)
+
+
+def scaled_to_cap(weight: Array, cap: float, bound: Array) -> Array:
+    """Scale a weight with values, up or down, so that its certified bound becomes the cap; zeros stay."""
+    value = float(bound)
+    return weight * (cap / value) if value > 0 else weight
 
 
 def any_size_bound(backend: Any, kernel: Array) -> Array:

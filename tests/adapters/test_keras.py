@@ -24,12 +24,13 @@ from iresnet_core.adapters.keras import (  # noqa: E402
     ActNorm,
     Classifier,
     FactorOut,
-    FlowModel,
+    Flow,
     InjectivePad,
     InvertibleResidual,
     Logit,
     Squeeze,
 )
+from iresnet_core.adapters.shared.weight import estimated_layers  # noqa: E402
 from iresnet_core.errors import (  # noqa: E402
     InvalidArgumentError,
     NonFiniteError,
@@ -51,7 +52,7 @@ def image_flow():
     net = keras.Sequential([Conv2D(6, 3, padding="same", groups=2), Activation("maxmin"), Conv2D(4, 2, padding="same")])
     dilated = [Activation("elu"), Conv2D(3, 3, padding="same", dilation_rate=2), keras.layers.ReLU(), Conv2D(2, 1)]
     layers = [Logit(), Squeeze(), ActNorm(), InvertibleResidual(net, 0.8)]
-    return FlowModel([*layers, FactorOut(2, [ActNorm(), InvertibleResidual(dilated, 0.7)])], event_shape=(4, 4, 1))
+    return Flow([*layers, FactorOut(2, [ActNorm(), InvertibleResidual(dilated, 0.7)])], event_shape=(4, 4, 1))
 
 
 def data(d, n=100):
@@ -68,7 +69,7 @@ def largest(weight):
 
 
 def capped_weights(model):
-    return [capped for block in model._blocks() for capped in block.capped]
+    return [capped for block in model._blocks() for capped in block.capped_layers()]
 
 
 @pytest.fixture(scope="module", params=[2, 64])
@@ -76,7 +77,7 @@ def trained(request):
     """A flow after 200 Adam steps, and its data."""
     keras.utils.set_random_seed(0)
     d = request.param
-    flow = FlowModel([ActNorm(), mlp(d)], event_shape=(d,))
+    flow = Flow([ActNorm(), mlp(d)], event_shape=(d,))
     flow.compile(optimizer=keras.optimizers.Adam(1e-2))
     x = data(d)
     history = flow.fit(x, batch_size=50, epochs=100, verbose=0).history["loss"]
@@ -104,9 +105,9 @@ def in_a_process(name, folder, **environment):
 def test_caps_hold_in_evaluation_and_export(trained):
     flow, _ = trained
     for capped in capped_weights(flow):
-        assert largest(capped.certified_layer().weight) <= capped.cap * (1 + 1e-6)
-        assert largest(capped.trained_layer().weight) <= capped.cap * 1.02  # an estimate from below
-        assert largest(capped.free_layer().weight) > capped.cap  # or there would be nothing to see
+        assert largest(capped.certified().weight) <= capped.cap * (1 + 1e-6)
+        assert largest(estimated_layers([capped])[capped.state].weight) <= capped.cap * 1.02  # an estimate from below
+        assert largest(capped.free().weight) > capped.cap  # or there would be nothing to see
     assert 0.5 < flow.lipschitz <= 0.9
     for layer in flow.to_core().layers[1:]:
         assert max(largest(dense.weight) for dense in layer.branch.operators) <= capped.cap * (1 + 1e-6)
@@ -130,50 +131,51 @@ def test_no_layer_exceeds_its_cap_after_training(kind, lr, steps):
     keras.utils.set_random_seed(0)
     if kind == "images":
         net = [Conv2D(4, 3, padding="same", activation="elu"), Conv2D(4, 3, padding="same")]
-        flow = FlowModel([Squeeze(), ActNorm(), InvertibleResidual(net, 0.9)], event_shape=(4, 4, 1))
+        flow = Flow([Squeeze(), ActNorm(), InvertibleResidual(net, 0.9)], event_shape=(4, 4, 1))
         x = np.random.default_rng(0).standard_normal((100, 4, 4, 1)).astype("float32") ** 3
     else:
-        flow, x = FlowModel([ActNorm(), mlp(kind)], event_shape=(kind,)), data(kind)
+        flow, x = Flow([ActNorm(), mlp(kind)], event_shape=(kind,)), data(kind)
     for block in flow._blocks():  # from beyond the caps, so that there is something to hold back
-        for capped in block.capped:
-            capped._linear().kernel.assign(3 * capped._linear().kernel)
+        for capped in block.capped_layers():
+            capped.state._linear().kernel.assign(3 * capped.state._linear().kernel)
     flow.compile(optimizer=keras.optimizers.Adam(lr))
     flow.fit(x, batch_size=50, epochs=steps // 2, verbose=0)
     assert int(flow.optimizer.iterations) == steps
     exported = [o for layer in flow.to_core().layers if hasattr(layer, "branch") for o in layer.branch.operators]
     for capped, operator in zip(capped_weights(flow), exported, strict=True):
-        for layer in (capped.certified_layer(), operator):
+        for layer in (capped.certified(), operator):
             assert largest(layer.astype(tf.float64).matrix()) <= capped.cap * (1 + 1e-6)
-        assert largest(capped.free_layer().matrix()) > capped.cap
+        assert largest(capped.free().matrix()) > capped.cap
     assert flow.lipschitz <= 0.9
 
 
 def test_a_compiled_program_stays_below_the_cap_when_weights_move():
-    flow = FlowModel([mlp(3)], event_shape=(3,))
-    (capped, *_) = capped_weights(flow)
-    used = tf.function(lambda: capped.certified_layer().weight, autograph=False)
-    np.testing.assert_allclose(used(), capped.certified_layer().weight, rtol=1e-5)
-    capped._linear().kernel.assign(5 * np.random.default_rng(0).standard_normal(capped._linear().kernel.shape))
-    assert 0.1 * capped.cap < largest(used()) <= capped.cap * (1 + 1e-6)
+    flow = Flow([mlp(3)], event_shape=(3,))
+    state = flow.flow_layers[0].capped[0]
+    kernel = state._linear().kernel
+    used = tf.function(lambda: state.capped_layer().certified().weight, autograph=False)
+    np.testing.assert_allclose(used(), state.capped_layer().certified().weight, rtol=1e-5)
+    kernel.assign(5 * np.random.default_rng(0).standard_normal(kernel.shape))
+    assert 0.1 * state.cap < largest(used()) <= state.cap * (1 + 1e-6)
     flow.certify()
-    assert largest(used()) == pytest.approx(capped.cap, rel=1e-5)
-    assert not capped.certify()  # nothing has changed since
+    assert largest(used()) == pytest.approx(state.cap, rel=1e-5)
+    assert not state.capped_layer().certify()  # nothing has changed since
 
 
 def test_weights_that_begin_as_zero():
-    flow = FlowModel([InvertibleResidual([Dense(4, activation="tanh"), Dense(2, kernel_initializer="zeros")])], (2,))
+    flow = Flow([InvertibleResidual([Dense(4, activation="tanh"), Dense(2, kernel_initializer="zeros")])], (2,))
     flow.compile(optimizer=keras.optimizers.Adam(0.5), run_eagerly=True)
     flow.fit(data(2, 40), batch_size=10, epochs=3, verbose=0)
     capped = capped_weights(flow)[-1]
-    assert largest(capped.free_layer().weight) > 1
-    assert largest(capped.trained_layer().weight) <= capped.cap * 1.05
+    assert largest(capped.free().weight) > 1
+    assert largest(estimated_layers([capped])[capped.state].weight) <= capped.cap * 1.05
 
 
 def test_spectral_penalty_brings_norms_down():
     keras.utils.set_random_seed(0)
-    flow = FlowModel([mlp(2)], event_shape=(2,), penalty=1.0)
+    flow = Flow([mlp(2)], event_shape=(2,), penalty=1.0)
     flow.compile(optimizer=keras.optimizers.Adam(3e-2), run_eagerly=True)
-    norms = [largest(capped.free_layer().weight) for capped in capped_weights(flow)]
+    norms = [largest(capped.free().weight) for capped in capped_weights(flow)]
     before = float(flow.spectral_penalty(2.0))
     assert before == pytest.approx(2 * sum(s**2 for s in norms), rel=1e-3)
     flow.fit(data(2, 40), batch_size=20, epochs=6, verbose=0)
@@ -213,7 +215,7 @@ def test_inverse_of_encode_is_within_its_bound(trained):
 
 def test_numpy_gives_the_same(trained, tmp_path):
     flow, x = trained
-    flow.save_core(tmp_path / "flow")
+    flow.save(tmp_path / "flow")
     host = core.load(tmp_path / "flow")
     np.testing.assert_allclose(host.log_prob(x, rng=3).value, flow.log_prob(x, rng=3), rtol=1e-5, atol=2e-5)
     np.testing.assert_allclose(host(x), flow.encode(x), rtol=1e-4, atol=1e-5)
@@ -230,10 +232,10 @@ def test_flow_of_images(tmp_path):
     back = flow.inverse(flow.encode(x), errors=True)
     error = np.linalg.norm((numbers(back.value) - x).reshape(12, -1), axis=1)
     assert (error <= numbers(back.error_bound)).all()
-    flow.save_core(tmp_path / "flow")
+    flow.save(tmp_path / "flow")
     exact = core.load(tmp_path / "flow").log_prob(x, method="exact").value
     np.testing.assert_allclose(flow.log_prob(x, method="exact"), exact, rtol=1e-5, atol=1e-5)
-    again = FlowModel.from_config(flow.get_config())
+    again = Flow.from_config(flow.get_config())
     again.set_weights(flow.get_weights())
     with pytest.raises(InvalidArgumentError, match="initialised"):
         again.log_prob(x)
@@ -260,7 +262,7 @@ def test_conditional_densities(tmp_path):
     context = rng.standard_normal((60, 3)).astype("float32")
     x = (2 * context[:, :2] + 0.3 * rng.standard_normal((60, 2))).astype("float32")
     net = [Dense(8, activation="elu"), Dense(2)]
-    flow = FlowModel([ActNorm(), InvertibleResidual(net, context_features=3), ActNorm()], event_shape=(2,))
+    flow = Flow([ActNorm(), InvertibleResidual(net, context_features=3), ActNorm()], event_shape=(2,))
     flow.compile(optimizer=keras.optimizers.Adam(3e-2), run_eagerly=True)
     loss = flow.fit((x, context), batch_size=20, epochs=6, verbose=0).history["loss"]
     assert loss[-1] < loss[0]
@@ -276,7 +278,7 @@ def test_conditional_densities(tmp_path):
     with pytest.raises(ShapeError, match="one condition"):
         flow.to_core(context[:3])
     assert tuple(flow.sample(2, [[0.0, 0.0, 0.0]]).shape) == (2, 2)
-    flow.save_core(tmp_path / "flow", context[:1])
+    flow.save(tmp_path / "flow", context[:1])
     np.testing.assert_allclose(core.load(tmp_path / "flow").log_prob(x[:1]).value, nats[:1], rtol=1e-5, atol=1e-5)
     with pytest.raises(InvalidArgumentError, match="conditional"):
         flow.log_prob(x)
@@ -289,7 +291,7 @@ def test_conditional_densities(tmp_path):
 def test_conditional_densities_in_a_program(rows, batch):
     """One condition for all samples or one each, in batches of known and unknown size."""
     net = [Dense(8, activation="elu"), Dense(2)]
-    flow = FlowModel([ActNorm(), InvertibleResidual(net, context_features=3)], event_shape=(2,))
+    flow = Flow([ActNorm(), InvertibleResidual(net, context_features=3)], event_shape=(2,))
     x, context = data(2, 4), data(3, 4)
     flow.initialize(x, context)
     expected = flow.log_prob(x, context[:rows], method="exact")
@@ -305,7 +307,7 @@ def test_conditional_densities_in_a_program(rows, batch):
 
 
 def test_a_context_that_nothing_takes_is_refused():
-    flow = FlowModel([ActNorm(), mlp(2)], event_shape=(2,))
+    flow = Flow([ActNorm(), mlp(2)], event_shape=(2,))
     x, context = data(2, 6), data(3, 6)
     with pytest.raises(InvalidArgumentError, match="context_features"):
         flow.initialize(x, context)
@@ -326,18 +328,18 @@ def test_a_context_that_nothing_takes_is_refused():
 
 def test_declared_constant():
     net = keras.Sequential([Dense(2, kernel_initializer="orthogonal"), keras.layers.LeakyReLU(0.5)])
-    flow = FlowModel([InvertibleResidual(net, coeff=0.5, lipschitz=1.0)], event_shape=(2,))
+    flow = Flow([InvertibleResidual(net, coeff=0.5, lipschitz=1.0)], event_shape=(2,))
     x = data(2, 5)
     np.testing.assert_allclose(flow.encode(x), x + 0.5 * numbers(net(x)), rtol=1e-5)
     np.testing.assert_allclose(flow.inverse(flow.encode(x)), x, atol=1e-4)
     assert flow.lipschitz == 0.5
     jacobian = np.eye(2) + 0.5 * np.where(numbers(net(x))[:, :, None] > 0, 1, 0.5) * numbers(net.layers[0].kernel).T
-    np.testing.assert_allclose(flow.encode(x, logdet=True)[1], np.linalg.slogdet(jacobian)[1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(flow.forward(x)[1], np.linalg.slogdet(jacobian)[1], rtol=1e-4, atol=1e-5)
 
 
 def test_weights_of_samples_weight_their_gradients():
     keras.utils.set_random_seed(0)
-    flow = FlowModel([ActNorm(), mlp(2)], event_shape=(2,)).initialize(data(2))
+    flow = Flow([ActNorm(), mlp(2)], event_shape=(2,)).initialize(data(2))
     x = tf.constant(data(2, 4))
 
     def gradients(x, weights):
@@ -354,7 +356,7 @@ def test_weights_of_samples_weight_their_gradients():
 def test_seed_decides_everything():
     def run():
         keras.utils.set_random_seed(7)
-        flow = FlowModel([ActNorm(), mlp(40)], event_shape=(40,))
+        flow = Flow([ActNorm(), mlp(40)], event_shape=(40,))
         flow.compile(optimizer="adam", run_eagerly=True)
         loss = flow.fit(data(40, 60), batch_size=20, epochs=1, verbose=0).history["loss"]
         return loss, flow.get_weights(), numbers(flow.sample(2)), numbers(flow.log_prob(data(40, 3)))
@@ -369,7 +371,7 @@ def test_jit_compile_gives_the_same_with_a_smaller_last_batch():
     losses = []
     for jit_compile in (False, True):
         keras.utils.set_random_seed(0)
-        flow = FlowModel([InvertibleResidual([Dense(2, activation="tanh")])], event_shape=(2,))
+        flow = Flow([InvertibleResidual([Dense(2, activation="tanh")])], event_shape=(2,))
         flow.compile(optimizer="adam", jit_compile=jit_compile, run_eagerly=not jit_compile)
         assert flow.jit_compile == jit_compile
         losses.append(flow.fit(data(2, 30), batch_size=20, epochs=2, verbose=0).history["loss"])
@@ -417,7 +419,7 @@ def test_classifier(tmp_path):
     assert (logits.argmax(axis=1) == labels).mean() > 0.9
     np.testing.assert_allclose(model.predict(images, verbose=0), logits, atol=1e-4)
     for capped in capped_weights(model.features):
-        assert largest(capped.certified_layer().matrix()) <= capped.cap * (1 + 1e-6)
+        assert largest(capped.certified().matrix()) <= capped.cap * (1 + 1e-6)
     assert model.lipschitz <= 0.9
     np.testing.assert_allclose(model.features.inverse(model.features.encode(images)), images, atol=1e-3)
     model.save(tmp_path / "model.keras")
@@ -437,7 +439,7 @@ def test_initialises_from_what_fit_is_given(kind):
         def __getitem__(self, index):
             return (x[32 * index : 32 * (index + 1)],)
 
-    flow = FlowModel([ActNorm()], event_shape=(2,))
+    flow = Flow([ActNorm()], event_shape=(2,))
     flow.compile(optimizer=keras.optimizers.SGD(0.0), run_eagerly=True)
     flow.fit(
         tf.data.Dataset.from_tensor_slices(x).batch(32) if kind == "dataset" else Batches(), verbose=0, shuffle=False
@@ -451,7 +453,7 @@ def test_mixed_precision_computes_in_float32():
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        flow = FlowModel([ActNorm(), mlp(2)], event_shape=(2,)).initialize(data(2))
+        flow = Flow([ActNorm(), mlp(2)], event_shape=(2,)).initialize(data(2))
     finally:
         keras.config.set_dtype_policy(before)
     assert flow.log_prob(data(2)).dtype == flow(data(2)).dtype == tf.float32
@@ -497,9 +499,9 @@ def test_branches_that_make_no_block():
     with pytest.raises(InvalidArgumentError, match="channels_first"):
         InvertibleResidual([Conv2D(2, 3, data_format="channels_first")])
     with pytest.raises(ShapeError, match="keeps the shape"):
-        FlowModel([InvertibleResidual([Dense(3)])], event_shape=(2,))
+        Flow([InvertibleResidual([Dense(3)])], event_shape=(2,))
     with pytest.raises(ShapeError, match="3 axes"):
-        FlowModel([InvertibleResidual([Conv2D(2, 3, padding="same")])], event_shape=(2,))
+        Flow([InvertibleResidual([Conv2D(2, 3, padding="same")])], event_shape=(2,))
     with pytest.raises(NotContractiveError):
         InvertibleResidual([Dense(2)], coeff=1.0)
     with pytest.raises(InvalidArgumentError, match="at least one"):
@@ -508,27 +510,27 @@ def test_branches_that_make_no_block():
     with pytest.raises(InvalidArgumentError, match=f"{dense.name}.*twice"):
         InvertibleResidual([dense, dense])
     with pytest.raises(InvalidArgumentError, match="at least one"):
-        FlowModel([], event_shape=(2,))
+        Flow([], event_shape=(2,))
     with pytest.raises(InvalidArgumentError, match="event_shape must be a sequence"):
-        FlowModel([mlp(2)], event_shape=2)
+        Flow([mlp(2)], event_shape=2)
     with pytest.raises(InvalidArgumentError, match="no layer of a flow"):
-        FlowModel([Dense(2)], event_shape=(2,))
+        Flow([Dense(2)], event_shape=(2,))
     norm = ActNorm()
     with pytest.raises(InvalidArgumentError, match="twice"):
-        FlowModel([norm, norm], event_shape=(2,))
+        Flow([norm, norm], event_shape=(2,))
     with pytest.raises(InvalidArgumentError, match="not built"):
         _ = mlp(2).lipschitz
 
 
 def test_a_flow_has_no_targets():
-    flow = FlowModel([ActNorm()], event_shape=(2,))
+    flow = Flow([ActNorm()], event_shape=(2,))
     for name, value in (("loss", "mse"), ("metrics", ["mae"]), ("weighted_metrics", ["mae"]), ("loss_weights", [1.0])):
         with pytest.raises(InvalidArgumentError, match=f"takes no {name}, got"):
             flow.compile(optimizer="adam", **{name: value})
 
 
 def test_a_compiled_model_is_loaded_as_such(tmp_path):
-    flow = FlowModel([ActNorm(), mlp(2)], event_shape=(2,))
+    flow = Flow([ActNorm(), mlp(2)], event_shape=(2,))
     flow.compile(optimizer=keras.optimizers.Adam(3e-3), run_eagerly=True)
     flow.fit(data(2, 20), batch_size=10, verbose=0)
     flow.save(tmp_path / "flow.keras")
@@ -543,7 +545,7 @@ def test_a_compiled_model_is_loaded_as_such(tmp_path):
 
 
 def test_arrays_with_nan_are_refused_in_validation_too():
-    flow = FlowModel([ActNorm()], event_shape=(2,)).initialize(data(2))
+    flow = Flow([ActNorm()], event_shape=(2,)).initialize(data(2))
     flow.compile(optimizer="adam")
     bad = np.full((4, 2), np.nan, "float32")
     for call, name in (
@@ -556,7 +558,7 @@ def test_arrays_with_nan_are_refused_in_validation_too():
 
 
 def test_data_that_make_no_sense():
-    flow = FlowModel([ActNorm(), mlp(2)], event_shape=(2,))
+    flow = Flow([ActNorm(), mlp(2)], event_shape=(2,))
     with pytest.raises(InvalidArgumentError, match="initialised"):
         flow.log_prob(data(2))
     flow.compile(optimizer="adam")

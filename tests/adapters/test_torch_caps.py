@@ -161,7 +161,7 @@ def test_at_a_new_image_size():
 
 
 def test_certificates_are_kept(monkeypatch):
-    from iresnet_core.adapters.torch import weight
+    from iresnet_core.adapters.shared import weight
 
     flow = vector_flow(8).eval().requires_grad_(False)
     flow.initialize(samples(50, 8))

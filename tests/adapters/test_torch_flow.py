@@ -270,7 +270,7 @@ def test_a_layer_of_ones_own_may_take_the_context():
     class Moved(FlowLayer):
         """Adds the context."""
 
-        def core_layer(self, context=None, *, exported=False, scaled_by_estimate=None):
+        def core_layer(self, context=None, *, training=None, weights=None):
             return core.ActNorm(torch.zeros(4), torch.zeros(4) if context is None else context[0])
 
     flow = Flow([Moved()], event_shape=(4,)).eval()

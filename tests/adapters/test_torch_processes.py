@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 def test_two_processes_are_one_training():
     if not torch.distributed.is_available():
         pytest.skip("this PyTorch has no torch.distributed")
-    folder = Path(__file__).parent
+    folder = Path(__file__).parent.parent / "helpers"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     run = subprocess.run(

@@ -1,20 +1,31 @@
-"""Keras layers over the core: invertible residual blocks flows and classifiers that train by `fit`."""
+"""Keras layers over the core: invertible residual blocks, flows and classifiers that train by `fit`."""
+
+from typing import Any
 
 from iresnet_core.adapters.keras.branch import Activation
 from iresnet_core.adapters.keras.classifier import Classifier
-from iresnet_core.adapters.keras.flow import FlowModel
+from iresnet_core.adapters.keras.flow import Flow
 from iresnet_core.adapters.keras.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze
 from iresnet_core.adapters.keras.residual import InvertibleResidual
+from iresnet_core.adapters.shared import warn_deprecated
 
 __all__ = [
     "ActNorm",
     "Activation",
     "Classifier",
     "FactorOut",
+    "Flow",
     "FlowLayer",
-    "FlowModel",
     "InjectivePad",
     "InvertibleResidual",
     "Logit",
     "Squeeze",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return what a deprecated name stands for."""
+    if name == "FlowModel":
+        warn_deprecated("FlowModel", "Flow")
+        return Flow
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

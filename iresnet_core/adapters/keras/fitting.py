@@ -32,25 +32,13 @@ class PreparedModel(keras.Model):
     train_function: Any
     test_function: Any
     predict_function: Any
+    # The mixins of `iresnet_core.adapters.shared` add these methods to a subclass, and the property `initialized`.
+    initialize: Any
+    certify: Any
 
-    @property
-    def initialized(self) -> bool:
-        """Whether nothing that depends on data is left to be initialised."""
-        raise NotImplementedError
-
-    def initialize(self, x: Any) -> Any:
-        """Initialise from samples x (batch, ...) what depends on data and is not initialised yet; returns the model.
-
-        A hundred samples or more say what mean and variance are.
-        """
-        raise NotImplementedError
-
-    def certify(self) -> Any:
-        """Certify the weights that changed since they were certified last; returns the model.
-
-        `evaluate` and `predict` do so; only compiled functions of your own need the call (see `InvertibleResidual`).
-        """
-        raise NotImplementedError
+    def __init__(self, *, dtype: Any = None, **options: Any) -> None:
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        super().__init__(dtype=policy.variable_dtype, **options)
 
     def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
         """Train; arguments as those of `keras.Model.fit`.
@@ -60,7 +48,7 @@ class PreparedModel(keras.Model):
         """
         require_finite_arrays(x, "the data")
         require_finite_arrays(kwargs.get("validation_data"), "the validation data")
-        if not self.initialized:
+        if not getattr(self, "initialized"):  # noqa: B009
             self.initialize(representative_batch(x, batch_size or 32))
         return super().fit(x, y, batch_size=batch_size, **kwargs)
 

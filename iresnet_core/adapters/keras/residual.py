@@ -1,63 +1,30 @@
 """The invertible residual block as a Keras layer."""
 
-import math
 from typing import Any, Self
 
 import keras
 
-import iresnet_core as core
 from iresnet_core.adapters.keras.branch import convolution_options, linear_layers, steps_of
 from iresnet_core.adapters.keras.layer import FlowLayer
-from iresnet_core.adapters.keras.tensors import constant, same
 from iresnet_core.adapters.keras.weight import CappedWeight
-from iresnet_core.backends import get_backend
-from iresnet_core.branches import Activation, conditioned, require_context
-from iresnet_core.common import require_nonnegative
+from iresnet_core.adapters.shared.residual import ResidualMethods
+from iresnet_core.adapters.shared.weight import CappedLayer
 from iresnet_core.errors import InvalidArgumentError, ShapeError
-from iresnet_core.flows import Layer, Shape
-from iresnet_core.lipschitz import layer_cap, training_constant
+from iresnet_core.flows import Shape
 
 __all__ = ["InvertibleResidual"]
 
 
 @keras.saving.register_keras_serializable(package="iresnet_core")
-class InvertibleResidual(FlowLayer):
+class InvertibleResidual(ResidualMethods, FlowLayer):
     """``z = x + g(x)`` with a certified Lip(g) <= coeff < 1.
-
-    Parameters
-    ----------
-    net : list of layers, keras.Sequential or a layer
-        The branch g: Dense and Conv1D-3D (strides 1, channels last) with activations, as layers or as their
-        `activation`. Their kernels stay the free parameters; the block scales them where it uses them. With
-        `lipschitz`, any layer.
-    coeff : float
-        Bound on the Lipschitz constant of the block, in (0, 1).
-    per_layer : bool
-        Cap every linear layer at `coeff` (Behrmann et al. 2019) instead of at its share coeff^(1/L).
-    lipschitz : float, optional
-        Constant of a layer that the core cannot certify, as the caller's declaration, on which all bounds then rest;
-        where it is above `coeff`, the output is scaled down.
-    context_features : int, optional
-        Size of a conditioning vector; an unconstrained linear map of it is added after the first linear layer, so that
-        the Lipschitz constant in x stays.
-
-    Raises
-    ------
-    UnknownLipschitzError
-        If `net` holds a layer whose constant is not known, and `lipschitz` is not given.
-    ShapeError
-        If a convolution has strides; when it is built, if the layers do not keep the shape.
-    NotContractiveError
-        If `coeff` is not in (0, 1).
-    InvalidArgumentError
-        If there is no linear layer, or one comes twice.
 
     Notes
     -----
     In training the norms are estimated by two steps of a warm-started power iteration a pass, in evaluation they are
     certified and kept until the weights change. A compiled program cannot certify: it carries the last certificate over
     by Weyl's inequality, so that its weights are below the cap as well, by more the more they have changed since then.
-    `FlowModel` certifies before it evaluates, predicts and saves; in a compiled function of your own call `certify()`
+    `Flow` certifies before it evaluates, predicts and saves; in a compiled function of your own call `certify()`
     beforehand.
 
     Examples
@@ -71,46 +38,24 @@ class InvertibleResidual(FlowLayer):
     True
     """
 
-    def __init__(
-        self,
-        net: Any,
-        coeff: float = 0.9,
-        *,
-        per_layer: bool = False,
-        lipschitz: float | None = None,
-        context_features: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.context_features = context_features
-        self.conditioning: Any = None
-        self.coeff, self.per_layer = coeff, per_layer
-        self.declared = None if lipschitz is None else require_nonnegative(lipschitz, "lipschitz")
-        if self.declared is not None and isinstance(net, list | tuple):
-            net = keras.Sequential(list(net))
-        self.net: Any = list(net) if isinstance(net, tuple) else net
-        self._event_shape: Shape | None = None
-        self._kept: tuple[core.Chain, list[Any]] | None = None
+    conditioning: Any = None
+    capped: list[CappedWeight]
+    """What caps the linear layers; .keras files know it by this name."""
+    _event_shape: Shape | None = None
+
+    def _take_net(self, net: Any) -> None:
         if self.declared is not None:
-            layer_cap([], coeff)  # checks coeff
-            if context_features is not None:
-                raise InvalidArgumentError("context_features needs a net of known layers, not one with lipschitz=.")
+            self.net: Any = keras.Sequential(list(net)) if isinstance(net, list | tuple) else net
             return
-        steps = steps_of(net)
-        linear = linear_layers(steps)
+        self.net = list(net) if isinstance(net, tuple) else net
+        linear = linear_layers(self._steps())
         if not linear:
             raise InvalidArgumentError(f"a residual branch needs at least one Dense or convolution layer, got {net!r}.")
         if len({id(layer) for layer in linear}) < len(linear):
             names = [layer.name for layer in linear]
             twice = next(name for name in names if names.count(name) > 1)
             raise InvalidArgumentError(f"the layer {twice!r} comes twice in the branch; make another one.")
-        self.cap = layer_cap(steps, coeff, per_layer=per_layer)
-        self.capped: list[CappedWeight] = []
-
-    @property
-    def takes_context(self) -> bool:  # type: ignore[override]
-        """Whether the block is conditional."""
-        return self.context_features is not None
+        self.capped = []
 
     def _build_for(self, event_shape: Shape) -> None:
         shape: Any = (None, *event_shape)
@@ -122,9 +67,7 @@ class InvertibleResidual(FlowLayer):
         if isinstance(self.net, keras.Sequential) and not self.net.built:
             self.net.build(shape)
         capped: list[CappedWeight] = []
-        for step in steps_of(self.net):
-            if isinstance(step, Activation):
-                continue
+        for step in linear_layers(self._steps()):
             if convolution_options(step) is not None and len(shape) != step.rank + 2:
                 raise ShapeError(
                     f"{type(step).__name__} {step.name!r} takes samples of {step.rank + 1} axes, the channels last; "
@@ -145,61 +88,40 @@ class InvertibleResidual(FlowLayer):
                 layer.built = True
         self.capped = capped
         if self.context_features is not None:
-            width = capped[0].free_layer().output_shape[-1]
+            width = capped[0].capped_layer().free().output_shape[-1]
             self.conditioning = keras.layers.Dense(width, use_bias=False, dtype=self.dtype, name="conditioning")
             self.conditioning.build((None, self.context_features))
+
+    def _steps(self) -> list[Any]:
+        return steps_of(self.net)
+
+    def _states(self) -> list[Any]:
+        if not self.built:
+            raise InvalidArgumentError(
+                f"{self.name!r} is not built: call it with data once, or make it part of a Flow."
+            )
+        return list(self.capped)
+
+    def _declared_branch(self, training: bool) -> Any:
+        net = self.net
+        return (lambda x: net(x, training=training)) if net._call_has_training_arg else net
+
+    def _translation(self, context: Any) -> Any:
+        return self.conditioning(context)
+
+    def capped_layers(self) -> list[CappedLayer]:
+        """Return the capped linear layers with their free parameters; none for a branch of declared constant.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the block is not built yet.
+        """
+        return [] if self.declared is not None else [state.capped_layer() for state in self._states()]
 
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
         """Return the same shape."""
         return tuple(input_shape)
-
-    @property
-    def lipschitz(self) -> float:
-        """Certified Lipschitz constant of the branch with its present weights."""
-        return self._constant if self.declared is not None else float(self._certified_chain().lipschitz)
-
-    @property
-    def _constant(self) -> float:
-        """What the caps make of the block's constant."""
-        if self.declared is not None:
-            return min(self.declared, self.coeff)
-        steps = steps_of(self.net)
-        known = [step.lipschitz for step in steps if isinstance(step, Activation)]
-        return math.prod(known) * self.cap ** (len(steps) - len(known))
-
-    def certify(self) -> None:
-        """Certify the weights that changed since they were certified last; only compiled programs need the call."""
-        for weight in self._weights():
-            weight.certify()
-
-    def spectral_penalty(self, weight: float) -> Any:
-        """Return `weight` times the sum of the squared norms of the kernels (report, Eq. 11)."""
-        if self.declared is not None:
-            raise InvalidArgumentError(f"{self.name!r} has a declared constant, and no weights to penalise.")
-        return core.spectral_penalty([capped.free_layer() for capped in self._weights()], weight)
-
-    def core_layer(self, *, training: bool = False, context: Any = None) -> Layer:
-        """Return the core's residual block with the weights in use."""
-        if self.declared is not None:
-            return core.ResidualBlock(self._opaque_branch(training), lipschitz=self._constant)
-        if training:
-            chain = self._chain([capped.trained_layer() for capped in self._weights()])
-            conditioned = self._conditioned(chain, context, training=True)
-            return core.ResidualBlock(conditioned, lipschitz=training_constant(self._constant))
-        return core.ResidualBlock(self._conditioned(self._certified_chain(), context))
-
-    def _shape_layer(self) -> Layer:
-        return core.ResidualBlock(lambda x: x, lipschitz=0.0)  # keeps the shape, with any conditioning
-
-    def _conditioned(self, chain: core.Chain, context: Any, *, training: bool = False) -> core.Chain:
-        """Add the conditioning after the first linear layer."""
-        if self.context_features is None:
-            return chain
-        if context is not None:
-            context = keras.ops.convert_to_tensor(context, dtype=self.compute_dtype)
-        require_context(context, self.context_features)
-        single = not training and context.shape[0] == 1  # one condition for all samples
-        return core.Chain(conditioned(chain.layers, self.conditioning(context), single=single))
 
     def call(self, x: Any, context: Any = None, training: bool = False) -> Any:
         """Return x + g(x) for x (batch, ...)."""
@@ -209,44 +131,6 @@ class InvertibleResidual(FlowLayer):
                 "another block for another size, on which the norm of a convolution depends."
             )
         return super().call(x, context, training=training)
-
-    def _opaque_branch(self, training: bool) -> Any:
-        assert self.declared is not None
-        net, scale = self.net, min(1.0, self.coeff / self.declared) if self.declared > 0 else 1.0
-
-        def branch(x: Any) -> Any:
-            value = net(x, training=training) if net._call_has_training_arg else net(x)
-            return value if scale == 1.0 else scale * value
-
-        return branch
-
-    def _weights(self) -> list[CappedWeight]:
-        if self.declared is None and not self.built:
-            raise InvalidArgumentError(
-                f"{self.name!r} is not built: call it with data once, or make it part of a FlowModel."
-            )
-        return [] if self.declared is not None else list(self.capped)
-
-    def _chain(self, linear: list[Any]) -> core.Chain:
-        """Return the core's chain, with these linear layers between the activations."""
-        following = iter(linear)
-        return core.Chain([s if isinstance(s, Activation) else next(following) for s in steps_of(self.net)])
-
-    def _certified_chain(self) -> core.Chain:
-        """Return the chain of certified weights; the last one again, if neither they nor the biases have changed."""
-        weights = self._weights()
-        parameters = [constant(v) for layer in linear_layers(steps_of(self.net)) for v in layer.variables]
-        backend = get_backend(*parameters)
-        if backend.is_tracing(*parameters) or backend.may_differentiate(*(v.value for v in self.trainable_variables)):
-            return self._chain([capped.certified_layer() for capped in weights])
-        if self._kept is not None:
-            chain, copies = self._kept
-            if all(a.dtype == b.dtype and same(a, b) for a, b in zip(copies, parameters, strict=True)):
-                return chain
-        with backend.no_grad():
-            chain = self._chain([capped.certified_layer() for capped in weights])
-        self._kept = chain, parameters
-        return chain
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` needs."""

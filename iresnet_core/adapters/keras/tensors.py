@@ -4,9 +4,7 @@ from typing import Any
 
 import keras
 
-from iresnet_core.backends import get_backend
-
-__all__ = ["constant", "is_known", "same", "tensor_of"]
+__all__ = ["constant", "tensor_of"]
 
 
 def tensor_of(variable: Any) -> Any:
@@ -17,13 +15,3 @@ def tensor_of(variable: Any) -> Any:
 def constant(variable: Any) -> Any:
     """Return the present value of a variable as a constant."""
     return keras.ops.stop_gradient(keras.ops.copy(variable.value))
-
-
-def is_known(x: Any) -> bool:
-    """Say whether an array has a value here, so that a certificate can be computed: not in a compiled program."""
-    return not get_backend(x).is_tracing(x)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Say whether two arrays with values are equal, entry by entry."""
-    return bool(keras.ops.all(keras.ops.equal(a, b)))

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from iresnet_core.adapters.keras.building import build_layers
-from iresnet_core.adapters.keras.flow import FlowModel
+from iresnet_core.adapters.keras.flow import Flow
 from iresnet_core.adapters.keras.tensors import constant
 from iresnet_core.backends import get_backend
 from iresnet_core.errors import RunError
@@ -43,7 +43,7 @@ class Trainer:
     ) -> None:
         keras.utils.set_random_seed(settings.seed)
         layers = build_layers(plan, settings.dtype, start=settings.start)
-        self.model = FlowModel(layers, event_shape=model_shape, seed=settings.seed, dtype=settings.dtype)
+        self.model = Flow(layers, event_shape=model_shape, seed=settings.seed, dtype=settings.dtype)
         self.model.initialize(first)
         self.optimizer = keras.optimizers.AdamW(
             settings.lr, weight_decay=settings.weight_decay, epsilon=1e-8, global_clipnorm=settings.clip
@@ -104,7 +104,7 @@ class Trainer:
 
     def export(self, path: Path) -> None:
         """Write the certified flow."""
-        self.model.save_core(path)
+        self.model.save(path)
 
 
 def _host(tensor: Any) -> np.ndarray:

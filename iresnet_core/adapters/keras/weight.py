@@ -1,32 +1,23 @@
 """The state that keeps a layer's weight in use below its cap."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from iresnet_core.adapters.keras.branch import convolution_options
-from iresnet_core.adapters.keras.tensors import constant, is_known, same, tensor_of
+from iresnet_core.adapters.keras.tensors import constant, tensor_of
+from iresnet_core.adapters.shared.weight import CappedLayer, CertifiedWeight
+from iresnet_core.backends import get_backend
 from iresnet_core.flows import Shape
-from iresnet_core.lipschitz import (
-    Certificate,
-    basis_shape,
-    certificate,
-    scaled_by_certificate,
-    scaled_by_estimate,
-    weyl_bound,
-)
+from iresnet_core.lipschitz import Certificate, basis_shape, scaled_by_estimate
 from iresnet_core.operators import Convolution, Dense, LinearLayer
 
 __all__ = ["CappedWeight"]
 
 
-class CappedWeight(keras.layers.Layer):
+class CappedWeight(CertifiedWeight, keras.layers.Layer):
     """Weight in use of one linear layer, ``W min(1, cap / norm)``, from its kernel W, which stays the free parameter.
-
-    In training the norm is estimated by a warm-started block power iteration; in evaluation it is certified, once for
-    given weights, and whatever changed the weights (an optimizer, loading, `set_weights`) has them certified anew. A
-    compiled program looks at no value, and carries the last certificate over to the present weights by Weyl's
-    inequality.
 
     Parameters
     ----------
@@ -42,9 +33,9 @@ class CappedWeight(keras.layers.Layer):
         super().__init__(**kwargs)
         # Hidden from Keras, for which the layer is part of the block that holds both.
         self._linear = lambda: linear
-        self.cap, self._input_shape = cap, input_shape
+        self.cap, self.input_shape = cap, input_shape
         self._options = convolution_options(linear)
-        free = self.free_layer()
+        free = self.capped_layer().free()
 
         def state(name: str, shape: Any, initializer: Any, *, synchronized: bool = False) -> Any:
             return self.add_weight(
@@ -59,60 +50,56 @@ class CappedWeight(keras.layers.Layer):
             )
 
         self._basis = state("basis", basis_shape(free), keras.initializers.RandomNormal(seed=0), synchronized=True)
-        # The first certificate is that of the zero matrix.
+        # The zero matrix is certified from the start.
         self._weight = state("certified_weight", linear.kernel.shape, "zeros")
         self._bound = state("certified_bound", (), "zeros")
         self._certified_left = state("certified_left", free.shape[:1], "zeros")
         self._certified_right = state("certified_right", free.shape[1:], "zeros")
         self.built = True
-        if self.certify():
+        if self.capped_layer().certify():
             self._basis.assign(scaled_by_estimate(free, cap, None)[1])
 
-    def free_layer(self, *, bias: bool = False) -> LinearLayer:
-        """Return the linear layer with its kernel as it is."""
+    def capped_layer(self) -> CappedLayer:
+        """Return the linear layer with its present kernel and bias, which can be differentiated by."""
         linear = self._linear()
-        kernel = tensor_of(linear.kernel)
-        added = tensor_of(linear.bias) if bias and linear.use_bias else None
+        bias = tensor_of(linear.bias) if linear.use_bias else None
+        return CappedLayer(tensor_of(linear.kernel), bias, self)
+
+    def free_layer(self, weight: Any, bias: Any = None, *, checked: bool = False) -> LinearLayer:
+        """Return the core's linear layer with a kernel, whose axes Keras orders differently in a dense layer."""
         if self._options is None:
-            return Dense(keras.ops.transpose(kernel), added)
-        return Convolution(kernel, added, input_shape=self._input_shape, **self._options)
+            return Dense(keras.ops.transpose(weight), bias, checked=checked)
+        return Convolution(weight, bias, input_shape=self.input_shape, checked=checked, **self._options)
 
-    def trained_layer(self) -> LinearLayer:
-        """Scale by an estimate of the norm, and move the basis of the power iteration on."""
-        layer, basis = scaled_by_estimate(self.free_layer(bias=True), self.cap, constant(self._basis))
-        self._basis.assign(basis)
-        return layer
+    def start(self, free: LinearLayer) -> Any:
+        """Return the basis of the power iteration."""
+        return constant(self._basis)
 
-    def certified_layer(self) -> LinearLayer:
-        """Scale by a certified norm."""
-        free = self.free_layer(bias=True)
-        if not is_known(free.weight):
-            return self._carried_over(free)
-        self.certify()
-        return scaled_by_certificate(free, self.cap, self._certificate())
+    @staticmethod
+    def advance(found: Sequence[tuple["CappedWeight", Any]]) -> None:
+        """Keep the bases."""
+        for state, basis in found:
+            state._basis.assign(basis)
 
-    def certify(self) -> bool:
-        """Certify the norm of the kernel, unless it is the one that was certified last; say whether that was done."""
-        kernel = constant(self._linear().kernel)
-        if not is_known(kernel) or same(kernel, constant(self._weight)):
-            return False
-        found = certificate(self.free_layer())
-        self._weight.assign(kernel)
+    def known(self, weight: Any) -> tuple[Any, Certificate]:
+        """Return the last certificate."""
+        found = Certificate(*map(constant, (self._bound, self._certified_left, self._certified_right)))
+        return constant(self._weight), found
+
+    def is_certified(self, weight: Any) -> bool:
+        """Say whether the last certificate belongs to just these values."""
+        return get_backend(weight).are_equal(weight, constant(self._weight))
+
+    def keep(self, weight: Any, found: Certificate) -> None:
+        """Keep a kernel and its certificate."""
+        self._weight.assign(weight)
         self._bound.assign(found.bound)
         self._certified_left.assign(found.left)
         self._certified_right.assign(found.right)
-        return True
 
-    def _certificate(self) -> Certificate:
-        return Certificate(*map(constant, (self._bound, self._certified_left, self._certified_right)))
-
-    def _carried_over(self, free: LinearLayer) -> LinearLayer:
-        known = self._certificate()
-        known_weight = constant(self._weight)
-        if self._options is None:
-            known_weight = keras.ops.transpose(known_weight)
-        bound = weyl_bound(free.weight, known_weight, known.bound, free)
-        return scaled_by_certificate(free, self.cap, known._replace(bound=bound)).capped(self.cap)
+    def replace(self, weight: Any, value: Any) -> None:
+        """Write into the kernel."""
+        self._linear().kernel.assign(value)
 
     def save_own_variables(self, store: Any) -> None:
         """Save the basis of the power iteration; a certificate is never read from a file."""

@@ -9,7 +9,7 @@ from iresnet_core.backends import backend
 from iresnet_core.branches import Activation as CoreActivation
 from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownLipschitzError
 
-__all__ = ["Activation", "activation_of", "convolution_options", "described", "flattened", "is_linear", "output_shape"]
+__all__ = ["Activation", "convolution_options", "described", "linear_layers", "output_shape", "steps_of"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -44,7 +44,7 @@ class Activation(nn.Module):
         return self.core(x)  # type: ignore[no-any-return]
 
 
-def activation_of(module: nn.Module) -> CoreActivation | None:
+def _activation_of(module: nn.Module) -> CoreActivation | None:
     """Return the core's activation that a module computes, or None if it is no activation that the core knows."""
     if isinstance(module, Activation):
         return module.core
@@ -78,31 +78,45 @@ def described(module: nn.Module) -> str:
     return f"{type(module).__name__.removeprefix('Parametrized')}({module.extra_repr()})"
 
 
-def is_linear(module: nn.Module) -> bool:
+def _is_linear(module: nn.Module) -> bool:
     """Say whether a module is a linear layer that the core certifies."""
     return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 
-def flattened(net: nn.Module) -> Iterator[nn.Module]:
-    """Yield the layers of nested Sequentials, in the order of application.
+def _layers(net: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers of nested Sequentials, in the order of application."""
+    if isinstance(net, nn.Sequential):
+        for child in net:
+            yield from _layers(child)
+    else:
+        yield net
+
+
+def steps_of(net: nn.Module) -> list[Any]:
+    """Return the steps of a branch, in the order of application: linear modules, and activations of the core.
 
     Raises
     ------
     UnknownLipschitzError
         At a layer whose Lipschitz constant is not known.
     """
-    if isinstance(net, nn.Sequential):
-        for child in net:
-            yield from flattened(child)
-        return
-    if not is_linear(net) and activation_of(net) is None:
-        known = ", ".join(kind.__name__ for kind in (nn.Linear, *_CONVOLUTIONS, *_ACTIVATIONS, nn.Softplus))
-        raise UnknownLipschitzError(
-            f"the Lipschitz constant of {type(net).__name__} is not known, so that no block with it can be certified. "
-            f"Known are {known}, Activation(name) and Sequential of them. For a module whose constant you know pass "
-            "InvertibleResidual(module, lipschitz=...)."
-        )
-    yield net
+    steps: list[Any] = []
+    for layer in _layers(net):
+        step = layer if _is_linear(layer) else _activation_of(layer)
+        if step is None:
+            known = ", ".join(kind.__name__ for kind in (nn.Linear, *_CONVOLUTIONS, *_ACTIVATIONS, nn.Softplus))
+            raise UnknownLipschitzError(
+                f"the Lipschitz constant of {type(layer).__name__} is not known, so that no block with it can be "
+                f"certified. Known are {known}, Activation(name) and Sequential of them. For a module whose constant "
+                "you know pass InvertibleResidual(module, lipschitz=...)."
+            )
+        steps.append(step)
+    return steps
+
+
+def linear_layers(steps: list[Any]) -> list[Any]:
+    """Return the linear modules among the steps."""
+    return [step for step in steps if not isinstance(step, CoreActivation)]
 
 
 def convolution_options(module: nn.Module) -> dict[str, Any] | None:
@@ -120,8 +134,7 @@ def convolution_options(module: nn.Module) -> dict[str, Any] | None:
     if any(s != 1 for s in module.stride):
         raise ShapeError(
             f"{described(module)}: a convolution in a residual block has stride 1, since the block keeps the shape. "
-            "Change the "
-            "resolution with Squeeze() between the blocks."
+            "Change the resolution with Squeeze() between the blocks."
         )
     if module.padding_mode not in ("zeros", "circular"):
         raise InvalidArgumentError(
@@ -153,7 +166,7 @@ def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
         If the layer does not take samples of this shape.
     """
     options = convolution_options(module)
-    if options is None and not is_linear(module):
+    if options is None and not _is_linear(module):
         return shape
     channels: int = module.in_features if isinstance(module, nn.Linear) else module.in_channels  # type: ignore[assignment]
     axes = 0 if options is None else len(module.kernel_size)  # type: ignore[arg-type]

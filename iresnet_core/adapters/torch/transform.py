@@ -16,7 +16,7 @@ __all__ = ["FlowTransform"]
 class FlowTransform(Transform):
     """The map from latents to samples: ``transform(z)`` is ``flow.inverse(z)``, ``transform.inv(x)`` is ``flow(x)``.
 
-    Both directions are differentiable. The log-determinant is that of the map from latents to samples.
+    Both directions are differentiable. The log-determinant belongs to the map from latents to samples.
 
     Parameters
     ----------

@@ -7,33 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from iresnet_core.adapters.shared.weight import CappedLayer, CertifiedWeight, estimated_layers
 from iresnet_core.adapters.torch.branch import described
 from iresnet_core.backends import get_backend
-from iresnet_core.backends.torch.precision import own_dtype
 from iresnet_core.common import working_dtype
 from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.lipschitz import (
-    Certificate,
-    basis_shape,
-    certificate,
-    normalize,
-    scaled_by_certificate,
-    scaled_by_estimate,
-    scaled_by_estimate_stack,
-    scaled_for_any_size,
-    weyl_bound,
-)
+from iresnet_core.lipschitz import Certificate, basis_shape, scaled_for_any_size
 from iresnet_core.operators import Convolution, Dense, LinearLayer
 
-__all__ = ["Capped", "CappedWeight", "cap_of", "cap_weight", "steered_layers", "weight_before_cap"]
+__all__ = ["CappedWeight", "cap_of", "cap_weight", "capped_layer", "weight_before_cap"]
 
 
-class CappedWeight(nn.Module):
-    """Weight in use from the free parameter: ``W min(1, cap / norm)``.
-
-    In training the norm is estimated by a warm-started block power iteration; in evaluation it is certified, once for
-    given weights, and whatever changed the weights (an optimizer, `load_state_dict`, another dtype) has them certified
-    anew. Inside compiled programs the certificate is carried over to the present weights by Weyl's inequality.
+class CappedWeight(CertifiedWeight, nn.Module):
+    """Weight in use from the free parameter: ``W min(1, cap / norm)``, as a parametrisation.
 
     Parameters
     ----------
@@ -60,11 +46,12 @@ class CappedWeight(nn.Module):
         super().__init__()
         self.cap, self.options = cap, options
         self.input_shape = None if input_shape is None else tuple(input_shape)
-        # The basis of the power iteration is state of the training, so that a resumed one goes on as if uninterrupted.
-        # Of zeros there is none yet; that of the pass before, `previous`, is not kept in files.
+        # The basis of the power iteration is state of the training, so that a resumed training goes on as if it had
+        # not been interrupted. Zeros mean that there is none yet. The basis of the pass before, `previous`, is not kept
+        # in files.
         self.register_buffer("basis", weight.new_zeros((0,)))
         self.register_buffer("previous", weight.new_zeros((0,)), persistent=False)
-        # The first certificate is that of the zero matrix.
+        # The zero matrix is certified from the start.
         self.register_buffer("certified_weight", torch.zeros_like(weight.detach()), persistent=False)
         self.register_buffer("certified_bound", weight.new_zeros(()), persistent=False)
         for name in ("certified_left", "certified_right"):
@@ -79,7 +66,7 @@ class CappedWeight(nn.Module):
             return
         weight = self.certified_weight
         with torch.no_grad(), torch.inference_mode(mode=False):
-            free = self.free_layer(weight, None, checked=True)
+            free = self.free_layer(weight, checked=True)
             shape, dtype = basis_shape(free), working_dtype(free.backend, weight.dtype)
             for name in ("basis", "previous"):
                 if getattr(self, name).shape != shape:
@@ -115,7 +102,9 @@ class CappedWeight(nn.Module):
             return weight  # which has no values to look at
         if self.options is not None and self.input_shape is None:
             return scaled_for_any_size(weight, self.cap)  # type: ignore[no-any-return]
-        return self.layer(weight, None).weight  # type: ignore[no-any-return]
+        if not self.training:
+            return self.certified_layer(weight).weight  # type: ignore[no-any-return]
+        return estimated_layers([CappedLayer(weight, None, self)])[self].weight  # type: ignore[no-any-return]
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Take an assigned weight as the free parameter."""
@@ -127,24 +116,12 @@ class CappedWeight(nn.Module):
             self.input_shape = tuple(shape)
             self._make_room()
 
-    def free_layer(self, weight: Tensor, bias: Tensor | None, *, checked: bool = False) -> LinearLayer:
+    def free_layer(self, weight: Tensor, bias: Tensor | None = None, *, checked: bool = False) -> LinearLayer:
         """Return the linear layer with the weight as it is."""
         if self.options is None:
             return Dense(weight, bias, checked=checked)
         assert self.input_shape is not None
         return Convolution(weight, bias, input_shape=self.input_shape, checked=checked, **self.options)
-
-    def layer(self, weight: Tensor, bias: Tensor | None) -> LinearLayer:
-        """Return the linear layer with the weight in use."""
-        return self.trained_layer(weight, bias) if self.training else self.certified_layer(weight, bias)
-
-    def trained_layer(self, weight: Tensor, bias: Tensor | None) -> LinearLayer:
-        """Scale by an estimate of the norm."""
-        free = self.free_layer(weight, bias)
-        with own_dtype(weight):
-            layer, basis = scaled_by_estimate(free, self.cap, self.start(free))
-        advance([(self, basis)])
-        return layer
 
     def start(self, free: LinearLayer) -> Tensor | None:
         """Return the basis from which the power iteration begins in this pass, or None if there is none yet.
@@ -162,53 +139,50 @@ class CappedWeight(nn.Module):
             self._begun.add(name)  # from a file, or from another module whose buffers were copied
         return basis
 
-    def certified_layer(self, weight: Tensor, bias: Tensor | None) -> LinearLayer:
-        """Scale by a certified norm."""
-        free = self.free_layer(weight, bias)
-        tracing = get_backend(weight).is_tracing(weight)
-        if tracing:
-            return self._carried_over(free)
-        self.certify(weight)
-        return scaled_by_certificate(
-            free, self.cap, Certificate(self.certified_bound, self.certified_left, self.certified_right)
-        )
+    @staticmethod
+    def advance(found: Sequence[tuple["CappedWeight", Tensor]]) -> None:
+        """Keep the bases that a pass which records gradients has found."""
+        if not torch.is_grad_enabled():
+            return
+        older, old, new = [], [], []
+        with torch.no_grad():
+            for cap, basis in found:
+                previous, last = cap.previous, cap.basis
+                if previous.shape == last.shape == basis.shape and previous.device == last.device == basis.device:
+                    older.append(previous)
+                    old.append(last)
+                    new.append(basis)
+                else:
+                    cap.previous, cap.basis = last.clone(), basis.clone()
+                if "basis" not in cap._begun or "previous" not in cap._begun:
+                    cap._begun.update(("previous", "basis") if "basis" in cap._begun else ("basis",))
+            if new:
+                torch._foreach_copy_(older, old)
+                torch._foreach_copy_(old, new)
 
-    def fill(self, weight: Tensor) -> None:
-        """Scale a free weight, in place, to a certified norm of just the cap."""
-        self.certify(weight)
-        bound = float(self.certified_bound)
-        if bound > 0:
-            with torch.no_grad():
-                weight.mul_(self.cap / bound)
-
-    def certify(self, weight: Tensor) -> bool:
-        """Certify the norm of a free weight, unless it was certified last; say whether that was done."""
-        kind = (weight.dtype, self.input_shape)
-        known = self.certified_weight
-        if (
-            self._certified_as == (*kind, _touched(known, self.certified_bound))
-            and known.shape == weight.shape
-            and known.device == weight.device
-            and torch.equal(known, weight)
-        ):
-            return False
-        with torch.no_grad(), torch.inference_mode(mode=False):
-            constant = weight.detach().clone()
-            found = certificate(self.free_layer(constant, None))
-            # Kept beyond a transform of torch.func that may be at work, outside of which its tensors are dead.
-            self.certified_weight, self.certified_bound = _plain(constant), _plain(found.bound)
-            self.certified_left, self.certified_right = _plain(found.left), _plain(found.right)
-        self._certified_as = (*kind, _touched(self.certified_weight, self.certified_bound))
-        return True
-
-    def _carried_over(self, free: LinearLayer) -> LinearLayer:
-        """Scale by a bound that a compiler can trace: from the last certificate, or without one by Gram iteration."""
-        weight = free.weight
+    def known(self, weight: Tensor) -> tuple[Tensor, Certificate] | None:
+        """Return the last certificate, if it is one for this dtype and this size of images."""
         if self._certified_as is None or self._certified_as[:2] != (weight.dtype, self.input_shape):
-            return normalize(free, self.cap)  # type: ignore[no-any-return]
-        bound = weyl_bound(weight, self.certified_weight, self.certified_bound, free)
-        layer = scaled_by_certificate(free, self.cap, Certificate(bound, self.certified_left, self.certified_right))
-        return layer.capped(self.cap)
+            return None
+        found = Certificate(self.certified_bound, self.certified_left, self.certified_right)
+        return self.certified_weight, found
+
+    def is_certified(self, weight: Tensor) -> bool:
+        """Say whether the last certificate belongs to just these values, and nobody has written into it."""
+        known = self.certified_weight
+        now = (weight.dtype, self.input_shape, _touched(known, self.certified_bound))
+        return self._certified_as == now and get_backend(weight).are_equal(known, weight)
+
+    def keep(self, weight: Tensor, found: Certificate) -> None:
+        """Keep a weight and its certificate, beyond a transform of torch.func that may be at work."""
+        self.certified_weight, self.certified_bound = _plain(weight), _plain(found.bound)
+        self.certified_left, self.certified_right = _plain(found.left), _plain(found.right)
+        touched = _touched(self.certified_weight, self.certified_bound)
+        self._certified_as = (weight.dtype, self.input_shape, touched)
+
+    def replace(self, weight: Tensor, value: Tensor) -> None:
+        """Write into the free weight, in place."""
+        weight.copy_(value)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Take the basis of whatever image size the checkpoint was trained at."""
@@ -221,7 +195,7 @@ class CappedWeight(nn.Module):
 
 
 def _touched(weight: Tensor, bound: Tensor) -> Any:
-    """What changes when somebody writes into the two: a mean of certificates, say, is no certificate.
+    """Return what changes when somebody writes into the two: a mean of certificates, say, is no certificate.
 
     PyTorch counts the writes, but not those of its fused operations on lists of CUDA tensors; they show in the bound.
     """
@@ -230,14 +204,10 @@ def _touched(weight: Tensor, bound: Tensor) -> Any:
 
 
 def _plain(x: Tensor) -> Tensor:
-    """Take a tensor with values out of the transforms of torch.func."""
+    """Take a tensor with values out of the transforms of torch.func, at whose end it would become invalid."""
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)
     return x
-
-
-# A layer with the parametrisation of its weight.
-Capped = tuple[nn.Module, CappedWeight]
 
 
 def cap_weight(module: nn.Module, cap: float, options: dict[str, Any] | None) -> CappedWeight:
@@ -276,35 +246,8 @@ def weight_before_cap(module: nn.Module) -> Tensor:
     return weight
 
 
-def advance(found: Sequence[tuple[CappedWeight, Tensor]]) -> None:
-    """Keep the bases that a pass which records gradients has found."""
-    if not torch.is_grad_enabled():
-        return
-    older, old, new = [], [], []
-    with torch.no_grad():
-        for cap, basis in found:
-            previous, last = cap.previous, cap.basis
-            if previous.shape == last.shape == basis.shape and previous.device == last.device == basis.device:
-                older.append(previous)
-                old.append(last)
-                new.append(basis)
-            else:
-                cap.previous, cap.basis = last.clone(), basis.clone()
-            if "basis" not in cap._begun or "previous" not in cap._begun:
-                cap._begun.update(("previous", "basis") if "basis" in cap._begun else ("basis",))
-        if new:
-            torch._foreach_copy_(older, old)
-            torch._foreach_copy_(old, new)
-
-
-def steered_layers(capped: Sequence[Capped]) -> dict[nn.Module, LinearLayer]:
-    """Return the linear layers with weights in use in training, for capped modules all at once."""
-    # What is not finite shows in the output, which is looked at.
-    free = [cap.free_layer(weight_before_cap(module), module.bias, checked=True) for module, cap in capped]  # type: ignore[arg-type]
-    starts = [cap.start(layer) for (_, cap), layer in zip(capped, free, strict=True)]
-    if not capped:
-        return {}
-    with own_dtype(free[0].weight):  # half precision would miss the norms
-        found = scaled_by_estimate_stack(free, [cap.cap for _, cap in capped], starts)
-    advance([(cap, basis) for (_, cap), (_, basis) in zip(capped, found, strict=True)])
-    return {module: layer for (module, _), (layer, _) in zip(capped, found, strict=True)}
+def capped_layer(module: nn.Module) -> CappedLayer:
+    """Return a capped module with its free parameters."""
+    state = cap_of(module)
+    assert state is not None
+    return CappedLayer(weight_before_cap(module), module.bias, state)  # type: ignore[arg-type]

@@ -243,6 +243,10 @@ class TorchBackend(Backend):
         """Say whether both tensors are on one device."""
         return bool(x.device == y.device)
 
+    def are_equal(self, x: Array, y: Array) -> bool:
+        """``torch.equal``, which stops at the first difference."""
+        return x.dtype == y.dtype and self.are_together(x, y) and torch.equal(x, y)
+
     def is_accelerated(self, x: Array) -> bool:
         """Whether the tensor is on another device than the CPU."""
         return bool(x.device.type != "cpu")
@@ -325,6 +329,10 @@ class TorchBackend(Backend):
         return x if torch.compiler.is_compiling() else super().first_order_only(x)
 
     # --- programs ---
+
+    def own_dtype(self, x: Array) -> AbstractContextManager[Any]:
+        """Without autocast."""
+        return own_dtype(x)
 
     def full_precision(self) -> AbstractContextManager[Any]:
         """Switch off autocast, and also TF32 and the like where the program is not compiled."""

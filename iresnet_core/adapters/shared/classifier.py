@@ -1,0 +1,104 @@
+"""The classifier of Behrmann et al. (2019): its plan, and what it hands on to its features."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from iresnet_core.training import planned_features
+
+__all__ = ["ClassifierMethods"]
+
+
+class ClassifierMethods:
+    """Invertible features and a linear head."""
+
+    features: Any
+    channel_axis: int
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        classes: int,
+        *,
+        padding: int = 0,
+        widths: Sequence[int] = (32, 64, 128),
+        blocks: Sequence[int] = (7, 7, 7),
+        coeff: float = 0.9,
+        activation: str = "elu",
+        **options: Any,
+    ) -> None:
+        """Make the classifier.
+
+        Parameters
+        ----------
+        input_shape : sequence of int
+            (channels, *spatial), in Keras (*spatial, channels), with 1, 2 or 3 spatial axes that every Squeeze halves.
+        classes : int
+            Number of classes.
+        padding : int
+            Zero channels that are appended.
+        widths : sequence of int
+            Hidden channels of the blocks, one number a stage.
+        blocks : sequence of int
+            Blocks, one number a stage.
+        coeff : float
+            Bound on the Lipschitz constant of every block.
+        activation : str
+            One of the core's.
+        **options
+            Those of a Keras model.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `widths` and `blocks` do not go together.
+        ShapeError
+            If the spatial extent cannot be halved as often as there are further stages.
+        """
+        super().__init__(**options)
+        plan, channels = planned_features(
+            input_shape[-1 if self.channel_axis == -1 else 0],
+            len(input_shape) - 1,
+            classes=classes,
+            padding=padding,
+            widths=widths,
+            blocks=blocks,
+            coeff=coeff,
+            activation=activation,
+        )
+        self._arguments: dict[str, Any] = {
+            "input_shape": list(input_shape),
+            "classes": classes,
+            "padding": padding,
+            "widths": list(widths),
+            "blocks": list(blocks),
+            "coeff": coeff,
+            "activation": activation,
+        }
+        self._make(plan, channels)
+
+    def _make(self, plan: Any, channels: int) -> None:
+        """Make the features from their plan, and the head for their channels."""
+        raise NotImplementedError
+
+    @property
+    def initialized(self) -> bool:
+        """Whether every ActNorm has its parameters."""
+        return bool(self.features.initialized and self.normalization.initialized)
+
+    normalization: Any
+
+    def initialize(self, x: Any) -> Self:
+        """Initialise every ActNorm from images x (batch, *input_shape), unless it is already; returns the model."""
+        self.features.initialize(x)
+        self.normalization.initialize(self.features.encode(x))
+        return self
+
+    def certify(self) -> Self:
+        """Certify the weights that changed since they were certified last; returns the model."""
+        self.features.certify()
+        return self
+
+    @property
+    def lipschitz(self) -> float:
+        """Largest certified constant of a block."""
+        return float(self.features.lipschitz)

@@ -1,0 +1,391 @@
+"""Flows: one set of methods with one meaning in both frameworks."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Self
+
+import iresnet_core as core
+from iresnet_core.adapters.shared.layer import require_taken
+from iresnet_core.adapters.shared.residual import ResidualMethods, require_context
+from iresnet_core.adapters.shared.weight import estimated_layers
+from iresnet_core.backends import Array, get_backend
+from iresnet_core.common import require_nonnegative, require_shape
+from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.files import save
+from iresnet_core.flows import Shape, located
+
+__all__ = ["FlowMethods"]
+
+
+class FlowMethods:
+    """A normalising flow: layers with a standard normal base density.
+
+    Attributes
+    ----------
+    event_shape, latent_shape : tuple of int
+        Shape of one sample and of its latent.
+    terms : int or None
+        Jacobian products a probe in training.
+    penalty : float
+        Weight of the spectral penalty in the loss.
+    """
+
+    event_shape: Shape
+    latent_shape: Shape
+    terms: int | None
+    penalty: float
+
+    def __init__(
+        self,
+        layers: Sequence[Any],
+        event_shape: Sequence[int],
+        *,
+        terms: int | None = None,
+        penalty: float = 0.0,
+        **options: Any,
+    ) -> None:
+        """Make the flow.
+
+        Parameters
+        ----------
+        layers : sequence of FlowLayer
+            In the order in which samples go through them.
+        event_shape : sequence of int
+            Shape of one sample: channels first in PyTorch, last in Keras.
+        terms : int, optional
+            Jacobian products a probe in training, where the blocks are too wide for the exact determinant; by default
+            as many as `logdet` takes without errors: 1 for blocks of dense layers, 4 for others.
+        penalty : float
+            Weight of `spectral_penalty` in `training_loss`, and in the loss of Keras' `fit`.
+        **options
+            Those of a Keras model, and `seed`: the seed of the probes and samples, by default drawn from Keras' own, so
+            that `keras.utils.set_random_seed` decides it. A PyTorch module has none.
+
+        Raises
+        ------
+        ShapeError
+            If the layers do not fit each other.
+        InvalidArgumentError
+            If an entry is no layer of a flow.
+        """
+        super().__init__(**options)
+        self._take_layers(layers)
+        self.event_shape = require_shape(event_shape, "event_shape")
+        self.terms, self.penalty = terms, require_nonnegative(penalty, "penalty")
+        shape = self.event_shape
+        for index, layer in enumerate(self._flow_layers()):
+            with located(index, layer):
+                shape = layer.bind(shape)
+        self.latent_shape = shape
+
+    # --- what an adapter says ---
+
+    def _take_layers(self, layers: Sequence[Any]) -> None:
+        """Check the layers and keep them where the framework finds them."""
+        raise NotImplementedError
+
+    def _flow_layers(self) -> list[Any]:
+        """Return the layers."""
+        raise NotImplementedError
+
+    def _all_layers(self) -> list[Any]:
+        """Return the layers and those inside of them."""
+        raise NotImplementedError
+
+    def _is_training(self, training: bool | None) -> bool:
+        """Return the mode of a pass: as asked, and by default the mode that the flow is in."""
+        raise NotImplementedError
+
+    def _received(self, x: Any) -> Array:
+        """Return an argument as an array of the framework, in the dtype of the parameters."""
+        raise NotImplementedError
+
+    def _samples(self, x: Any, context: Any) -> tuple[Any, Any]:
+        """Return samples and conditioning; a framework may take both as a pair."""
+        return x, context
+
+    def _like(self) -> Array:
+        """Return an array that gives dtype and device."""
+        raise NotImplementedError
+
+    def _probe_generator(self, x: Array) -> Any:
+        """Return the generator of the random probes of one pass."""
+        raise NotImplementedError
+
+    def _sample_generator(self) -> Any:
+        """Return the generator of the latents of one draw."""
+        raise NotImplementedError
+
+    # --- densities and samples ---
+
+    def forward(
+        self,
+        x: Array,
+        context: Array | None = None,
+        *,
+        training: bool | None = None,
+        errors: bool = False,
+        **options: Any,
+    ) -> tuple[Array, Any]:
+        """Return latents z = f(x) and log|det J_f(x)|; both are differentiable by parameters and x.
+
+        Parameters
+        ----------
+        x : array (batch, *event_shape)
+            Samples.
+        context : array (batch, features), optional
+            The conditioning, for flows with conditional blocks; in evaluation one row may stand for all samples.
+        training : bool, optional
+            Compute with the estimated norms and the fixed number of products of a training step. Default: the mode of a
+            PyTorch module; False in Keras.
+        errors : bool
+            Return the core's `LogDet` (value, std_error, bias_bound, products, method, reason) instead of its value.
+        **options
+            As in `iresnet_core.Flow.log_prob`. In training a fixed number of products (`terms`) is the default, in
+            evaluation as many as certify 1e-3 nats a block.
+
+        Returns
+        -------
+        z : array (batch, *latent_shape)
+            Latents.
+        logdet : array (batch,) or LogDet
+            In nats. In training it is a true estimate, not a surrogate, and its gradient is right in expectation.
+        """
+        flow, x = self._prepared(x, context, training)
+        with get_backend(x).own_dtype(x):
+            out = flow.forward(x, **self._options(x, training, errors, options))
+        return out.value, out.logdet if errors else out.logdet.value
+
+    def encode(self, x: Array, context: Array | None = None, *, training: bool | None = None) -> Array:
+        """Return the latents (batch, *latent_shape) of samples x, without the cost of the log-determinant."""
+        flow, x = self._prepared(x, context, training)
+        with get_backend(x).own_dtype(x):
+            return flow(x)
+
+    def log_prob(
+        self,
+        x: Array,
+        context: Array | None = None,
+        *,
+        training: bool | None = None,
+        errors: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Return log N(f(x); 0, I) + log|det J_f(x)| (batch,) in nats, or with `errors` the core's `LogProb`.
+
+        Arguments as in `forward`.
+        """
+        flow, x = self._prepared(x, context, training)
+        with get_backend(x).own_dtype(x):
+            result = flow.log_prob(x, **self._options(x, training, errors, options))
+        return result if errors else result.value
+
+    def inverse(
+        self,
+        z: Array,
+        context: Array | None = None,
+        *,
+        training: bool | None = None,
+        errors: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Return the samples (batch, *event_shape) of latents z, differentiable; with `errors` the core's `Inverse`.
+
+        Parameters
+        ----------
+        z : array (batch, *latent_shape)
+            Latents.
+        context : array (batch, features), optional
+            The conditioning.
+        training : bool, optional
+            As in `forward`.
+        errors : bool
+            Return the certified `error_bound` too.
+        **options
+            As in `iresnet_core.invert`.
+
+        Raises
+        ------
+        NotConvergedError
+            If a sample has not converged, outside of compiled programs.
+        """
+        flow = self._core(context, training)
+        z = self._received(z)
+        with get_backend(z).own_dtype(z):
+            result = flow.inverse(z, **options)
+        return result if errors else result.value
+
+    def sample(
+        self,
+        n: int,
+        context: Array | None = None,
+        *,
+        rng: Any = None,
+        training: bool | None = None,
+        errors: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Draw n samples (n, *event_shape), without gradient; with `errors` the core's `Inverse`.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+        context : array (n, features) or (1, features), optional
+            One condition a sample, or one for all.
+        rng : int or the framework's own generator, optional
+            Default: PyTorch's global generator; in Keras the seed of the model.
+        training, errors, **options
+            As in `inverse`.
+        """
+        like = self._like()
+        backend = get_backend(like)
+        rng = self._sample_generator() if rng is None else rng
+        with backend.no_grad(), backend.own_dtype(like):
+            if context is not None:
+                context = self._received(context)
+                if context.shape[0] == 1:
+                    context = backend.xp.broadcast_to(context, (n, *context.shape[1:]))
+            result = self._core(context, training).sample(n, rng=rng, like=like, **options)
+        return result if errors else result.value
+
+    def training_loss(self, x: Array, context: Array | None = None, **options: Any) -> Array:
+        """Return what training minimises, -mean log p(x) + penalty sum_l sigma_l^2, as an array ().
+
+        Parameters
+        ----------
+        x : array (batch, *event_shape)
+            Samples.
+        context : array (batch, features), optional
+            The conditioning.
+        **options
+            As in `log_prob`.
+        """
+        nats = self.log_prob(x, context, training=True, **options)
+        loss = -get_backend(nats).xp.mean(nats)
+        return loss + self.spectral_penalty(self.penalty) if self.penalty else loss
+
+    # --- data and weights ---
+
+    @property
+    def initialized(self) -> bool:
+        """Whether every ActNorm has its parameters."""
+        return all(layer.initialized for layer in self._flow_layers())
+
+    def initialize(self, x: Array, context: Array | None = None) -> Self:
+        """Initialise from samples x (batch, *event_shape) what depends on data and is not initialised yet.
+
+        Returns the flow. A hundred samples or more say what mean and variance are. The first batch in training does so
+        as well, and so does Keras' `fit`.
+        """
+        x, context = self._samples(x, context)
+        self._require_taken(context)
+        x = self._received(x)
+        with get_backend(x).no_grad():
+            for layer in self._flow_layers():
+                x = layer.initialize(x, context)._mapped(x, context)
+        return self
+
+    def certify(self) -> Self:
+        """Certify the weights that changed since they were certified last; returns the flow.
+
+        Only compiled programs need the call: they cannot certify, and carry the last certificate over.
+        """
+        for layer in self._flow_layers():
+            layer.certify()
+        return self
+
+    @property
+    def lipschitz(self) -> float:
+        """Largest certified constant of a block, with the present weights, in every mode; 0 without blocks."""
+        return max((block.lipschitz for block in self._blocks()), default=0.0)
+
+    def fill_caps(self) -> Self:
+        """Scale the free weights so that every layer of every block starts at its cap; returns the flow."""
+        for block in self._blocks():
+            block.fill_caps()
+        return self
+
+    def spectral_penalty(self, weight: float) -> Array:
+        """Return `weight` times the sum of the squared spectral norms of all free weights (Behrmann et al. 2019).
+
+        Raises
+        ------
+        InvalidArgumentError
+            If there is no block, or only blocks with a declared constant.
+        """
+        layers = [capped.free() for block in self._blocks() for capped in block.capped_layers()]
+        if not layers:
+            raise InvalidArgumentError(
+                "the flow has no weights to penalise: it has no block, or only blocks with a declared constant."
+            )
+        return core.spectral_penalty(layers, weight)
+
+    # --- the core's flow ---
+
+    def to_core(self, context: Array | None = None) -> core.Flow:
+        """Return the flow of the core with certified weights, as constants.
+
+        A conditional flow needs `context` (1, features) and becomes the flow under that condition.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If an ActNorm is not initialised, or a conditional flow is given no `context`.
+        ShapeError
+            If `context` has several rows.
+        """
+        context = None if context is None else self._received(context)
+        for block in self._blocks():
+            if block.context_features is not None:
+                require_context(context, block.context_features, single=True)
+        with get_backend(self._like()).no_grad():
+            return self._core(context, training=False)
+
+    def save(self, path: str | os.PathLike[str], context: Array | None = None) -> None:
+        """Write the certified flow to a safetensors file that `iresnet_core.load` reads on every backend.
+
+        `context` as in `to_core`. Where the path ends in one of Keras' own suffixes (.keras, .h5), a Keras model is
+        saved by Keras, with its optimizer.
+        """
+        save(self.to_core(context), path)
+
+    def _blocks(self) -> list[ResidualMethods]:
+        return [layer for layer in self._all_layers() if isinstance(layer, ResidualMethods)]
+
+    def _core(self, context: Array | None = None, training: bool | None = None) -> core.Flow:
+        """Return the core's flow with the present parameters."""
+        self._require_taken(context)
+        training = self._is_training(training)
+        layers = self._flow_layers()
+        weights = estimated_layers([c for layer in layers for c in layer.capped_layers()]) if training else None
+        made = [layer.core_layer(context, training=training, weights=weights) for layer in layers]
+        return core.Flow(made, self.event_shape)
+
+    def _require_taken(self, context: Any) -> None:
+        """Refuse a condition that would have no effect."""
+        if context is not None:
+            require_taken(context, self._all_layers())
+
+    def _prepared(self, x: Any, context: Any, training: bool | None) -> tuple[core.Flow, Array]:
+        """Return the core's flow and the samples as an array; in training, what depends on data is initialised."""
+        x = self._received(x)
+        if self._is_training(training) and not self.initialized:
+            if get_backend(x).is_tracing(x):
+                raise InvalidArgumentError(
+                    "an ActNorm of this flow has not been initialised, and a compiled program cannot do that: call "
+                    "initialize(x) with a batch of data first."
+                )
+            self.initialize(x, context)
+        return self._core(context, training), x
+
+    def _options(self, x: Array, training: bool | None, errors: bool, options: dict[str, Any]) -> dict[str, Any]:
+        """Fill in the options of `logdet`; in training, errors that nobody asks for are not computed."""
+        training = self._is_training(training)
+        if training and not errors and options.get("tol") is None:
+            options = {"errors": False, **options}
+        if training and self.terms is not None and not {"terms", "tol", "method"} & set(options):
+            options = {"terms": self.terms, **options}
+        if "rng" not in options and "noise" not in options:
+            options = {"rng": self._probe_generator(x), **options}
+        return options

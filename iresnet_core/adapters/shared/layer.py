@@ -1,0 +1,433 @@
+"""The layers of a flow: what both frameworks' layers mean and check."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self, TypeVar
+
+import iresnet_core as core
+from iresnet_core.adapters.shared.weight import CappedLayer, CertifiedWeight
+from iresnet_core.backends import Array, get_backend
+from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.flows import Layer, Shape
+from iresnet_core.operators import LinearLayer
+
+__all__ = [
+    "ActNormMethods",
+    "FactorOutMethods",
+    "FixedLayer",
+    "InjectivePadMethods",
+    "LayerMethods",
+    "LogitMethods",
+    "SqueezeMethods",
+    "Weights",
+    "require_layers",
+    "require_taken",
+]
+
+# Linear layers with the weights in use in training.
+Weights = Mapping[CertifiedWeight, LinearLayer]
+L = TypeVar("L")
+
+
+class LayerMethods:
+    """What every layer of a flow can do, in both frameworks.
+
+    Attributes
+    ----------
+    takes_context : bool
+        Whether a conditioning changes the layer.
+    """
+
+    takes_context: bool = True
+    channel_axis: int
+    """The channel axis of a batch: 1 in PyTorch, -1 in Keras."""
+
+    # --- what an adapter says ---
+
+    def _is_training(self, training: bool | None) -> bool:
+        """Return the mode of a pass: as asked, and by default the mode that the layer is in."""
+        raise NotImplementedError
+
+    def _received(self, x: Any) -> Array:
+        """Return an argument as an array of the framework, in the dtype of the parameters."""
+        raise NotImplementedError
+
+    # --- what follows from it ---
+
+    def core_layer(
+        self, context: Array | None = None, *, training: bool | None = None, weights: Weights | None = None
+    ) -> Layer:
+        """Return the core's layer with the present parameters; a layer of one's own says here what it computes.
+
+        Parameters
+        ----------
+        context : array (batch, features), optional
+            Conditioning, for layers that take it.
+        training : bool, optional
+            Estimated instead of certified norms. Default: the mode of a PyTorch module; False in Keras.
+        weights : mapping, optional
+            Weights in use in training that have been computed already, for all blocks of a flow at once.
+        """
+        raise NotImplementedError
+
+    def _shape_layer(self) -> Layer:
+        """Return a layer of the core that knows shapes, whether or not the parameters have values."""
+        return self.core_layer(training=False)
+
+    def _mapped(self, x: Any, context: Array | None = None, training: bool | None = None) -> Array:
+        """Map samples x (batch, ...), without the log-determinant."""
+        layer = self.core_layer(context, training=training)
+        x = self._received(x)
+        with get_backend(x).own_dtype(x):
+            return layer(x)
+
+    def inverse(
+        self,
+        z: Array,
+        context: Array | None = None,
+        *,
+        training: bool | None = None,
+        errors: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Return the preimages of z (batch, ...).
+
+        Parameters
+        ----------
+        z : array (batch, ...)
+            As the layer returns them.
+        context : array (batch, features), optional
+            The conditioning that belongs to z.
+        training : bool, optional
+            Estimated instead of certified norms. Default: the mode of a PyTorch module; False in Keras.
+        errors : bool
+            Return the core's `Inverse` with its certified `error_bound` instead of the samples alone.
+        **options
+            As in `iresnet_core.invert`.
+
+        Raises
+        ------
+        NotConvergedError
+            If a sample has not converged, outside of compiled programs.
+        """
+        layer = self.core_layer(context, training=training)
+        z = self._received(z)
+        with get_backend(z).own_dtype(z):
+            result = layer.inverse(z, **options)
+        return result if errors else result.value
+
+    @property
+    def initialized(self) -> bool:
+        """Whether there is nothing left for `initialize` to do."""
+        return True
+
+    def initialize(self, x: Array, context: Array | None = None) -> Self:
+        """Set the parameters that depend on data and are not set yet, from samples (batch, ...); returns the layer."""
+        return self
+
+    def capped_layers(self) -> list[CappedLayer]:
+        """Return the capped linear layers inside, with their free parameters."""
+        return []
+
+    def certify(self) -> Self:
+        """Certify the weights that changed since they were certified last, for compiled programs; returns the layer."""
+        for layer in self.capped_layers():
+            layer.certify()
+        return self
+
+
+class FixedLayer(LayerMethods):
+    """A layer without parameters: it keeps the core's."""
+
+    takes_context = False
+    _core: Layer
+
+    def core_layer(
+        self, context: Array | None = None, *, training: bool | None = None, weights: Weights | None = None
+    ) -> Layer:
+        """Return the core's layer."""
+        return self._core
+
+
+class SqueezeMethods(FixedLayer):
+    """Blocks of pixels to channels."""
+
+    def __init__(self, factor: int = 2, **options: Any) -> None:
+        """Make the layer.
+
+        Parameters
+        ----------
+        factor : int
+            Extent of a block of pixels along each of the 1, 2 or 3 spatial axes, which it has to divide.
+        **options
+            Those of a Keras layer.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the factor is no positive whole number.
+        """
+        super().__init__(**options)
+        last = self.channel_axis == -1
+        self.factor = factor
+        self._core = core.Squeeze(factor, data_format="channels_last" if last else "channels_first")
+
+
+class InjectivePadMethods(FixedLayer):
+    """Zero channels that are appended."""
+
+    def __init__(self, padding: int, *, axis: int | None = None, **options: Any) -> None:
+        """Make the layer.
+
+        Parameters
+        ----------
+        padding : int
+            Number of zero channels that are appended.
+        axis : int, optional
+            Channel axis of a batch; by default 1 in PyTorch, -1 in Keras.
+        **options
+            Those of a Keras layer.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the padding is no positive whole number.
+        """
+        super().__init__(**options)
+        self.padding = padding
+        self.axis = self.channel_axis if axis is None else axis
+        self._core = core.InjectivePad(padding, axis=self.axis)
+
+
+class LogitMethods(FixedLayer):
+    """From pixels in [0, 1] to the line."""
+
+    def __init__(self, alpha: float = 0.05, **options: Any) -> None:
+        """Make the layer.
+
+        Parameters
+        ----------
+        alpha : float
+            Distance that is kept from 0 and 1, where the logit is infinite; in (0, 0.5).
+        **options
+            Those of a Keras layer.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If alpha is outside of that interval.
+        """
+        super().__init__(**options)
+        self.alpha = alpha
+        self._core = core.Logit(alpha)
+
+
+class ActNormMethods(LayerMethods):
+    """One shift and one scale a channel.
+
+    Whether they are initialised is kept twice: in a saved array, so that a checkpoint is never initialised again, and
+    in `_initialized`, which Python and a compiler can look at without reading an array.
+    """
+
+    takes_context = False
+    log_scale: Any
+    bias: Any
+    is_initialized: Any
+    _initialized: bool = False
+
+    def __init__(self, channels: int | None = None, *, axis: int | None = None, **options: Any) -> None:
+        """Make the layer.
+
+        Parameters
+        ----------
+        channels : int
+            Number of channels. A Keras layer may leave it out, and takes it from its first input.
+        axis : int, optional
+            Channel axis of a batch; by default 1 in PyTorch, -1 in Keras.
+        **options
+            Those of a Keras layer.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `channels` is not positive, or the axis is that of the samples.
+        """
+        super().__init__(**options)
+        self.axis = self.channel_axis if axis is None else axis
+        core.ActNorm(axis=self.axis)  # checks the axis
+        if channels is not None and channels < 1:
+            raise InvalidArgumentError(f"channels must be a positive whole number, got {channels!r}.")
+        self.channels = channels
+        self._make_parameters()
+
+    def _make_parameters(self) -> None:
+        """Make the parameters, where their number is known without data."""
+
+    def _parameter(self, parameter: Any) -> Array:
+        """Return a parameter as an array that can be differentiated by."""
+        raise NotImplementedError
+
+    def _statistics(self, x: Array) -> Array:
+        """Return the samples from which the parameters are set, as constants: in PyTorch, those of all processes."""
+        raise NotImplementedError
+
+    def _assign(self, found: core.ActNorm) -> None:
+        """Write the parameters of the core's layer into the layer's own."""
+        raise NotImplementedError
+
+    def _mark(self) -> None:
+        """Write into the saved array that the layer is initialised."""
+        raise NotImplementedError
+
+    @property
+    def initialized(self) -> bool:
+        """Whether the parameters have been set from data or loaded."""
+        return self._initialized
+
+    def mark_initialized(self) -> None:
+        """Keep the parameters as they are from now on but for training."""
+        self._mark()
+        self._initialized = True
+
+    def initialize(self, x: Array, context: Array | None = None) -> Self:
+        """Set the parameters from a batch so that each channel has mean 0 and variance 1, unless they are set already.
+
+        Returns the layer.
+        """
+        if not self.initialized:
+            x = self._received(x)
+            backend = get_backend(x)
+            with backend.no_grad(), backend.own_dtype(x):
+                self._assign(core.ActNorm.initialize(self._statistics(x), axis=self.axis))
+            self.mark_initialized()
+        return self
+
+    def core_layer(
+        self, context: Array | None = None, *, training: bool | None = None, weights: Weights | None = None
+    ) -> Layer:
+        """Return the core's layer.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the layer is not initialised.
+        """
+        if not self.initialized:
+            raise InvalidArgumentError(
+                "an ActNorm has not been initialised: call initialize(x) with a batch of data, or train on one batch."
+            )
+        return core.ActNorm(self._parameter(self.log_scale), self._parameter(self.bias), axis=self.axis)
+
+
+class FactorOutMethods(LayerMethods):
+    """Further layers for the first channels alone."""
+
+    takes_context = False
+
+    def __init__(self, keep: int, layers: Sequence[Any], **options: Any) -> None:
+        """Make the layer.
+
+        Parameters
+        ----------
+        keep : int
+            Channels that go on.
+        layers : sequence of FlowLayer
+            What they go through.
+        **options
+            Those of a Keras layer.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If an entry is no layer of a flow, or there is none.
+        ShapeError
+            If the layers do not fit; when the flow around is made.
+        """
+        super().__init__(**options)
+        self.keep = keep
+        self._event_shape: Shape | None = None
+        self._take_layers(layers)
+
+    def _take_layers(self, layers: Sequence[Any]) -> None:
+        """Check the inner layers and keep them where the framework finds them."""
+        raise NotImplementedError
+
+    def _inner(self) -> list[Any]:
+        """Return the inner layers."""
+        raise NotImplementedError
+
+    def _first(self, x: Any) -> Any:
+        """Return the channels that go on."""
+        return x[..., : self.keep] if self.channel_axis == -1 else x[:, : self.keep]
+
+    def _bind_inner(self, event_shape: Shape) -> None:
+        """Tell the inner layers the shapes of their samples."""
+        shape = (*event_shape[:-1], self.keep) if self.channel_axis == -1 else (self.keep, *event_shape[1:])
+        self._event_shape = shape
+        for layer in self._inner():
+            shape = layer.bind(shape)
+        self._shape_layer().output_shape(event_shape)
+
+    @property
+    def initialized(self) -> bool:
+        """Whether all inner layers are."""
+        return all(layer.initialized for layer in self._inner())
+
+    def initialize(self, x: Array, context: Array | None = None) -> Self:
+        """Initialise the inner layers with what they will be given; returns the layer."""
+        kept = self._first(self._received(x))
+        for layer in self._inner():
+            kept = layer.initialize(kept, context)._mapped(kept, context)
+        return self
+
+    def capped_layers(self) -> list[CappedLayer]:
+        """Return those of the inner layers."""
+        return [capped for layer in self._inner() for capped in layer.capped_layers()]
+
+    def core_layer(
+        self, context: Array | None = None, *, training: bool | None = None, weights: Weights | None = None
+    ) -> Layer:
+        """Return the core's layer."""
+        inner = [layer.core_layer(context, training=training, weights=weights) for layer in self._inner()]
+        return self._factor_out(inner)
+
+    def _shape_layer(self) -> Layer:
+        return self._factor_out([layer._shape_layer() for layer in self._inner()])
+
+    def _factor_out(self, layers: list[Layer]) -> Layer:
+        if self._event_shape is None:
+            raise InvalidArgumentError(
+                "FactorOut learns the shape of its samples from the Flow that it is part of: put it into one."
+            )
+        return core.FactorOut(self.keep, core.Flow(layers, self._event_shape), axis=self.channel_axis)
+
+
+def require_layers(layers: Sequence[Any], kind: type[L]) -> list[L]:
+    """Return the layers of a flow as a list, and refuse what is no layer of the framework's `kind`."""
+    out = []
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, kind):
+            raise InvalidArgumentError(
+                f"entry {index} is a {type(layer).__name__}, no layer of a flow. Wrap a network as "
+                "InvertibleResidual(network), or use ActNorm, Squeeze, InjectivePad, Logit or FactorOut."
+            )
+        out.append(layer)
+    if not out:
+        raise InvalidArgumentError("there are no layers; a flow needs at least one.")
+    return out
+
+
+def require_taken(context: Any, takers: Iterable[Any]) -> None:
+    """Refuse a conditioning that none of the layers of a flow takes: it would have no effect.
+
+    Parameters
+    ----------
+    context : array or None
+        What was given.
+    takers : iterable of layers
+        All of them, inner ones too; each says in its attribute `takes_context` whether it does.
+    """
+    if context is not None and not any(layer.takes_context for layer in takers):
+        raise InvalidArgumentError(
+            "a context was given, but no block of the flow takes one; make one with "
+            "InvertibleResidual(..., context_features=...). A pair (x, context) in place of x counts as well."
+        )

@@ -1,0 +1,229 @@
+"""The invertible residual block: how a branch becomes the core's chain in training and in evaluation."""
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import iresnet_core as core
+from iresnet_core.adapters.shared.layer import LayerMethods, Weights
+from iresnet_core.adapters.shared.weight import CertifiedWeight, estimated_layers
+from iresnet_core.backends import Array, get_backend
+from iresnet_core.branches import Activation, conditioned
+from iresnet_core.common import require_nonnegative
+from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.flows import Layer
+from iresnet_core.lipschitz import capped_constant, layer_cap, scaled_by_declaration, training_constant
+from iresnet_core.operators import LinearLayer
+
+__all__ = ["ResidualMethods", "require_context"]
+
+
+class ResidualMethods(LayerMethods):
+    """A branch of known or declared constant, capped, certified and conditioned."""
+
+    net: Any
+    cap: float
+
+    def __init__(
+        self,
+        net: Any,
+        coeff: float = 0.9,
+        *,
+        per_layer: bool = False,
+        lipschitz: float | None = None,
+        context_features: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Make the block.
+
+        Parameters
+        ----------
+        net : module, layer or list of layers
+            The branch g. In PyTorch a Linear, a Conv1d-3d (stride 1) or a (nested) Sequential of them and of
+            activations, whose weights are capped from now on by a parametrisation: ``layer.weight`` is the weight in
+            use, ``layer.parametrizations.weight.original`` the free parameter. In Keras a list or a Sequential of Dense
+            and Conv1D-3D (strides 1, channels last) and of activations, as layers or as their `activation`; their
+            kernels stay the free parameters, and the block scales them where it uses them. With `lipschitz`, any
+            module or layer.
+        coeff : float
+            Bound on the Lipschitz constant of the block, in (0, 1).
+        per_layer : bool
+            Cap every linear layer at `coeff` (Behrmann et al. 2019) instead of at its share coeff^(1/L), for L linear
+            layers.
+        lipschitz : float, optional
+            Constant of a branch that the core cannot certify, as the caller's declaration, on which all bounds then
+            rest; where it is above `coeff`, the output is scaled down.
+        context_features : int, optional
+            Size of a conditioning vector; an unconstrained linear map of it is added after the first linear layer, so
+            that the Lipschitz constant in x stays.
+        **options
+            Those of a Keras layer.
+
+        Raises
+        ------
+        UnknownLipschitzError
+            If `net` holds a layer whose constant is not known, and `lipschitz` is not given.
+        ShapeError
+            If a convolution has a stride; when the shape of the samples is known, if the branch does not keep it.
+        NotContractiveError
+            If `coeff` is not in (0, 1).
+        InvalidArgumentError
+            If there is no linear layer, or one comes twice.
+        """
+        super().__init__(**options)
+        self.coeff, self.per_layer, self.context_features = coeff, per_layer, context_features
+        self.declared = None if lipschitz is None else require_nonnegative(lipschitz, "lipschitz")
+        self._kept: tuple[core.Chain, list[Array], list[Any]] | None = None
+        if self.declared is None:
+            self._take_net(net)
+            steps = self._steps()
+            self.cap = layer_cap(steps, coeff, per_layer=per_layer)
+            self._constant = capped_constant(steps, self.cap)
+            self._cap_weights()
+        else:
+            layer_cap([], coeff)  # checks coeff
+            if context_features is not None:
+                raise InvalidArgumentError("context_features needs a net of known layers, not one with lipschitz=.")
+            self._take_net(net)
+            self._constant = scaled_by_declaration(self._declared_branch(False), self.declared, coeff)[1]
+
+    # --- what an adapter says ---
+
+    def _take_net(self, net: Any) -> None:
+        """Keep the branch where the framework finds it."""
+        raise NotImplementedError
+
+    def _cap_weights(self) -> None:
+        """Cap the linear layers, where that is possible before the shape of the samples is known."""
+
+    def _steps(self) -> list[Any]:
+        """Return linear layers of the framework and activations of the core, in the order of application."""
+        raise NotImplementedError
+
+    def _states(self) -> list[CertifiedWeight]:
+        """Return what caps the linear layers, in that order."""
+        raise NotImplementedError
+
+    def _declared_branch(self, training: bool) -> Any:
+        """Return a branch whose constant is declared, as a function of samples."""
+        raise NotImplementedError
+
+    def _translation(self, context: Array) -> Array:
+        """Map the conditioning (batch, features) to what is added (batch, width)."""
+        raise NotImplementedError
+
+    # --- what follows from it ---
+
+    @property
+    def takes_context(self) -> bool:  # type: ignore[override]
+        """Whether the block is conditional."""
+        return self.context_features is not None
+
+    @property
+    def lipschitz(self) -> float:
+        """Certified Lipschitz constant of the branch with its present weights, in every mode."""
+        if self.declared is not None:
+            return float(self._constant)
+        with get_backend(self.capped_layers()[0].weight).no_grad():
+            return float(self._certified_chain().lipschitz)
+
+    def fill_caps(self) -> Self:
+        """Scale the free weights so that every linear layer starts at its cap, from which training is quicker.
+
+        Returns the block. A declared branch stays as it is.
+        """
+        for layer in self.capped_layers():
+            layer.fill()
+        return self
+
+    def spectral_penalty(self, weight: float) -> Array:
+        """Return `weight` times the sum of the squared norms of the free weights (Behrmann et al. 2019).
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the block has a declared constant, and no weights to penalise.
+        """
+        if self.declared is not None:
+            raise InvalidArgumentError("a block with a declared constant has no weights to penalise.")
+        return core.spectral_penalty([layer.free() for layer in self.capped_layers()], weight)
+
+    def core_layer(
+        self, context: Array | None = None, *, training: bool | None = None, weights: Weights | None = None
+    ) -> Layer:
+        """Return the core's residual block with the weights in use."""
+        training = self._is_training(training)
+        if self.declared is not None:
+            branch, constant = scaled_by_declaration(self._declared_branch(training), self.declared, self.coeff)
+            return core.ResidualBlock(branch, lipschitz=constant)
+        if not training:
+            return core.ResidualBlock(self._conditioned(self._certified_chain(), context))
+        layers = estimated_layers(self.capped_layers()) if weights is None else weights
+        chain = self._chain([layers[state] for state in self._states()])
+        constant = training_constant(self._constant)
+        return core.ResidualBlock(self._conditioned(chain, context, training=True), lipschitz=constant)
+
+    def _shape_layer(self) -> Layer:
+        return core.ResidualBlock(lambda x: x, lipschitz=0.0)  # keeps the shape, with any conditioning
+
+    def _chain(self, linear: Iterable[LinearLayer]) -> core.Chain:
+        """Return the core's chain, with these linear layers between the activations."""
+        following = iter(linear)
+        return core.Chain([step if isinstance(step, Activation) else next(following) for step in self._steps()])
+
+    def _certified_chain(self) -> core.Chain:
+        """Return the chain of certified weights; the last one again, if neither they nor the biases have changed."""
+        capped = self.capped_layers()
+        parameters = [array for layer in capped for array in (layer.weight, layer.bias) if array is not None]
+        backend = get_backend(*parameters)
+        # A compiler or a batching transformation hides the values; other transformations make arrays that die with it.
+        if backend.is_tracing(*parameters) or backend.may_differentiate(*parameters):
+            return self._chain([layer.certified() for layer in capped])
+        shapes = [layer.state.input_shape for layer in capped]
+        if self._kept is not None:
+            chain, copies, known_shapes = self._kept
+            if shapes == known_shapes and all(map(backend.are_equal, copies, parameters)):
+                return chain
+
+        def certified() -> tuple[core.Chain, list[Array]]:
+            chain = self._chain([layer.certified() for layer in capped])
+            return chain, [backend.frozen(backend.stop_gradient(array)) for array in parameters]
+
+        with backend.no_grad():
+            chain, copies = backend.concretely(certified)
+        self._kept = chain, copies, shapes
+        return chain
+
+    def _conditioned(self, chain: core.Chain, context: Any, *, training: bool = False) -> core.Chain:
+        """Add the conditioning after the first linear layer; in evaluation one row may stand for all samples."""
+        if self.context_features is None:
+            return chain
+        context = None if context is None else self._received(context)
+        require_context(context, self.context_features)
+        backend = get_backend(context)
+        size = context.shape[0]
+        single = not training and backend.knows_size(size) and size == 1
+        with backend.own_dtype(context):
+            return core.Chain(conditioned(chain.layers, self._translation(context), single=single))
+
+
+def require_context(context: Any, features: int, *, single: bool = False) -> None:
+    """Refuse a missing conditioning, or one of another shape than (batch, features); with `single` than (1, features).
+
+    Parameters
+    ----------
+    context : array or None
+        What was given.
+    features : int
+        What the block was made for.
+    single : bool
+        Whether one condition is to hold for all samples, as in a file.
+    """
+    if context is None:
+        raise InvalidArgumentError(f"this block is conditional: pass context=, of shape (batch, {features}).")
+    if len(context.shape) != 2 or context.shape[1] != features:
+        raise ShapeError(f"context must have shape (batch, {features}), got {tuple(context.shape)}.")
+    if single and context.shape[0] != 1:
+        raise ShapeError(
+            f"a flow of the core is that of one condition: context must have shape (1, {features}), got "
+            f"{tuple(context.shape)}. Export one flow for each condition."
+        )
