@@ -1,1 +1,1 @@
-"""Layers for PyTorch and Keras over the core (none yet)."""
+"""Layers for PyTorch and Keras over the core."""
