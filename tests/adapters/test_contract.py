@@ -25,7 +25,6 @@ OPTIONS = {
     "Activation": {"dtype", "trainable"},
     "FlowLayer": {"dtype"},
     "save": {"options"},
-    "encode": {"old"},
 }
 
 
@@ -114,7 +113,7 @@ def test_meanings_are_the_same(tmp_path):
         assert flow.fill_caps() is flow
         assert flow.certify() is flow
         assert 0.3 < flow.lipschitz <= 0.8
-        z, logdet = flow.forward(x)
+        z, logdet = flow.encode(x, logdet=True)
         assert tuple(z.shape) == (3, 2)
         assert tuple(logdet.shape) == tuple(flow.log_prob(x).shape) == (3,)
         np.testing.assert_allclose(host(flow.inverse(z)), host(x), atol=1e-3)
@@ -150,10 +149,6 @@ def test_old_names_of_keras_warn(tmp_path):
         assert of_keras.FlowModel is of_keras.Flow
     with pytest.warns(DeprecationWarning, match="save"):
         flow.save_core(tmp_path / "flow")
-    with pytest.warns(DeprecationWarning, match="forward"):
-        z, logdet = flow.encode(x, logdet=True)
-    assert tuple(z.shape) == (2, 2)
-    assert tuple(logdet.shape) == (2,)
     with pytest.raises(AttributeError, match="Model"):
         _ = of_keras.Model
 

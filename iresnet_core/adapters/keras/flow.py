@@ -59,8 +59,8 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
     A flow with conditional blocks takes pairs: ``model((x, context))``, ``fit((x, context))``; its methods take
     ``context``. ``model(x)`` and `predict` return the log-density (batch,) in nats. The loss of `fit` and `evaluate` is
     its negative mean, weighted by `sample_weight`, plus what regularizers of the layers add; there are no targets. In
-    training the value is a true estimate, not a surrogate, and its gradient is right in expectation. As in PyTorch,
-    `forward` returns latents and log|det|.
+    training the value is a true estimate, not a surrogate, and its gradient is right in expectation. Latents and
+    log|det| are what ``encode(x, logdet=True)`` returns.
 
     Examples
     --------
@@ -189,13 +189,3 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
         """Write the certified flow; deprecated, use `save`."""
         warn_deprecated("save_core", "save")
         FlowMethods.save(self, path, context)
-
-    def encode(self, x: Any, context: Any = None, *, training: bool | None = None, **old: Any) -> Any:
-        """Return the latents (batch, *latent_shape) of samples x, without the cost of the log-determinant.
-
-        Deprecated: with ``logdet=True`` it is `forward`.
-        """
-        if old.pop("logdet", False):
-            warn_deprecated("encode(logdet=True)", "forward")
-            return self.forward(x, context, training=training, **old)
-        return super().encode(x, context, training=training)

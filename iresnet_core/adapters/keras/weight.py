@@ -92,7 +92,8 @@ class CappedWeight(CertifiedWeight, keras.layers.Layer):
 
     def keep(self, weight: Any, found: Certificate) -> None:
         """Keep a kernel and its certificate."""
-        self._weight.assign(weight)
+        # A copy: JAX may give the memory of a variable away in a training step, and others hold this array.
+        self._weight.assign(keras.ops.copy(weight))
         self._bound.assign(found.bound)
         self._certified_left.assign(found.left)
         self._certified_right.assign(found.right)

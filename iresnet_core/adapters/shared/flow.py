@@ -118,16 +118,17 @@ class FlowMethods:
 
     # --- densities and samples ---
 
-    def forward(
+    def encode(
         self,
         x: Array,
         context: Array | None = None,
         *,
+        logdet: bool = False,
         training: bool | None = None,
         errors: bool = False,
         **options: Any,
-    ) -> tuple[Array, Any]:
-        """Return latents z = f(x) and log|det J_f(x)|; both are differentiable by parameters and x.
+    ) -> Any:
+        """Return latents z = f(x), and with `logdet` log|det J_f(x)| too; differentiable by parameters and x.
 
         Parameters
         ----------
@@ -135,6 +136,8 @@ class FlowMethods:
             Samples.
         context : array (batch, features), optional
             The conditioning, for flows with conditional blocks; in evaluation one row may stand for all samples.
+        logdet : bool
+            Return the pair of latents and log-determinant; alone, the latents cost no product for it.
         training : bool, optional
             Compute with the estimated norms and the fixed number of products of a training step. Default: the mode of a
             PyTorch module; False in Keras.
@@ -153,14 +156,10 @@ class FlowMethods:
         """
         flow, x = self._prepared(x, context, training)
         with get_backend(x).own_dtype(x):
+            if not logdet:
+                return flow(x)
             out = flow.forward(x, **self._options(x, training, errors, options))
         return out.value, out.logdet if errors else out.logdet.value
-
-    def encode(self, x: Array, context: Array | None = None, *, training: bool | None = None) -> Array:
-        """Return the latents (batch, *latent_shape) of samples x, without the cost of the log-determinant."""
-        flow, x = self._prepared(x, context, training)
-        with get_backend(x).own_dtype(x):
-            return flow(x)
 
     def log_prob(
         self,
@@ -173,7 +172,7 @@ class FlowMethods:
     ) -> Any:
         """Return log N(f(x); 0, I) + log|det J_f(x)| (batch,) in nats, or with `errors` the core's `LogProb`.
 
-        Arguments as in `forward`.
+        Arguments as in `encode`.
         """
         flow, x = self._prepared(x, context, training)
         with get_backend(x).own_dtype(x):
@@ -198,7 +197,7 @@ class FlowMethods:
         context : array (batch, features), optional
             The conditioning.
         training : bool, optional
-            As in `forward`.
+            As in `encode`.
         errors : bool
             Return the certified `error_bound` too.
         **options

@@ -56,6 +56,13 @@ class Flow(TorchHooks, FlowMethods, nn.Module):
         """Show the shapes."""
         return f"event_shape={self.event_shape}"
 
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, errors: bool = False, **options: Any
+    ) -> tuple[Tensor, Any]:
+        """Return latents and log|det| of the Jacobian, or with `errors` the core's `LogDet`; as `encode`."""
+        z, logdet = self.encode(x, context, logdet=True, errors=errors, **options)
+        return z, logdet
+
     def sample(self, n: int, context: Tensor | None = None, *, rng: Any = None, **options: Any) -> Any:
         """Draw n samples (n, *event_shape), without gradient; with ``errors=True`` the core's `Inverse`.
 
