@@ -98,7 +98,7 @@ class Chain(Copyable):
 
     @kept_property
     def lipschitz(self) -> float:
-        """Certified Lipschitz constant: the product of the layers' constants (report, Eq. 10)."""
+        """Certified Lipschitz constant: the product of the layers' constants."""
         mantissa, exponent = 1.0, 0
         for layer in self.layers:  # apart, since constants far from 1 would underflow on the way
             m, e = math.frexp(layer.lipschitz)

@@ -19,7 +19,7 @@ class Shift(Copyable):
     Parameters
     ----------
     value : array (batch, ...)
-        What is added; axes of extent 1 are repeated, but not that of the samples.
+        The translations; axes of extent 1 are repeated, except for the first one, which counts the samples.
 
     Examples
     --------
@@ -57,16 +57,16 @@ class Shift(Copyable):
 
 
 def conditioned(layers: Sequence[Any], added: Array, *, single: bool = False) -> list[Any]:
-    """Return the layers of a chain with what a conditioning adds after the first linear one.
+    """Return the layers of a chain, with the values of a conditioning added after its first linear layer.
 
     Parameters
     ----------
     layers : sequence of Dense, Convolution and Activation
         One linear layer at least.
     added : array (batch, width)
-        One number a channel of that layer's output.
+        One number for each channel of that layer's output.
     single : bool
-        The batch is one row for all samples: it becomes part of the bias, which files can hold.
+        Whether `added` is one row that stands for all samples: it then becomes part of the bias, which files can hold.
     """
     place = next(i for i, layer in enumerate(layers) if not isinstance(layer, Activation))
     first = layers[place]

@@ -29,8 +29,8 @@ __all__ = ["Control", "JointPass", "can_join", "linearize_jointly"]
 # Up to this number of tangents the sum over them is made term by term, without an array of all products.
 FEW = 8
 
-# The same log-determinant as a function of J v and J0 and of the arrays of the pass: a program that may be
-# differentiated by the backend as often as that makes sense.
+# The same log-determinant as a function of J v, of J0 and of the arrays of the pass. The backend differentiates this
+# program where second derivatives are asked for.
 PlainLogDet = Callable[[Array, Array | None, Sequence[Array]], Array]
 
 

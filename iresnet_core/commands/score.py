@@ -43,7 +43,7 @@ def score_command(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Write a row a sample: .csv or .json.", show_default=False),
+        typer.Option("--out", metavar="FILE", help="Write one row for each sample: .csv or .json.", show_default=False),
     ] = None,
     key: Annotated[
         str | None, typer.Option("--key", metavar="NAME", help="Which array of a .npz file.", show_default=False)

@@ -161,7 +161,7 @@ def _require_places(report: Path | None, json_file: Path | None) -> None:
 
 
 def _table(records: Sequence[Record], several: bool) -> Table:
-    """Lay out one case, a row a method, narrow enough for 80 columns."""
+    """Lay out one case, one row for each method, narrow enough for 80 columns."""
     first = records[0]
     backend = f" ({first['backend']}, {first['dtype']})" if several else ""
     table = Table(
@@ -194,7 +194,7 @@ def _table(records: Sequence[Record], several: bool) -> Table:
 
 
 def _agreement_table(records: Sequence[Record]) -> Table:
-    """Lay out the agreement, a row a primitive and backend."""
+    """Lay out the agreement, one row for each primitive and backend."""
     table = Table(
         title=AGREEMENT_TITLE, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0)
     )

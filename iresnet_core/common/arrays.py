@@ -24,7 +24,7 @@ def unit_roundoff(backend: Backend, dtype: Any) -> float:
 
 
 def gamma(n: int, u: float) -> float:
-    """N u / (1 - n u): relative rounding error of a sum of n products in any order (Higham 2002, Lemma 3.1)."""
+    """Return n u / (1 - n u), the relative rounding error of a sum of n products in any order (Higham 2002, 3.1)."""
     if n * u >= 0.5:
         return float("inf")
     return n * u / (1 - n * u)

@@ -28,7 +28,7 @@ from iresnet_core.results import LogDet
 
 __all__ = ["CONTROLLED_PRODUCTS", "controlled_logdet"]
 
-# Transposed products a probe, where nothing else is asked for.
+# Products with J^T for each probe, where nothing else is asked for.
 CONTROLLED_PRODUCTS = 1
 
 
@@ -42,7 +42,7 @@ def controlled_logdet(
     products: int,
     reference: Any = None,
 ) -> tuple[Array, LogDet]:
-    """Estimate the log-determinant and its derivative, without errors; `products` transposed products a probe, one J v.
+    """Estimate the log-determinant and its derivative, without its errors.
 
     `flat` are the probes (probes, batch, d). The value g(x) comes with the estimate. `linearization` offers
     `mean_matrix` and `jvp`. The mean Jacobian behind B is that of the batch, or the one given as `reference`.

@@ -5,7 +5,7 @@
 | config.json | settings, shapes, a hash of the data, versions |
 | checkpoint.safetensors | parameters, optimiser and random state, and how far the training is |
 | model.safetensors | the flow with the best validation so far, in the format of `iresnet_core.save` |
-| log.csv | a row an evaluation |
+| log.csv | one row for each evaluation |
 | result.json | the log-density of the test set, written at the end |
 
 Nothing is pickled, and every file but the log is replaced as a whole.

@@ -112,7 +112,7 @@ def accuracy_remarks(records: Sequence[Record]) -> list[str]:
 
 
 def agreement_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """Return the table of agreement, a row a primitive and backend, with the columns of `AGREEMENT_HEADS`.
+    """Return the table of agreement, one row for each primitive and backend, with the columns of `AGREEMENT_HEADS`.
 
     The first row holds the limits. Counts are iterations and products: "equal", or by how much they differ.
     """
