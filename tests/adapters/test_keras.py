@@ -1,10 +1,7 @@
-"""Keras layers over the core: caps, densities, files, errors; on TensorFlow here, on JAX and PyTorch in processes."""
+"""Keras layers over the core: densities, files, training; on TensorFlow here, on JAX and PyTorch in processes."""
 
 import importlib.util
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,171 +12,30 @@ keras = pytest.importorskip("keras", reason="keras is not installed", exc_type=I
 if keras.backend.backend() != "tensorflow":
     pytest.skip(f"Keras runs on {keras.backend.backend()} in this process", allow_module_level=True)
 
-import keras_processes  # noqa: E402
+from keras_models import capped_weights, data, image_flow, in_a_process, largest, mlp, numbers, trained_flow  # noqa: E402
 from without_frameworks import answers_without_frameworks  # noqa: E402
 
 import iresnet_core as core  # noqa: E402
 from iresnet_core.adapters.keras import (  # noqa: E402
-    Activation,
     ActNorm,
     Classifier,
-    FactorOut,
     Flow,
     InjectivePad,
     InvertibleResidual,
-    Logit,
     Squeeze,
 )
-from iresnet_core.adapters.shared.weight import estimated_layers  # noqa: E402
 from iresnet_core.errors import (  # noqa: E402
     InvalidArgumentError,
-    NonFiniteError,
-    NotContractiveError,
     ShapeError,
-    UnknownLipschitzError,
 )
 
 Dense, Conv2D = keras.layers.Dense, keras.layers.Conv2D
-SCRIPT = Path(keras_processes.__file__)
-
-
-def mlp(d, width=16, coeff=0.9):
-    return InvertibleResidual([Dense(width, activation="elu"), Dense(width), Activation("lipswish"), Dense(d)], coeff)
-
-
-def image_flow():
-    """Every layer there is; a Sequential, groups, dilation, an even window."""
-    net = keras.Sequential([Conv2D(6, 3, padding="same", groups=2), Activation("maxmin"), Conv2D(4, 2, padding="same")])
-    dilated = [Activation("elu"), Conv2D(3, 3, padding="same", dilation_rate=2), keras.layers.ReLU(), Conv2D(2, 1)]
-    layers = [Logit(), Squeeze(), ActNorm(), InvertibleResidual(net, 0.8)]
-    return Flow([*layers, FactorOut(2, [ActNorm(), InvertibleResidual(dilated, 0.7)])], event_shape=(4, 4, 1))
-
-
-def data(d, n=100):
-    rng = np.random.default_rng(d)
-    return (2 * rng.standard_normal((n, d)) @ rng.standard_normal((d, d)) / d**0.5 + 1).astype("float32")
-
-
-def numbers(x):
-    return keras.ops.convert_to_numpy(x)
-
-
-def largest(weight):
-    return np.linalg.svd(numbers(weight), compute_uv=False)[0]
-
-
-def capped_weights(model):
-    return [capped for block in model._blocks() for capped in block.capped_layers()]
 
 
 @pytest.fixture(scope="module", params=[2, 64])
 def trained(request):
     """A flow after 200 Adam steps, and its data."""
-    keras.utils.set_random_seed(0)
-    d = request.param
-    flow = Flow([ActNorm(), mlp(d)], event_shape=(d,))
-    flow.compile(optimizer=keras.optimizers.Adam(1e-2))
-    x = data(d)
-    history = flow.fit(x, batch_size=50, epochs=100, verbose=0).history["loss"]
-    assert history[-1] < history[0] - 0.1
-    return flow, x
-
-
-def in_a_process(name, folder, **environment):
-    """What a script of tests/helpers/keras_processes.py prints in an interpreter of its own."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", str(SCRIPT), name],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
-
-
-# --- caps ---
-
-
-def test_caps_hold_in_evaluation_and_export(trained):
-    flow, _ = trained
-    for capped in capped_weights(flow):
-        assert largest(capped.certified().weight) <= capped.cap * (1 + 1e-6)
-        assert largest(estimated_layers([capped])[capped.state].weight) <= capped.cap * 1.02  # an estimate from below
-        assert largest(capped.free().weight) > capped.cap  # or there would be nothing to see
-    assert 0.5 < flow.lipschitz <= 0.9
-    for layer in flow.to_core().layers[1:]:
-        assert max(largest(dense.weight) for dense in layer.branch.operators) <= capped.cap * (1 + 1e-6)
-        assert layer.lipschitz <= 0.9
-
-
-LONG = pytest.mark.strict_suite
-
-
-@pytest.mark.parametrize(
-    ("kind", "lr", "steps"),
-    [
-        ("images", 1e-2, 200),
-        pytest.param("images", 1e-3, 200, marks=LONG),
-        *(pytest.param(kind, lr, 200, marks=LONG) for kind in (2, 64) for lr in (1e-3, 1e-2)),
-        *(pytest.param(kind, lr, 2000, marks=LONG) for kind in (2, 64, "images") for lr in (1e-3, 1e-2)),
-    ],
-)
-def test_no_layer_exceeds_its_cap_after_training(kind, lr, steps):
-    """In evaluation and in what is exported, by the norm of the explicit matrix, to 1e-6 relative."""
-    keras.utils.set_random_seed(0)
-    if kind == "images":
-        net = [Conv2D(4, 3, padding="same", activation="elu"), Conv2D(4, 3, padding="same")]
-        flow = Flow([Squeeze(), ActNorm(), InvertibleResidual(net, 0.9)], event_shape=(4, 4, 1))
-        x = np.random.default_rng(0).standard_normal((100, 4, 4, 1)).astype("float32") ** 3
-    else:
-        flow, x = Flow([ActNorm(), mlp(kind)], event_shape=(kind,)), data(kind)
-    for block in flow._blocks():  # from beyond the caps, so that there is something to hold back
-        for capped in block.capped_layers():
-            capped.state._linear().kernel.assign(3 * capped.state._linear().kernel)
-    flow.compile(optimizer=keras.optimizers.Adam(lr))
-    flow.fit(x, batch_size=50, epochs=steps // 2, verbose=0)
-    assert int(flow.optimizer.iterations) == steps
-    exported = [o for layer in flow.to_core().layers if hasattr(layer, "branch") for o in layer.branch.operators]
-    for capped, operator in zip(capped_weights(flow), exported, strict=True):
-        for layer in (capped.certified(), operator):
-            assert largest(layer.astype(tf.float64).matrix()) <= capped.cap * (1 + 1e-6)
-        assert largest(capped.free().matrix()) > capped.cap
-    assert flow.lipschitz <= 0.9
-
-
-def test_a_compiled_program_stays_below_the_cap_when_weights_move():
-    flow = Flow([mlp(3)], event_shape=(3,))
-    state = flow.flow_layers[0].capped[0]
-    kernel = state._linear().kernel
-    used = tf.function(lambda: state.capped_layer().certified().weight, autograph=False)
-    np.testing.assert_allclose(used(), state.capped_layer().certified().weight, rtol=1e-5)
-    kernel.assign(5 * np.random.default_rng(0).standard_normal(kernel.shape))
-    assert 0.1 * state.cap < largest(used()) <= state.cap * (1 + 1e-6)
-    flow.certify()
-    assert largest(used()) == pytest.approx(state.cap, rel=1e-5)
-    assert not state.capped_layer().certify()  # nothing has changed since
-
-
-def test_weights_that_begin_as_zero():
-    flow = Flow([InvertibleResidual([Dense(4, activation="tanh"), Dense(2, kernel_initializer="zeros")])], (2,))
-    flow.compile(optimizer=keras.optimizers.Adam(0.5), run_eagerly=True)
-    flow.fit(data(2, 40), batch_size=10, epochs=3, verbose=0)
-    capped = capped_weights(flow)[-1]
-    assert largest(capped.free().weight) > 1
-    assert largest(estimated_layers([capped])[capped.state].weight) <= capped.cap * 1.05
-
-
-def test_spectral_penalty_brings_norms_down():
-    keras.utils.set_random_seed(0)
-    flow = Flow([mlp(2)], event_shape=(2,), penalty=1.0)
-    flow.compile(optimizer=keras.optimizers.Adam(3e-2), run_eagerly=True)
-    norms = [largest(capped.free().weight) for capped in capped_weights(flow)]
-    before = float(flow.spectral_penalty(2.0))
-    assert before == pytest.approx(2 * sum(s**2 for s in norms), rel=1e-3)
-    flow.fit(data(2, 40), batch_size=20, epochs=6, verbose=0)
-    assert float(flow.spectral_penalty(2.0)) < 0.6 * before
+    return trained_flow(request.param)
 
 
 # --- densities ---
@@ -472,112 +328,3 @@ def test_other_backends_of_keras(tmp_path, name):
     assert in_a_process("other_backend", tmp_path, **environment)[-1] == "trained"
     expected = [float(word) for word in in_a_process("load", tmp_path, **environment)]
     np.testing.assert_allclose(expected, np.load(tmp_path / "expected.npy"), rtol=1e-5)
-
-
-# --- errors ---
-
-
-def test_unknown_layers_are_named():
-    for layer, name in (
-        (keras.layers.LayerNormalization(), "LayerNormalization"),
-        (keras.layers.BatchNormalization(), "BatchNormalization"),
-        (keras.layers.MultiHeadAttention(2, 2), "MultiHeadAttention"),
-        (Dense(2, activation="gelu"), "gelu"),
-        (keras.layers.Activation("gelu"), "gelu"),
-    ):
-        with pytest.raises(UnknownLipschitzError, match=name):
-            InvertibleResidual([Dense(2), layer])
-    with pytest.raises(UnknownLipschitzError, match="LeakyReLU"):
-        InvertibleResidual(keras.Sequential([keras.Sequential([keras.layers.LeakyReLU()]), Dense(2)]))
-    with pytest.raises(UnknownLipschitzError, match="ReLU"):
-        InvertibleResidual([keras.layers.ReLU(max_value=6.0), Dense(2)])
-
-
-def test_branches_that_make_no_block():
-    with pytest.raises(ShapeError, match="strides"):
-        InvertibleResidual([Conv2D(2, 3, strides=2)])
-    with pytest.raises(InvalidArgumentError, match="channels_first"):
-        InvertibleResidual([Conv2D(2, 3, data_format="channels_first")])
-    with pytest.raises(ShapeError, match="keeps the shape"):
-        Flow([InvertibleResidual([Dense(3)])], event_shape=(2,))
-    with pytest.raises(ShapeError, match="3 axes"):
-        Flow([InvertibleResidual([Conv2D(2, 3, padding="same")])], event_shape=(2,))
-    with pytest.raises(NotContractiveError):
-        InvertibleResidual([Dense(2)], coeff=1.0)
-    with pytest.raises(InvalidArgumentError, match="at least one"):
-        InvertibleResidual([keras.layers.ELU()])
-    dense = Dense(2)
-    with pytest.raises(InvalidArgumentError, match=f"{dense.name}.*twice"):
-        InvertibleResidual([dense, dense])
-    with pytest.raises(InvalidArgumentError, match="at least one"):
-        Flow([], event_shape=(2,))
-    with pytest.raises(InvalidArgumentError, match="event_shape must be a sequence"):
-        Flow([mlp(2)], event_shape=2)
-    with pytest.raises(InvalidArgumentError, match="no layer of a flow"):
-        Flow([Dense(2)], event_shape=(2,))
-    norm = ActNorm()
-    with pytest.raises(InvalidArgumentError, match="twice"):
-        Flow([norm, norm], event_shape=(2,))
-    with pytest.raises(InvalidArgumentError, match="not built"):
-        _ = mlp(2).lipschitz
-
-
-def test_a_flow_has_no_targets():
-    flow = Flow([ActNorm()], event_shape=(2,))
-    for name, value in (("loss", "mse"), ("metrics", ["mae"]), ("weighted_metrics", ["mae"]), ("loss_weights", [1.0])):
-        with pytest.raises(InvalidArgumentError, match=f"takes no {name}, got"):
-            flow.compile(optimizer="adam", **{name: value})
-
-
-def test_a_compiled_model_is_loaded_as_such(tmp_path):
-    flow = Flow([ActNorm(), mlp(2)], event_shape=(2,))
-    flow.compile(optimizer=keras.optimizers.Adam(3e-3), run_eagerly=True)
-    flow.fit(data(2, 20), batch_size=10, verbose=0)
-    flow.save(tmp_path / "flow.keras")
-    loaded = keras.saving.load_model(tmp_path / "flow.keras")
-    assert loaded.run_eagerly
-    assert float(loaded.optimizer.learning_rate) == pytest.approx(3e-3)
-    assert int(loaded.optimizer.iterations) == 2
-    for a, b in zip(loaded.optimizer.variables, flow.optimizer.variables, strict=True):
-        np.testing.assert_array_equal(numbers(a), numbers(b))
-    loaded.fit(data(2, 20), batch_size=10, verbose=0)
-    assert int(loaded.optimizer.iterations) == 4
-
-
-def test_arrays_with_nan_are_refused_in_validation_too():
-    flow = Flow([ActNorm()], event_shape=(2,)).initialize(data(2))
-    flow.compile(optimizer="adam")
-    bad = np.full((4, 2), np.nan, "float32")
-    for call, name in (
-        (lambda: flow.fit(data(2), validation_data=(bad,), verbose=0), "validation data"),
-        (lambda: flow.evaluate(bad, verbose=0), "the data"),
-        (lambda: flow.predict(bad, verbose=0), "the data"),
-    ):
-        with pytest.raises(NonFiniteError, match=f"{name} of shape .* 8 non-finite"):
-            call()
-
-
-def test_data_that_make_no_sense():
-    flow = Flow([ActNorm(), mlp(2)], event_shape=(2,))
-    with pytest.raises(InvalidArgumentError, match="initialised"):
-        flow.log_prob(data(2))
-    flow.compile(optimizer="adam")
-    with pytest.raises(InvalidArgumentError, match="using it up"):
-        flow.fit((batch for batch in [data(2)]), verbose=0)
-    with pytest.raises(NonFiniteError):
-        flow.fit(np.full((4, 2), np.nan, "float32"), verbose=0)
-    flow.initialize(data(2))
-    weights = flow.get_weights()
-    one = np.where(np.arange(200).reshape(100, 2) == 107, np.nan, data(2))  # in one sample, and the step is compiled
-    for x in (one, tf.constant(one)):
-        with pytest.raises(NonFiniteError, match="1 non-finite"):
-            flow.fit(x, verbose=0)
-    assert all(np.array_equal(a, b) for a, b in zip(weights, flow.get_weights(), strict=True))
-    with pytest.raises(NonFiniteError):
-        flow.log_prob([[np.nan, 1.0]])
-    with pytest.raises(ShapeError):
-        flow.log_prob(np.zeros((3, 4)))
-    block = InvertibleResidual([Conv2D(1, 3, padding="same")])
-    block(np.zeros((1, 4, 4, 1)))
-    with pytest.raises(ShapeError, match="another size"):
-        block(np.zeros((1, 6, 6, 1)))
