@@ -12,6 +12,8 @@ __all__ = ["Rule", "contraction_rule", "gauss_legendre", "preconditioned_rule", 
 
 # Nodes a panel: where the singularity is no nearer than the length of the panel, rho > 5.8 and 5.8^-32 < 4e-25.
 PANEL_NODES = 16
+# The error of a rule for contractions is e to the power of minus this, the rounding of float64.
+EXPONENT = 36.0
 # Error of the rule for preconditioned integrands, relative to ||v||^2.
 SEGMENT_ERROR = 1e-10
 # Constant below which the rule for preconditioned integrands is not made smaller.
@@ -19,18 +21,19 @@ LEAST_CONSTANT = 0.05
 
 
 @cache
-def gauss_legendre(c: float, exponent: float = 36.0) -> tuple[np.ndarray, np.ndarray, float]:
+def gauss_legendre(c: float) -> tuple[np.ndarray, np.ndarray, float]:
     """Nodes and weights on [0, 1] for integrands that are analytic but for |t| >= 1 / c, and their relative error.
 
     The error of one rule falls like rho^(-2 n), rho the parameter of the Bernstein ellipse through 1 / c. Towards c = 1
     that needs n ~ (1 - c)^(-1/2); panels that halve towards t = 1 need only log(1 / (1 - c)) rules of a few nodes.
-    `exponent` is that of the error, e^-36 for the rounding of float64.
+    The error is that of rounding in float64, e^-36, for arrays of every dtype. It is relative to ||v||^2 = d, so that a
+    rule that was only as good as float32 would keep the certificate of a large image above every useful target.
     """
     if c <= 0:
         return _panels([0.0, 1.0], 2, 0.0)
     centre = 2 / c - 1
     log_rho = math.log(centre + math.sqrt(centre * centre - 1))
-    count = max(4, math.ceil(exponent / (2 * log_rho)))
+    count = max(4, math.ceil(EXPONENT / (2 * log_rho)))
     halvings = max(1, math.ceil(math.log2(c / (1 - c))))
     if count <= PANEL_NODES * (halvings + 1):
         return _panels([0.0, 1.0], count, 64 * math.exp(-2 * count * log_rho) / (1 - c) ** 2)
@@ -49,20 +52,20 @@ def _panels(edges: list[float], count: int, error: float) -> tuple[np.ndarray, n
     )
 
 
-def _rule(c: float, exponent: float) -> np.ndarray:
+def _rule(c: float) -> np.ndarray:
     """Nodes t, weights, weights over 1 - t c, and weights times t c / (1 - t^2 c^2), as (4, nodes, 1, 1)."""
-    return _kept_rule(c, exponent)  # torch.compile takes a function for a constant, but none that is cached
+    return _kept_rule(c)  # torch.compile takes a function for a constant, but none that is cached
 
 
 @cache
-def _kept_rule(c: float, exponent: float) -> np.ndarray:
-    nodes, weights, _ = gauss_legendre(c, exponent)
+def _kept_rule(c: float) -> np.ndarray:
+    nodes, weights, _ = gauss_legendre(c)
     damping = weights / (1 - nodes * c)
     return np.stack([nodes, weights, damping, damping * nodes * c / (1 + nodes * c)])[:, :, None, None]
 
 
-def _rule_error(c: float, exponent: float) -> float:
-    return gauss_legendre(c, exponent)[2]
+def _rule_error(c: float) -> float:
+    return gauss_legendre(c)[2]
 
 
 @cache
@@ -128,11 +131,10 @@ class Rule(NamedTuple):
 
 
 def contraction_rule(backend: Backend, like: Array, c: float) -> Rule:
-    """The rule for ||J|| <= c, to the rounding of the dtype of `like`, which its error includes."""
-    exponent = 36.0 if backend.xp.finfo(like.dtype).bits == 64 else 20.0
-    table = backend.constant_array(_rule, c, exponent, like=like)
+    """The rule for ||J|| <= c, in the dtype of `like`."""
+    table = backend.constant_array(_rule, c, like=like)
     t, weight, damping, crossing = (table[i, ...] for i in range(4))
-    return Rule(t, weight, damping, crossing, backend.host_constant(_rule_error, c, exponent), c)
+    return Rule(t, weight, damping, crossing, backend.host_constant(_rule_error, c), c)
 
 
 def preconditioned_rule(backend: Backend, like: Array, largest: float, c: float, norm: Array, growth: Array) -> Rule:
