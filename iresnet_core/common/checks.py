@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Mapping, Set
+from difflib import get_close_matches
 from typing import Any
 
 from iresnet_core.backends import Array, Backend, device_of
@@ -107,11 +108,13 @@ def require_nonnegative_int(value: Any, name: str) -> int:
 
 
 def require_options(options: Mapping[str, Any], known: Set[str]) -> None:
-    """Refuse options that do not exist."""
+    """Refuse options that do not exist, and name the one that was probably meant."""
     unknown = sorted(set(options) - known)
     if unknown:
+        near = get_close_matches(unknown[0], known, n=1)
+        meant = f" Did you mean {near[0]}?" if near else ""
         raise InvalidArgumentError(
-            f"there is no option {', '.join(unknown)}; the options are {', '.join(sorted(known))}."
+            f"there is no option {', '.join(unknown)}; the options are {', '.join(sorted(known))}.{meant}"
         )
 
 

@@ -117,7 +117,7 @@ def checked_request(options: LogDetOptions, reference: Any, methods: Mapping[str
     InvalidArgumentError
         If there is no such option or method, or the options contradict each other.
     """
-    require_options(options, LOGDET_OPTIONS)
+    require_options(options, {*LOGDET_OPTIONS, "lipschitz", "reference"})
     request = Request(**cast(dict[str, Any], options), reference=reference)
     name = request.method
     if not isinstance(name, str) or (name != "auto" and name not in methods):

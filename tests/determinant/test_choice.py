@@ -142,3 +142,11 @@ def test_blocks_that_are_answered_in_parts_keep_their_latents(backend, monkeypat
     x = array(backend, np.random.default_rng(0).standard_normal((3, D)))
     out = ResidualBlock(g).forward(x, method="exact")
     np.testing.assert_array_equal(host(backend, out.value), host(backend, x + g(x)))
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("lipshitz", "lipschitz"), ("refrence", "reference"), ("prob", "probes")])
+def test_a_misspelt_option_is_answered_with_the_one_that_was_meant(backend, wrong, meant):
+    g = dense_chain(backend, 3, [4], 0.5, 0)
+    x = array(backend, np.zeros((1, 3)))
+    with pytest.raises(InvalidArgumentError, match=rf"no option {wrong};.*Did you mean {meant}\?"):
+        logdet(g, x, **{wrong: 1})
