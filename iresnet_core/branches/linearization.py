@@ -73,7 +73,7 @@ class Linearization:
         The order r of these matrices.
     leading_axes : bool
         Whether the products also take stacks (probes, batch, *event); if not, they are called once a probe.
-    structure : ChainStructure
+    structure : ChainStructure, optional
         What a `Chain` knows beyond that; other branches leave it out.
     """
 
@@ -86,27 +86,27 @@ class Linearization:
     sylvester_matrix: Callable[[], Array] | None = None
     width: int | None = None
     leading_axes: bool = False
-    structure: ChainStructure = ChainStructure()
+    structure: ChainStructure | None = None  # an object as default is one that torch.compile cannot make
 
     @property
     def depth(self) -> int:
         """See `ChainStructure`."""
-        return self.structure.depth
+        return 1 if self.structure is None else self.structure.depth
 
     @property
     def preconditioned_trace(self) -> Callable[[Array], SlopeTrace] | None:
         """See `ChainStructure`."""
-        return self.structure.preconditioned_trace
+        return None if self.structure is None else self.structure.preconditioned_trace
 
     @property
     def cheap_mean(self) -> bool:
         """See `ChainStructure`."""
-        return self.structure.cheap_mean
+        return self.structure is None or self.structure.cheap_mean
 
     @property
     def joint(self) -> "JointPass | None":
         """See `ChainStructure`."""
-        return self.structure.joint
+        return None if self.structure is None else self.structure.joint
 
     def transposed_products(self, u: Array) -> Array:
         """Return J^T u for a stack u (probes, batch, *event)."""
