@@ -110,8 +110,6 @@ class Entrywise(ActivationFunction):
     """
 
     entrywise = True
-    # Whether `second_derivative` uses t, so that it has to be kept for a backward pass.
-    keeps_transcendental: ClassVar[bool] = False
 
     def require_parameter(self, key: str, value: Any) -> float:
         """Refuse parameters that are not positive."""
@@ -138,15 +136,14 @@ class Entrywise(ActivationFunction):
         """Return the derivative at x; at a kink the derivative from the left."""
 
     @abstractmethod
-    def second_derivative(self, x: Array, value: Array, slope: Array, t: Array = None) -> Array:
-        """Return the second derivative at x; zero at a kink. It gets t where it `keeps_transcendental`."""
+    def second_derivative(self, x: Array, value: Array, slope: Array, more: Array = None) -> Array:
+        """Return the second derivative at x; zero at a kink. It gets all that `value_and_slope` returns."""
 
     def value_and_slope(self, x: Array, t: Array = None) -> tuple[Array, ...]:
-        """Return value and slope at x, and t where `second_derivative` uses it; `t` may be given if it is known."""
+        """Return value and slope at x, and what else `second_derivative` is to get; `t` may be given if it is known."""
         t = self.transcendental(x) if t is None else t
         value = self.value(x, t)
-        slope = self.slope(x, value, t)
-        return (value, slope, t) if self.keeps_transcendental else (value, slope)
+        return value, self.slope(x, value, t)
 
     def __call__(self, x: Array) -> Array:
         """Return the value at every entry of x."""
@@ -162,7 +159,6 @@ class Lipswish(Entrywise):
     """Swish, ``x / (1 + exp(-beta x))``, divided by the supremum of its slope."""
 
     defaults: ClassVar[Mapping[str, float]] = {"beta": 1.0}
-    keeps_transcendental = True
 
     def transcendental(self, x: Array) -> Array:
         """Return t = 1 / (1 + exp(-beta x))."""
@@ -174,11 +170,18 @@ class Lipswish(Entrywise):
 
     def slope(self, x: Array, value: Array, t: Array) -> Array:
         """Return t / SWISH_SLOPE + beta value (1 - t)."""
-        return get_backend(x).multiply_add(t * float(_NORMALIZATION), self._times_beta(value), 1 - t)
+        return self.value_and_slope(x, t)[1]
 
-    def second_derivative(self, x: Array, value: Array, slope: Array, t: Array = None) -> Array:
-        """Return beta (1 - t) (2 slope - beta value)."""
-        return self._times_beta((1 - t) * (2 * slope - self._times_beta(value)))
+    def value_and_slope(self, x: Array, t: Array = None) -> tuple[Array, ...]:
+        """Return value, slope and 1 - t; what they share is computed once, for the sake of training steps."""
+        t = self.transcendental(x) if t is None else t
+        scaled, rest = t * float(_NORMALIZATION), 1 - t
+        value = x * scaled
+        return value, get_backend(x).multiply_add(scaled, self._times_beta(value), rest), rest
+
+    def second_derivative(self, x: Array, value: Array, slope: Array, rest: Array = None) -> Array:
+        """Return beta (1 - t) (2 slope - beta value), where `rest` is 1 - t."""
+        return self._times_beta(rest * (2 * slope - self._times_beta(value)))
 
     def _times_beta(self, x: Array) -> Array:
         beta = self.parameters["beta"]
@@ -212,7 +215,7 @@ class _ExponentialBelowZero(Entrywise):
             return t + 1  # both cases, since t is 0 above zero
         return xp.where(x > 0, xp.ones_like(x), (scale / width) * (t + 1))
 
-    def second_derivative(self, x: Array, value: Array, slope: Array, t: Array = None) -> Array:
+    def second_derivative(self, x: Array, value: Array, slope: Array, more: Array = None) -> Array:
         """Return 0 above zero and slope / width below."""
         _, width = self.scale_and_width()
         below = get_backend(x).xp.astype(x <= 0, x.dtype) * slope
@@ -252,7 +255,7 @@ class Relu(Entrywise):
         """Return 1 above zero and 0 elsewhere."""
         return get_backend(x).xp.astype(x > 0, x.dtype)
 
-    def second_derivative(self, x: Array, value: Array, slope: Array, t: Array = None) -> Array:
+    def second_derivative(self, x: Array, value: Array, slope: Array, more: Array = None) -> Array:
         """Return 0."""
         return get_backend(x).xp.zeros_like(x)
 
@@ -271,7 +274,7 @@ class Softplus(Entrywise):
         """Return 1 / (1 + exp(-beta x))."""
         return get_backend(x).logistic(self.parameters["beta"] * x)
 
-    def second_derivative(self, x: Array, value: Array, slope: Array, t: Array = None) -> Array:
+    def second_derivative(self, x: Array, value: Array, slope: Array, more: Array = None) -> Array:
         """Return beta slope (1 - slope)."""
         return self.parameters["beta"] * slope * (1 - slope)
 
@@ -291,7 +294,7 @@ class Tanh(Entrywise):
         """Return 1 - value^2."""
         return 1 - value * value
 
-    def second_derivative(self, x: Array, value: Array, slope: Array, t: Array = None) -> Array:
+    def second_derivative(self, x: Array, value: Array, slope: Array, more: Array = None) -> Array:
         """Return -2 value slope."""
         return -2 * value * slope
 
@@ -312,7 +315,7 @@ class Sigmoid(Entrywise):
         """Return (1 - tanh(x / 2)^2) / 4."""
         return 0.25 * (1 - get_backend(x).xp.tanh(0.5 * x) ** 2)
 
-    def second_derivative(self, x: Array, value: Array, slope: Array, t: Array = None) -> Array:
+    def second_derivative(self, x: Array, value: Array, slope: Array, more: Array = None) -> Array:
         """Return slope (1 - 2 value)."""
         return slope * (1 - 2 * value)
 
@@ -328,7 +331,7 @@ class Sin(Entrywise):
         """Return cos(x)."""
         return get_backend(x).xp.cos(x)
 
-    def second_derivative(self, x: Array, value: Array, slope: Array, t: Array = None) -> Array:
+    def second_derivative(self, x: Array, value: Array, slope: Array, more: Array = None) -> Array:
         """Return -sin(x)."""
         return -value
 
@@ -346,7 +349,7 @@ class Identity(Entrywise):
         """Return 1."""
         return get_backend(x).xp.ones_like(x)
 
-    def second_derivative(self, x: Array, value: Array, slope: Array, t: Array = None) -> Array:
+    def second_derivative(self, x: Array, value: Array, slope: Array, more: Array = None) -> Array:
         """Return 0."""
         return get_backend(x).xp.zeros_like(x)
 
