@@ -336,10 +336,9 @@ class Backend(ABC):
         """Return scale * (u W) for u (..., rows, out), weight (out, in) and scale (rows, in)."""
         return scale * self.rows_times(u, weight)
 
-    def gemm(self, alpha: float, a: Array, b: Array, c: Array | None = None) -> Array:
-        """Return alpha A B + C for matrices A (m, k), B (k, n) and C (m, n), zero if it is None."""
+    def gemm(self, a: Array, b: Array, c: Array | None = None) -> Array:
+        """Return A B + C for matrices A (m, k), B (k, n) and C (m, n), zero if it is None."""
         product = self.xp.matmul(a, b)
-        product = product if alpha == 1 else alpha * product
         return product if c is None else product + c
 
     def bilinear_form(self, left: Array, matrix: Array, right: Array) -> Array:

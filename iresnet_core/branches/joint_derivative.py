@@ -327,7 +327,7 @@ class _Backward:
         """Add the sum over all rows of cotangent row^T to `total`."""
         xp = self.backend.xp
         left, right = (a if a.ndim == 2 else xp.reshape(a, (-1, a.shape[-1])) for a in (cotangents, rows))
-        return self.backend.gemm(1.0, xp.matrix_transpose(left), right, total)
+        return self.backend.gemm(xp.matrix_transpose(left), right, total)
 
     def _through(self, cotangents: Array, weight: Array) -> Array:
         xp = self.backend.xp

@@ -189,13 +189,10 @@ class TorchBackend(Backend):
         with own_dtype(x):
             return torch.nn.functional.linear(x if x.ndim <= 2 else x.contiguous(), weight, bias)
 
-    def gemm(self, alpha: float, a: Array, b: Array, c: Array | None = None) -> Array:
-        """Call ``torch.addmm``, whose BLAS scales and adds on the way."""
+    def gemm(self, a: Array, b: Array, c: Array | None = None) -> Array:
+        """Call ``torch.addmm``, whose BLAS adds on the way."""
         with own_dtype(a):
-            if c is None and alpha == 1:
-                return torch.mm(a, b)
-            start, beta = (a.new_empty(()), 0) if c is None else (c, 1)
-            return torch.addmm(start, a, b, beta=beta, alpha=alpha)
+            return torch.mm(a, b) if c is None else torch.addmm(c, a, b)
 
     def scaled_product(self, v: Array, scale: Array, weight: Array) -> Array:
         """Go through an autograd.Function in eager training."""
