@@ -109,13 +109,16 @@ def documented():
     return {name for text in pages for name in re.findall(r"^::: (\S+)", text, re.MULTILINE)}
 
 
-ADAPTERS = ["iresnet_core.adapters.torch", "iresnet_core.adapters.keras"]
+ADAPTERS = {"iresnet_core.adapters.torch": "torch", "iresnet_core.adapters.keras": "keras"}
 
 
 @pytest.mark.parametrize("package", ["iresnet_core", "iresnet_core.backends", "iresnet_core.errors", *ADAPTERS])
 def test_every_public_name_is_on_a_page_of_the_reference(package):
-    module = pytest.importorskip(package, exc_type=ImportError) if package in ADAPTERS else None
-    names = {f"{package}.{name}" for name in (module or importlib.import_module(package)).__all__}
+    # The framework is asked for, not the adapter: where the doctests' collection could not import an adapter, pytest
+    # leaves an empty module of its name behind, which imports without an error.
+    if package in ADAPTERS:
+        pytest.importorskip(ADAPTERS[package])
+    names = {f"{package}.{name}" for name in importlib.import_module(package).__all__}
     # An alias of typing.Any needs no page; the page of the errors describes the whole module.
     exempt = {"iresnet_core.backends.Array", "iresnet_core.IResNetError"}
     if package in documented():
