@@ -104,5 +104,18 @@ def other_backend():
     print("trained")
 
 
+def checks():
+    """Run all of keras_checks.py on the backend of Keras that the environment names."""
+    from pathlib import Path
+
+    import keras
+    import keras_checks
+
+    for name in keras_checks.__all__:
+        keras.utils.set_random_seed(0)
+        getattr(keras_checks, name)(Path())
+        print(name)
+
+
 if __name__ == "__main__":
-    {"load": load, "replicas": replicas, "other_backend": other_backend}[sys.argv[1]]()
+    {"load": load, "replicas": replicas, "other_backend": other_backend, "checks": checks}[sys.argv[1]]()

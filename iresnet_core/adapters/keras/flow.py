@@ -9,6 +9,7 @@ import keras
 from iresnet_core.adapters.keras.fitting import PreparedModel
 from iresnet_core.adapters.keras.layer import FlowLayer, KerasHooks, require_different_layers
 from iresnet_core.adapters.keras.replicas import own_seed
+from iresnet_core.adapters.keras.tensors import checkpointed
 from iresnet_core.adapters.shared import warn_deprecated
 from iresnet_core.adapters.shared.flow import FlowMethods
 from iresnet_core.backends import get_backend
@@ -75,7 +76,7 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
     # --- what the shared methods ask ---
 
     def _take_layers(self, layers: Sequence[FlowLayer]) -> None:
-        self.flow_layers = require_different_layers(layers)
+        self.flow_layers = checkpointed(self, "flow_layers", require_different_layers(layers))
         self.built = True
 
     def _flow_layers(self) -> list[Any]:

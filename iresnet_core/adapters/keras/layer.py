@@ -6,7 +6,7 @@ from typing import Any, Self
 import keras
 
 import iresnet_core as core
-from iresnet_core.adapters.keras.tensors import tensor_of
+from iresnet_core.adapters.keras.tensors import checkpointed, tensor_of
 from iresnet_core.adapters.shared.layer import (
     ActNormMethods,
     FactorOutMethods,
@@ -14,6 +14,7 @@ from iresnet_core.adapters.shared.layer import (
     LayerMethods,
     LogitMethods,
     SqueezeMethods,
+    Weights,
     require_layers,
 )
 from iresnet_core.backends import get_backend
@@ -99,8 +100,9 @@ class ActNorm(ActNormMethods, FlowLayer):
 
     Notes
     -----
-    `Flow.fit` initialises it before training begins, `initialize` does so from a batch of the caller's. Whether it is
-    initialised is part of what is saved, so that a model that was loaded is never initialised again.
+    `Flow.fit` initialises it before training begins, `initialize` does so from a batch of the caller's. Until then it
+    is the identity. Whether it is initialised is one of its variables, so that a model that was loaded, cloned or given
+    weights is never initialised again.
 
     Examples
     --------
@@ -138,20 +140,47 @@ class ActNorm(ActNormMethods, FlowLayer):
     def _mark(self) -> None:
         self.is_initialized.assign(True)
 
+    @property
+    def initialized(self) -> bool:
+        """Whether the parameters have been set from data or loaded; also True in a program that cannot know it."""
+        return self.built and self._known() is not False
+
+    def _known(self) -> bool | None:
+        """Return what the variable says, or None where it has no value, in programs of JAX and PyTorch."""
+
+        def read() -> bool | None:
+            value = self.is_initialized.value
+            backend = get_backend(value)
+            return bool(value) if backend.has_values(value) and backend.is_constant(value) else None
+
+        return get_backend(self.is_initialized.value).concretely(read)  # type: ignore[no-any-return]
+
+    def core_layer(self, context: Any = None, *, training: bool | None = None, weights: Weights | None = None) -> Layer:
+        """Return the core's layer: the identity, as long as nothing has set the parameters."""
+        if training and self._known() is None:
+            self._mark()  # what is trained from here on is not to be overwritten by data
+        return super().core_layer(context, training=training, weights=weights)
+
     def _shape_layer(self) -> Layer:
         zeros = keras.ops.zeros(self.log_scale.shape, dtype=self.dtype)
         return core.ActNorm(zeros, zeros, axis=self.axis)
 
     def call(self, x: Any, context: Any = None, training: bool = False) -> Any:
-        """Map samples x (batch, ..., channels); the first batch in training sets the variables, unless compiled."""
-        if training and not self.initialized and not get_backend(x).is_tracing(x, tensor_of(self.bias)):
+        """Map samples x (batch, ..., channels); the first batch in training sets the variables, unless compiled.
+
+        Raises
+        ------
+        InvalidArgumentError
+            In training in a compiled program of TensorFlow's, if the layer is not initialised.
+        """
+        if training and not self.initialized:
+            if get_backend(self.bias.value).is_tracing():
+                raise InvalidArgumentError(
+                    f"{self.name!r} has not been initialised, and a compiled program cannot do that: call "
+                    "initialize(x) with a batch of what the layer will be given before training."
+                )
             self.initialize(x)
         return super().call(x, context, training=training)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Take over whether it is initialised."""
-        super().load_own_variables(store)
-        self._initialized = bool(self.is_initialized.numpy())
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` needs."""
@@ -218,7 +247,7 @@ class FactorOut(FactorOutMethods, FlowLayer):
     """
 
     def _take_layers(self, layers: Sequence[FlowLayer]) -> None:
-        self.inner = require_different_layers(layers)
+        self.inner = checkpointed(self, "inner", require_different_layers(layers))
 
     def _inner(self) -> list[Any]:
         return list(self.inner)

@@ -6,6 +6,7 @@ import keras
 
 from iresnet_core.adapters.keras.branch import convolution_options, linear_layers, steps_of
 from iresnet_core.adapters.keras.layer import FlowLayer
+from iresnet_core.adapters.keras.tensors import checkpointed
 from iresnet_core.adapters.keras.weight import CappedWeight
 from iresnet_core.adapters.shared.residual import ResidualMethods
 from iresnet_core.adapters.shared.weight import CappedLayer
@@ -55,6 +56,7 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
             names = [layer.name for layer in linear]
             twice = next(name for name in names if names.count(name) > 1)
             raise InvalidArgumentError(f"the layer {twice!r} comes twice in the branch; make another one.")
+        checkpointed(self, "net", linear)
         self.capped = []
 
     def _build_for(self, event_shape: Shape) -> None:
@@ -86,7 +88,7 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
             if not layer.built:  # activations, which are never called
                 layer.build((None, *event_shape))
                 layer.built = True
-        self.capped = capped
+        self.capped = checkpointed(self, "capped", capped)
         if self.context_features is not None:
             width = capped[0].capped_layer().free().output_shape[-1]
             self.conditioning = keras.layers.Dense(width, use_bias=False, dtype=self.dtype, name="conditioning")

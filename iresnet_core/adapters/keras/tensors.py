@@ -1,10 +1,11 @@
-"""Keras' variables as the arrays of the backend that Keras runs on."""
+"""Keras' variables as the arrays of the backend that Keras runs on, and as parts of TensorFlow's checkpoints."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
-__all__ = ["constant", "tensor_of"]
+__all__ = ["checkpointed", "constant", "tensor_of"]
 
 
 def tensor_of(variable: Any) -> Any:
@@ -15,3 +16,15 @@ def tensor_of(variable: Any) -> Any:
 def constant(variable: Any) -> Any:
     """Return the present value of a variable as a constant."""
     return keras.ops.stop_gradient(keras.ops.copy(variable.value))
+
+
+def checkpointed(owner: Any, name: str, layers: Sequence[Any]) -> list[Any]:
+    """Return the layers as a list, and make each a part of what ``tf.train.Checkpoint`` saves of their owner.
+
+    Keras 3 tells TensorFlow about layers that are attributes, but not about those in lists, whose variables would be
+    missing from a checkpoint without a word.
+    """
+    if keras.backend.backend() == "tensorflow":
+        for index, layer in enumerate(layers):
+            owner._track_trackable(layer, name=f"{name}_{index}", overwrite=True)
+    return list(layers)

@@ -330,10 +330,16 @@ class FlowMethods:
         Raises
         ------
         InvalidArgumentError
-            If an ActNorm is not initialised, or a conditional flow is given no `context`.
+            If an ActNorm is not initialised, whose parameters say nothing yet, or a conditional flow is given no
+            `context`.
         ShapeError
             If `context` has several rows.
         """
+        if not self.initialized:
+            raise InvalidArgumentError(
+                "an ActNorm of this flow has not been initialised, so that the flow is not ready for use elsewhere: "
+                "call initialize(x) with a batch of data, or train on one batch."
+            )
         context = None if context is None else self._received(context)
         for block in self._blocks():
             if block.context_features is not None:
@@ -373,7 +379,7 @@ class FlowMethods:
             if get_backend(x).is_tracing(x):
                 raise InvalidArgumentError(
                     "an ActNorm of this flow has not been initialised, and a compiled program cannot do that: call "
-                    "initialize(x) with a batch of data first."
+                    "initialize(x) with a batch of data before training."
                 )
             self.initialize(x, context)
         return self._core(context, training), x

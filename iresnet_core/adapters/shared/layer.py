@@ -222,17 +222,15 @@ class LogitMethods(FixedLayer):
 
 
 class ActNormMethods(LayerMethods):
-    """One shift and one scale a channel.
+    """One shift and one scale a channel, which are 0 until data have set them: until then the layer is the identity.
 
-    Whether they are initialised is kept twice: in a saved array, so that a checkpoint is never initialised again, and
-    in `_initialized`, which Python and a compiler can look at without reading an array.
+    Whether data have set them is part of the saved state, so that a checkpoint is never initialised again.
     """
 
     takes_context = False
     log_scale: Any
     bias: Any
     is_initialized: Any
-    _initialized: bool = False
 
     def __init__(self, channels: int | None = None, *, axis: int | None = None, **options: Any) -> None:
         """Make the layer.
@@ -275,18 +273,17 @@ class ActNormMethods(LayerMethods):
         raise NotImplementedError
 
     def _mark(self) -> None:
-        """Write into the saved array that the layer is initialised."""
+        """Write into the saved state that the layer is initialised."""
         raise NotImplementedError
 
     @property
     def initialized(self) -> bool:
         """Whether the parameters have been set from data or loaded."""
-        return self._initialized
+        raise NotImplementedError
 
     def mark_initialized(self) -> None:
         """Keep the parameters as they are from now on but for training."""
         self._mark()
-        self._initialized = True
 
     def initialize(self, x: Array, context: Array | None = None) -> Self:
         """Set the parameters from a batch so that each channel has mean 0 and variance 1, unless they are set already.
@@ -304,17 +301,7 @@ class ActNormMethods(LayerMethods):
     def core_layer(
         self, context: Array | None = None, *, training: bool | None = None, weights: Weights | None = None
     ) -> Layer:
-        """Return the core's layer.
-
-        Raises
-        ------
-        InvalidArgumentError
-            If the layer is not initialised.
-        """
-        if not self.initialized:
-            raise InvalidArgumentError(
-                "an ActNorm has not been initialised: call initialize(x) with a batch of data, or train on one batch."
-            )
+        """Return the core's layer: the identity, as long as nothing has set the parameters."""
         return core.ActNorm(self._parameter(self.log_scale), self._parameter(self.bias), axis=self.axis)
 
 

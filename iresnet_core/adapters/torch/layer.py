@@ -106,6 +106,8 @@ class ActNorm(ActNormMethods, FlowLayer):
     log_scale: Tensor
     bias: Tensor
     is_initialized: Tensor
+    # What the buffer says, for compilers, which cannot look into it.
+    _initialized: bool = False
 
     def _make_parameters(self) -> None:
         if self.channels is None:
@@ -149,6 +151,7 @@ class ActNorm(ActNormMethods, FlowLayer):
 
     def _mark(self) -> None:
         self.is_initialized.fill_(1)
+        self._initialized = True
 
     def _shape_layer(self) -> Layer:
         zeros = torch.zeros(self.log_scale.shape[0], device="cpu")

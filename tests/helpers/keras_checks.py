@@ -1,0 +1,52 @@
+"""What holds for Keras layers on every backend of Keras: checked here on TensorFlow, elsewhere in other processes."""
+
+import keras
+import numpy as np
+
+from iresnet_core.adapters.keras import ActNorm, Flow, InvertibleResidual
+
+__all__ = ["an_actnorm_knows_by_its_variable_alone"]
+
+Dense = keras.layers.Dense
+numbers = keras.ops.convert_to_numpy
+
+
+def vectors(n=200, d=2):
+    return (np.random.default_rng(0).standard_normal((n, d)) * np.arange(1, d + 1) + 3).astype("float32")
+
+
+def a_flow():
+    return Flow([ActNorm(), InvertibleResidual([Dense(8, activation="elu"), Dense(2)])], event_shape=(2,))
+
+
+def an_actnorm_knows_by_its_variable_alone(folder):
+    """Parameters that came by any way are taken, in programs too, and never overwritten by data."""
+    x = vectors()
+    source = a_flow().initialize(x)
+    expected = source.predict(x, verbose=0)
+    again = a_flow()
+    before = again.predict(x, verbose=0)  # met in evaluation before any data: the identity
+    assert not again.initialized
+    np.testing.assert_allclose(before, numbers(Flow(again.flow_layers[1:], (2,)).log_prob(x)), rtol=1e-5, atol=1e-5)
+    again.set_weights(source.get_weights())
+    again.compile(keras.optimizers.SGD(0.0))
+    ways = [again, keras.models.clone_model(source)]
+    ways[1].set_weights(source.get_weights())
+    ways.append(a_flow())
+    source.save_weights(folder / "flow.weights.h5")
+    ways[2].load_weights(folder / "flow.weights.h5")
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        ways.append(a_flow())
+        path = tf.train.Checkpoint(model=source).save(str(folder / "checkpoint"))
+        tf.train.Checkpoint(model=ways[-1]).restore(path)
+    for flow in ways:
+        assert flow.initialized
+        np.testing.assert_allclose(flow.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-5)
+    again.fit(5 * x + 3, batch_size=200, epochs=1, verbose=0)
+    np.testing.assert_array_equal(numbers(again.flow_layers[0].bias), numbers(source.flow_layers[0].bias))
+    fresh = a_flow()
+    fresh.compile(keras.optimizers.SGD(0.0))
+    fresh.fit(x, batch_size=200, epochs=1, verbose=0, validation_data=(x,))
+    np.testing.assert_allclose(numbers(fresh.flow_layers[0].bias), -x.mean(axis=0), rtol=1e-4)
