@@ -4,6 +4,7 @@ import math
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -136,17 +137,17 @@ def train_command(
     asked = {name: value for name, value in asked.items() if value is not None}
     of_data = {"samples": samples, "file": file, "key": key, "levels": levels}
     of_data = {name: value for name, value in of_data.items() if value is not None}
-    console = wide_console()
-    with usage_errors():
+    with usage_errors(), ExitStack() as held:
         folder = _folder(data, out, resume)
         run = TrainingRun(folder)
         if run.exists():
+            held.enter_context(run.locked())
             config, dataset = _resumed(run, data, asked, of_data)
         else:
             if resume is not None:
                 TrainingRun.open(resume)
             config, dataset = _begun(data or "", asked, of_data)
-        plan = planned_layers(config.settings.model, config.layout.data_shape)
+        planned_layers(config.settings.model, config.layout.data_shape)  # fails where they do not fit
         find_trainer(config.settings.training.framework)
         if tensorboard and not has_tensorboard():
             raise MissingDependencyError("--tensorboard needs tensorboard. Try: pip install tensorboard")
@@ -154,30 +155,35 @@ def train_command(
             tensorboard = has_tensorboard()
         if not run.exists():
             run = TrainingRun.create(folder, config)
+            held.enter_context(run.locked())
+        _train(wide_console(), run, config, dataset, tensorboard)
+
+
+def _train(console: Console, run: TrainingRun, config: RunConfig, dataset: Dataset, tensorboard: bool) -> None:
+    """Train in a folder that is locked, and score what came out of it."""
     _announce(console, config, dataset, run)
+    plan = planned_layers(config.settings.model, config.layout.data_shape)
     try:
         with _Display(config, console) as display:
             outcome = train(run, config, dataset, plan, display, tensorboard=tensorboard)
     except KeyboardInterrupt:
         console.print(
-            f"Ended at once; the last checkpoint stays. Resume: iresnet train --resume {folder}", soft_wrap=True
+            f"Ended at once; the last checkpoint stays. Resume: iresnet train --resume {run.folder}", soft_wrap=True
         )
         raise typer.Exit(INTERRUPTED) from None
-    except RunError as error:
-        with usage_errors():
-            raise error
+    except RunError:  # the folder's fault
+        raise
     except IResNetError as error:
         print(f"iresnet: {error}", file=sys.stderr)
         raise typer.Exit(FAILED) from error
     if not outcome.finished:
         console.print(
-            f"Interrupted at step {outcome.step}; everything is saved. Resume: iresnet train --resume {folder}",
+            f"Interrupted at step {outcome.step}; everything is saved. Resume: iresnet train --resume {run.folder}",
             style="yellow",
             soft_wrap=True,
         )
         raise typer.Exit(INTERRUPTED)
-    with usage_errors():
-        _finish(console, run, config, dataset, outcome)
+    _finish(console, run, config, dataset, outcome)
 
 
 def _folder(data: str | None, out: Path | None, resume: Path | None) -> Path:

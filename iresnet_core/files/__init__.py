@@ -2,6 +2,18 @@
 
 from iresnet_core.files.array_files import SUFFIXES, read_array, read_arrays, write_array
 from iresnet_core.files.atomic_write import write_bytes, write_text
+from iresnet_core.files.digests import HASH_KEY, digest_of
 from iresnet_core.files.storage import load, save
 
-__all__ = ["SUFFIXES", "load", "read_array", "read_arrays", "save", "write_array", "write_bytes", "write_text"]
+__all__ = [
+    "HASH_KEY",
+    "SUFFIXES",
+    "digest_of",
+    "load",
+    "read_array",
+    "read_arrays",
+    "save",
+    "write_array",
+    "write_bytes",
+    "write_text",
+]

@@ -3,7 +3,7 @@
 The description is data: a tree of known types with numbers, names and shapes, checked field by field. Nothing of a
 file is executed, and no certificate is read from one: Lipschitz constants are computed from the weights that were
 loaded. The one exception is a constant that the caller declared to a `ResidualBlock`, which is kept as the declaration
-it is (`declared_lipschitz`).
+it is (`declared_lipschitz`). A hash of description and tensors tells a file that was damaged on its way.
 """
 
 import json
@@ -20,6 +20,7 @@ from iresnet_core.backends import backend as find_backend
 from iresnet_core.errors import StorageError
 from iresnet_core.files.atomic_write import write_bytes
 from iresnet_core.files.description import brief, build, describe, some
+from iresnet_core.files.digests import HASH_KEY, digest_of
 
 __all__ = ["load", "save"]
 
@@ -56,6 +57,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     """
     tensors = _Tensors()
     description = {"format": FORMAT, "version": VERSION, "model": describe(model, "", tensors)}
+    description[HASH_KEY] = digest_of(description, sorted(tensors.arrays.items()))
     content = to_bytes(tensors.arrays, metadata={KEY: json.dumps(description)})
     write_bytes(Path(os.path.realpath(path)), content)
 
@@ -81,8 +83,8 @@ def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
     Raises
     ------
     StorageError
-        If the file is damaged or no model of this format, is of a newer version, or if description and tensors do not
-        agree.
+        If the file is damaged or no model of this format, is of a newer version, if description and tensors do not
+        agree, or if it asks for more than `LARGEST` numbers in one sample.
     OSError
         If there is no such file, or it cannot be read.
     InvalidArgumentError, MissingDependencyError
@@ -94,7 +96,7 @@ def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
         raise StorageError(f"{source} is a folder, not a file.")
     try:
         with safe_open(path, framework="numpy") as file:
-            model = _model_node(file.metadata(), source)
+            model = _model_node(file, source)
             tensors = _StoredTensors(file, found, source)
             result = build(model, "", tensors)
     except SafetensorError as error:
@@ -150,8 +152,9 @@ class _StoredTensors:
             ) from error
 
 
-def _model_node(metadata: dict[str, str] | None, source: str) -> Any:
-    """Return the description of the model, after a look at format and version."""
+def _model_node(file: Any, source: str) -> Any:
+    """Return the description of the model, after a look at format, version and hash."""
+    metadata: dict[str, str] | None = file.metadata()
     if not metadata or KEY not in metadata:
         raise StorageError(f"{source} is a safetensors file without a description of an {FORMAT} model.")
     try:
@@ -169,9 +172,23 @@ def _model_node(metadata: dict[str, str] | None, source: str) -> Any:
             f"{source} was written in version {version} of the format; this iresnet-core reads up to {VERSION}. "
             "Upgrade it: pip install --upgrade iresnet-core"
         )
+    kept = description.pop(HASH_KEY, None)  # files that were written before there were hashes have none
     if set(description) != {"format", "version", "model"}:
         raise StorageError(f"{source}: the description has the fields {some(set(description))}.")
+    if kept is not None and kept != _digest(file, description, source):
+        raise StorageError(
+            f"{source} is damaged: description and tensors are not those that were written (SHA-256 differs). Copy or "
+            "save it again."
+        )
     return description["model"]
+
+
+def _digest(file: Any, description: Any, source: str) -> str:
+    """Return the hash of what a file holds, one tensor after another."""
+    try:
+        return digest_of(description, ((name, file.get_tensor(name)) for name in sorted(file.keys())))
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise StorageError(f"{source} holds what no model does: {error}.") from error
 
 
 def _no_constant(text: str) -> float:

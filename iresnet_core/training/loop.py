@@ -17,10 +17,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from iresnet_core.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError, RunError
+from iresnet_core.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError, RunError, StorageError
+from iresnet_core.files import load
+from iresnet_core.training.checkpoint import Checkpoint, Progress
 from iresnet_core.training.datasets import Dataset, dequantized
 from iresnet_core.training.plans import LayerPlan
-from iresnet_core.training.run import Checkpoint, RunConfig, TrainingRun
+from iresnet_core.training.run import RunConfig, TrainingRun
 from iresnet_core.training.sample_layout import SampleLayout
 from iresnet_core.training.settings import TrainingSettings
 from iresnet_core.training.tensorboard_log import scalar_writer
@@ -116,19 +118,6 @@ class Outcome:
     seconds: float
 
 
-@dataclass
-class _Progress:
-    """How far the training is; everything that a checkpoint holds besides the arrays."""
-
-    step: int = 0
-    seconds: float = 0.0
-    best: float = math.inf
-    best_step: int = 0
-    losses: float = 0.0  # sum over the steps since the last row of the log
-    norm: float | None = None  # largest gradient norm since then
-    since: int = 0
-
-
 def trainer_names() -> tuple[str, ...]:
     """Return the frameworks that have a trainer, installed or not."""
     return tuple(_TRAINERS)
@@ -196,28 +185,24 @@ def train(
     NonFiniteError
         If the loss becomes NaN or infinite; the last checkpoint stays.
     RunError
-        If the checkpoint belongs to another model.
+        If another training is using the folder, the checkpoint belongs to another model, or a file is damaged.
+    OSError
+        If a file cannot be written; what was written before stays, and the training can be resumed from it.
     MissingDependencyError
         If the framework or tensorboard is not installed.
     """
-    settings = config.settings.training
-    batches = _Batches(dataset, config.layout, settings)
-    trainer: Trainer = find_trainer(settings.framework)(
-        plan, config.layout.model_shape, settings, batches.first(max(settings.batch, _CHUNK))
-    )
-    progress = _Progress()
-    checkpoint = run.load_checkpoint()
-    if checkpoint is not None:
-        trainer.load_state(checkpoint.arrays)
-        try:
-            progress = _Progress(**checkpoint.progress)
-        except TypeError as error:
-            raise RunError(f"{run.checkpoint_path} was written by another version: {error}.") from error
-    run.forget_after(progress.step)
-    scalars = scalar_writer(run.folder / "tensorboard", progress.step + 1) if tensorboard else None
-    loop = _Loop(run, config, trainer, batches, progress, watcher, scalars)
-    with _interruption() as stopped:
-        loop.until_done(stopped)
+    with run.locked():
+        settings = config.settings.training
+        batches = _Batches(dataset, config.layout, settings)
+        trainer: Trainer = find_trainer(settings.framework)(
+            plan, config.layout.model_shape, settings, batches.first(max(settings.batch, _CHUNK))
+        )
+        progress = _taken_up(run, trainer)
+        run.forget_after(progress.step, progress.log)
+        scalars = scalar_writer(run.folder / "tensorboard", progress.step + 1) if tensorboard else None
+        loop = _Loop(run, config, trainer, batches, progress, watcher, scalars)
+        with _interruption() as stopped:
+            loop.until_done(stopped)
     return Outcome(
         finished=loop.done(),
         step=progress.step,
@@ -225,6 +210,26 @@ def train(
         best=progress.best,
         seconds=progress.seconds,
     )
+
+
+def _taken_up(run: TrainingRun, trainer: Trainer) -> Progress:
+    """Put the trainer into the state of the last checkpoint, if there is one, and return how far that is."""
+    checkpoint = run.load_checkpoint()
+    if checkpoint is None:
+        return Progress()
+    progress = Progress.from_json(checkpoint.progress, f"{run.checkpoint_path}")
+    try:
+        trainer.load_state(checkpoint.arrays)
+    except RunError as error:
+        raise RunError(f"{run.checkpoint_path}: {error}") from error
+    if progress.best_step:
+        try:
+            load(run.model_path)  # the best model so far, which the end of the training scores
+        except (StorageError, FileNotFoundError) as error:
+            raise RunError(
+                f"the model of step {progress.best_step} cannot be read: {error}. Put the file back, or begin anew."
+            ) from error
+    return progress
 
 
 class _Batches:
@@ -265,7 +270,7 @@ class _Loop:
         config: RunConfig,
         trainer: Trainer,
         batches: _Batches,
-        progress: _Progress,
+        progress: Progress,
         watcher: Watcher,
         scalars: Callable[[int, Mapping[str, float]], None] | None,
     ) -> None:
@@ -350,7 +355,8 @@ class _Loop:
         self.watcher.evaluated(row)
 
     def _save(self) -> None:
-        self.run.save_checkpoint(Checkpoint(self.trainer.state(), dict(vars(self.progress))))
+        self.progress.log = self.run.log_digest()
+        self.run.save_checkpoint(Checkpoint(self.trainer.state(), self.progress.as_json()))
         self.saved = self.progress.step
 
 

@@ -7,26 +7,27 @@
 | model.safetensors | the flow with the best validation so far, in the format of `iresnet_core.save` |
 | log.csv | one row for each evaluation |
 | result.json | the log-density of the test set, written at the end |
+| training.lock | while a training runs: its process and host |
 
-Nothing is pickled, and every file but the log is replaced as a whole.
+Nothing is pickled, and every file but the log is replaced as a whole. Each carries a hash, and the checkpoint that of
+the log too, so that a training does not go on from what was damaged.
 """
 
-import csv
 import dataclasses
-import io
 import json
-import os
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
-
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as to_bytes
+from typing import Any, NoReturn, Self
 
 from iresnet_core.errors import RunError
-from iresnet_core.files import write_bytes, write_text
+from iresnet_core.files import HASH_KEY, digest_of, write_text
+from iresnet_core.training import run_log
+from iresnet_core.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from iresnet_core.training.run_lock import LOCK_NAME, locked_folder
 from iresnet_core.training.sample_layout import SampleLayout
 from iresnet_core.training.settings import RunSettings, settings_from_json
 
@@ -34,7 +35,11 @@ __all__ = ["Checkpoint", "RunConfig", "TrainingRun", "model_file"]
 
 FORMAT = "iresnet-run"
 VERSION = 1
-_KEY = "iresnet-run"
+# What a killed process leaves of a file that it was writing.
+_DRAFT = re.compile(
+    r"\.(config\.json|checkpoint\.safetensors|model\.safetensors|log\.csv|result\.json)\.[0-9a-f]+\.tmp"
+)
+_RESULTS = {"log_prob", "sampling_error", "probe_error", "bias_bound", "samples", "step", "steps", "seconds"}
 
 
 @dataclass(frozen=True)
@@ -64,22 +69,6 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A state of the training from which it goes on as if it had not been interrupted.
-
-    Attributes
-    ----------
-    arrays : dict of arrays
-        Parameters, optimiser, random state: whatever the framework needs.
-    progress : dict
-        Plain data: step, seconds, best validation so far.
-    """
-
-    arrays: dict[str, np.ndarray]
-    progress: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class TrainingRun:
     """A run folder.
 
@@ -98,17 +87,21 @@ class TrainingRun:
         Raises
         ------
         RunError
-            If `folder` is a file, or a folder that holds something else.
+            If `folder` is a file, or a folder that holds more than what a killed process leaves, or another training
+            is using it.
         """
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder} is a file; a run is a folder.")
         run = cls(folder)
         if run.exists():
             raise RunError(f"{folder} holds a run already.")
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and not all(_is_left_over(path) for path in folder.iterdir()):
             raise RunError(f"{folder} holds other files; give --out a new or empty folder.")
         folder.mkdir(parents=True, exist_ok=True)
-        run.write_config(config)
+        with run.locked():
+            if run.exists():  # somebody was faster
+                raise RunError(f"{folder} holds a run already.")
+            run.write_config(config)
         return run
 
     @classmethod
@@ -155,10 +148,26 @@ class TrainingRun:
         """Whether the folder holds a run."""
         return self.config_path.is_file()
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other trainings out of the folder; unfinished drafts of a killed one are removed first.
+
+        Raises
+        ------
+        RunError
+            If another training is using it; the message names its process and host.
+        OSError
+            If the folder cannot be written.
+        """
+        with locked_folder(self.folder):
+            for path in self.folder.iterdir():
+                if _DRAFT.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+            yield
+
     def write_config(self, config: RunConfig) -> None:
         """Write config.json."""
-        node = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(config)}
-        write_text(self.config_path, json.dumps(node, indent=1) + "\n")
+        _write_json(self.config_path, {"format": FORMAT, "version": VERSION, **dataclasses.asdict(config)})
 
     def read_config(self) -> RunConfig:
         """Read config.json.
@@ -176,23 +185,23 @@ class TrainingRun:
             raise RunError(f"{where} has version {node.get('version')!r}; this iresnet-core reads {VERSION}.")
         settings = settings_from_json(node.get("settings"), where)
         try:
-            layout = SampleLayout(tuple(node["layout"]["data_shape"]), tuple(node["layout"]["model_shape"]))
-            return RunConfig(
+            layout = {name: _shape(node["layout"][name]) for name in ("data_shape", "model_shape")}
+            config = RunConfig(
                 settings=settings,
-                layout=layout,
-                levels=None if node["levels"] is None else int(node["levels"]),
-                data_name=str(node["data_name"]),
-                data_hash=str(node["data_hash"]),
-                versions=dict(node["versions"]),
+                layout=SampleLayout(**layout),
+                levels=_levels(node["levels"]),
+                data_name=_text(node["data_name"]),
+                data_hash=_text(node["data_hash"]),
+                versions={_text(name): _text(value) for name, value in dict(node["versions"]).items()},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{where} is damaged: {error!r}.") from error
+        _require_hash(node, where)
+        return config
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write the state of the training, whole or not at all."""
-        arrays = {name: np.array(array, order="C") for name, array in checkpoint.arrays.items()}
-        content = to_bytes(arrays, metadata={_KEY: json.dumps(checkpoint.progress)})
-        write_bytes(self.checkpoint_path, content)
+        write_checkpoint(self.checkpoint_path, checkpoint)
 
     def load_checkpoint(self) -> Checkpoint | None:
         """Return the last saved state, or None if there is none yet.
@@ -202,28 +211,11 @@ class TrainingRun:
         RunError
             If the file is damaged.
         """
-        if not self.checkpoint_path.is_file():
-            return None
-        try:
-            with safe_open(self.checkpoint_path, framework="numpy") as file:
-                progress = json.loads((file.metadata() or {})[_KEY])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise RunError(f"{self.checkpoint_path} is no intact checkpoint: {error}") from error
-        if not isinstance(progress, dict) or not isinstance(progress.get("step"), int):
-            raise RunError(f"{self.checkpoint_path} does not say at which step it was written.")
-        return Checkpoint(arrays, progress)
+        return read_checkpoint(self.checkpoint_path) if self.checkpoint_path.is_file() else None
 
     def append_row(self, row: Mapping[str, Any]) -> None:
         """Add a row to the log; the first row sets the columns."""
-        new = not self.log_path.exists()
-        with open(self.log_path, "a", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(row)
-            writer.writerow(["" if value is None else value for value in row.values()])
-            file.flush()
-            os.fsync(file.fileno())
+        run_log.append_row(self.log_path, row)
 
     def read_log(self) -> list[dict[str, float | None]]:
         """Return the rows of the log.
@@ -233,41 +225,37 @@ class TrainingRun:
         RunError
             If it is not the log of a run.
         """
-        if not self.log_path.is_file():
-            return []
-        with open(self.log_path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        try:
-            return [{name: float(cell) if cell else None for name, cell in row.items()} for row in rows]
-        except (TypeError, ValueError) as error:
-            raise RunError(f"{self.log_path} is no log of a training: {error}") from error
+        return run_log.read_log(self.log_path)
 
-    def forget_after(self, step: int) -> None:
-        """Drop the rows of the log beyond a step: the training goes on from there and writes them again."""
-        if not self.log_path.is_file():
-            return
-        with open(self.log_path, encoding="utf-8", newline="") as file:
-            head, *rows = list(csv.reader(file)) or [[]]
-        # A row that was cut off in the middle of writing has fewer cells.
-        kept = [row for row in rows if len(row) == len(head) and int(row[0]) <= step]
-        if not kept:
-            self.log_path.unlink()
-            return
-        text = io.StringIO()
-        csv.writer(text).writerows([head, *kept])
-        write_text(self.log_path, text.getvalue())
+    def log_digest(self) -> str:
+        """Return the hash of the log as it is now."""
+        return run_log.log_digest(self.log_path)
+
+    def forget_after(self, step: int, digest: str | None = None) -> None:
+        """Drop the rows of the log beyond a step, to which `digest` belongs; see `run_log.forget_after`."""
+        run_log.forget_after(self.log_path, step, digest)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json."""
-        write_text(self.result_path, json.dumps(result, indent=1) + "\n")
+        _write_json(self.result_path, result)
 
     def read_result(self) -> dict[str, Any] | None:
-        """Return the content of result.json, or None before the training has ended."""
+        """Return the content of result.json, or None before the training has ended.
+
+        Raises
+        ------
+        RunError
+            If it is damaged.
+        """
         if not self.result_path.is_file():
             return None
         node = _read_json(self.result_path)
-        if not isinstance(node, dict):
+        if not isinstance(node, dict) or not set(node) >= _RESULTS:
             raise RunError(f"{self.result_path} is no result of a training.")
+        _require_hash(node, f"{self.result_path}")
+        for name, value in node.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+                raise RunError(f"{self.result_path} is damaged: {name} is {value!r}.")
         return node
 
 
@@ -287,8 +275,48 @@ def model_file(path: Path) -> Path:
     return run.model_path
 
 
+def _is_left_over(path: Path) -> bool:
+    """Whether a file is nothing but what a killed process left."""
+    return path.name == LOCK_NAME or _DRAFT.fullmatch(path.name) is not None
+
+
+def _write_json(path: Path, node: Mapping[str, Any]) -> None:
+    """Write an object with the hash of its content; what JSON lacks, as infinity, is an error of the caller."""
+    plain = json.loads(json.dumps(node, allow_nan=False))
+    write_text(path, json.dumps({**plain, HASH_KEY: digest_of(plain)}, indent=1) + "\n")
+
+
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is no valid JSON: {error}") from error
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
+
+
+def _require_hash(node: dict[str, Any], where: str) -> None:
+    """Take the hash out of an object and compare it; files that were written before there were hashes have none."""
+    kept = node.pop(HASH_KEY, None)
+    if kept is not None and kept != digest_of(node):
+        raise RunError(f"{where} is damaged: its content is not what was written (SHA-256 differs).")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not value or not all(type(n) is int and n > 0 for n in value):
+        raise TypeError(f"{value!r} is no shape of a sample")
+    return tuple(value)
+
+
+def _levels(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or value < 2):
+        raise TypeError(f"{value!r} is no number of levels")
+    return value

@@ -1,6 +1,7 @@
 """The commands train, sample, score, plot and info: exit status, output, files."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -388,6 +389,37 @@ def test_a_failing_training_gives_status_1_with_torch(tmp_path, monkeypatch):
     assert result.exit_code == 1
     assert "the loss is nan" in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_a_full_disk_gives_one_line_and_status_2_with_torch(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    sound = os.fsync
+
+    def full(descriptor):
+        if (tmp_path / "run" / "log.csv").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sound(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        result = iresnet("train", "moons", "--out", tmp_path / "run", *QUICK)
+    assert result.exit_code == 2, result.output
+    assert re.fullmatch(r"iresnet: \[Errno 28\] No space left on device.*\n", result.stderr)
+    resumed = iresnet("train", "--resume", tmp_path / "run")
+    assert resumed.exit_code == 0, resumed.output
+    assert [row["step"] for row in TrainingRun(tmp_path / "run").read_log()] == [6, 12]
+
+
+def test_a_folder_in_use_gives_status_2_with_torch(tmp_path):
+    pytest.importorskip("torch")
+    run = tmp_path / "run"
+    assert iresnet("train", "moons", "--out", run, *QUICK).exit_code == 0
+    (run / "training.lock").write_text('{"pid": 4, "host": "elsewhere"}')
+    before = (run / "config.json").read_bytes()
+    result = iresnet("train", "--resume", run, "--steps", 20)
+    assert result.exit_code == 2
+    assert re.fullmatch(r"iresnet: .* in use by .* process 4 on elsewhere.*\n", result.stderr)
+    assert (run / "config.json").read_bytes() == before
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")

@@ -120,10 +120,12 @@ def distances(x, y):
 
 
 def contents_of_file(path):
-    """Tensors and description of a file, by the format's own definition."""
+    """Tensors and description of a file, by the format's own definition, without its hash: what forgers write."""
     raw = path.read_bytes()
     (size,) = struct.unpack("<Q", raw[:8])
-    return load_file(path), json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["iresnet-core"])
+    description = json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["iresnet-core"])
+    del description["sha256"]
+    return load_file(path), description
 
 
 def write_file(path, tensors, description):

@@ -49,7 +49,8 @@ class Trainer:
         return {"parameters": self.parameters, "moment": self.moment, "random": np.array(words, dtype=np.uint64)}
 
     def load_state(self, arrays):
-        if any(arrays[name].shape != self.parameters.shape for name in ("parameters", "moment")):
+        own = {name: (array.shape, array.dtype) for name, array in self.state().items()}
+        if {name: (array.shape, array.dtype) for name, array in arrays.items()} != own:
             raise RunError("the checkpoint is that of another model")
         self.parameters, self.moment = arrays["parameters"].copy(), arrays["moment"].copy()
         words = [int(word) for word in arrays["random"]]

@@ -90,11 +90,15 @@ class Trainer:
                 f"the checkpoint is that of another model: it has {len(arrays)} arrays, the model {len(variables)}."
             )
         for name, variable in variables.items():
-            if tuple(variable.shape) != arrays[name].shape:
+            dtype = keras.backend.standardize_dtype(variable.dtype)
+            if (tuple(variable.shape), dtype) != (arrays[name].shape, arrays[name].dtype.name):
                 raise RunError(
-                    f"the checkpoint is that of another model: {name} has shape {arrays[name].shape} there and "
-                    f"{tuple(variable.shape)} here."
+                    f"the checkpoint is that of another model: {name} is {arrays[name].dtype} of shape "
+                    f"{arrays[name].shape} there, {dtype} of shape {tuple(variable.shape)} here."
                 )
+            if "velocity" in variable.path.rpartition("/")[2] and np.any(arrays[name] < 0):
+                raise RunError(f"{name}, a mean of squares, is negative.")
+        for name, variable in variables.items():
             variable.assign(arrays[name])
 
     def _variables(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,10 +89,7 @@ class Trainer:
         for name, parameter in self.flow.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
                 arrays[f"adam.{key}.{name}"] = _host(value)
-        arrays["random.cpu"] = _host(torch.get_rng_state())
-        if self.device.type == "cuda":
-            arrays["random.cuda"] = _host(torch.cuda.get_rng_state())
-        return arrays
+        return arrays | self._random_states()
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take up a state.
@@ -101,34 +99,67 @@ class Trainer:
         RunError
             If it is that of another model.
         """
-        flow = {name.removeprefix("flow."): _tensor_of(a) for name, a in arrays.items() if name.startswith("flow.")}
-        try:
-            self.flow.load_state_dict(flow)
-        except RuntimeError as error:
-            raise RunError(f"the checkpoint is that of another model: {error}") from error
+        own = self.flow.state_dict()
+        flow = {name.removeprefix("flow."): a for name, a in arrays.items() if name.startswith("flow.")}
+        _require_same(flow, {name: (tuple(tensor.shape), _host(tensor).dtype) for name, tensor in own.items()})
+        moments = {name: a for name, a in arrays.items() if name.startswith("adam.")}
+        numbers = np.dtype(self.settings.dtype), _host(torch.tensor(0.0)).dtype  # Adam counts in the default dtype
+        expected = {
+            f"adam.{key}.{name}": ((), numbers[1]) if key == "step" else (tuple(parameter.shape), numbers[0])
+            for name, parameter in self.flow.named_parameters()
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+        if moments:  # before the first step there are none
+            _require_same(moments, expected)
+            for name, array in moments.items():
+                if not name.startswith("adam.exp_avg.") and np.any(array < 0):
+                    raise RunError(f"{name} is negative.")
+        random = {name: a for name, a in arrays.items() if name.startswith("random.")}
+        if "random.cuda" in random and self.device.type != "cuda":
+            del random["random.cuda"]  # the training goes on without the GPU that it was begun with
+        elif "random.cuda" not in random and self.device.type == "cuda":
+            random["random.cuda"] = _host(torch.cuda.get_rng_state())
+        _require_same(random, {name: (a.shape, a.dtype) for name, a in self._random_states().items()})
+        self.flow.load_state_dict({name: _tensor_of(array) for name, array in flow.items()})
         for name, parameter in self.flow.named_parameters():
-            state = {}
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                array = arrays.get(f"adam.{key}.{name}")
-                if array is not None:
-                    if key != "step" and array.shape != tuple(parameter.shape):
-                        raise RunError(
-                            f"the checkpoint is that of another model: {key} of {name} has shape {array.shape} there, "
-                            f"the parameter {tuple(parameter.shape)}."
-                        )
-                    # The count of the steps stays on the host, as Adam itself has it.
-                    state[key] = _tensor_of(array) if key == "step" else _tensor_of(array).to(parameter.device)
-            if state:
-                self.optimizer.state[parameter] = state
-        if "random.cpu" not in arrays:
-            raise RunError("the checkpoint lacks the state of the random generator.")
-        torch.set_rng_state(_tensor_of(arrays["random.cpu"]))
-        if self.device.type == "cuda" and "random.cuda" in arrays:
-            torch.cuda.set_rng_state(_tensor_of(arrays["random.cuda"]))
+            if moments:
+                # The count of the steps stays on the host, as Adam itself has it.
+                self.optimizer.state[parameter] = {
+                    "step": _tensor_of(moments[f"adam.step.{name}"]),
+                    "exp_avg": _tensor_of(moments[f"adam.exp_avg.{name}"]).to(parameter.device),
+                    "exp_avg_sq": _tensor_of(moments[f"adam.exp_avg_sq.{name}"]).to(parameter.device),
+                }
+        try:
+            torch.set_rng_state(_tensor_of(random["random.cpu"]))
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(_tensor_of(random["random.cuda"]))
+        except RuntimeError as error:
+            raise RunError(f"the state of the random generator is damaged: {error}") from error
+
+    def _random_states(self) -> dict[str, np.ndarray]:
+        states = {"random.cpu": _host(torch.get_rng_state())}
+        if self.device.type == "cuda":
+            states["random.cuda"] = _host(torch.cuda.get_rng_state())
+        return states
 
     def export(self, path: Path) -> None:
         """Write the certified flow."""
         self.flow.save(path)
+
+
+def _require_same(
+    found: Mapping[str, np.ndarray], expected: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+) -> None:
+    """Refuse arrays whose names, shapes or dtypes are not those of the model."""
+    different = sorted(set(found) ^ set(expected))
+    if different:
+        raise RunError(f"the checkpoint is that of another model: only one of them has {different[0]}.")
+    for name, (shape, dtype) in expected.items():
+        if (found[name].shape, found[name].dtype) != (shape, dtype):
+            raise RunError(
+                f"the checkpoint is that of another model: {name} is {found[name].dtype} of shape {found[name].shape} "
+                f"there, {dtype} of shape {shape} here."
+            )
 
 
 def _host(tensor: Tensor) -> np.ndarray:
