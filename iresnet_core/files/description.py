@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeGuard
 from iresnet_core.backends import Array
 from iresnet_core.branches import ACTIVATIONS, Activation, Chain
 from iresnet_core.errors import InvalidArgumentError, IResNetError, StorageError
+from iresnet_core.files.limits import require_modest_convolution, require_modest_flow
 from iresnet_core.flows import ActNorm, FactorOut, Flow, InjectivePad, Logit, ResidualBlock, Squeeze
 from iresnet_core.operators import Convolution, Dense
 
@@ -268,7 +269,8 @@ def _values_of_factor_out(part: FactorOut) -> Node:
 
 
 def _built_factor_out(keep: int, axis: int, event_shape: tuple[int, ...] | None, layers: list[Any]) -> FactorOut:
-    return FactorOut(keep, layers if event_shape is None else Flow(layers, event_shape), axis=axis)
+    inner = layers if event_shape is None else require_modest_flow(Flow(layers, event_shape))
+    return FactorOut(keep, inner, axis=axis)
 
 
 def _built_activation(name: str, parameters: dict[str, Any]) -> Activation:
@@ -280,7 +282,11 @@ def _built_activation(name: str, parameters: dict[str, Any]) -> Activation:
 
 
 STORABLE = (
-    Storable(Flow, {"event_shape": _INTEGERS, "base": _TEXT, "layers": _PARTS}),
+    Storable(
+        Flow,
+        {"event_shape": _INTEGERS, "base": _TEXT, "layers": _PARTS},
+        build=lambda **fields: require_modest_flow(Flow(**fields)),
+    ),
     Storable(
         ResidualBlock,
         {"declared_lipschitz": _or_none(_NUMBER), "branch": _PART},
@@ -311,7 +317,7 @@ STORABLE = (
             "data_format": _TEXT,
             "padding_mode": _TEXT,
         },
-        build=lambda weight, **options: Convolution(weight, **options),
+        build=lambda weight, **options: require_modest_convolution(Convolution(weight, **options)),
     ),
     Storable(Activation, {"name": _TEXT, "parameters": _NUMBERS}, build=_built_activation),
 )
