@@ -45,6 +45,78 @@ def test_unknown_layers_are_named():
         InvertibleResidual([keras.layers.ReLU(max_value=6.0), Dense(2)])
 
 
+class TwiceSequential(keras.Sequential):
+    def call(self, inputs, training=None, mask=None):
+        return 2 * super().call(inputs)
+
+
+class TwiceDense(Dense):
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
+class TwiceConv2D(Conv2D):
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
+def test_subclasses_with_a_call_of_their_own_are_unknown():
+    for net, name in (
+        (TwiceSequential([Dense(2)]), "TwiceSequential"),
+        ([Dense(2), keras.Sequential([TwiceSequential([Dense(2)])])], "TwiceSequential"),
+        ([TwiceDense(2)], "TwiceDense"),
+        ([Dense(2), [TwiceConv2D(2, 3)]], "TwiceConv2D"),
+    ):
+        with pytest.raises(UnknownLipschitzError, match=name):
+            InvertibleResidual(net)
+
+
+def test_what_a_block_would_not_do_is_refused():
+    with pytest.raises(InvalidArgumentError, match="activity_regularizer"):
+        InvertibleResidual([Dense(2, activity_regularizer="l2")])
+    with pytest.raises(InvalidArgumentError, match=r"quantised \(int8\)"):
+        InvertibleResidual([Dense(2, dtype="int8_from_float32")])
+    flow = Flow([InvertibleResidual([Dense(2)])], (2,))
+    flow.flow_layers[0].net[0].quantize("int8")
+    for call in (lambda: flow.log_prob(data(2)), lambda: flow.lipschitz, lambda: flow.predict(data(2), verbose=0)):
+        with pytest.raises(InvalidArgumentError, match=r"quantised \(int8\)"):
+            call()
+
+
+@pytest.mark.parametrize("layer", [keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)])
+def test_a_declared_branch_is_one_function_in_training(layer):
+    net = keras.Sequential([keras.Input((2,)), layer, Dense(2, kernel_initializer="orthogonal")])
+    block = InvertibleResidual(net, lipschitz=2.0)
+    x = data(2)
+    block(x)
+    with pytest.raises(InvalidArgumentError, match=f"{type(layer).__name__}.* not one function"):
+        block(x, training=True)
+    if isinstance(layer, keras.layers.BatchNormalization):
+        layer.trainable = False
+        np.testing.assert_array_equal(block(x, training=True), block(x))
+
+
+def test_adapters_of_low_rank_and_regularizers():
+    """A kernel that Keras makes of several variables is certified as it is; regularizers of kernels are in the loss."""
+    net = [Dense(8, activation="elu", kernel_regularizer=keras.regularizers.L2(0.5)), Dense(2)]
+    flow = Flow([InvertibleResidual(net)], (2,))
+    x, kernel = data(2), net[0].kernel
+    assert sum(map(float, flow.losses)) == pytest.approx(0.5 * float(tf.reduce_sum(kernel**2)), rel=1e-5)
+    before = numbers(flow.log_prob(x))
+    net[0].enable_lora(2)
+    np.testing.assert_array_equal(flow.log_prob(x), before)
+    net[0].lora_kernel_b.assign(np.ones((2, 8)))
+    after = numbers(flow.log_prob(x))
+    assert np.abs(after - before).max() > 0.01
+    assert flow.lipschitz <= 0.9
+    merged = Flow([InvertibleResidual([Dense(8, activation="elu"), Dense(2)])], (2,))
+    merged.flow_layers[0].net[0].set_weights([numbers(net[0].kernel), numbers(net[0].bias)])
+    merged.flow_layers[0].net[1].set_weights(net[1].get_weights())
+    np.testing.assert_allclose(after, merged.log_prob(x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(InvalidArgumentError, match="enable_lora"):
+        flow.fill_caps()
+
+
 def test_branches_that_make_no_block():
     with pytest.raises(ShapeError, match="strides"):
         InvertibleResidual([Conv2D(2, 3, strides=2)])

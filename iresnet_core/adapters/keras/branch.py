@@ -8,7 +8,14 @@ import keras
 from iresnet_core.branches import Activation as CoreActivation
 from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownLipschitzError
 
-__all__ = ["Activation", "convolution_options", "linear_layers", "steps_of"]
+__all__ = [
+    "Activation",
+    "convolution_options",
+    "linear_layers",
+    "require_one_function",
+    "require_plain",
+    "steps_of",
+]
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _LINEAR = (keras.layers.Dense, *_CONVOLUTIONS)
@@ -88,8 +95,11 @@ def _of_layer(layer: keras.layers.Layer) -> CoreActivation | None:
 
 
 def _layers(net: Any) -> Iterator[keras.layers.Layer]:
-    """Yield the layers of nested lists and Sequentials, in the order of application."""
-    if isinstance(net, keras.Sequential):
+    """Yield the layers of nested lists and Sequentials, in the order of application.
+
+    A subclass of Sequential with a `call` of its own is no sequence, and is yielded itself.
+    """
+    if isinstance(net, keras.Sequential) and type(net).call is keras.Sequential.call:
         net = net.layers
     if isinstance(net, list | tuple):
         for child in net:
@@ -108,7 +118,8 @@ def steps_of(net: Any) -> list[Any]:
     UnknownLipschitzError
         At a layer or an activation whose Lipschitz constant is not known.
     ShapeError, InvalidArgumentError
-        At a convolution that no residual block can have; see `convolution_options`.
+        At a convolution that no residual block can have, see `convolution_options`, and at quantised layers and
+        regularizers of activities.
     """
     steps: list[Any] = []
     for layer in _layers(net):
@@ -116,6 +127,7 @@ def steps_of(net: Any) -> list[Any]:
         known = _of_function(layer.activation) if linear else _of_layer(layer)
         if known is None:
             raise UnknownLipschitzError(_unknown(layer, linear))
+        require_plain(layer)
         if linear:
             convolution_options(layer)
             steps.append(layer)
@@ -127,6 +139,41 @@ def steps_of(net: Any) -> list[Any]:
 def linear_layers(steps: list[Any]) -> list[keras.layers.Layer]:
     """Return the linear layers among the steps."""
     return [step for step in steps if not isinstance(step, CoreActivation)]
+
+
+def require_plain(layer: keras.layers.Layer) -> None:
+    """Refuse what a block would not do, since it computes with the kernel and does not call the layer."""
+    where = f"{type(layer).__name__} {layer.name!r}"
+    if getattr(layer, "activity_regularizer", None) is not None:
+        raise InvalidArgumentError(
+            f"{where} has an activity_regularizer, which would have no effect in a block. Regularise the output of the "
+            "block, or the kernel by kernel_regularizer."
+        )
+    if getattr(layer, "quantization_mode", None) is not None:
+        raise InvalidArgumentError(
+            f"{where} is quantised ({layer.quantization_mode}): its products are rounded, and what is rounded has no "
+            "Lipschitz constant. Quantise the layers outside of the blocks only."
+        )
+
+
+def require_one_function(net: keras.layers.Layer) -> None:
+    """Refuse, in training, a branch of declared constant that is not one and the same function of one sample then.
+
+    Raises
+    ------
+    InvalidArgumentError
+        At batch normalisation that is not frozen, dropout and noise.
+    """
+    for layer in net._flatten_layers():
+        rates = [getattr(layer, name) for name in ("rate", "stddev", "dropout") if hasattr(layer, name)]
+        random = getattr(layer, "seed_generator", None) is not None and (not rates or any(rates))
+        if random or (isinstance(layer, keras.layers.BatchNormalization) and layer.trainable):
+            raise InvalidArgumentError(
+                f"{type(layer).__name__} {layer.name!r} in a branch with a declared constant is not one function of a "
+                "sample in training: it joins the samples of a batch or draws anew in every call, and an inverse or a "
+                "log-determinant calls it many times. Set trainable=False for a batch normalisation, put an ActNorm "
+                "between the blocks instead, and keep dropout outside of the blocks."
+            )
 
 
 def _unknown(layer: Any, linear: bool) -> str:

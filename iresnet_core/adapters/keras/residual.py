@@ -4,7 +4,7 @@ from typing import Any, Self
 
 import keras
 
-from iresnet_core.adapters.keras.branch import convolution_options, linear_layers, steps_of
+from iresnet_core.adapters.keras.branch import convolution_options, linear_layers, require_one_function, steps_of
 from iresnet_core.adapters.keras.layer import FlowLayer
 from iresnet_core.adapters.keras.tensors import checkpointed
 from iresnet_core.adapters.keras.weight import CappedWeight
@@ -106,6 +106,8 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
 
     def _declared_branch(self, training: bool) -> Any:
         net = self.net
+        if training:
+            require_one_function(net)
         return (lambda x: net(x, training=training)) if net._call_has_training_arg else net
 
     def _translation(self, context: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-__all__ = ["checkpointed", "constant", "tensor_of"]
+__all__ = ["checkpointed", "constant", "kernel_of", "tensor_of"]
 
 
 def tensor_of(variable: Any) -> Any:
@@ -16,6 +16,14 @@ def tensor_of(variable: Any) -> Any:
 def constant(variable: Any) -> Any:
     """Return the present value of a variable as a constant."""
     return keras.ops.stop_gradient(keras.ops.copy(variable.value))
+
+
+def kernel_of(layer: keras.layers.Layer) -> Any:
+    """Return the present kernel of a linear layer; that of one with `enable_lora` is the sum that Keras makes."""
+    kernel = layer.kernel
+    if isinstance(kernel, keras.Variable):
+        return tensor_of(kernel)
+    return keras.ops.cast(kernel, layer.variable_dtype)
 
 
 def checkpointed(owner: Any, name: str, layers: Sequence[Any]) -> list[Any]:

@@ -5,10 +5,11 @@ from typing import Any
 
 import keras
 
-from iresnet_core.adapters.keras.branch import convolution_options
-from iresnet_core.adapters.keras.tensors import constant, tensor_of
+from iresnet_core.adapters.keras.branch import convolution_options, require_plain
+from iresnet_core.adapters.keras.tensors import constant, kernel_of, tensor_of
 from iresnet_core.adapters.shared.weight import CappedLayer, CertifiedWeight
 from iresnet_core.backends import get_backend
+from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.flows import Shape
 from iresnet_core.lipschitz import Certificate, basis_shape, scaled_by_estimate
 from iresnet_core.operators import Convolution, Dense, LinearLayer
@@ -62,8 +63,9 @@ class CappedWeight(CertifiedWeight, keras.layers.Layer):
     def capped_layer(self) -> CappedLayer:
         """Return the linear layer with its present kernel and bias, which can be differentiated by."""
         linear = self._linear()
+        require_plain(linear)  # it may have been quantised since
         bias = tensor_of(linear.bias) if linear.use_bias else None
-        return CappedLayer(tensor_of(linear.kernel), bias, self)
+        return CappedLayer(kernel_of(linear), bias, self)
 
     def free_layer(self, weight: Any, bias: Any = None, *, checked: bool = False) -> LinearLayer:
         """Return the core's linear layer with a kernel, whose axes Keras orders differently in a dense layer."""
@@ -100,7 +102,13 @@ class CappedWeight(CertifiedWeight, keras.layers.Layer):
 
     def replace(self, weight: Any, value: Any) -> None:
         """Write into the kernel."""
-        self._linear().kernel.assign(value)
+        linear = self._linear()
+        if getattr(linear, "lora_enabled", False):
+            raise InvalidArgumentError(
+                f"{linear.name!r} has a kernel made of several variables (enable_lora), which cannot be scaled as one. "
+                "Call fill_caps() before enable_lora()."
+            )
+        linear.kernel.assign(value)
 
     def save_own_variables(self, store: Any) -> None:
         """Save the basis of the power iteration; a certificate is never read from a file."""
