@@ -84,7 +84,7 @@ class ResidualMethods(LayerMethods):
             if context_features is not None:
                 raise InvalidArgumentError("context_features needs a net of known layers, not one with lipschitz=.")
             self._take_net(net)
-            self._constant = scaled_by_declaration(self._declared_branch(False), self.declared, coeff)[1]
+            self._constant = min(self.declared, coeff)
 
     # --- what an adapter says ---
 
@@ -104,7 +104,7 @@ class ResidualMethods(LayerMethods):
         raise NotImplementedError
 
     def _declared_branch(self, training: bool) -> Any:
-        """Return a branch whose constant is declared, as a function of samples."""
+        """Return a branch whose constant is declared, as a function that treats every sample alone and alike."""
         raise NotImplementedError
 
     def _translation(self, context: Array) -> Array:

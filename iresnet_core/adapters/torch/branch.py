@@ -9,9 +9,18 @@ from iresnet_core.backends import backend
 from iresnet_core.branches import Activation as CoreActivation
 from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownLipschitzError
 
-__all__ = ["Activation", "convolution_options", "described", "linear_layers", "output_shape", "steps_of"]
+__all__ = [
+    "Activation",
+    "convolution_options",
+    "described",
+    "function_of_one_sample",
+    "linear_layers",
+    "output_shape",
+    "steps_of",
+]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_LINEAR = (nn.Linear, *_CONVOLUTIONS)
 
 
 class Activation(nn.Module):
@@ -46,7 +55,7 @@ class Activation(nn.Module):
 
 def _activation_of(module: nn.Module) -> CoreActivation | None:
     """Return the core's activation that a module computes, or None if it is no activation that the core knows."""
-    if isinstance(module, Activation):
+    if isinstance(module, Activation) and _computes_as(module, Activation):
         return module.core
     if type(module) in _ACTIVATIONS:
         name, parameters = _ACTIVATIONS[type(module)]
@@ -78,14 +87,34 @@ def described(module: nn.Module) -> str:
     return f"{type(module).__name__.removeprefix('Parametrized')}({module.extra_repr()})"
 
 
-def _is_linear(module: nn.Module) -> bool:
-    """Say whether a module is a linear layer that the core certifies."""
-    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+def _computes_as(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Say whether a module computes what one of these classes does: a subclass may have a `forward` of its own."""
+    own = type(module)
+    return "forward" not in vars(module) and any(
+        own.forward is kind.forward
+        and getattr(own, "_conv_forward", None) is getattr(kind, "_conv_forward", None)
+        and own.__call__ is nn.Module.__call__
+        for kind in kinds
+        if isinstance(module, kind)
+    )
+
+
+def _require_no_hooks(module: nn.Module) -> None:
+    """Refuse hooks: the branch is evaluated by the core, which calls no module, so that they would do nothing."""
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        raise InvalidArgumentError(
+            f"{described(module)} has a hook, which would never be called: the core computes the branch from the "
+            "weights, together with its derivative. Register it on the block, or take it away. The old spectral_norm "
+            "and weight_norm and pruning are hooks: use those of torch.nn.utils.parametrizations, or make the weight a "
+            "parameter again (remove_spectral_norm, remove_weight_norm, prune.remove); a lazy layer has hooks until it "
+            "was called once."
+        )
 
 
 def _layers(net: nn.Module) -> Iterator[nn.Module]:
     """Yield the layers of nested Sequentials, in the order of application."""
-    if isinstance(net, nn.Sequential):
+    _require_no_hooks(net)
+    if isinstance(net, nn.Sequential) and _computes_as(net, nn.Sequential):
         for child in net:
             yield from _layers(child)
     else:
@@ -98,20 +127,56 @@ def steps_of(net: nn.Module) -> list[Any]:
     Raises
     ------
     UnknownLipschitzError
-        At a layer whose Lipschitz constant is not known.
+        At a layer whose Lipschitz constant is not known, such as a subclass with a `forward` of its own.
+    InvalidArgumentError
+        At a layer with hooks, which would not be called.
     """
     steps: list[Any] = []
     for layer in _layers(net):
-        step = layer if _is_linear(layer) else _activation_of(layer)
+        step = layer if _computes_as(layer, *_LINEAR) else _activation_of(layer)
         if step is None:
-            known = ", ".join(kind.__name__ for kind in (nn.Linear, *_CONVOLUTIONS, *_ACTIVATIONS, nn.Softplus))
+            known = ", ".join(kind.__name__ for kind in (*_LINEAR, *_ACTIVATIONS, nn.Softplus))
+            name = type(layer).__name__.removeprefix("Parametrized")
+            derived = isinstance(layer, (*_LINEAR, nn.Sequential, Activation))
             raise UnknownLipschitzError(
-                f"the Lipschitz constant of {type(layer).__name__} is not known, so that no block with it can be "
-                f"certified. Known are {known}, Activation(name) and Sequential of them. For a module whose constant "
-                "you know pass InvertibleResidual(module, lipschitz=...)."
+                f"the Lipschitz constant of {name} is not known"
+                + (", since its forward is not that of the class that it is made from" if derived else "")
+                + f", so that no block with it can be certified. Known are {known}, Activation(name) and Sequential of "
+                "them. For a module whose constant you know pass InvertibleResidual(module, lipschitz=...)."
             )
         steps.append(step)
     return steps
+
+
+def function_of_one_sample(net: nn.Module) -> nn.Module:
+    """Return a branch of declared constant, which has to be one function that treats the samples of a batch apart.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a layer takes statistics of the batch or draws at random, in the mode that it is in.
+    """
+    for module in net.modules():
+        why = None
+        if isinstance(module, nn.modules.batchnorm._NormBase) and (
+            module.training and (module.track_running_stats or isinstance(module, nn.modules.batchnorm._BatchNorm))
+        ):
+            why = "normalises by the batch and writes into its statistics"
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            why = "normalises by the batch in every mode"
+        elif module.training and (
+            (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
+            or isinstance(module, nn.RReLU)
+            or (isinstance(module, nn.MultiheadAttention | nn.RNNBase) and module.dropout > 0)
+        ):
+            why = "draws at random"
+        if why is not None:
+            raise InvalidArgumentError(
+                f"{described(module)} inside of a residual branch {why}, so that the branch is no function of one "
+                "sample, with one inverse and one log-determinant. Put it into evaluation mode (its eval(), after "
+                "every train() of the model), or use LayerNorm, GroupNorm or an ActNorm between the blocks."
+            )
+    return net
 
 
 def linear_layers(steps: list[Any]) -> list[Any]:
@@ -129,7 +194,7 @@ def convolution_options(module: nn.Module) -> dict[str, Any] | None:
     InvalidArgumentError
         For a padding that is neither of zeros nor circular.
     """
-    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if not isinstance(module, _CONVOLUTIONS):
         return None
     if any(s != 1 for s in module.stride):
         raise ShapeError(
@@ -166,7 +231,7 @@ def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
         If the layer does not take samples of this shape.
     """
     options = convolution_options(module)
-    if options is None and not _is_linear(module):
+    if options is None and not isinstance(module, nn.Linear):
         return shape
     channels: int = module.in_features if isinstance(module, nn.Linear) else module.in_channels  # type: ignore[assignment]
     axes = 0 if options is None else len(module.kernel_size)  # type: ignore[arg-type]

@@ -9,14 +9,16 @@ from iresnet_core.adapters.shared.weight import CappedLayer
 from iresnet_core.adapters.torch.branch import (
     convolution_options,
     described,
+    function_of_one_sample,
     linear_layers,
     output_shape,
     steps_of,
 )
 from iresnet_core.adapters.torch.layer import FlowLayer
-from iresnet_core.adapters.torch.weight import cap_of, cap_weight, capped_layer
+from iresnet_core.adapters.torch.weight import cap_of, cap_weight, capped_layer, required_cap_of
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows import Shape
+from iresnet_core.lipschitz import capped_constant
 
 __all__ = ["InvertibleResidual"]
 
@@ -71,10 +73,10 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
         return steps_of(self.net)
 
     def _states(self) -> list[Any]:
-        return [cap_of(layer) for layer in linear_layers(self._steps())]
+        return [required_cap_of(layer) for layer in linear_layers(self._steps())]
 
     def _declared_branch(self, training: bool) -> Any:
-        return self.net
+        return function_of_one_sample(self.net)
 
     def _translation(self, context: Tensor) -> Tensor:
         assert self.context is not None
@@ -111,7 +113,15 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
 
     def capped_layers(self) -> list[CappedLayer]:
         """Return the capped linear layers with their free parameters; none for a branch of declared constant."""
-        return [] if self.declared is not None else [capped_layer(layer) for layer in linear_layers(self._steps())]
+        if self.declared is not None:
+            return []
+        steps = self._steps()
+        if capped_constant(steps, self.cap) > self._constant * (1 + 1e-9):
+            raise InvalidArgumentError(
+                f"the branch {described(self.net)} is another than the one that was wrapped: with its present layers "
+                f"and activations its constant may exceed {self._constant:.3g}. Make a new block of it."
+            )
+        return [capped_layer(layer) for layer in linear_layers(steps)]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return x + g(x) for x (batch, ...)."""

@@ -15,7 +15,7 @@ from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.lipschitz import Certificate, basis_shape, scaled_for_any_size
 from iresnet_core.operators import Convolution, Dense, LinearLayer
 
-__all__ = ["CappedWeight", "cap_of", "cap_weight", "capped_layer", "weight_before_cap"]
+__all__ = ["CappedWeight", "cap_of", "cap_weight", "capped_layer", "required_cap_of", "weight_before_cap"]
 
 
 class CappedWeight(CertifiedWeight, nn.Module):
@@ -216,15 +216,45 @@ def cap_weight(module: nn.Module, cap: float, options: dict[str, Any] | None) ->
     Raises
     ------
     InvalidArgumentError
-        If the layer is capped already, say because it is part of another block.
+        If the layer is capped already, say because it is part of another block, or its weight is no parameter.
     """
     if cap_of(module) is not None:
         raise InvalidArgumentError(
             f"{described(module)} is capped already: a layer belongs to one block. Use copy.deepcopy for another one."
         )
+    if "weight" not in module._parameters and not parametrize.is_parametrized(module, "weight"):
+        raise InvalidArgumentError(
+            f"{described(module)} computes its weight from something else, so that it cannot be capped: make it a "
+            "parameter, or compute it by a parametrization (torch.nn.utils.parametrize)."
+        )
     parametrization = CappedWeight(module.weight, cap, options)  # type: ignore[arg-type]
     parametrize.register_parametrization(module, "weight", parametrization)
+    # PyTorch gives the module a class of its own, which refuses to be pickled since nobody could find it again.
+    type(module).__reduce_ex__ = _reduced  # type: ignore[method-assign,assignment]
     return parametrization
+
+
+def _reduced(module: nn.Module, protocol: int) -> tuple[Any, ...]:
+    """Return how a capped layer is made again: the layer with its free weight as parameter, which is then capped."""
+    state, chain = cap_of(module), module.parametrizations  # type: ignore[union-attr]
+    if state is None or len(chain) > 1 or len(chain["weight"]) > 1:  # type: ignore[index,arg-type]
+        raise InvalidArgumentError(
+            f"{described(module)} has parametrizations beside its cap, and PyTorch pickles none: save the state_dict "
+            "of the model, or a flow by its save(path)."
+        )
+    kind: Any = parametrize.type_before_parametrizations(module)
+    free: nn.Module = kind.__new__(kind)
+    free.__dict__.update(module.__dict__)
+    free._modules = {name: child for name, child in module._modules.items() if child is not chain}
+    free._parameters = {"weight": chain["weight"].original, **module._parameters}  # type: ignore[index,union-attr,dict-item]
+    return _capped_again, (free, state)
+
+
+def _capped_again(module: nn.Module, state: CappedWeight) -> nn.Module:
+    """Cap a layer by a parametrisation that was its own before."""
+    parametrize.register_parametrization(module, "weight", state, unsafe=True)
+    type(module).__reduce_ex__ = _reduced  # type: ignore[method-assign,assignment]
+    return module
 
 
 def cap_of(module: nn.Module) -> CappedWeight | None:
@@ -237,17 +267,40 @@ def cap_of(module: nn.Module) -> CappedWeight | None:
     return last if isinstance(last, CappedWeight) else None
 
 
+def required_cap_of(module: nn.Module) -> CappedWeight:
+    """Return the parametrisation of a layer of a block.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the layer has lost it.
+    """
+    state = cap_of(module)
+    if state is None:
+        after = parametrize.is_parametrized(module, "weight")
+        raise InvalidArgumentError(
+            f"{described(module)} is no longer capped: "
+            + ("another parametrization was registered after the cap" if after else "it was replaced, or its cap taken")
+            + ". Make a new block, InvertibleResidual(net), of a net whose layers have no caps, and register "
+            "parametrizations before that."
+        )
+    return state
+
+
 def weight_before_cap(module: nn.Module) -> Tensor:
     """Return the weight to which the cap is applied: the free parameter, after parametrisations of the user's own."""
     chain = module.parametrizations["weight"]  # type: ignore[index,union-attr]
-    weight: Tensor = chain.original  # type: ignore[union-attr,assignment]
-    for parametrization in list(chain)[:-1]:  # type: ignore[arg-type]
+    before = list(chain)[:-1]  # type: ignore[arg-type]
+    if chain.is_tensor:  # type: ignore[union-attr]
+        weight: Tensor = chain.original  # type: ignore[union-attr,assignment]
+    else:  # several parameters, as of weight_norm
+        weight = before.pop(0)(*(getattr(chain, f"original{i}") for i in range(chain.ntensors)))  # type: ignore[union-attr,arg-type]
+    for parametrization in before:
         weight = parametrization(weight)
     return weight
 
 
 def capped_layer(module: nn.Module) -> CappedLayer:
     """Return a capped module with its free parameters."""
-    state = cap_of(module)
-    assert state is not None
+    state = required_cap_of(module)
     return CappedLayer(weight_before_cap(module), module.bias, state)  # type: ignore[arg-type]
