@@ -111,15 +111,15 @@ class TensorFlowBackend(Backend):
         dilation: Sequence[int],
         groups: int,
     ) -> Array:
-        """Call TensorFlow's convolution group by group; convolve tap by tap if dilated, or if there are many groups."""
+        """Call TensorFlow's convolution group by group; go tap by tap with a stride, dilation or many groups."""
         window, axes = kernel.shape[2:], len(kernel.shape) - 2
-        if not _native(window, dilation, groups):
+        if not _native(window, stride, dilation, groups):
             return convolution.conv(
                 namespace, x, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups
             )
         last = tf.pad(_channels_last(x), [(0, 0), *padding, (0, 0)])
         images = [
-            tf.nn.convolution(part, taps, list(stride), "VALID", data_format=_LAYOUT[axes])
+            tf.nn.convolution(part, taps, 1, "VALID", data_format=_LAYOUT[axes])
             for part, taps in zip(tf.split(last, groups, axis=-1), _filters(kernel, groups), strict=True)
         ]
         return _channels_first(images[0] if groups == 1 else tf.concat(images, axis=-1))
@@ -137,7 +137,7 @@ class TensorFlowBackend(Backend):
     ) -> Array:
         """Call TensorFlow's transposed convolution, or go tap by tap, as in `conv`."""
         window, axes = kernel.shape[2:], len(kernel.shape) - 2
-        if not _native(window, dilation, groups):
+        if not _native(window, stride, dilation, groups):
             return convolution.conv_transpose(
                 namespace,
                 y,
@@ -152,7 +152,7 @@ class TensorFlowBackend(Backend):
         batch = tf.shape(y)[0] if y.shape[0] is None else y.shape[0]
         shape = (batch, *extent, kernel.shape[1])
         images = [
-            tf.nn.conv_transpose(part, taps, shape, list(stride), "VALID", data_format=_LAYOUT[axes])
+            tf.nn.conv_transpose(part, taps, shape, 1, "VALID", data_format=_LAYOUT[axes])
             for part, taps in zip(tf.split(_channels_last(y), groups, axis=-1), _filters(kernel, groups), strict=True)
         ]
         whole = images[0] if groups == 1 else tf.concat(images, axis=-1)
@@ -303,12 +303,15 @@ def _first_order_only(mapped: Array, *sources: Array) -> tuple[Array, Callable[.
     return tf.identity(mapped), refuse
 
 
-def _native(window: Sequence[int], dilation: Sequence[int], groups: int) -> bool:
-    """Whether TensorFlow's convolutions have this geometry, and take no more products than there are taps.
+def _native(window: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int) -> bool:
+    """Whether TensorFlow's convolutions are right for this geometry, and take no more products than there are taps.
 
-    They have no derivative on a CPU where they are dilated, nor in groups, which are therefore taken one by one.
+    They have no derivative on a CPU where they are dilated, nor in groups, which are therefore taken one by one. With
+    a stride, those of TensorFlow 2.21 return wrong numbers on a CPU for one input channel, and their
+    derivative by the kernel writes beyond its memory.
     """
-    return all(d == 1 for d in dilation) and len(window) in _LAYOUT and (groups == 1 or groups < math.prod(window))
+    plain = all(n == 1 for n in (*stride, *dilation))
+    return plain and len(window) in _LAYOUT and (groups == 1 or groups < math.prod(window))
 
 
 def _channels_last(x: Array) -> Array:

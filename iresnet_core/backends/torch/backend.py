@@ -35,6 +35,7 @@ from iresnet_core.backends.torch.compilation import (
     makes_plain_tensors,
     records_plainly,
 )
+from iresnet_core.backends.torch.layout import in_plain_layout
 from iresnet_core.backends.torch.noise import TracedSeed, last_draw, random_signs, seeded_generator
 from iresnet_core.backends.torch.precision import full_precision, own_dtype
 from iresnet_core.errors import InvalidArgumentError
@@ -135,7 +136,7 @@ class TorchBackend(Backend):
         dilation: Sequence[int],
         groups: int,
     ) -> Array:
-        """Call PyTorch's convolution; uneven padding is put on beforehand."""
+        """Call PyTorch's convolution in plain layout; uneven padding is put on beforehand."""
         even = [min(pair) for pair in padding]
         extra = [side - least for pair, least in zip(padding, even, strict=True) for side in pair]
         if any(extra):
@@ -143,8 +144,10 @@ class TorchBackend(Backend):
             pairs = [tuple(extra[i : i + 2]) for i in range(0, len(extra), 2)]
             x = torch.nn.functional.pad(x, [side for pair in reversed(pairs) for side in pair])
         convolution = _CONVOLUTIONS[len(padding)]
+        x, kernel = in_plain_layout(x), in_plain_layout(kernel)
         with own_dtype(x):
-            return convolution(x, kernel, None, tuple(stride), tuple(even), tuple(dilation), groups)
+            y = convolution(x, kernel, None, tuple(stride), tuple(even), tuple(dilation), groups)
+        return in_plain_layout(y)
 
     def conv_transpose(
         self,
@@ -157,13 +160,14 @@ class TorchBackend(Backend):
         dilation: Sequence[int],
         groups: int,
     ) -> Array:
-        """Call PyTorch's transposed convolution on the padded extent, and keep the inside."""
+        """Call PyTorch's transposed convolution in plain layout on the padded extent, and keep the inside."""
         padded = [n + sum(pair) for n, pair in zip(spatial, padding, strict=True)]
         # Rows that the strided window never reached are outputs all the same.
         missed = [
             n - ((out - 1) * s + d * (k - 1) + 1)
             for n, out, s, d, k in zip(padded, y.shape[2:], stride, dilation, kernel.shape[2:], strict=True)
         ]
+        y, kernel = in_plain_layout(y), in_plain_layout(kernel)
         with own_dtype(y):
             full = torch.ops.aten.convolution.default(
                 y,
@@ -176,6 +180,7 @@ class TorchBackend(Backend):
                 [min(m, max(s, d) - 1) for m, s, d in zip(missed, stride, dilation, strict=True)],
                 groups,
             )
+        full = in_plain_layout(full)
         for axis, (n, (before, _)) in enumerate(zip(spatial, padding, strict=True), start=2):
             lacking = before + n - full.shape[axis]
             if lacking > 0:
