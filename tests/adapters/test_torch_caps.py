@@ -332,3 +332,21 @@ def test_training_in_another_dtype(begun):
         assert flow.layers[1].net[0].parametrizations.weight[0].basis.dtype == max(
             dtype, torch.float32, key=lambda d: d.itemsize
         )
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_a_layer_at_its_cap_shrinks_again_under_weight_decay(d):
+    def loss_after_having_stretched(decay):
+        torch.manual_seed(0)
+        block, x = InvertibleResidual(nn.Linear(d, d, bias=False)), torch.randn(64, d)
+        optimizer = torch.optim.AdamW(block.parameters(), 1e-2, weight_decay=decay)
+        for factor in (3.0, 1.0):
+            for _ in range(400):
+                loss = ((block(x) - factor * x) ** 2).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return float(loss.detach())
+
+    assert loss_after_having_stretched(0.0) > 0.1
+    assert loss_after_having_stretched(1.0) < 1e-3
