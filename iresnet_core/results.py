@@ -94,7 +94,8 @@ class LogDet(NamedTuple):
     method : str
         The method that was used ("auto" is replaced by its choice).
     reason : str
-        Why "auto" chose it; empty for a method that was asked for.
+        Why "auto" chose the method, and what kept `bias_bound` above what was asked for; empty where there is nothing
+        to say.
     """
 
     value: Array

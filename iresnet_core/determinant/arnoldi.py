@@ -96,6 +96,7 @@ def arnoldi_estimate(process: ArnoldiProcess, linear: Array | None) -> FormEstim
         products=m * v.shape[0],
         resolvent=resolvent,
         resolvent_error=resolvent_error,
+        shortfall=process.shortfall,
     )
 
 

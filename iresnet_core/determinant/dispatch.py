@@ -68,8 +68,9 @@ def logdet(
         tolerance would cost as much; else "mean-jacobian" where the branch allows it and d is at most 1024 (with
         convolutions: and a `reference` is given), else "arnoldi".
     tol : float, optional
-        Spend products and probes until std_error and bias_bound are at most this, for every sample, in nats. The
-        rounding in bias_bound cannot be brought down; where it is above `tol`, the result says so.
+        Spend products and probes until std_error and bias_bound are at most this, for every sample, in nats; at most
+        4096 probes. The rounding in bias_bound cannot be brought down; where it is above `tol`, so may std_error be, up
+        to the rounding, and `reason` says so.
     probes : int
         Random probes a sample (with `tol`: to begin with).
     noise : array (probes, batch, ...) or (batch, ...), optional
@@ -84,7 +85,8 @@ def logdet(
         "mean-jacobian"; the variance is finite (proof in `iresnet_core.determinant.roulette`) and part of `std_error`.
     terms : int, optional
         Products a probe for "series", "arnoldi" and "mean-jacobian", certain terms for "roulette" (default 4). Default:
-        as many as make the certified truncation error at most `tol`, or 1e-3 nats. The certificate is far above the
+        as many as make the certified truncation error at most `tol`, or 1e-3 nats, up to a limit of 64 (2048 for
+        "series"). The certificate is far above the
         error of "mean-jacobian": in training, ``terms=2`` is plenty.
     probe_kind : {"rademacher", "gaussian"}
         Rademacher probes, drawn as rows of a signed Hadamard matrix without replacement, have the lower variance;
@@ -117,7 +119,7 @@ def logdet(
     NotContractiveError
         If c >= 1, a product expanded by more than c, or the determinant is out of the range that c allows.
     NotConvergedError
-        If `tol` cannot be reached.
+        If `tol` cannot be reached: by 4096 probes, or by the products at most.
     DerivativeError
         If neither g nor the backend provides products.
     UnknownLipschitzError, NonFiniteError, ShapeError, DtypeError, MixedBackendsError, InvalidArgumentError
@@ -128,10 +130,10 @@ def logdet(
     Cost: one evaluation of g, and `products` products with J^T a sample ("exact": as many as the order of the
     determinant, in matrix form). "roulette" takes ``terms + c / (1 - c)`` on average; ``unbiased`` adds to the others
     at most ``1 / (8 (1 - k))``, and "arnoldi" and "mean-jacobian" end before that where their certificate is down to
-    rounding. The number of products is drawn once a probe for the whole batch, so that the errors of its samples are
-    correlated. Memory of
-    "arnoldi" and "mean-jacobian" with m products: the Krylov basis, m probes batch d numbers, and some m^2 / 2 numbers
-    for each of 10 to 200 quadrature nodes, probe and sample.
+    rounding, "series" and "roulette" after 2^14 products at the latest. The number of products is drawn once a probe
+    for the whole batch, so that the errors of its samples are correlated. Memory of "arnoldi" and "mean-jacobian" with
+    m products: the Krylov basis, m probes batch d numbers, and some m^2 / 2 numbers for each of 10 to 200 quadrature
+    nodes, probe and sample.
 
     Where the backend differentiates, `value` has its derivative with respect to x and to what g closes over, apart from
     the value: for each probe v the derivative of w^T J v with w = (I + J)^-T v held fixed, from the same products (one
@@ -188,6 +190,7 @@ def value_and_logdet(
         if result is None:
             value, result = EXACT.answer(problem)
             reason = f"tol={request.tol:g} would cost as much as the exact answer"
+        reason = "; ".join(part for part in (reason, result.reason) if part)
         return value if working == given else backend.xp.astype(value, given), result._replace(reason=reason)
 
 

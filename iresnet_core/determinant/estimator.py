@@ -37,10 +37,10 @@ FIRST_CHANCE = 0.125
 PRIOR_WEIGHT = 8
 # A tolerance is not believed to be met by fewer probes than this: all of fewer may miss a dominating direction.
 FEWEST_PROBES = 8
-# Probes at which a tolerance is given up.
-MOST_PROBES = 2**14
-# Probes x samples that are worked on at a time.
-VECTORS_AT_A_TIME = 2**12
+# Probes at which a tolerance is given up: it would take as much again to halve the noise once more.
+MOST_PROBES = 2**12
+# Probes x samples, and their entries, that are worked on at a time.
+VECTORS_AT_A_TIME, ENTRIES_AT_A_TIME = 2**12, 2**22
 # The Rademacher variance needs more dimensions than this to be told from one probe.
 FEW_DIMENSIONS = 4
 
@@ -127,19 +127,27 @@ class ProbedMethod(Method):
         source, count = estimator.source()
         # A batch of unknown size is worked on as a whole.
         batch = max(1, x.shape[0]) if backend.knows_size(x.shape[0]) else 1
+        vectors = min(VECTORS_AT_A_TIME, ENTRIES_AT_A_TIME // max(1, estimator.d))
         sums: Sums | None = None
         goal = count if request.tol is None else max(count, FEWEST_PROBES)
         while True:
             while sums is None or sums.probes < goal:
                 left = goal - (0 if sums is None else sums.probes)
-                step = goal if isinstance(source, ExplicitProbes) else min(left, max(1, VECTORS_AT_A_TIME // batch))
+                step = goal if isinstance(source, ExplicitProbes) else min(left, max(1, vectors // batch))
                 sums = estimator.add(sums, source.draw(step), source.kind)
             result = estimator.result(sums, source)
             if request.tol is None:
                 return linearization.value, result
+            if estimator.shortfall:
+                if max_products is not None:
+                    return linearization.value, None
+                raise NotConvergedError(
+                    f"logdet: tol={request.tol:g} nats cannot be met by method {self.name!r}: {estimator.shortfall}. "
+                    "Raise tol, or use method='exact' (or 'auto')."
+                )
             goal = _next_goal(backend, result, sums, source, request)
             if goal <= sums.probes:
-                return linearization.value, result
+                return linearization.value, _above_its_floor(backend, result, request.tol)
             if max_products is not None and goal * sums.products / sums.probes > max_products:
                 return linearization.value, None
             if goal > MOST_PROBES:
@@ -157,13 +165,25 @@ def _too_many_probes(
     )
 
 
+def _above_its_floor(backend: Backend, result: LogDet, tol: float) -> LogDet:
+    """Say so where the rounding is above the tolerance."""
+    bias = float(backend.xp.max(result.bias_bound))
+    if bias <= tol:
+        return result
+    return result._replace(reason=f"the rounding in bias_bound, {bias:.2g} nats, is above tol={tol:g}")
+
+
 def _next_goal(backend: Backend, result: LogDet, sums: "Sums", source: ProbeSource, request: Request) -> int:
-    """How many probes the tolerance needs in all, judged by the sample that needs most."""
+    """How many probes the tolerance needs in all, judged by the sample that needs most.
+
+    Where the bias is above the tolerance, no number of probes meets it, and the noise need not be below the bias.
+    """
     assert request.tol is not None
     worst = float(backend.xp.max(result.std_error))
-    if worst <= request.tol:
+    tol = max(request.tol, float(backend.xp.max(result.bias_bound)))
+    if worst <= tol:
         return sums.probes
-    needed = math.ceil(1.2 * sums.probes * (worst / request.tol) ** 2)
+    needed = math.ceil(1.2 * sums.probes * (worst / tol) ** 2)
     needed = max(needed, sums.probes + 1)
     order = source.exhausted_after
     if order is not None and sums.probes < order and request.terms is None:
@@ -208,6 +228,7 @@ class Estimator:
         self.target = max(target - rounding, rounding)
         self.rng = request.rng
         self.lengths: list[int] | None = None
+        self.shortfall = ""
 
     def source(self) -> tuple[ProbeSource, int]:
         """Where the probes come from, and how many to begin with."""
@@ -244,16 +265,16 @@ class Estimator:
                 terms = backend.host_constant(self.method.compiled_products, self.constant, self.d)
         if self.roulette is not None and lengths is None:
             lengths = self.roulette.draw(backend, v.shape[0], self.rng)
-        return Steps(terms, self._is_accurate, self.roulette, lengths)
+        return Steps(terms, self.roulette, lengths, self.target, self._error_of)
 
-    def _is_accurate(self, bias: Array) -> bool:
-        """Whether the truncation error, averaged over the probes, has met its target for every sample.
+    def _error_of(self, bias: Array) -> float:
+        """The truncation error of the worst sample, averaged over the probes.
 
-        A branch that breaks its constant would never get there, and is refused here.
+        A branch that breaks its constant would never be accurate enough, and is refused here.
         """
         self._refuse()
         xp = self.backend.xp
-        return bool(xp.all(xp.mean(bias, axis=0) <= self.target))
+        return float(xp.max(xp.mean(bias, axis=0)))
 
     def add(self, sums: Sums | None, v: Array, kind: str) -> Sums:
         """Add the forms of further probes v."""
@@ -264,6 +285,7 @@ class Estimator:
             if image is not None:
                 form = _with_remainder(xp, form, v, image)
         self._refuse()
+        self.shortfall = form.shortfall or self.shortfall
         surrogate = self._surrogate(form, v)
         if not self.request.errors:
             value = xp.sum(form.value, axis=0)
@@ -335,7 +357,7 @@ class Estimator:
             extra = trust * of_roulette + (1 - trust) * extra
         variance = variance * source.remaining_variance(p) + extra
         bias = sums.bias / p + self.prepared.known_error
-        return LogDet(value, xp.sqrt(variance / p), bias, products, self.method.name)
+        return LogDet(value, xp.sqrt(variance / p), bias, products, self.method.name, self.shortfall)
 
 
 def with_derivative(backend: Backend, value: Array, surrogate: Array) -> Array:

@@ -6,14 +6,12 @@ term whose trace is known, see `linear_share`. It is None where nothing is subtr
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from iresnet_core.backends import Array, Backend
 from iresnet_core.branches import Linearization
 from iresnet_core.determinant.quadrature import Rule, contraction_rule
+from iresnet_core.determinant.tails import series_tail
 
 __all__ = [
     "FormEstimate",
@@ -22,11 +20,10 @@ __all__ = [
     "Steps",
     "linear_share",
     "mean_resolvent_bound",
-    "sensitivity",
-    "series_tail",
-    "squared_form",
 ]
 
+# Lengths of products that are kept until the largest factor between them is found.
+PENDING_LENGTHS = 256
 # How much of the mean eigenvalue counts for `linear_share`: between 0.5 and 0.75 are best on trained branches.
 SKEW = 0.6
 
@@ -58,17 +55,31 @@ class Steps(NamedTuple):
     Attributes
     ----------
     terms : int or None
-        That many; None for as many as make ``is_accurate(bias)`` true.
-    is_accurate : callable
-        From a bound on the truncation error (probes, batch) to whether that is small enough.
+        That many; None for as many as `is_accurate` asks for, up to the limit of the method.
     roulette, lengths : Roulette and list of int (probes,), or None
         The chances of further products, and how many of them each probe takes; descending.
+    target : float
+        Truncation error that is small enough.
+    error_of : callable
+        From a bound on the truncation error (probes, batch) to that of the mean over the probes, for the worst sample.
     """
 
     terms: int | None
-    is_accurate: Callable[[Array], bool] = lambda bias: False
     roulette: Roulette | None = None
     lengths: list[int] | None = None
+    target: float = 0.0
+    error_of: Callable[[Array], float] = lambda bias: math.inf
+
+    def is_accurate(self, bias: Array) -> bool:
+        """Whether a bound on the truncation error (probes, batch) is small enough."""
+        return self.error_of(bias) <= self.target
+
+    def missed(self, bias: Array, products: int, why: str) -> str:
+        """What is said of a form whose products ended before its error was small enough."""
+        return (
+            f"the truncation is bounded by {self.error_of(bias):.2g} nats, not {self.target:.2g}, after {products} "
+            f"products a probe, {why}"
+        )
 
 
 class FormEstimate(NamedTuple):
@@ -81,6 +92,7 @@ class FormEstimate(NamedTuple):
     (probes, batch, d) is w = (I + J^T)^-1 v, less theta v where the linear term is subtracted, to the accuracy of the
     form: w^T dJ v is the derivative of `value`. `resolvent_error` is a certified bound on its error, the norm of
     v - (I + J^T) w over 1 - c, from Arnoldi's method. Both are there only if `JacobianProducts.needs_gradient`.
+    `shortfall` says why the products ended before the error was small enough; empty where they did not.
     """
 
     value: Array
@@ -92,6 +104,7 @@ class FormEstimate(NamedTuple):
     products: int
     resolvent: Array | None = None
     resolvent_error: Array | None = None
+    shortfall: str = ""
 
     @classmethod
     def without_errors(cls, xp: Any, value: Array, products: int, resolvent: Array | None) -> "FormEstimate":
@@ -142,6 +155,8 @@ class JacobianProducts:
         w = self._transposed(u)
         new_length = xp.linalg.vector_norm(w, axis=-1)
         self._lengths.append((length, new_length))
+        if len(self._lengths) > PENDING_LENGTHS:
+            _ = self.largest_factor  # lets go of them
         return w, new_length
 
     @property
@@ -206,69 +221,3 @@ def linear_share(xp: Any, trace: Array, d: int, c: float) -> Array:
 def mean_resolvent_bound(c: float) -> float:
     """Integral over t from 0 to 1 of 1 / (1 - t c), which bounds that of ||(I + t J)^-1||."""
     return -math.log1p(-c) / c if c > 1e-8 else 1.0
-
-
-def series_tail(c: float, n: int) -> float:
-    """Upper bound on sum over j >= 1 of c^j / (n + j), tight to 1e-15: c^-n times what n terms of log(1 + c) leave.
-
-    The sum is cut where its geometric remainder is negligible, and the remainder added.
-    """
-    powers, places = _powers(c)
-    remainder = c * powers[-1] / ((n + powers.size + 1) * (1 - c)) if c else 0.0
-    return float(np.sum(powers / (n + places)) + remainder) * (1 + 1e-13)
-
-
-@cache
-def _powers(c: float) -> tuple[np.ndarray, np.ndarray]:
-    """c^j and j for j = 1, 2, ... until c^j is negligible."""
-    count = 1 if c == 0 else min(200_000, math.ceil(40 / -math.log(c)))
-    places = np.arange(1, count + 1)
-    return c**places, places
-
-
-def squared_form(backend: Backend, moments: Sequence[Array], linear: Array | None, log_times_v: Array) -> Array:
-    """v^T f(J)^2 v from the moments v^T J^k v, k = 1, 2, ..., (probes, batch), as far as they go.
-
-    Where they do not reach v^T J^4 v (v^T J^2 v, if nothing is subtracted), ||f(J) v||^2 stands for it.
-    """
-    if len(moments) < (2 if linear is None else 4):
-        return backend.xp.linalg.vecdot(log_times_v, log_times_v)
-    both, mixed = (_combined(backend, moments, table) for table in (_cross_terms, _first_terms))
-    if linear is None:
-        return both + mixed + moments[1]
-    share = 1 - linear
-    return both + share * (mixed + share * moments[1])
-
-
-def _combined(backend: Backend, moments: Sequence[Array], coefficients: Callable[[int], np.ndarray]) -> Array:
-    """Sum the moments from the third one on, times the coefficients that a function of their number gives."""
-    xp = backend.xp
-    if len(moments) < 3:
-        return xp.zeros_like(moments[0])
-    further = xp.stack(moments[2:])
-    weights = xp.astype(backend.constant_array(coefficients, len(moments), like=further), further.dtype)
-    return xp.sum(further * weights[:, None, None], axis=0)
-
-
-def sensitivity(xp: Any, lengths: Sequence[Array], c: float) -> Array:
-    """||v|| (||v|| + ||J^T v|| + ...) times the integral of 1 / (1 - t c), see `FormEstimate`."""
-    total = xp.sum(xp.stack(lengths), axis=0)
-    return lengths[0] * (total + lengths[-1] * c / (1 - c)) * mean_resolvent_bound(c)
-
-
-def _cross_terms(terms: int) -> np.ndarray:
-    """Coefficients of J^p, p = 3, ..., in log(I + J)^2 without those of the term J.
-
-    (-1)^p times the sum over j from 2 to p - 2 of 1 / (j (p - j)), which is 2 / p times a harmonic sum.
-    """
-    powers = np.arange(3.0, terms + 1)
-    harmonic = np.cumsum(np.where(powers > 3, 1 / (powers - 2), 0.0))
-    coefficients: np.ndarray = (-1) ** powers * 2 * harmonic / powers
-    return coefficients
-
-
-def _first_terms(terms: int) -> np.ndarray:
-    """Coefficients of J^p, p = 3, ..., in twice J times what log(I + J) is without it: (-1)^p 2 / (p - 1)."""
-    powers = np.arange(3.0, terms + 1)
-    coefficients: np.ndarray = (-1) ** powers * 2 / (powers - 1)
-    return coefficients

@@ -22,7 +22,6 @@ Here P_j = first keep^(j-1), and keep follows from the certified constant c:
 The remainder is small after the certain products, so that the chance to look at it at all may be small too.
 """
 
-import copy
 from typing import NamedTuple
 
 from iresnet_core.backends import Array
@@ -32,17 +31,21 @@ from iresnet_core.determinant.forms import (
     JacobianProducts,
     Roulette,
     Steps,
-    sensitivity,
-    series_tail,
-    squared_form,
 )
+from iresnet_core.determinant.power_series import MOST_TERMS, PowerSeries
 from iresnet_core.determinant.request import Problem
+from iresnet_core.determinant.tails import series_tail
 from iresnet_core.errors import InvalidArgumentError
 
 __all__ = ["LEAST_CHANCE", "ROULETTE", "form_with_roulette"]
 
 # Certain terms of method "roulette".
 CERTAIN_TERMS = 4
+# Products a probe at most, of the certain terms and the roulette together. Beyond them c^k is below rounding up to
+# c = 0.998, and nothing is left; nearer 1 the bound on the bias says what is.
+MOST_PRODUCTS = 2**14
+# Products after which it is looked at whether what is left is down to rounding.
+PRODUCTS_BETWEEN_LOOKS = 16
 # Lengths with a smaller chance than this cannot have been drawn, and dividing by it would overflow.
 LEAST_CHANCE = 1e-200
 
@@ -53,42 +56,59 @@ def form_with_roulette(products: JacobianProducts, v: Array, linear: Array | Non
     After the certain terms, term ``terms + j`` is computed with probability P_j and divided by it. The lengths are
     descending: the probes with the longest tails come first, so that those which are done drop off the end of the
     stack.
+
+    The series ends, whatever the lengths, where the bound on what is left is down to rounding for every probe and
+    sample, or after `MOST_PRODUCTS`. Where it ends does not depend on the lengths of the probe itself, so that the mean
+    over them is the sum up to there: the bias is what is left then, at most the larger of rounding and the a-priori
+    bound after `MOST_PRODUCTS`.
     """
     xp, c, lengths, roulette = products.backend.xp, products.constant, steps.lengths, steps.roulette
     assert lengths is not None
     assert roulette is not None
-    series = _PowerSeries(products, v, linear)
-    zero = xp.zeros_like(series.lengths[0])
+    if max(lengths) and roulette.chance(max(lengths)) < LEAST_CHANCE:
+        raise InvalidArgumentError(f"lengths of {max(lengths)} have no chance under the constant {roulette.keep:.3g}.")
+    series = PowerSeries(products, v, linear)
+    zero = xp.zeros_like(series.length_of_v)
     sums = _Sums(zero, zero, zero)
     while steps.terms is None or series.terms < steps.terms:
         sums = sums.plus(series.step(products), 1.0)
         if steps.terms is None:
             tail = products.backend.host_constant(series_tail, c, series.terms)
-            if steps.is_accurate(series.scale() * tail):
+            if steps.is_accurate(series.scale() * tail) or series.terms >= MOST_TERMS:
                 break
     certain = series.terms
     count = certain * v.shape[0]
+    limit = max(MOST_PRODUCTS, certain)
+    eps = 8 * float(xp.finfo(v.dtype).eps)
+    traced = products.backend.is_tracing(v, products.linearization.value)
     parts = []
     while True:
         further = series.terms - certain
         alive = sum(1 for n in lengths if n > further)
         following = roulette.chance(further + 1)
-        if alive and following < LEAST_CHANCE:
-            raise InvalidArgumentError(
-                f"lengths of {max(lengths)} have no chance under the constant {roulette.keep:.3g}."
-            )
         if alive < series.v.shape[0]:
             ended = _Sums(*(a[alive:, ...] for a in sums))
             parts.append(_ended(c, roulette.keep, following, series.split(alive), ended))
             sums = _Sums(*(a[:alive, ...] for a in sums))
         if not alive:
             break
+        looks = further % PRODUCTS_BETWEEN_LOOKS == 0 and not traced
+        if series.terms >= limit or (looks and _is_rounding(series, eps)):
+            parts.append(_ended(c, roulette.keep, following, series, sums))
+            break
         count += alive
         sums = sums.plus(series.step(products, following), following)
     value, bias, image, form, growth, variance, resolvent = (
         None if parts[0][i] is None else xp.concat([part[i] for part in reversed(parts)]) for i in range(7)
     )
-    return FormEstimate(value, bias, image, form, growth, variance, count, resolvent)
+    left = max(eps, c**limit * products.backend.host_constant(series_tail, c, limit))
+    return FormEstimate(value, bias + left * xp.linalg.vecdot(v, v), image, form, growth, variance, count, resolvent)
+
+
+def _is_rounding(series: PowerSeries, eps: float) -> bool:
+    """Whether the bound on what is left of every probe is down to rounding."""
+    xp, tail = series.xp, series_tail(series.constant, series.terms)
+    return bool(xp.all(series.length * tail <= eps * series.length_of_v))
 
 
 class _Sums(NamedTuple):
@@ -112,67 +132,7 @@ class _Sums(NamedTuple):
         )
 
 
-class _PowerSeries:
-    """Running sums of the series for a stack of probes, from which those drop off whose roulette has ended.
-
-    Its coefficients are (-1)^(k+1) / k, and 1 less `linear` for k = 1.
-    """
-
-    def __init__(self, products: JacobianProducts, v: Array, linear: Array | None) -> None:
-        xp = products.backend.xp
-        self.backend, self.xp, self.linear = products.backend, xp, linear
-        self.v = self.power = v
-        self.log_times_v = xp.zeros_like(v)
-        self.resolvent = None
-        if products.needs_gradient:
-            self.resolvent = v if linear is None else (1 - linear)[..., None] * v
-        self.lengths: list[Array] = [xp.linalg.vector_norm(v, axis=-1)]
-        self.moments: list[Array] = []
-
-    @property
-    def terms(self) -> int:
-        """Products so far."""
-        return len(self.moments)
-
-    def step(self, products: JacobianProducts, chance: float = 1.0) -> Array:
-        """Take the next product, which had this chance of being taken; returns its term, undivided."""
-        self.power, length = products(self.power, self.lengths[-1])
-        self.lengths.append(length)
-        self.moments.append(self.xp.linalg.vecdot(self.v, self.power))
-        k = self.terms
-        if self.resolvent is not None:
-            self.resolvent = self.resolvent + (-1.0) ** k / chance * self.power
-        if k == 1:
-            if self.linear is None:
-                self.log_times_v = self.power
-                return self.moments[0]
-            share = 1 - self.linear
-            self.log_times_v = share[..., None] * self.power
-            return share * self.moments[0]
-        weight = (-1.0) ** (k + 1) / k
-        self.log_times_v = self.log_times_v + weight * self.power
-        return weight * self.moments[-1]
-
-    def scale(self) -> Array:
-        """||v|| times the length of the last product."""
-        return self.lengths[0] * self.lengths[-1]
-
-    def split(self, count: int) -> "_PowerSeries":
-        """Keep the first `count` probes, and return the others as a series of their own."""
-        rest = copy.copy(self)
-        for name in ("v", "power", "log_times_v", "resolvent"):
-            array = getattr(self, name)
-            if array is not None:
-                setattr(rest, name, array[count:, ...])
-                setattr(self, name, array[:count, ...])
-        for name in ("moments", "lengths"):
-            arrays = getattr(self, name)
-            setattr(rest, name, [array[count:, ...] for array in arrays])
-            setattr(self, name, [array[:count, ...] for array in arrays])
-        return rest
-
-
-def _ended(c: float, keep: float, following: float, series: _PowerSeries, sums: _Sums) -> tuple[Array | None, ...]:
+def _ended(c: float, keep: float, following: float, series: PowerSeries, sums: _Sums) -> tuple[Array | None, ...]:
     """The fields of a FormEstimate, but products, for probes whose roulette has ended.
 
     Terms that were computed enter the variance as they are. Those that were not are taken to be a r^j, j = 1, 2, ...,
@@ -181,18 +141,17 @@ def _ended(c: float, keep: float, following: float, series: _PowerSeries, sums: 
     """
     xp = series.xp
     a = series.scale() / (series.terms + 1)
-    previous, last = series.lengths[-2:]
+    previous, last = series.previous_length, series.length
     before = xp.where(previous > 0, previous, xp.ones_like(a))
     r = 0.5 * (c + xp.minimum(last / before, xp.full_like(a, c)))
     squares = a * a * r * r / following / (1 - r * r / keep) if keep else xp.zeros_like(a)
     crossed = 2 * xp.abs(sums.weighted) * a * r / (1 - r) + 2 * squares * r / (1 - r)
-    image = series.log_times_v
     return (
         sums.value,
         xp.zeros_like(a),
-        xp.linalg.vecdot(image, image),
-        squared_form(series.backend, series.moments, series.linear, image),
-        sensitivity(xp, series.lengths, c),
+        series.squared_image(),
+        series.squared_form(),
+        series.sensitivity(),
         xp.maximum(sums.variance, xp.zeros_like(squares)) + squares + crossed,
         series.resolvent,
     )

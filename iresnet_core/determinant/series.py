@@ -7,18 +7,16 @@ After n products with J^T the rest is at most ||v|| ||(J^T)^n v|| times the sum 
 
 from iresnet_core.backends import Array
 from iresnet_core.determinant.estimator import DEFAULT_BIAS, ProbedMethod
-from iresnet_core.determinant.forms import (
-    FormEstimate,
-    JacobianProducts,
-    Steps,
-    sensitivity,
-    series_tail,
-    squared_form,
-)
+from iresnet_core.determinant.forms import FormEstimate, JacobianProducts, Steps
+from iresnet_core.determinant.power_series import MOST_TERMS, PowerSeries
 from iresnet_core.determinant.request import Problem
 from iresnet_core.determinant.roulette import form_with_roulette
+from iresnet_core.determinant.tails import series_tail
 
 __all__ = ["SERIES"]
+
+# Terms in a compiled program at most: each is a piece of the program.
+COMPILED_TERMS = 256
 
 
 class Series(ProbedMethod):
@@ -33,47 +31,40 @@ class Series(ProbedMethod):
     def form(self, products: JacobianProducts, v: Array, linear: Array | None, steps: Steps) -> FormEstimate:
         """Sum the first `terms` terms for probes v (probes, batch, d), or as many as are accurate enough.
 
-        The a-priori bound, c^n in place of ||(J^T)^n v|| / ||v||, ends the sum at the latest.
+        `MOST_TERMS` end the sum at the latest.
         """
         if steps.lengths is not None:
             return form_with_roulette(products, v, linear, steps)
-        xp, c, terms = products.backend.xp, products.constant, steps.terms
-        v_length = xp.linalg.vector_norm(v, axis=-1)
-        lengths, moments = [v_length], []
-        share = None if linear is None else (1 - linear)[..., None]  # of J v, where theta J v is subtracted
-        power, resolvent, n = v, v if share is None else share * v, 0
+        c, terms, shortfall = products.constant, steps.terms, ""
+        series = PowerSeries(products, v, linear)
         while True:
-            n += 1
-            power, length = products(power, lengths[-1])  # (J^T)^n v
-            if n == 1:
-                log_times_v = power if share is None else share * power
-            else:
-                log_times_v = log_times_v + (-1.0) ** (n + 1) / n * power
-            if products.needs_gradient:
-                resolvent = resolvent + (-1.0) ** n * power  # (I + J^T)^-1 v
-            lengths.append(length)
-            moments.append(xp.linalg.vecdot(v, power))
-            # The tail is at least its first term: as long as that is too much, its sum need not be known.
-            if n != terms and (terms is not None or not steps.is_accurate(v_length * length * (c / (n + 1)))):
+            series.step(products)
+            n, scale = series.terms, series.scale()
+            # The tail is at least its first term: as long as that is too much, its bound need not be known.
+            if n < (terms or MOST_TERMS) and (terms is not None or not steps.is_accurate(scale * (c / (n + 1)))):
                 continue
-            bias = v_length * length * products.backend.host_constant(series_tail, c, n)
-            if n == terms or steps.is_accurate(bias):
+            bias = scale * products.backend.host_constant(series_tail, c, n)
+            if n == terms or (terms is None and steps.is_accurate(bias)):
+                break
+            if terms is None and n >= MOST_TERMS:
+                shortfall = steps.missed(bias, n, "the most that are taken")
                 break
         return FormEstimate(
-            value=xp.linalg.vecdot(v, log_times_v),
+            value=series.value(),
             bias=bias,
-            squared_image=xp.linalg.vecdot(log_times_v, log_times_v),
-            squared_form=squared_form(products.backend, moments, linear, log_times_v),
-            sensitivity=sensitivity(xp, lengths, c),
+            squared_image=series.squared_image(),
+            squared_form=series.squared_form(),
+            sensitivity=series.sensitivity(),
             extra_variance=None,
             products=n * v.shape[0],
-            resolvent=resolvent if products.needs_gradient else None,
+            resolvent=series.resolvent,
+            shortfall=shortfall,
         )
 
     def compiled_products(self, c: float, d: int) -> int:
-        """As many as the a-priori bound asks for."""
+        """As many as the a-priori bound asks for, up to a limit."""
         n = 1
-        while d * c**n * series_tail(c, n) > DEFAULT_BIAS:
+        while n < COMPILED_TERMS and d * c**n * series_tail(c, n) > DEFAULT_BIAS:
             n += 1
         return n
 

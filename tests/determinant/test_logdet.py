@@ -13,7 +13,7 @@ from iresnet_core import Activation, Chain, Dense, Linearization, example_data, 
 from iresnet_core.backends import get_backend
 from iresnet_core.determinant import METHODS
 from iresnet_core.determinant import exact as exact_determinant
-from iresnet_core.determinant.forms import series_tail
+from iresnet_core.determinant.tails import series_tail
 from iresnet_core.errors import (
     NotConvergedError,
 )
