@@ -1,5 +1,6 @@
 """Constants on a device, kept from one call to the next: to send one there makes the host wait for the device."""
 
+import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -16,6 +17,7 @@ class KeptConstants:
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, Array] = {}
+        self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], Any], send: Callable[[Any], Array]) -> Array:
         """Return ``send(make())``, or what it was the last time."""
@@ -25,7 +27,8 @@ class KeptConstants:
         host = make()
         array = send(host)
         if host.size <= LARGEST:
-            if len(self._kept) >= MOST:
-                self._kept.pop(next(iter(self._kept)), None)
-            self._kept[key] = array
+            with self._lock:
+                if len(self._kept) >= MOST:
+                    self._kept.pop(next(iter(self._kept)), None)
+                self._kept[key] = array
         return array

@@ -7,6 +7,7 @@ Autocast also lowers the products of a backward pass that runs inside of it, eve
 where it was off. Those are recorded with a backward pass that switches it off again.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -50,8 +51,8 @@ def own_dtype(x: Array) -> AbstractContextManager[Any]:
 def full_precision() -> AbstractContextManager[Any]:
     """Context without autocast on any device, in which float32 products are taken in float32.
 
-    The latter is a setting of the process. It is changed where it is lowered, and put back afterwards; not in a
-    compiled program, which runs with the settings of its caller.
+    The latter is a setting of the process. It is changed where it is lowered, and put back when no thread is inside any
+    more; not in a compiled program, which runs with the settings of its caller.
     """
     if torch.compiler.is_compiling():
         return _autocast_off() if any(map(torch.is_autocast_enabled, _KINDS)) else nullcontext()
@@ -156,10 +157,7 @@ class _OwnDtype(torch.autograd.Function):
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    chosen = [(where, getattr(where, _SETTING)) for where in _products()]
-    lowered = [(where, precision) for where, precision in chosen if precision not in (_FULL, "none")]
-    for where, _ in lowered:
-        setattr(where, _SETTING, _FULL)
+    _SETTINGS.enter()
     try:
         if any(map(torch.is_autocast_enabled, _KINDS)):
             with _without_autocast():
@@ -167,8 +165,37 @@ def _full_precision() -> Iterator[None]:
         else:
             yield
     finally:
-        for where, precision in lowered:
-            setattr(where, _SETTING, precision)
+        _SETTINGS.leave()
+
+
+class _Settings:
+    """The settings of the process while some thread is in `full_precision`: the last one to leave puts them back."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.chosen: dict[Any, Any] = {}  # what the program around has chosen, where we have changed it
+
+    def enter(self) -> None:
+        with self.lock:
+            self.inside += 1
+            for where in _products():
+                precision = getattr(where, _SETTING)
+                if precision not in (_FULL, "none"):
+                    self.chosen[where] = precision
+                    setattr(where, _SETTING, _FULL)
+
+    def leave(self) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0 and self.chosen:
+                for where, precision in self.chosen.items():
+                    if getattr(where, _SETTING) == _FULL:  # else somebody has chosen anew in the meantime
+                        setattr(where, _SETTING, precision)
+                self.chosen = {}
+
+
+_SETTINGS = _Settings()
 
 
 def _products() -> tuple[Any, ...]:
