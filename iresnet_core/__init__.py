@@ -18,6 +18,7 @@ from iresnet_core.flows import (
     LogProb,
     ResidualBlock,
     Squeeze,
+    Standardize,
     Transformed,
 )
 from iresnet_core.inverse import invert
@@ -49,6 +50,7 @@ __all__ = [
     "ResidualBlock",
     "SpectralNorm",
     "Squeeze",
+    "Standardize",
     "Transformed",
     "as_operator",
     "invert",

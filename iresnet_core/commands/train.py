@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from iresnet_core.commands.terminal import FAILED, one_thread, usage_errors, wide_console
-from iresnet_core.errors import InvalidArgumentError, IResNetError, MissingDependencyError, RunError
+from iresnet_core.errors import DataFileError, InvalidArgumentError, IResNetError, MissingDependencyError, RunError
 from iresnet_core.files import load
 from iresnet_core.training import (
     IMAGES,
@@ -71,6 +71,10 @@ def train_command(
     activation: Annotated[str | None, _option("--activation", help="Between them, as lipswish, elu or sin.")] = None,
     coeff: Annotated[float | None, _option("--coeff", help="Cap of a block's Lipschitz constant (0.9).")] = None,
     alpha: Annotated[float | None, _option("--alpha", help="Of the logit of images (0.05).")] = None,
+    standardize: Annotated[
+        bool | None,
+        _option("--standardize/--no-standardize", help="Data but grey levels, as first layer; default yes."),
+    ] = None,
     steps: Annotated[int | None, _option("--steps", help="Length in steps (2000).")] = None,
     minutes: Annotated[float | None, _option("--minutes", help="Length in minutes, instead of steps.")] = None,
     batch: Annotated[int | None, _option("--batch", help="Samples a step (256; of conv 64).")] = None,
@@ -119,6 +123,7 @@ def train_command(
         "activation": activation,
         "coeff": coeff,
         "alpha": alpha,
+        "standardize": standardize,
         "framework": framework,
         "steps": steps,
         "minutes": minutes,
@@ -171,7 +176,7 @@ def _train(console: Console, run: TrainingRun, config: RunConfig, dataset: Datas
             f"Ended at once; the last checkpoint stays. Resume: iresnet train --resume {run.folder}", soft_wrap=True
         )
         raise typer.Exit(INTERRUPTED) from None
-    except RunError:  # the folder's fault
+    except (RunError, DataFileError):  # the user can mend what is in the folder and in the data
         raise
     except IResNetError as error:
         print(f"iresnet: {error}", file=sys.stderr)

@@ -13,7 +13,16 @@ from iresnet_core.backends import Array
 from iresnet_core.branches import ACTIVATIONS, Activation, Chain
 from iresnet_core.errors import InvalidArgumentError, IResNetError, StorageError
 from iresnet_core.files.limits import require_modest_convolution, require_modest_flow
-from iresnet_core.flows import ActNorm, FactorOut, Flow, InjectivePad, Logit, ResidualBlock, Squeeze
+from iresnet_core.flows import (
+    ActNorm,
+    FactorOut,
+    Flow,
+    InjectivePad,
+    Logit,
+    ResidualBlock,
+    Squeeze,
+    Standardize,
+)
 from iresnet_core.operators import Convolution, Dense
 
 __all__ = ["STORABLE", "Storable", "TensorSink", "TensorSource", "brief", "build", "describe", "some"]
@@ -252,6 +261,9 @@ _PAIRS = _data(
 _NUMBERS = _data(
     "an object of numbers", lambda value: isinstance(value, dict) and all(map(_is_number, value.values())), write=dict
 )
+_LIST = _data(
+    "a list of numbers", lambda value: isinstance(value, list) and all(map(_is_number, value)), write=list, read=tuple
+)
 _ARRAY = FieldKind(_write_array, _read_array)
 _PART = FieldKind(
     lambda part, path, sink: describe(part, f"{path}.", sink),
@@ -296,6 +308,7 @@ STORABLE = (
     Storable(Squeeze, {"factor": _INTEGER, "data_format": _TEXT}),
     Storable(InjectivePad, {"padding": _INTEGER, "axis": _INTEGER}),
     Storable(Logit, {"alpha": _NUMBER}),
+    Storable(Standardize, {"mean": _LIST, "std": _LIST, "axis": _INTEGER}),
     Storable(
         FactorOut,
         {"keep": _INTEGER, "axis": _INTEGER, "event_shape": _or_none(_INTEGERS), "layers": _PARTS},

@@ -7,6 +7,7 @@ from iresnet_core.flows.layer import Layer, Shape, Transformed, located
 from iresnet_core.flows.logit import Logit
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
+from iresnet_core.flows.standardize import Standardize
 
 __all__ = [
     "ActNorm",
@@ -19,6 +20,7 @@ __all__ = [
     "ResidualBlock",
     "Shape",
     "Squeeze",
+    "Standardize",
     "Transformed",
     "located",
 ]

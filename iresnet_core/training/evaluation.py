@@ -8,7 +8,8 @@ import numpy as np
 
 from iresnet_core.backends import get_backend
 from iresnet_core.errors import InvalidArgumentError, ShapeError
-from iresnet_core.flows import Flow
+from iresnet_core.flows import Flow, Standardize
+from iresnet_core.training.data_spread import require_spread
 
 __all__ = ["MeanScore", "Samples", "Scores", "draw_samples", "mean_score", "preimages", "scores", "transformed"]
 
@@ -96,7 +97,9 @@ def scores(flow: Flow, x: np.ndarray, *, seed: int = 0, progress: Progress | Non
     ShapeError
         If `x` is empty or of another shape.
     NonFiniteError
-        If `x` holds NaN or infinity.
+        If `x` holds NaN or infinity, or a log-density overflows.
+    DataFileError
+        If `x` loses its spread in the dtype of the flow.
     """
     if not len(x):
         raise ShapeError("there is no sample to score.")
@@ -181,7 +184,14 @@ def _chunks(flow: Flow, x: np.ndarray) -> list[np.ndarray]:
 
 def _on_backend(flow: Flow, x: np.ndarray) -> Any:
     backend, like = get_backend(*flow.arrays), flow.arrays[0]
-    return backend.from_numpy(np.ascontiguousarray(x, dtype=backend.to_numpy(like).dtype), like)
+    cast = np.ascontiguousarray(x, dtype=backend.to_numpy(like).dtype)
+    first = flow.layers[0]
+    if isinstance(first, Standardize):
+        shape = [1] * x.ndim
+        shape[first.axis] = -1
+        std = np.reshape(first.std, shape)[0]
+        require_spread(x, cast.dtype.name, std, "Compute in float64: --dtype float64.")
+    return backend.from_numpy(cast, like)
 
 
 def _seed(seed: int, k: int) -> int:

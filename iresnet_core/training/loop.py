@@ -11,15 +11,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from iresnet_core.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError, RunError, StorageError
-from iresnet_core.files import load
+from iresnet_core.files import load, save
+from iresnet_core.flows import Flow, Standardize
 from iresnet_core.training.checkpoint import Checkpoint, Progress
+from iresnet_core.training.data_spread import require_spread, standardization
 from iresnet_core.training.datasets import Dataset, dequantized
 from iresnet_core.training.plans import LayerPlan
 from iresnet_core.training.run import RunConfig, TrainingRun
@@ -81,8 +83,8 @@ class Trainer(Protocol):
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take up what `state` returned; RunError if it belongs to another model."""
 
-    def export(self, path: Path) -> None:
-        """Write the flow in the format of `iresnet_core.save`."""
+    def to_core(self) -> Flow:
+        """Return the flow of the core with certified weights."""
 
 
 class Watcher(Protocol):
@@ -193,7 +195,8 @@ def train(
     """
     with run.locked():
         settings = config.settings.training
-        batches = _Batches(dataset, config.layout, settings)
+        layer = standardization(dataset.train, config.layout) if config.settings.model.standardize else None
+        batches = _Batches(dataset, config.layout, settings, layer)
         trainer: Trainer = find_trainer(settings.framework)(
             plan, config.layout.model_shape, settings, batches.first(max(settings.batch, _CHUNK))
         )
@@ -235,8 +238,17 @@ def _taken_up(run: TrainingRun, trainer: Trainer) -> Progress:
 class _Batches:
     """The samples of every step, each a function of the seed and the step alone."""
 
-    def __init__(self, dataset: Dataset, layout: SampleLayout, settings: TrainingSettings) -> None:
-        self.dataset, self.layout, self.settings = dataset, layout, settings
+    def __init__(
+        self,
+        dataset: Dataset,
+        layout: SampleLayout,
+        settings: TrainingSettings,
+        standardize: Standardize | None = None,
+    ) -> None:
+        self.dataset, self.layout, self.settings, self.standardize = dataset, layout, settings, standardize
+        if standardize is None and dataset.levels is None:
+            spread = np.std(dataset.train, axis=0)
+            require_spread(dataset.train, settings.dtype, spread, "Leave out --no-standardize, or try --dtype float64.")
         self.per_epoch = len(dataset.train) // settings.batch
         self._epoch = -1
         self._order = np.zeros(0, dtype=np.int64)
@@ -258,7 +270,24 @@ class _Batches:
         return self._ready(self.dataset.train[chosen], np.random.default_rng([self.settings.seed, 2, step]))
 
     def _ready(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return self.layout.to_model(dequantized(x, self.dataset.levels, rng)).astype(self.settings.dtype)
+        ready = self.layout.to_model(dequantized(x, self.dataset.levels, rng))
+        if self.standardize is not None:  # in float64, since the cast might lose the spread
+            ready = self.standardize(ready)
+        return ready.astype(self.settings.dtype)
+
+    @cached_property
+    def offset(self) -> float:
+        """Nats by which the negative log-density of the data lies above that of what the trainer is given."""
+        if self.standardize is None:
+            return 0.0
+        origin = np.zeros((1, *self.layout.model_shape))
+        return -float(self.standardize.forward(origin).logdet.value[0])
+
+    def exported(self, flow: Flow) -> Flow:
+        """Return the flow on the data from that on what the trainer is given."""
+        if self.standardize is None:
+            return flow
+        return Flow([self.standardize, *flow.layers], flow.event_shape, base=flow.base)
 
 
 class _Loop:
@@ -294,6 +323,7 @@ class _Loop:
         before, begin = progress.seconds, time.monotonic()
         while not self.done() and not stopped.is_set():
             loss, norm = self.trainer.step(self.batches.at(progress.step), self._rate())
+            loss += self.batches.offset
             if not (math.isfinite(loss) and math.isfinite(norm or 0.0)):
                 kept = f"step {self.saved}, which stays" if self.saved >= 0 else "none"
                 raise NonFiniteError(
@@ -324,7 +354,7 @@ class _Loop:
         """Add a row to the log, and export the model if it is the best so far."""
         progress, x = self.progress, self.batches.validation
         chunks = [self.trainer.log_prob(x[i : i + _CHUNK], self.settings.seed + i) for i in range(0, len(x), _CHUNK)]
-        nats = -np.concatenate(chunks).astype(np.float64)
+        nats = self.batches.offset - np.concatenate(chunks).astype(np.float64)
         mean, deviation = float(np.mean(nats)), float(np.std(nats, ddof=1)) if len(nats) > 1 else 0.0
         if not math.isfinite(mean):
             raise NonFiniteError(f"at step {progress.step} the log-density of the validation set is {-mean:g}.")
@@ -345,7 +375,7 @@ class _Loop:
             "learning_rate": self._rate(),
         }
         if mean < progress.best:
-            self.trainer.export(self.run.model_path)
+            save(self.batches.exported(self.trainer.to_core()), self.run.model_path)
             progress.best, progress.best_step = mean, progress.step
         progress.losses, progress.norm, progress.since = 0.0, None, 0
         self.run.append_row(row)

@@ -52,6 +52,8 @@ class ModelSettings:
         Bound on the Lipschitz constant of a block.
     alpha : float or None
         Parameter of the logit in front, for images of grey levels; None for a flow without a logit.
+    standardize : bool
+        Whether a layer that brings the data to mean zero and variance one stands in front; for all other data.
     """
 
     kind: str
@@ -61,6 +63,7 @@ class ModelSettings:
     activation: str
     coeff: float
     alpha: float | None = None
+    standardize: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -158,6 +158,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         "activation": "sin" if size < _FEW and not image else "elu",
         "coeff": 0.9,
         "alpha": 0.05 if dataset.levels is not None else None,
+        "standardize": dataset.levels is None,
     }
     training: dict[str, Any] = {
         "framework": framework,
@@ -181,6 +182,8 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         raise InvalidArgumentError("give either steps or minutes, not both.")
     if dataset.levels is None and model["alpha"] is not None:
         raise InvalidArgumentError(f"alpha is for images of grey levels, which {dataset.name} does not hold.")
+    if dataset.levels is not None and model["standardize"]:
+        raise InvalidArgumentError(f"standardize is for real numbers; {dataset.name} holds grey levels, for a logit.")
     Activation(model["activation"])
     settings = RunSettings(source, ModelSettings(**model), TrainingSettings(**training))
     if settings.training.batch > len(dataset.train):
@@ -235,6 +238,9 @@ def settings_from_json(node: Any, where: str) -> RunSettings:
         # Run folders that were begun before the setting had its name are resumed too.
         training = {("framework" if name == "engine" else name): value for name, value in training.items()}
         node = {**node, "training": training}
+    model = node.get("model")
+    if isinstance(model, dict) and "standardize" not in model:
+        node = {**node, "model": {**model, "standardize": False}}  # as before there was the setting
     parts = {name: _from_json(kind, node.get(name), f"{where}: {name}") for name, kind in kinds.items()}
     return RunSettings(**parts)
 
@@ -247,7 +253,7 @@ def _from_json(kind: Any, node: Any, where: str) -> Any:
     for name, expected in get_type_hints(kind).items():
         value = node[name]
         allowed = expected | int if expected in (float, float | None) else expected
-        if isinstance(value, bool) or not isinstance(value, allowed):
+        if isinstance(value, bool) != (expected is bool) or not isinstance(value, allowed):
             raise RunError(f"{where}: {name} is {value!r}.")
     try:
         return kind(**node)

@@ -16,6 +16,7 @@ from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.logit import Logit
 from iresnet_core.flows.reshaping import Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
+from iresnet_core.flows.standardize import Standardize
 from iresnet_core.operators.convolution import Convolution
 from iresnet_core.operators.dense import Dense
 
@@ -108,6 +109,7 @@ def every_layer(backend, dtype="float64"):
         (actnorm(backend, rng, 2, dtype), (2, 3, 3)),
         (Squeeze(2), (1, 4, 4)),
         (Logit(0.1), (2, 2)),
+        (Standardize([2.5, -0.75], [0.5, 3.0]), (2, 3)),
         (FactorOut(1, Flow([actnorm(backend, rng, 1, dtype)], (1, 2))), (3, 2)),
         (vector_flow(backend, 5, dtype=dtype), (3,)),
     ]

@@ -3,7 +3,6 @@
 import numpy as np
 
 from iresnet_core.errors import RunError
-from iresnet_core.files.storage import save
 from iresnet_core.flows.actnorm import ActNorm
 from iresnet_core.flows.flow import Flow
 from iresnet_core.training.loop import StepResult
@@ -24,18 +23,18 @@ class Trainer:
     def step(self, x, lr):
         log_scale, bias = self.parameters
         z = (x + bias) * np.exp(log_scale)
-        loss = 0.5 * np.mean(np.sum(z**2, axis=1)) - np.sum(log_scale)
+        loss = 0.5 * np.mean(np.sum(z**2, axis=1)) - np.sum(log_scale) + 0.5 * log_scale.size * np.log(2 * np.pi)
         gradient = np.stack([np.mean(z**2, axis=0) - 1, np.mean(z, axis=0) * np.exp(log_scale)])
         gradient = gradient + 0.01 * self.rng.standard_normal(gradient.shape)
         self.moment = 0.9 * self.moment + gradient
         self.parameters = self.parameters - lr * self.moment
         return StepResult(float(loss), float(np.linalg.norm(gradient)))
 
-    def flow(self):
+    def to_core(self):
         return Flow([ActNorm(*self.parameters)], self.shape)
 
     def log_prob(self, x, seed):
-        return self.flow().log_prob(x.astype(np.float64)).value
+        return self.to_core().log_prob(x.astype(np.float64)).value
 
     def lipschitz(self):
         return 0.0
@@ -58,6 +57,3 @@ class Trainer:
         state = dict(self.rng.bit_generator.state)
         state["state"] = dict(zip(("state", "inc"), numbers, strict=True))
         self.rng.bit_generator.state = state
-
-    def export(self, path):
-        save(self.flow(), path)

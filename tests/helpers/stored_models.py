@@ -12,6 +12,7 @@ from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.logit import Logit
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
+from iresnet_core.flows.standardize import Standardize
 from iresnet_core.operators.convolution import Convolution
 from iresnet_core.operators.dense import Dense
 
@@ -37,6 +38,7 @@ MODELS = {
     "squeeze": lambda e, t: Squeeze(3, "channels_last"),
     "pad": lambda e, t: InjectivePad(2, axis=-1),
     "logit": lambda e, t: Logit(0.1),
+    "standardize": lambda e, t: Standardize([1e8, 0.1], [1e-8, 3.0], axis=-1),
     "factor out": lambda e, t: FactorOut(1, [Logit(), ActNorm()], axis=2),
     "placed factor out": lambda e, t: FactorOut(2, Flow([actnorm(e, np.random.default_rng(3), 2, t)], (2, 3))),
     "chain": lambda e, t: block(e, t).branch,

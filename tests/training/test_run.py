@@ -123,7 +123,7 @@ def test_both_frameworks_have_the_same_architecture(tmp_path):
         plan = planned_layers(config.settings.model, config.layout.data_shape)
         first = config.layout.to_model(dataset.train[:20] / 17).astype("float32")
         trainer = find_trainer(name)(plan, config.layout.model_shape, config.settings.training, first)
-        trainer.export(tmp_path / f"{name}.safetensors")
+        iresnet_core.save(trainer.to_core(), tmp_path / f"{name}.safetensors")
         flow = iresnet_core.load(tmp_path / f"{name}.safetensors")
         assert flow.event_shape == config.layout.model_shape == ((1, 8, 8) if name == "torch" else (8, 8, 1))
         kinds[name] = [type(layer).__name__ for layer in flow.layers], sum(a.size for a in flow.arrays)

@@ -10,8 +10,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from small_trainings import Watcher, prepared, trained, without_times
+from stored_models import assert_same
 
 from iresnet_core.errors import RunError
+from iresnet_core.files.storage import load
 from iresnet_core.training import loop as training
 
 
@@ -119,7 +121,7 @@ def go_on_or_refuse(run, whole, dataset, name, content):
     assert set(first) == set(second)
     assert all(np.array_equal(first[key], second[key]) for key in first)
     assert without_times(copy) == without_times(whole)
-    assert copy.model_path.read_bytes() == whole.model_path.read_bytes()
+    assert_same(load(copy.model_path), load(whole.model_path))  # the last digit of a number may be another
     return False
 
 

@@ -1,12 +1,12 @@
 """Training of a planned flow with Keras: what the loop of `iresnet_core.training.loop` needs of a backend."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+import iresnet_core as core
 from iresnet_core.adapters.keras.building import build_layers
 from iresnet_core.adapters.keras.flow import Flow
 from iresnet_core.adapters.keras.tensors import constant
@@ -106,9 +106,9 @@ class Trainer:
         named = {f"flow.{k}": variable for k, variable in enumerate(self.model.variables)}
         return named | {f"adam.{k}": variable for k, variable in enumerate(self.optimizer.variables)}
 
-    def export(self, path: Path) -> None:
-        """Write the certified flow."""
-        self.model.save(path)
+    def to_core(self) -> core.Flow:
+        """Return the certified flow."""
+        return self.model.to_core()
 
 
 def _host(tensor: Any) -> np.ndarray:

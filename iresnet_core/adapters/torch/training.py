@@ -1,13 +1,13 @@
 """Training of a planned flow with PyTorch: what the loop of `iresnet_core.training.loop` needs of a backend."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+import iresnet_core as core
 from iresnet_core.adapters.torch.building import build_layers
 from iresnet_core.adapters.torch.flow import Flow
 from iresnet_core.errors import RunError
@@ -142,9 +142,9 @@ class Trainer:
             states["random.cuda"] = _host(torch.cuda.get_rng_state())
         return states
 
-    def export(self, path: Path) -> None:
-        """Write the certified flow."""
-        self.flow.save(path)
+    def to_core(self) -> core.Flow:
+        """Return the certified flow."""
+        return self.flow.to_core()
 
 
 def _require_same(
