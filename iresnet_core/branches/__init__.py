@@ -10,6 +10,7 @@ from iresnet_core.branches.linearization import (
     ChainStructure,
     Linearization,
     evaluate,
+    layer_growth,
     linearize,
     stated_lipschitz,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "Linearization",
     "conditioned",
     "evaluate",
+    "layer_growth",
     "linearize",
     "linearize_jointly",
     "stated_lipschitz",

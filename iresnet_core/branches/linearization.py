@@ -18,11 +18,14 @@ __all__ = [
     "Linearization",
     "checked",
     "evaluate",
+    "layer_growth",
     "linearize",
     "stated_lipschitz",
 ]
 
 ArrayMap = Callable[[Array], Array]
+# Growth of rounding beyond which nothing is left of a product in any dtype.
+LARGEST_GROWTH = 1e30
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,19 @@ def stated_lipschitz(g: Any, lipschitz: float | None) -> tuple[Any, str]:
             "or build g as a Chain, which certifies its own."
         )
     return constant, f"{_name(g)}.lipschitz"
+
+
+def layer_growth(g: Any) -> float:
+    """By how much the layers of a chain may expand a vector on the way through it: the product of their constants.
+
+    It is what the rounding of a product with J may grow by, and at least 1. A constant that was declared for the whole
+    chain may be far below it, where one layer undoes what another has done. 1 stands for a branch that is no chain, and
+    for weights that have no constant because they are computed in a program that is being compiled.
+    """
+    operators = getattr(g, "operators", ())
+    if not operators or not all(operator.has_constant for operator in operators):
+        return 1.0
+    return min(max(1.0, float(g.lipschitz)), LARGEST_GROWTH)
 
 
 def _name(g: Any) -> str:

@@ -4,7 +4,7 @@ import math
 from typing import Any, Unpack
 
 from iresnet_core.backends import Array, Backend, get_backend
-from iresnet_core.branches import linearize, linearize_jointly, stated_lipschitz
+from iresnet_core.branches import layer_growth, linearize, linearize_jointly, stated_lipschitz
 from iresnet_core.common import (
     require_batch,
     require_contraction,
@@ -46,7 +46,9 @@ def logdet(
     x : array (batch, ...)
         Where the Jacobian is taken; a sample has d entries.
     lipschitz : float, optional
-        Lipschitz constant c < 1 of g; default ``g.lipschitz``. All bounds rest on it.
+        Lipschitz constant c < 1 of g; default ``g.lipschitz``. All bounds rest on it. Where it is below the product of
+        the layers' norms, the errors count that rounding grows by the latter on its way through the layers. A compiled
+        program that gets the weights as arguments cannot know their norms, and takes the layers to be balanced.
     reference : MeanJacobian, optional
         For "mean-jacobian": the preconditioner of another batch, from `mean_jacobian`. Without it that of `x` itself is
         made, in some 4 d^3 operations a batch.
@@ -177,11 +179,13 @@ def value_and_logdet(
         if reference is not None:
             require_reference(reference, x)
         linearization = (linearize_jointly if _recorded_later(x, request) else linearize)(backend, g, x)
-        problem = Problem(backend, g, x, linearization, constant, request)
+        # A chain that certifies the constant itself is balanced, and an answer without errors promises nothing.
+        growth = layer_growth(g) if request.errors and lipschitz is not None else 1.0
+        problem = Problem(backend, g, x, linearization, constant, request, growth=growth)
         method, reason = METHODS.get(request.method), ""
         if method is None:
             method = next(row for row in METHODS.values() if row.applies_to(problem))
-            order = determinant_order(linearization, x)
+            order = determinant_order(linearization, x, growth)
             reason = exact_choice(order, request)[1]
             problem = problem._replace(max_products=order)
         if x.shape[0] == 0:

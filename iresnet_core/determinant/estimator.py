@@ -103,8 +103,9 @@ class ProbedMethod(Method):
 
     def prepare(self, problem: Problem, needs_gradient: bool, needs_errors: bool) -> Prepared:
         """Make the products with J^T, and take the exact trace where it was asked for or is cheap."""
-        backend, _, x, linearization, c, request, _ = problem
+        backend, _, x, linearization, c, request, *_ = problem
         products = JacobianProducts(backend, linearization, tuple(x.shape[1:]), c, needs_gradient, needs_errors)
+        products.growth = problem.growth
         wanted, trace = request.control_variate, linearization.trace
         if wanted == "trace" and trace is None:
             raise DerivativeError(
@@ -120,7 +121,7 @@ class ProbedMethod(Method):
 
     def answer(self, problem: Problem) -> tuple[Array, LogDet | None]:
         """Take as many probes as asked for, or as the tolerance needs."""
-        backend, _, x, linearization, _, request, max_products = problem
+        backend, _, x, linearization, _, request, max_products, _ = problem
         if backend.is_tracing(x, linearization.value):  # before anything is drawn, which may fail there
             refuse_tolerance(request)
         estimator = Estimator(self, problem)
@@ -194,8 +195,9 @@ def _next_goal(backend: Backend, result: LogDet, sums: "Sums", source: ProbeSour
 
 
 def rounding_of_products(problem: Problem) -> float:
-    """Relative rounding error of a product with J: some roundings a layer."""
-    return 8 * (problem.linearization.depth + 2) * unit_roundoff(problem.backend, problem.x.dtype)
+    """Rounding error of a product with J, relative to the vector: some roundings a layer, and what they grow by."""
+    unit = unit_roundoff(problem.backend, problem.x.dtype)
+    return 8 * (problem.linearization.depth + 2) * problem.growth * unit
 
 
 class Sums(NamedTuple):
@@ -215,7 +217,7 @@ class Estimator:
     """One method at one batch: the forms of probes, their sum, and the errors of that."""
 
     def __init__(self, method: ProbedMethod, problem: Problem) -> None:
-        backend, _, x, linearization, c, request, _ = problem
+        backend, _, x, linearization, c, request, *_ = problem
         self.method, self.backend, self.constant, self.request, self.x = method, backend, c, request, x
         self.linearization, self.event, self.d = linearization, tuple(x.shape[1:]), math.prod(x.shape[1:])
         self.differentiable = backend.differentiates and backend.may_differentiate(linearization.value, x)

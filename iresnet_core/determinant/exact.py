@@ -17,14 +17,23 @@ __all__ = ["EXACT", "determinant_order"]
 ENTRIES_AT_A_TIME = 2**25
 # Up to this order the determinant is written out.
 WRITTEN_OUT = 2
+# Growth of rounding in the layers up to which the chain is cut: beyond it I + M is too far from a contraction.
+LARGEST_GROWTH_OF_A_CUT = 4.0
 # A determinant minus 1 below this has lost digits.
 CANCELLED_BELOW = -0.5
 
 
-def determinant_order(linearization: Linearization, x: Array) -> int:
-    """Return the order of the determinant: d, or the narrowest width of the branch where it can be cut there."""
+def determinant_order(linearization: Linearization, x: Array, growth: float) -> int:
+    """Return the order of the determinant: d, or the narrowest width of the branch where it can be cut there.
+
+    M is a product of the same layers in another order, of norm L = `growth` at most. With det(I + BA) = det(I + AB) is
+    (I + M)^-1 = I - A (I + J)^-1 B, of norm 1 + L / (1 - c), so that its errors grow by up to 2 L^2 as much as those of
+    a contraction.
+    """
     d: int = math.prod(x.shape[1:])
-    return d if linearization.width is None or linearization.sylvester_matrix is None else min(d, linearization.width)
+    if linearization.width is None or linearization.sylvester_matrix is None or growth > LARGEST_GROWTH_OF_A_CUT:
+        return d
+    return min(d, linearization.width)
 
 
 def samples_at_a_time(order: int, d: int) -> int:
@@ -41,31 +50,30 @@ class Exact(Method):
 
     def applies_to(self, problem: Problem) -> bool:
         """Up to the limit on the order of the determinant, where no probes are given."""
-        return exact_choice(determinant_order(problem.linearization, problem.x), problem.request)[0]
+        return exact_choice(determinant_order(problem.linearization, problem.x, problem.growth), problem.request)[0]
 
     def answer(self, problem: Problem) -> tuple[Array, LogDet]:
         """Return g(x) and its log-determinant."""
-        backend, g, x, linearization, constant, request, _ = problem
+        backend, g, x, linearization, constant, _, _, growth = problem
         if linearization.joint is not None:
             d = math.prod(x.shape[1:])
-            if determinant_order(linearization, x) == d and samples_at_a_time(d, d) >= x.shape[0]:
+            if determinant_order(linearization, x, growth) == d and samples_at_a_time(d, d) >= x.shape[0]:
                 return exact_jointly(backend, linearization.joint, x, constant)
             linearization = linearize(backend, g, x)
-        result = determinant_in_parts(backend, g, x, linearization, constant, errors=request.errors)
-        return linearization.value, result
+            problem = problem._replace(linearization=linearization)
+        return linearization.value, determinant_in_parts(problem)
 
 
-def determinant_in_parts(
-    backend: Backend, g: Any, x: Array, linearization: Linearization, constant: float, *, errors: bool = True
-) -> LogDet:
+def determinant_in_parts(problem: Problem) -> LogDet:
     """Compute log det(I + M) by LU factors, M the r x r matrix of the narrowest cut or the Jacobian itself.
 
     A branch that can be cast is evaluated in float64, unless its `errors` are of no interest. Cost: r products a sample
     in matrix form, and O(r^3).
     """
-    xp = backend.xp
+    backend, g, x, linearization, constant, request, _, growth = problem
+    xp, errors = backend.xp, request.errors
     dtype, batch, d = x.dtype, x.shape[0], math.prod(x.shape[1:])
-    order, wide = determinant_order(linearization, x), widest(backend)
+    order, wide = determinant_order(linearization, x, growth), widest(backend)
     castable = errors and hasattr(g, "astype") and dtype != wide
 
     def value_of(x: Array) -> Array:
@@ -75,13 +83,14 @@ def determinant_in_parts(
         return _in_parts(backend, branch, point, linearize(backend, branch, point), order)
 
     value = backend.differentiated_in_float64(value_of, x)
-    u = unit_roundoff(backend, wide if castable else dtype)
+    u = unit_roundoff(backend, wide if castable else dtype) * growth
     _refuse_impossible(backend, value, constant, d, u)
     result = xp.astype(value, dtype)
     products = xp.full((batch,), order, dtype=xp.int32, device=device_of(x))
     if not errors:
         unknown = xp.full_like(result, math.nan)
         return LogDet(result, unknown, unknown, products, "exact")
+    u = u * 2 * growth if order < d and growth > 1 else u
     allowance = 8 * u * order * (linearization.depth + math.sqrt(order)) / (1 - constant)
     rounding = xp.abs(xp.astype(result, xp.float64) - value)
     return LogDet(result, xp.zeros_like(result), round_up(backend, rounding + allowance, dtype), products, "exact")
@@ -130,20 +139,20 @@ def _in_parts(backend: Backend, g: Any, x: Array, linearization: Linearization, 
     xp, batch = backend.xp, x.shape[0]
     step = samples_at_a_time(order, math.prod(x.shape[1:]))
     if not backend.knows_size(batch):  # a compiled program is for any size, and works on the batch as a whole
-        return _log_determinants(backend, linearization, x)
+        return _log_determinants(backend, linearization, x, order)
     if linearization.matrix is None and linearization.sylvester_matrix is None:
         step = max(1, batch)  # a function that draws or keeps statistics is evaluated once, for all products
     values = []
     for begin in range(0, batch, step):
         part = x[begin : min(begin + step, batch), ...]
         here = linearization if step >= batch else linearize(backend, g, part)
-        values.append(_log_determinants(backend, here, part))
+        values.append(_log_determinants(backend, here, part, order))
     return xp.concat(values) if values else xp.zeros((0,), dtype=xp.float64, device=device_of(x))
 
 
-def _log_determinants(backend: Backend, linearization: Linearization, x: Array) -> Array:
+def _log_determinants(backend: Backend, linearization: Linearization, x: Array, order: int) -> Array:
     """log|det(I + M)| (batch,) in float64; -inf or NaN where the determinant is not positive."""
-    if linearization.sylvester_matrix is not None:
+    if linearization.sylvester_matrix is not None and order == linearization.width:
         matrix = linearization.sylvester_matrix()
     elif linearization.matrix is not None:
         matrix = linearization.matrix()

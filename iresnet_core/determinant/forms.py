@@ -122,6 +122,7 @@ class JacobianProducts:
     """
 
     tells_forms = True
+    growth = 1.0  # what the rounding of a product grows by, see `layer_growth`
 
     def __init__(
         self,

@@ -152,7 +152,8 @@ class ArnoldiProcess:
         self.v_length = xp.sqrt(xp.linalg.vecdot(v, v))
         zero = xp.astype(self.v_length == 0, v.dtype)
         self.basis = [v / (self.v_length + zero)[..., None]]
-        self.integral = _ResolventIntegral(products.backend, products.rule(v), self.eps, products.needs_errors)
+        rounding = self.eps * products.growth
+        self.integral = _ResolventIntegral(products.backend, products.rule(v), rounding, products.needs_errors)
         self.columns: list[list[Array]] = []
         self.shortfall = ""
         self._bound: Array | None = None

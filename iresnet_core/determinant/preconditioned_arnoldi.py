@@ -147,7 +147,7 @@ class PreconditionedArnoldi(ProbedMethod):
 
     def prepare(self, problem: Problem, needs_gradient: bool, needs_errors: bool) -> Prepared:
         """Make B from the batch or take that of the reference; -log det B + tr E is exact."""
-        backend, _, x, linearization, c, request, _ = problem
+        backend, _, x, linearization, c, request, *_ = problem
         xp, d = backend.xp, math.prod(x.shape[1:])
         if request.reference is None:
             with backend.no_grad():
@@ -177,7 +177,7 @@ class PreconditionedArnoldi(ProbedMethod):
 
     def answer(self, problem: Problem) -> tuple[Array, LogDet | None]:
         """As of every probed method; without errors, in training, by two or three products and no certificate."""
-        backend, _, x, linearization, constant, request, _ = problem
+        backend, _, x, linearization, constant, request, *_ = problem
         if request.errors or request.unbiased or linearization.jvp is None:
             return super().answer(problem)
         if linearization.mean_matrix is None:

@@ -64,7 +64,8 @@ class Request(NamedTuple):
 class Problem(NamedTuple):
     """A branch g with the constant c at samples x, its linearisation there, and what is asked.
 
-    At `max_products` products a sample a tolerance is given up, since the exact answer costs as much.
+    At `max_products` products a sample a tolerance is given up, since the exact answer costs as much. Rounding may grow
+    by `growth` on the way through the layers, see `layer_growth`.
     """
 
     backend: Backend
@@ -74,6 +75,7 @@ class Problem(NamedTuple):
     constant: float
     request: Request
     max_products: int | None = None
+    growth: float = 1.0
 
 
 class Method(ABC):
