@@ -68,6 +68,9 @@ class Inverse(NamedTuple):
         Evaluations of g.
     converged : bool array (batch,)
         Whether the error bound met the tolerance, or the floor of the dtype was reached.
+    error_estimate : array (batch,)
+        What the error is to first order, not certified and at most `error_bound`. They differ in flows, where the bound
+        may have grown through the blocks; a single solution has the bound here too.
     """
 
     value: Array
@@ -75,6 +78,7 @@ class Inverse(NamedTuple):
     residual: Array
     iterations: Array
     converged: Array
+    error_estimate: Array | None = None
 
 
 class LogDet(NamedTuple):

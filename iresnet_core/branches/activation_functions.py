@@ -6,53 +6,17 @@ A new one is a class and a row of `ACTIVATIONS`; `iresnet_core.reference` states
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from iresnet_core.backends import Array, device_of, get_backend
+from iresnet_core.branches.slopes import Diagonal, PairSwap, partner_of
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 
-__all__ = ["ACTIVATIONS", "SWISH_SLOPE", "ActivationFunction", "Diagonal", "Entrywise", "PairSwap"]
+__all__ = ["ACTIVATIONS", "SWISH_SLOPE", "ActivationFunction", "Entrywise"]
 
 # Supremum of the slope of swish, 1.09983932..., rounded up, so that lipswish is 1-Lipschitz (Chen et al. 2019, Sec. 4).
 SWISH_SLOPE = 1.0998394
 _NORMALIZATION = repr(1 / SWISH_SLOPE)  # text, for the reason that `Activation.function_for` gives
-
-
-@dataclass(frozen=True)
-class Diagonal:
-    """Jacobian of an entrywise function at one batch: multiplication by its slopes (batch, ...)."""
-
-    slope: Array
-
-    def apply(self, v: Array) -> Array:
-        """Multiply v (..., batch, *event)."""
-        return self.slope * v
-
-    adjoint = apply
-
-
-@dataclass(frozen=True)
-class PairSwap:
-    """Jacobian of maxmin: pairs of channels stay, or change places where `swap` (batch, ...) says so."""
-
-    xp: Any
-    swap: Array
-    axis_from_end: int
-
-    def apply(self, v: Array) -> Array:
-        """Multiply v (..., batch, *event); the matrix is its own transpose."""
-        return self.xp.where(self.swap, _partner(self.xp, v, self.axis_from_end), v)
-
-    adjoint = apply
-
-
-def _partner(xp: Any, v: Array, axis: int) -> Array:
-    """Exchange the members of neighbouring pairs along an axis counted from the end."""
-    position = v.ndim + axis
-    n = v.shape[position]
-    pairs = xp.reshape(v, (*v.shape[:position], n // 2, 2, *v.shape[position + 1 :]))
-    return xp.reshape(xp.flip(pairs, axis=position + 1), v.shape)
 
 
 class ActivationFunction(ABC):
@@ -92,6 +56,11 @@ class ActivationFunction(ABC):
     @abstractmethod
     def lipschitz(self) -> float:
         """Lipschitz constant: the supremum of the norm of the Jacobian."""
+
+    @property
+    @abstractmethod
+    def slope_lipschitz(self) -> float:
+        """Lipschitz constant of the Jacobian, infinite where it jumps."""
 
     @abstractmethod
     def __call__(self, x: Array) -> Array:
@@ -159,6 +128,11 @@ class Lipswish(Entrywise):
     """Swish, ``x / (1 + exp(-beta x))``, divided by the supremum of its slope."""
 
     defaults: ClassVar[Mapping[str, float]] = {"beta": 1.0}
+
+    @property
+    def slope_lipschitz(self) -> float:
+        """Second derivative at zero, rounded up."""
+        return (0.5 + 1e-15) / SWISH_SLOPE * float(self.parameters["beta"])
 
     def transcendental(self, x: Array) -> Array:
         """Return t = 1 / (1 + exp(-beta x))."""
@@ -234,6 +208,11 @@ class Elu(_ExponentialBelowZero):
         """Supremum of the slope, which is 1 above zero and rises to alpha below."""
         return max(1.0, self.parameters["alpha"])
 
+    @property
+    def slope_lipschitz(self) -> float:
+        """1, the limit at zero from below, if the slope does not jump there."""
+        return 1.0 if self.parameters["alpha"] == 1 else math.inf
+
 
 class Celu(_ExponentialBelowZero):
     """The identity above zero and ``alpha (exp(x / alpha) - 1)`` below, whose slope has no jump."""
@@ -242,9 +221,19 @@ class Celu(_ExponentialBelowZero):
         """Return alpha twice."""
         return self.parameters["alpha"], self.parameters["alpha"]
 
+    @property
+    def slope_lipschitz(self) -> float:
+        """Limit of the second derivative at zero from below, rounded up."""
+        return (1 + 1e-15) / float(self.parameters["alpha"])
+
 
 class Relu(Entrywise):
     """The larger one of x and 0."""
+
+    @property
+    def slope_lipschitz(self) -> float:
+        """Infinity, since the slope jumps at zero."""
+        return math.inf
 
     def value(self, x: Array, t: Array) -> Array:
         """Return max(x, 0)."""
@@ -265,6 +254,11 @@ class Softplus(Entrywise):
 
     defaults: ClassVar[Mapping[str, float]] = {"beta": 1.0}
 
+    @property
+    def slope_lipschitz(self) -> float:
+        """Second derivative at zero."""
+        return 0.25 * float(self.parameters["beta"])
+
     def value(self, x: Array, t: Array) -> Array:
         """Return log(exp(beta x) + exp(0)) / beta, without overflow."""
         xp, beta = get_backend(x).xp, self.parameters["beta"]
@@ -281,6 +275,11 @@ class Softplus(Entrywise):
 
 class Tanh(Entrywise):
     """The hyperbolic tangent."""
+
+    @property
+    def slope_lipschitz(self) -> float:
+        """4 / (3 sqrt(3)), the second derivative where tanh is -1 / sqrt(3), rounded up."""
+        return 0.76980036
 
     def transcendental(self, x: Array) -> Array:
         """Return tanh(x), the value itself."""
@@ -307,6 +306,11 @@ class Sigmoid(Entrywise):
         """Slope at zero."""
         return 0.25
 
+    @property
+    def slope_lipschitz(self) -> float:
+        """1 / (6 sqrt(3)), an eighth of that of tanh, rounded up."""
+        return 0.096225045
+
     def value(self, x: Array, t: Array) -> Array:
         """Return 1 / (1 + exp(-x)), without overflow."""
         return get_backend(x).logistic(x)
@@ -322,6 +326,11 @@ class Sigmoid(Entrywise):
 
 class Sin(Entrywise):
     """The sine."""
+
+    @property
+    def slope_lipschitz(self) -> float:
+        """Second derivative at a quarter of the period."""
+        return 1.0
 
     def value(self, x: Array, t: Array) -> Array:
         """Return sin(x)."""
@@ -340,6 +349,11 @@ class Identity(Entrywise):
     """The value x itself."""
 
     has_unit_slope = True
+
+    @property
+    def slope_lipschitz(self) -> float:
+        """The slope is constant."""
+        return 0.0
 
     def value(self, x: Array, t: Array) -> Array:
         """Return x."""
@@ -373,6 +387,11 @@ class Maxmin(ActivationFunction):
         """The Jacobian is a permutation."""
         return 1.0
 
+    @property
+    def slope_lipschitz(self) -> float:
+        """Infinity, since the permutation changes at once."""
+        return math.inf
+
     def __call__(self, x: Array) -> Array:
         """Sort the pairs of channels of x (batch, ...)."""
         return self.linearize(x)[0]
@@ -380,7 +399,7 @@ class Maxmin(ActivationFunction):
     def linearize(self, x: Array) -> tuple[Array, PairSwap]:
         """Return the sorted pairs and the exchange of channels that sorts them."""
         xp, axis = get_backend(x).xp, self._axis_from_end(x)
-        partner = _partner(xp, x, axis)
+        partner = partner_of(xp, x, axis)
         second = xp.reshape(
             xp.astype(xp.arange(x.shape[axis], device=device_of(x)) % 2, xp.bool), (-1,) + (1,) * (-axis - 1)
         )

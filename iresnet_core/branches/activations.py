@@ -1,7 +1,8 @@
 """The public class of activations: a function of the table by its name, with its Jacobian and Lipschitz constant."""
 
 from iresnet_core.backends import Array, get_backend
-from iresnet_core.branches.activation_functions import ACTIVATIONS, ActivationFunction, Diagonal, Entrywise, PairSwap
+from iresnet_core.branches.activation_functions import ACTIVATIONS, ActivationFunction, Entrywise
+from iresnet_core.branches.slopes import Diagonal, PairSwap
 from iresnet_core.common import Copyable
 from iresnet_core.errors import InvalidArgumentError
 
@@ -26,6 +27,9 @@ class Activation(Copyable):
         As given, with the defaults.
     lipschitz : float
         Supremum of the slope (for maxmin: norm of the Jacobian).
+    slope_lipschitz : float
+        Supremum of the second derivative: the Lipschitz constant of the Jacobian. Infinite where the slope jumps, as
+        that of relu, maxmin and elu with another alpha than 1.
     entrywise, has_unit_slope : bool
         Whether the Jacobian is diagonal, as it is for all but maxmin; whether it is the identity.
 
@@ -51,6 +55,7 @@ class Activation(Copyable):
         self.parameters = self._function.parameters
         self._texts = tuple((key, repr(value)) for key, value in self.parameters.items() if isinstance(value, float))
         self.lipschitz = self._function.lipschitz
+        self.slope_lipschitz = self._function.slope_lipschitz
         self.entrywise = self._function.entrywise
         self.has_unit_slope = self._function.has_unit_slope
 

@@ -1,7 +1,7 @@
 """Residual branches of linear layers and activations, with their Jacobian products written out by hand."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from iresnet_core.backends import Array, get_backend
@@ -9,6 +9,7 @@ from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.chain_jacobian import ChainJacobian, Jacobian
 from iresnet_core.branches.conditioning import Shift
 from iresnet_core.branches.convolution_traces import convolution_kernels, convolution_plan
+from iresnet_core.branches.curvature import Curvature, curvature_of
 from iresnet_core.branches.dense_traces import SlopePlan, slope_plan, trace_kernel, trace_plan
 from iresnet_core.branches.linearization import Branch, ChainStructure, Linearization
 from iresnet_core.branches.rounding import RoundingScale, rounding_scales, value_with_rounding
@@ -111,6 +112,12 @@ class Chain(Copyable):
             return mantissa and math.inf
         return math.ldexp(mantissa, exponent) + (5e-324 if exponent < -1020 else 0.0)
 
+    @kept_property
+    def curvature(self) -> Curvature | None:
+        """How fast the Jacobian changes and how far rounding moves it; None where no norm has a value yet."""
+        constants: Curvature | None = self._constant(lambda: curvature_of(self.layers, self._rounding_scales))
+        return constants
+
     def __call__(self, x: Array) -> Array:
         """Return g(x) for x (batch, *input_shape)."""
         for layer in self.layers:
@@ -146,6 +153,9 @@ class Chain(Copyable):
         The result has `trace` where at most two groups of slopes separate the dense layers, or the convolutions, and
         `matrix` and `sylvester_matrix` where the chain keeps the shape.
         """
+        return self.linearization_of(*self._layer_jacobians(x))
+
+    def _layer_jacobians(self, x: Array) -> tuple[tuple[Jacobian, ...], Array]:
         jacobians: list[Jacobian] = []
         for layer in self.layers:
             if isinstance(layer, LinearLayer):
@@ -154,7 +164,22 @@ class Chain(Copyable):
             else:
                 x, jacobian = layer.linearize(x)
                 jacobians.append(jacobian)
-        return self.linearization_of(tuple(jacobians), x)
+        return tuple(jacobians), x
+
+    def jacobian_matrices(self, x: Array, numbers: int) -> Iterator[Array]:
+        """Yield J (some samples, d, d) for one part of the batch after the other, in about so many `numbers` each.
+
+        The batch is one part where its size is unknown, as in compiled programs.
+        """
+        jacobians, value = self._layer_jacobians(x)
+        if get_backend(x).is_tracing(x):
+            yield ChainJacobian(self, jacobians, value).matrix()
+            return
+        part = max(1, numbers // (math.prod(self.input_shape) * max(self._widths)))
+        for begin in range(0, x.shape[0], part):
+            end = min(begin + part, x.shape[0])
+            own = tuple(j if isinstance(j, LinearLayer) else j.of_samples(begin, end) for j in jacobians)
+            yield ChainJacobian(self, own, value[begin:end, ...]).matrix()
 
     def linearization_of(self, jacobians: tuple[Jacobian, ...], value: Array) -> Linearization:
         """Return the linearisation from the value and the Jacobians of the layers."""

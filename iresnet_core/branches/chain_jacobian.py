@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from iresnet_core.backends import Array, device_of, get_backend
-from iresnet_core.branches.activation_functions import Diagonal, PairSwap
 from iresnet_core.branches.convolution_traces import convolution_trace
 from iresnet_core.branches.dense_traces import SlopePlan, SlopeTrace, mean_matrix, preconditioned_trace, trace_form
+from iresnet_core.branches.slopes import Diagonal, PairSwap
 from iresnet_core.common import flatten
 from iresnet_core.operators import Convolution, Dense, LinearLayer
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from iresnet_core.backends import Array, get_backend
-from iresnet_core.branches.activation_functions import Diagonal
 from iresnet_core.branches.activations import Activation
+from iresnet_core.branches.slopes import Diagonal
 from iresnet_core.common import Copyable
 from iresnet_core.errors import ShapeError
 from iresnet_core.operators import Convolution
@@ -31,6 +31,7 @@ class Shift(Copyable):
 
     name = "shift"
     lipschitz = 1.0
+    slope_lipschitz = 0.0
     entrywise = True
     has_unit_slope = True
 

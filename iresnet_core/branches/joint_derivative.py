@@ -18,10 +18,11 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, get_backend
-from iresnet_core.branches.activation_functions import Diagonal, Entrywise
+from iresnet_core.branches.activation_functions import Entrywise
 from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.chain import Chain
 from iresnet_core.branches.linearization import Linearization, checked, linearize
+from iresnet_core.branches.slopes import Diagonal
 from iresnet_core.operators import Dense
 
 __all__ = ["Control", "JointPass", "can_join", "linearize_jointly"]

@@ -10,6 +10,7 @@ from iresnet_core.determinant import LogDetOptions
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.layer import InverseOptions, Layer, Shape, Transformed, channel_axis
+from iresnet_core.flows.preimage import Preimage, begun, finished
 from iresnet_core.results import Inverse
 
 __all__ = ["FactorOut"]
@@ -165,13 +166,28 @@ class FactorOut(Layer):
         inner = self.at_shape(tuple(x.shape[1:]))._known()._forward(backend, kept, options)
         return Transformed(self._together(backend, inner.value, rest), inner.logdet)
 
-    def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
+    def _parts(self, backend: Backend, z: Array) -> tuple[Array, Array, int]:
+        """Return the latents of the inner flow, the channels that stay, and the channel axis."""
         inner, batch = self._known(), z.shape[0]
         shape = self.input_shape(z.shape[1:])
         position = channel_axis(self.axis, len(shape) + 1, "FactorOut")
         size = math.prod(inner.latent_shape)
-        latents = backend.xp.reshape(z[:, :size], (batch, *inner.latent_shape))
         left = tuple(n - self.keep if a == position - 1 else n for a, n in enumerate(shape))
-        rest = backend.xp.reshape(z[:, size:], (batch, *left))
-        solved = inner._inverse(backend, latents, options)
-        return solved._replace(value=backend.xp.concat([solved.value, rest], axis=position))
+        xp = backend.xp
+        return xp.reshape(z[:, :size], (batch, *inner.latent_shape)), xp.reshape(z[:, size:], (batch, *left)), position
+
+    def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
+        return finished(backend, self._back(backend, begun(backend, z), options))
+
+    def _back(self, backend: Backend, state: Preimage, options: InverseOptions) -> Preimage:
+        value, rest, position = self._parts(backend, state.value)
+        refined, refined_rest, _ = self._parts(backend, state.refined)
+        inner = self._known()._back(backend, state._replace(value=value, refined=refined), options)
+        xp = backend.xp
+        return inner._replace(
+            value=xp.concat([inner.value, rest], axis=position),
+            refined=xp.concat([inner.refined, refined_rest], axis=position),
+            # The error of both parts together was bounded, so that each may have all of it.
+            error=xp.sqrt(inner.error**2 + state.error**2) * (1 + 1e-15),
+            estimate=xp.sqrt(inner.estimate**2 + state.estimate**2),
+        )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Literal, NamedTuple, Self, Unpack, cast
 
-from iresnet_core.backends import Array, Backend, device_of, get_backend
+from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.common import (
     flatten,
     require_finite,
@@ -23,6 +23,7 @@ from iresnet_core.common import (
 from iresnet_core.determinant import LogDetOptions
 from iresnet_core.errors import DtypeError, InvalidArgumentError, ShapeError, UnknownArrayError
 from iresnet_core.flows.layer import InverseOptions, Layer, Shape, Transformed, located
+from iresnet_core.flows.preimage import Preimage, begun, finished
 from iresnet_core.results import Inverse, LogDet
 
 __all__ = ["Flow", "LogProb"]
@@ -324,22 +325,13 @@ class Flow(Layer):
         return Transformed(x, _sum(backend, logdets, x.dtype))
 
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
-        xp, wide = backend.xp, widest(backend)
-        bound = xp.zeros((z.shape[0],), dtype=wide, device=device_of(z))
-        residual, iterations, converged = bound, xp.astype(bound, xp.int32), xp.astype(bound + 1, xp.bool)
+        return finished(backend, self._back(backend, begun(backend, z), options))
+
+    def _back(self, backend: Backend, state: Preimage, options: InverseOptions) -> Preimage:
         for index in reversed(range(len(self.layers))):
-            layer = self.layers[index]
-            with located(index, layer):
-                step = layer._inverse(backend, z, options)
-                growth = layer.inverse_lipschitz
-            z = step.value
-            # The error of the argument grows by the Lipschitz constant of this layer's inverse, and the error of this
-            # step is added. The last factor rounds upwards: it covers the three roundings of the line.
-            bound = (bound * growth + xp.astype(step.error_bound, wide)) * (1 + 1e-15)
-            residual = residual + xp.astype(step.residual, wide)
-            iterations = iterations + step.iterations
-            converged = converged & step.converged
-        return Inverse(z, bound, residual, iterations, converged)
+            with located(index, self.layers[index]):
+                state = self.layers[index]._back(backend, state, options)
+        return state
 
 
 def _distribute(backend: Backend, layers: Sequence[Layer], options: LogDetOptions) -> list[LogDetOptions]:

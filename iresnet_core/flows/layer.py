@@ -26,6 +26,7 @@ from iresnet_core.common import (
 )
 from iresnet_core.determinant import LOGDET_OPTIONS, LogDetOptions
 from iresnet_core.errors import IResNetError, ShapeError
+from iresnet_core.flows.preimage import Preimage, nearest
 from iresnet_core.results import Inverse, LogDet
 
 __all__ = [
@@ -127,6 +128,47 @@ class Layer(Copyable, ABC):
     @abstractmethod
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
         """Invert checked samples; the error bound is that of this step alone, for z taken as exact."""
+
+    def _back(self, backend: Backend, state: Preimage, options: InverseOptions) -> Preimage:
+        """Invert the samples of a flow that have come back to behind this layer."""
+        return self._refined(backend, state, self._inverse(backend, state.value, options))
+
+    def _refined(self, backend: Backend, state: Preimage, step: Inverse) -> Preimage:
+        """Return the state before this layer, whose inverse of the samples was `step`.
+
+        The refined point goes through the layer in float64, where the rounding of this step is the only new error. A
+        layer of the caller's own that knows one dtype only keeps to `step`.
+        """
+        wide = widest(backend)
+        layer = self.astype(wide)
+        if any(array.dtype != wide for array in layer.arrays):
+            return self._unrefined(backend, state, step)
+        with backend.no_grad():
+            exact = layer._inverse(backend, state.refined, {})
+        refined = backend.stop_gradient(exact.value)
+        growth = self.inverse_lipschitz
+        return state.after(
+            step,
+            value=nearest(backend, step.value, refined),
+            refined=refined,
+            # The factor rounds upwards: it covers the roundings of this line.
+            error=(state.error * growth + backend.stop_gradient(exact.error_bound)) * (1 + 1e-15),
+            estimate=state.estimate * growth,
+        )
+
+    def _unrefined(self, backend: Backend, state: Preimage, step: Inverse) -> Preimage:
+        """Return the state where nothing is known in float64: the worst case, growth by the constant of the inverse."""
+        xp, wide, growth = backend.xp, widest(backend), self.inverse_lipschitz
+        value = backend.stop_gradient(xp.astype(step.value, wide))
+        off = sample_norms(xp, xp.astype(backend.stop_gradient(state.value), wide) - state.refined) * (1 + 1e-12)
+        own = xp.astype(step.error_bound, wide)
+        return state.after(
+            step,
+            value=step.value,
+            refined=value,
+            error=((state.error + off) * growth + own) * (1 + 1e-15),
+            estimate=(state.estimate + off) * growth + own,
+        )
 
     def __call__(self, x: Array) -> Array:
         """Transform samples `x` (batch, ...) without the log-determinant; as `forward` otherwise."""
@@ -282,4 +324,5 @@ def closed_form_inverse(backend: Backend, value: Array, rounding: Array, residua
         residual=zeros if residual is None else residual,
         iterations=xp.astype(zeros, xp.int32),
         converged=xp.astype(zeros + 1, xp.bool),
+        error_estimate=rounding,
     )

@@ -9,7 +9,8 @@ from iresnet_core.common import require_contraction
 from iresnet_core.determinant import LogDetOptions, value_and_logdet
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows.layer import InverseOptions, Layer, Shape, Transformed
-from iresnet_core.inverse import invert
+from iresnet_core.flows.preimage import Preimage, nearest
+from iresnet_core.inverse import invert, refined
 from iresnet_core.results import Inverse
 
 __all__ = ["ResidualBlock"]
@@ -146,3 +147,16 @@ class ResidualBlock(Layer):
 
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
         return invert(self.branch, z, lipschitz=self.declared_lipschitz, **options)
+
+    def _refined(self, backend: Backend, state: Preimage, step: Inverse) -> Preimage:
+        with backend.no_grad():
+            found = refined(self.branch, state.refined, step.value, state.error, self.declared_lipschitz)
+        if found is None:
+            return self._unrefined(backend, state, step)
+        return state.after(
+            step._replace(residual=found.residual),
+            value=nearest(backend, step.value, found.x),
+            refined=found.x,
+            error=found.error,
+            estimate=state.estimate + found.residual,
+        )

@@ -2,16 +2,12 @@
 
 import math
 import warnings
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from iresnet_core.backends import Array, Backend, device_of, get_backend
-from iresnet_core.branches import evaluate, stated_lipschitz
+from iresnet_core.backends import Array, get_backend
 from iresnet_core.common import (
     refuse_expansion,
-    require_batch,
-    require_contraction,
     require_finite,
-    require_floating,
     require_nonnegative,
     require_positive_int,
     require_same_device,
@@ -19,7 +15,6 @@ from iresnet_core.common import (
     sample_norms,
     unit_roundoff,
     widest,
-    working_dtype,
 )
 from iresnet_core.errors import (
     InvalidArgumentError,
@@ -30,7 +25,8 @@ from iresnet_core.errors import (
 )
 from iresnet_core.inverse.fixed_point import STALLED, FixedPoint, Progress
 from iresnet_core.inverse.implicit_gradient import with_implicit_gradient
-from iresnet_core.inverse.scaling import RescaledBranch, length_unit
+from iresnet_core.inverse.problem import Problem, checked_problem, evaluated
+from iresnet_core.inverse.scaling import length_unit
 from iresnet_core.inverse.solvers import SOLVERS
 from iresnet_core.results import Inverse
 
@@ -40,20 +36,6 @@ OnFailure = Literal["raise", "warn", "return"]
 
 # Default relative tolerance, by the bits of the working dtype.
 DEFAULT_RTOL = {64: 1e-10, 32: 1e-5}
-# A rounding error of g that nobody states is taken to be this many units per entry, relative to its terms.
-UNSTATED_ROUNDING = 16
-
-
-class _Problem(NamedTuple):
-    """g and y in the dtype and the units of the solver."""
-
-    backend: Backend
-    g: Any
-    y: Array
-    constant: float
-    name: str
-    output_roundoff: float
-    unit: float
 
 
 def invert(
@@ -147,7 +129,7 @@ def invert(
     if max_iter is not None:
         max_iter = require_positive_int(max_iter, "max_iter")
     with backend.full_precision(), backend.batch_of_unknown_size(y):
-        problem, dtype = _checked(g, y, lipschitz)
+        problem, dtype = checked_problem(g, y, lipschitz)
         bits = backend.xp.finfo(problem.y.dtype).bits
         rtol = DEFAULT_RTOL[bits] if rtol is None else require_nonnegative(rtol, "rtol")
         atol = 0.01 * DEFAULT_RTOL[bits] if atol is None else require_nonnegative(atol, "atol")
@@ -168,36 +150,7 @@ def invert(
         return result._replace(value=value)
 
 
-def _checked(g: Any, y: Array, lipschitz: float | None) -> tuple[_Problem, Any]:
-    """Check the arguments; half precision is solved in float32."""
-    backend = get_backend(y)
-    require_batch(y, "y")
-    require_floating(backend, y, "y")
-    require_finite(backend, y, "y")
-    if not callable(g):
-        raise InvalidArgumentError(f"a branch must be callable, got {type(g).__name__}.")
-    (constant,) = backend.as_program_constants(require_contraction(*stated_lipschitz(g, lipschitz)))
-    working, dtype, xp = working_dtype(backend, y.dtype), y.dtype, backend.xp
-    y = backend.stop_gradient(y)
-    name = getattr(g, "__name__", type(g).__name__)
-    if working != dtype:
-        y = xp.astype(y, working)
-        g = g.astype(working) if hasattr(g, "astype") else _in_half_precision(backend, g, dtype, working)
-    unit = length_unit(backend, y)
-    branch = RescaledBranch(backend, g, unit)
-    return _Problem(backend, branch, y / unit, constant, name, unit_roundoff(backend, dtype), unit), dtype
-
-
-def _in_half_precision(backend: Backend, g: Any, dtype: Any, working: Any) -> Any:
-    """A callable that knows half precision only, for a solver in float32."""
-
-    def evaluated(x: Array) -> Array:
-        return backend.xp.astype(evaluate(backend, g, backend.xp.astype(x, dtype)), working)
-
-    return evaluated
-
-
-def _checked_start(problem: _Problem, start: Array, y: Array) -> Array:
+def _checked_start(problem: Problem, start: Array, y: Array) -> Array:
     get_backend(y, start)
     if tuple(start.shape) != tuple(y.shape):
         raise ShapeError(f"start must have the shape of y, {tuple(y.shape)}, got {tuple(start.shape)}.")
@@ -217,14 +170,14 @@ def _sufficient_evaluations(constant: float, rtol: float, bits: int) -> int:
     return max(16, 2 * math.ceil(math.log(target) / math.log(constant)) + 8)
 
 
-def _refuse_what_is_no_contraction(problem: _Problem, progress: Progress) -> None:
+def _refuse_what_is_no_contraction(problem: Problem, progress: Progress) -> None:
     """Refuse a g that was seen to break its own constant, or to return what is not finite."""
     backend, xp = problem.backend, problem.backend.xp
     if backend.is_tracing(progress.residual):
         return
     suspects = progress.excess > 0
     if bool(xp.any(suspects)):  # rounding alone may do that
-        _, rounding = _evaluated(problem, progress.x)
+        _, rounding = evaluated(problem, progress.x)
         suspects = progress.excess > 4 * rounding
     if bool(xp.any(suspects)):
         worst = float(xp.max(xp.where(suspects, progress.expansion, xp.zeros_like(progress.expansion))))
@@ -235,28 +188,8 @@ def _refuse_what_is_no_contraction(problem: _Problem, progress: Progress) -> Non
         raise NonFiniteError(f"{problem.name} returned NaN or infinity for {count} of {total} samples.")
 
 
-def _evaluated(problem: _Problem, x: Array, image: Array | None = None) -> tuple[Array, Array]:
-    """Return g(x), and a bound (batch,) on the rounding of x + g(x) - y in the dtype of x.
-
-    A branch that bounds its own rounding is evaluated once more for it; of another one, `image` is taken if given.
-    """
-    backend, xp, g = problem.backend, problem.backend.xp, problem.g
-    u = unit_roundoff(backend, x.dtype)
-    if g.knows_rounding:
-        image, rounding = g.astype(x.dtype).with_rounding(x)
-        share = 4 * u
-    else:
-        image = evaluate(backend, g, x) if image is None else image
-        rounding, share = xp.zeros((x.shape[0],), dtype=x.dtype, device=device_of(x)), 4 * u
-        share = share + UNSTATED_ROUNDING * max(u, problem.output_roundoff)
-    terms = sample_norms(xp, x) + sample_norms(xp, image) + sample_norms(xp, xp.astype(problem.y, x.dtype))
-    # Where squares underflow a norm is lost; the entries are then below this.
-    lost = float(xp.finfo(x.dtype).smallest_normal) ** 0.5 * math.prod(x.shape[1:]) ** 0.5
-    return image, rounding + share * terms + lost
-
-
 def _answer(
-    problem: _Problem,
+    problem: Problem,
     progress: Progress,
     rtol: float,
     atol: float,
@@ -279,7 +212,7 @@ def _answer(
         floor = floor + 2 * unit_roundoff(backend, dtype) * (1 + c) / (1 - c) * xp.astype(size, floor.dtype)
     converged = (bound <= atol + rtol * size + xp.astype(floor, bound.dtype)) & xp.isfinite(bound)
     value, bound, residual = value * unit, bound * unit, residual * unit
-    result = Inverse(value, bound, residual, progress.evaluations, converged)
+    result = Inverse(value, bound, residual, progress.evaluations, converged, bound)
     if backend.is_tracing(bound) or on_failure == "return" or bool(xp.all(converged)):
         return result
     failed = int(xp.sum(xp.astype(~converged, xp.int64)))
@@ -294,7 +227,7 @@ def _answer(
     return result
 
 
-def _residual(problem: _Problem, progress: Progress, value: Array) -> tuple[Array, Array, Array]:
+def _residual(problem: Problem, progress: Progress, value: Array) -> tuple[Array, Array, Array]:
     """Norm of x + g(x) - y at the returned x, a bound on its rounding, and that in the dtype of the solver.
 
     Below float64 a branch that bounds its own rounding is evaluated in float64.
@@ -305,6 +238,6 @@ def _residual(problem: _Problem, progress: Progress, value: Array) -> tuple[Arra
         x, known = xp.astype(value, working), progress.image if value.dtype == working else None
     else:
         x, known = xp.astype(value, widest(backend)), None
-    image, rounding = _evaluated(problem, x, known)
+    image, rounding = evaluated(problem, x, known)
     ratio = unit_roundoff(backend, working) / unit_roundoff(backend, x.dtype)
     return sample_norms(xp, x + image - xp.astype(problem.y, x.dtype)), rounding, rounding * ratio

@@ -1,19 +1,14 @@
 """Newton's method for x + g(x) = y, each step by GMRES, sample by sample."""
 
 from collections.abc import Callable
-from typing import Any
 
-from iresnet_core.backends import Array, device_of
+from iresnet_core.backends import Array
 from iresnet_core.common import flatten, per_sample, sample_norms, unit_roundoff
 from iresnet_core.inverse.fixed_point import FixedPoint, Progress
+from iresnet_core.inverse.krylov_solve import COMPILED_PRODUCTS, MOST_PRODUCTS, gmres
 
 __all__ = ["newton"]
 
-# Products of one linear solve: at most, and in a compiled program always.
-MOST_PRODUCTS = 100
-COMPILED_PRODUCTS = 12
-# Products after which the solve looks at its residual.
-RESIDUAL_AFTER = (2, 4, 6, 9, 12, 16, 20, 26, 32, 40, 50, 64, 80)
 # A linear solve is never asked for less than this share of the residual.
 LOOSEST = 0.1
 # A step without real progress counts as so many of the plain iteration's where the residual is near to its rounding,
@@ -106,63 +101,10 @@ def _solved(
     Samples that are `idle` are not waited for.
     """
     backend, xp = problem.backend, problem.backend.xp
-    tracing = backend.is_tracing(state.x)
     multiply, cost = _product(problem, state)
-    right = flatten(xp, force)
-    length = xp.linalg.vector_norm(right, axis=-1)
-    eps = float(xp.finfo(right.dtype).eps)
-    usable = (length > 0) & xp.isfinite(length)
-    basis = [
-        xp.where(usable, 1 / xp.where(usable, length, xp.ones_like(length)), xp.zeros_like(length))[:, None] * right
-    ]
-    columns: list[list[Array]] = []
-    done = idle | ~usable
-    count = xp.where(done, xp.zeros_like(state.evaluations), cost + xp.zeros_like(state.evaluations))
-    most = min(right.shape[1], COMPILED_PRODUCTS if tracing else MOST_PRODUCTS)
-    if not tracing:
-        most = max(1, min(most, max_iter - int(xp.max(xp.where(done, 0 * count, state.evaluations))) - 1 - cost))
-    coefficients: Array = None
-    for k in range(1, most + 1):
-        w = multiply(basis[-1]) + basis[-1]
-        V = xp.stack(basis, axis=1)  # (batch, k, d)
-        image_length = xp.linalg.vector_norm(w, axis=-1)
-        # Once is enough: I + J is well conditioned, and the next Newton step sees the residual as it is.
-        h = xp.matmul(w[:, None, :], xp.matrix_transpose(V))
-        w = w - xp.matmul(h, V)[:, 0, :]
-        column = h[:, 0, :]
-        left = xp.linalg.vector_norm(w, axis=-1)
-        ended = ~(left > 8 * eps * image_length)
-        left = xp.where(ended, xp.zeros_like(left), left)
-        basis.append(w * xp.where(ended, xp.zeros_like(left), 1 / xp.where(ended, xp.ones_like(left), left))[:, None])
-        columns.append([column[:, i] for i in range(k)] + [left])
-        count = count + xp.astype(~done, count.dtype)
-        if k == most or (not tracing and k in RESIDUAL_AFTER):
-            coefficients, residual = _least_squares(xp, columns, length)
-            done = done | (residual <= forcing)
-            if not tracing and bool(xp.all(done)):
-                break
-    update = xp.matmul(coefficients[:, None, :], xp.stack(basis[: len(columns)], axis=1))[:, 0, :]
-    # A solve that broke down leaves the plain step.
-    return xp.reshape(xp.where(xp.isfinite(update), update, right), force.shape), count
-
-
-def _least_squares(xp: Any, columns: list[list[Array]], length: Array) -> tuple[Array, Array]:
-    """Coefficients (batch, k) of the least residual, and that relative to the right-hand side.
-
-    By the normal equations in float64, which bears the square of the condition, ((1 + c) / (1 - c))^2.
-    """
-    k = len(columns)
-    zero = xp.zeros_like(length)
-    stacked = xp.stack(
-        [xp.stack([*column, *[zero] * (k + 1 - len(column))], axis=-1) for column in columns], axis=-1
-    )  # (batch, k + 1, k)
-    H = xp.astype(stacked, xp.float64)
-    H = xp.where(xp.isfinite(H), H, xp.zeros_like(H))
-    Ht = xp.matrix_transpose(H)
-    identity = xp.eye(k, dtype=H.dtype, device=device_of(H))
-    # Past the end of a Krylov space the columns are zero; the ridge gives them no weight.
-    solution = xp.linalg.solve(xp.matmul(Ht, H) + 1e-15 * identity, Ht[..., :, :1])
-    first = xp.reshape(xp.astype(xp.arange(k + 1, device=device_of(H)) == 0, H.dtype), (k + 1, 1))
-    residual = xp.linalg.vector_norm((first - xp.matmul(H, solution))[..., 0], axis=-1)
-    scaled = xp.astype(solution[..., 0] * xp.astype(length, H.dtype)[:, None], length.dtype)
-    return scaled, xp.astype(residual, length.dtype)
+    most = MOST_PRODUCTS
+    if not backend.is_tracing(state.x):
+        spent = xp.where(idle, xp.zeros_like(state.evaluations), state.evaluations)
+        most = max_iter - int(xp.max(spent)) - 1 - cost
+    update, products = gmres(backend, multiply, flatten(xp, force), forcing, idle, most)
+    return xp.reshape(update, force.shape), products + cost * xp.astype(~idle, products.dtype)

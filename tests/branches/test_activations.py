@@ -1,6 +1,7 @@
 """Activations: values, slopes, and constants that are suprema."""
 
 import copy
+import math
 import pickle
 import warnings
 from decimal import Decimal, localcontext
@@ -106,6 +107,18 @@ def test_constant_is_the_supremum_of_the_slope(backend, name, parameters):
 )
 def test_constants_that_are_known(name, parameters, constant):
     assert Activation(name, **parameters).lipschitz == constant
+
+
+@every_case
+def test_constant_of_the_slope_is_the_supremum_of_its_differences(name, parameters):
+    activation = Activation(name, **parameters)
+    x = np.linspace(-30, 30, 60001)
+    steepest = np.max(abs(np.diff(activation.slope(x.reshape(1, -1))[0]) / np.diff(x)))
+    if math.isinf(activation.slope_lipschitz):  # a jump between two neighbours
+        assert steepest > 100
+    else:
+        assert activation.slope_lipschitz * (0.99 if activation.slope_lipschitz else 0) <= steepest
+        assert steepest <= activation.slope_lipschitz * (1 + 1e-9) + 1e-9
 
 
 @given(case=st.sampled_from(CASES), x=st.lists(FINITE, min_size=1, max_size=20), dtype=DTYPES)

@@ -174,7 +174,8 @@ def test_an_inverse_that_was_cut_short_still_holds_its_bound(backend, solver):
     assert (host(cut.iterations) == 6).all()
     error = distances(cut.value, exact.value)
     assert (error <= host(cut.error_bound) + host(exact.error_bound)).all()
-    assert (error > 1e-8).any()
+    # The solver alone is off by more than a thousandth after so few steps; the certificate's corrections mend that.
+    assert (error < 1e-6).all()
     with pytest.raises(NotConvergedError) as caught:
         flow.inverse(z, max_iter=2)
     assert "in layer 3 of the flow, ResidualBlock" in caught.value.__notes__[0]
