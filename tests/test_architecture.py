@@ -37,6 +37,7 @@ ALLOWED = {
         "lipschitz",
         "inverse",
         "determinant",
+        "flows",
         "files",
         "reference",
         "example_data",

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from iresnet_core import example_data, validation
+from iresnet_core import validation
 from iresnet_core.backends import available_backends, backend
 from iresnet_core.commands.terminal import FAILED, one_thread, progress_bar, usage_errors, wide_console
 from iresnet_core.errors import InvalidArgumentError, IResNetError, MissingDependencyError
@@ -58,7 +58,7 @@ def validate_command(
     ] = None,
     cases: Annotated[
         list[str] | None,
-        typer.Option("--case", metavar="CASE", help=f"Branch, repeatable: {', '.join(example_data.cases())}."),
+        typer.Option("--case", metavar="CASE", help=f"Case, repeatable: {', '.join(validation.cases())}."),
     ] = None,
     dtypes: Annotated[
         list[str] | None,
@@ -72,14 +72,14 @@ def validate_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random probes.")] = 0,
 ) -> None:
-    """Compare every method with the exact answer on trained branches that ship with the package.
+    """Compare every method with the exact answer on trained branches, on convolutions and on a flow of eight blocks.
 
     Backends other than NumPy are also compared with NumPy on the same noise. Exit status 1 means that a certified
     bound did not hold, backends disagree or a method gave up, 2 that the command could not run.
     """
     with usage_errors():
         backends = _chosen_backends(backends or ["numpy"])
-        chosen = _distinct(cases or example_data.cases(), example_data.cases(), "case")
+        chosen = _distinct(cases or validation.cases(), validation.cases(), "case")
         precisions = _distinct(dtypes or ["float64"], ("float64", "float32"), "dtype")
         if seed < 0:
             raise InvalidArgumentError(f"--seed {seed}: a seed must not be negative.")
@@ -94,7 +94,7 @@ def validate_command(
         print(f"iresnet: the validation could not finish: {error}", file=sys.stderr)
         raise typer.Exit(FAILED) from error
     seconds = time.perf_counter() - begin
-    branches = f"{len(chosen)} branch{'es' if len(chosen) > 1 else ''}"
+    number = f"{len(chosen)} case{'s' if len(chosen) > 1 else ''}"
     for group in by_case(records):
         console.print()
         console.print(_table(group, several=len(backends) * len(precisions) > 1))
@@ -111,7 +111,7 @@ def validate_command(
             console.print(f"Report: {page}", soft_wrap=True)
     for sentence in (*accuracy_remarks(records), *agreement_remarks(common)):
         console.print(sentence, style="bold red" if sentence.startswith(("violated", "disagrees")) else "yellow")
-    console.print(f"{len(records)} comparisons on {branches} in {seconds:.0f} s.")
+    console.print(f"{len(records)} comparisons on {number} in {seconds:.0f} s.")
     wrong, apart = validation.violated(records), validation.disagreeing(common)
     console.print(accuracy_verdict(records), style="bold red" if wrong else "bold green")
     if common:

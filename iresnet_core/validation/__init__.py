@@ -1,5 +1,6 @@
 """The program behind `iresnet validate`: it compares methods with exact answers, and backends with NumPy."""
 
+from iresnet_core.validation.case_table import cases
 from iresnet_core.validation.curves import error_curves
 from iresnet_core.validation.report import write_report
 from iresnet_core.validation.runs import FIELDS, Record, compare_backends, disagreeing, run, steps_of, violated
@@ -32,6 +33,7 @@ __all__ = [
     "agreement_verdict",
     "bound_text",
     "by_case",
+    "cases",
     "compare_backends",
     "disagreeing",
     "error_curves",

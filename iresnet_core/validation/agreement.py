@@ -12,14 +12,13 @@ import numpy as np
 
 from iresnet_core.backends import Array
 from iresnet_core.backends import backend as find_backend
-from iresnet_core.branches import Chain
 from iresnet_core.determinant import logdet
 from iresnet_core.inverse import SOLVERS, invert
 from iresnet_core.lipschitz import lipschitz_bound, normalize, spectral_norm
-from iresnet_core.operators import Dense
-from iresnet_core.validation.checks import FIELDS, Record
-from iresnet_core.validation.methods import BOUND_METHODS, ESTIMATORS, SPECTRAL_METHODS
-from iresnet_core.validation.problem import Exact, Floats, Problem, cut_convolution
+from iresnet_core.validation.case_table import problem_class
+from iresnet_core.validation.methods import ESTIMATORS, SPECTRAL_METHODS
+from iresnet_core.validation.problem import cut_convolution
+from iresnet_core.validation.records import FIELDS, Floats, Record
 
 __all__ = ["COUNTS", "DTYPES", "LIMITS", "QUANTITIES", "REFERENCE", "compare_backends", "compared", "disagreeing"]
 
@@ -52,9 +51,9 @@ Answer = dict[str, Floats]
 
 
 class Noise:
-    """Everything random about one case, drawn with NumPy in float64."""
+    """Everything random about one branch, drawn with NumPy in float64."""
 
-    def __init__(self, exact: Exact, seed: int) -> None:
+    def __init__(self, exact: Any, seed: int) -> None:
         rng = np.random.default_rng(seed)
         shape = exact.x.shape
         constant = exact.chain.lipschitz
@@ -71,10 +70,10 @@ class Noise:
 
 @dataclass(frozen=True)
 class Trial:
-    """One case on one backend, with its share of the noise."""
+    """One case on one backend, with its share of the noise; a flow takes none."""
 
-    problem: Problem
-    noise: Noise
+    problem: Any
+    noise: Any
 
     def array(self, values: Floats) -> Array:
         """Send noise to the backend, in the dtype of the problem."""
@@ -106,7 +105,7 @@ def _relative_gap(matrix: Floats) -> float:
 
 def _lipschitz_bounds(trial: Trial) -> Iterator[tuple[str, Answer]]:
     layers = trial.problem.chain.operators
-    for method in BOUND_METHODS:
+    for method in trial.problem.bound_methods:
         rng = np.random.default_rng(trial.problem.seed)  # of NumPy, so that every backend has the same start
         yield method, _joined([trial.answer(lipschitz_bound(layer, method=method, rng=rng)) for layer in layers])
     convolution = cut_convolution(trial.problem)
@@ -142,15 +141,27 @@ def _inverses(trial: Trial) -> Iterator[tuple[str, Answer]]:
 def _log_determinants(trial: Trial) -> Iterator[tuple[str, Answer]]:
     chain, x = trial.problem.chain, trial.problem.x
     yield "exact", trial.answer(logdet(chain, x, method="exact"))
-    first, *rest = chain.layers
-    opened = Chain([*rest, Dense(chain.operators[0].weight)])
-    yield "exact, narrow width", trial.answer(logdet(opened, first(x), method="exact"))
-    for setting in ESTIMATORS:
+    if trial.problem.opened is not None:
+        opened, h = trial.problem.opened
+        yield "exact, narrow width", trial.answer(logdet(opened, h, method="exact"))
+    for setting in trial.problem.estimators:
         probes = trial.array(trial.noise.probes[setting.probe_kind][: setting.probes])
         noise = (probes, trial.noise.lengths[: setting.probes]) if setting.unbiased else probes
         yield setting.label, trial.answer(logdet(chain, x, noise=noise, **setting.options))
 
 
+def _flow_inverses(trial: Trial) -> Iterator[tuple[str, Answer]]:
+    result = trial.problem.flow.inverse(trial.problem.z, rtol=RTOL, on_failure="return")
+    # Its bound grows with the rounding of the residuals, block after block, which is another on every backend.
+    yield "default", trial.answer({"value": result.value})
+
+
+def _log_densities(trial: Trial) -> Iterator[tuple[str, Answer]]:
+    result = trial.problem.flow.log_prob(trial.problem.x)
+    yield result.method, trial.answer(result)
+
+
+# Every primitive by its name; a problem says in `primitives` which are its own.
 PRIMITIVES: dict[str, Callable[[Trial], Iterator[tuple[str, Answer]]]] = {
     "spectral_norm": _spectral_norms,
     "lipschitz_bound": _lipschitz_bounds,
@@ -158,6 +169,8 @@ PRIMITIVES: dict[str, Callable[[Trial], Iterator[tuple[str, Answer]]]] = {
     "branch": _branches,
     "inverse": _inverses,
     "logdet": _log_determinants,
+    "flow_inverse": _flow_inverses,
+    "log_prob": _log_densities,
 }
 
 
@@ -209,7 +222,7 @@ def compare_backends(
     backends : sequence of str
         Names of backends; NumPy itself is left out.
     cases : sequence of str
-        Shipped branches.
+        Names of cases (`iresnet_core.validation.cases()`).
     seed : int
         Seed of the noise.
     progress : callable (done, total, label), optional
@@ -233,8 +246,8 @@ def compare_backends(
     seen: dict[tuple[str, ...], _Seen] = {}
     done, total = 0, len(cases) * len(DTYPES) * (len(others) + 1)
     for case in cases:
-        exact = Exact(case)
-        noise = Noise(exact, seed)
+        exact = problem_class(case).exact_answers(case)
+        noise = Noise(exact, seed) if "branch" in problem_class(case).primitives else None
         for dtype in DTYPES:
             expected: dict[tuple[str, str], Answer] = {}
             for name in (REFERENCE, *others):
@@ -252,15 +265,15 @@ def compare_backends(
 
 
 def _answers(
-    case: str, backend: str, dtype: str, seed: int, exact: Exact, noise: Noise
+    case: str, backend: str, dtype: str, seed: int, exact: Any, noise: Noise | None
 ) -> dict[tuple[str, str], Answer]:
     """Return the answers of every method, by primitive and method."""
     with find_backend(backend).full_precision():
-        trial = Trial(Problem.load(case, backend, dtype, seed, exact), noise)
+        trial = Trial(problem_class(case).load(case, backend, dtype, seed, exact), noise)
         return {
             (primitive, method): answer
-            for primitive, compute in PRIMITIVES.items()
-            for method, answer in compute(trial)
+            for primitive in trial.problem.primitives
+            for method, answer in PRIMITIVES[primitive](trial)
         }
 
 

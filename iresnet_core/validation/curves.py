@@ -8,10 +8,12 @@ import numpy as np
 from iresnet_core import reference
 from iresnet_core.backends import backend as find_backend
 from iresnet_core.determinant import logdet
+from iresnet_core.example_data import cases as shipped_cases
 from iresnet_core.inverse import invert
 from iresnet_core.lipschitz import lipschitz_bound, spectral_norm
 from iresnet_core.validation.methods import NOISE, TRUNCATIONS
-from iresnet_core.validation.problem import Floats, Problem
+from iresnet_core.validation.problem import Problem
+from iresnet_core.validation.records import Floats
 
 __all__ = ["error_curves"]
 
@@ -39,7 +41,7 @@ def error_curves(
     backend : str
         Name of a backend.
     cases : sequence of str
-        Shipped branches.
+        Names of cases; those that are no shipped branches have no curves.
     seed : int
         Seed of the probes.
     progress : callable (done, total, label), optional
@@ -57,6 +59,7 @@ def error_curves(
         "logdet": _log_determinant,
     }
     result: Curves = {name: {} for name in (*parts, "dimension")}
+    cases = [case for case in cases if case in shipped_cases()]
     done, total = 0, len(cases) * len(parts)
     for case in cases:
         with find_backend(backend).full_precision():

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from iresnet_core import reference
 from iresnet_core.backends import Array, Backend, get_backend
@@ -14,11 +13,10 @@ from iresnet_core.determinant import MeanJacobian, linear_share, logdet, mean_ja
 from iresnet_core.example_data import load_case
 from iresnet_core.operators import Convolution, Dense
 from iresnet_core.results import LogDet
-from iresnet_core.validation.methods import Setting
+from iresnet_core.validation.methods import BOUND_METHODS, ESTIMATORS, Setting
+from iresnet_core.validation.records import Floats
 
-__all__ = ["Exact", "Floats", "Problem", "cut_convolution"]
-
-Floats = NDArray[Any]  # float64 on the host
+__all__ = ["Exact", "Problem", "cut_convolution"]
 
 
 class Exact:
@@ -76,7 +74,27 @@ class Problem:
         Name of the branch, dtype of its arrays, and seed of everything random.
     exact
         The exact answers.
+    checks, primitives, bound_methods, estimators
+        What is validated: names of checks and of primitives, methods of `lipschitz_bound`, and settings.
     """
+
+    checks: ClassVar[tuple[str, ...]] = (
+        "spectral norm",
+        "Lipschitz bound",
+        "inverse",
+        "exact log-determinant",
+        "log-determinant estimators",
+    )
+    primitives: ClassVar[tuple[str, ...]] = (
+        "spectral_norm",
+        "lipschitz_bound",
+        "normalize",
+        "branch",
+        "inverse",
+        "logdet",
+    )
+    bound_methods: ClassVar[tuple[str, ...]] = BOUND_METHODS
+    estimators: ClassVar[tuple[Setting, ...]] = ESTIMATORS
 
     backend: Backend
     chain: Chain
@@ -89,10 +107,29 @@ class Problem:
     @classmethod
     def load(
         cls, case: str, backend: str = "numpy", dtype: str = "float64", seed: int = 0, exact: Exact | None = None
-    ) -> "Problem":
+    ) -> Self:
         """Load a shipped branch."""
         chain, x = load_case(case, dtype=dtype, backend=backend)
-        return cls(get_backend(x), chain, x, case, dtype, seed, Exact(case) if exact is None else exact)
+        return cls(get_backend(x), chain, x, case, dtype, seed, cls.exact_answers(case) if exact is None else exact)
+
+    @classmethod
+    def exact_answers(cls, case: str) -> Exact:
+        """Return the exact answers for a case, which serve all backends and dtypes."""
+        return Exact(case)
+
+    def layer_norms(self) -> list[float]:
+        """Exact norms of the linear layers."""
+        return [float(reference.spectral_norm(layer)) for layer in self.chain.operators]
+
+    @property
+    def opened(self) -> tuple[Chain, Array] | None:
+        """The chain opened after its first layer, with its input.
+
+        It has the same determinant by Sylvester's identity, but acts on the wide hidden layer, so that "exact" has to
+        find the narrow one.
+        """
+        first, *rest = self.chain.layers
+        return Chain([*rest, Dense(self.chain.operators[0].weight)]), first(self.x)
 
     def host(self, x: Array) -> Floats:
         """Copy to NumPy float64."""

@@ -1,18 +1,20 @@
 """The run over backends, dtypes and trained branches, which collects the records of all checks.
 
-`methods` lists the methods, `problem` the branches with their exact answers. `checks` compares methods with those
+`methods` lists the methods, `cases` the problems with their exact answers. `checks` compares methods with those
 answers and `agreement` backends with NumPy, both as records. `summary` puts records into words,
 `report` into a page with plots of the `curves`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from iresnet_core.backends import backend as find_backend
 from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.example_data import cases as all_cases
 from iresnet_core.validation.agreement import compare_backends, disagreeing
-from iresnet_core.validation.checks import CHECKS, FIELDS, Record
-from iresnet_core.validation.problem import Exact, Problem
+from iresnet_core.validation.case_table import cases as all_cases
+from iresnet_core.validation.case_table import problem_class
+from iresnet_core.validation.checks import CHECKS
+from iresnet_core.validation.records import FIELDS, Record
 
 __all__ = ["FIELDS", "Progress", "Record", "compare_backends", "disagreeing", "run", "steps_of", "violated"]
 
@@ -21,7 +23,7 @@ Progress = Callable[[int, int, str], None]
 
 def steps_of(backends: Sequence[str], cases: Sequence[str], dtypes: Sequence[str]) -> int:
     """Return how many steps `run` reports to its progress callback."""
-    return len(backends) * len(dtypes) * len(cases) * len(CHECKS)
+    return len(backends) * len(dtypes) * sum(len(problem_class(case).checks) for case in cases)
 
 
 def run(
@@ -38,7 +40,7 @@ def run(
     backends : sequence of str
         Names of backends.
     cases : sequence of str, optional
-        Shipped branches (`iresnet_core.example_data.cases`); default all.
+        Names of cases (`iresnet_core.validation.cases()`); default all.
     seed : int
         Seed of the probes.
     progress : callable (done, total, label), optional
@@ -62,16 +64,16 @@ def run(
     plan = [(backend, dtype, case) for backend in backends for dtype in dtypes for case in cases]
     total, done = steps_of(backends, cases, dtypes), 0
     records: list[Record] = []
-    answers: dict[str, Exact] = {}
+    answers: dict[str, Any] = {}
     for backend, dtype, case in plan:
         if case not in answers:
-            answers[case] = Exact(case)
+            answers[case] = problem_class(case).exact_answers(case)
         with find_backend(backend).full_precision():
-            problem = Problem.load(case, backend, dtype, seed, answers[case])
-            for name, check in CHECKS.items():
+            problem = problem_class(case).load(case, backend, dtype, seed, answers[case])
+            for name in problem.checks:
                 if progress is not None:
                     progress(done, total, f"{backend} {case}: {name}")
-                records.extend(check(problem))
+                records.extend(CHECKS[name](problem))
                 done += 1
     if progress is not None:
         progress(done, total, "done")

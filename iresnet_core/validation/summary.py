@@ -28,6 +28,8 @@ TITLES = {
     "logdet": "log-determinant",
     "normalize": "normalised weights",
     "branch": "branch, its products",
+    "flow_inverse": "inverse of a flow",
+    "log_prob": "log-density of a flow",
 }
 AGREEMENT_TITLE = f"Largest relative disagreement with {REFERENCE} on the same noise"
 AGREEMENT_HEADS = ("primitive", "backend", *(part for dtype in DTYPES for part in (dtype, "counts")), "held")

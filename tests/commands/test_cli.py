@@ -20,7 +20,7 @@ from iresnet_core.commands import validate as cli_validate
 from iresnet_core.errors import MissingDependencyError
 from iresnet_core.validation import agreement as validation_agreement
 from iresnet_core.validation import checks as validation_checks
-from iresnet_core.validation import runs
+from iresnet_core.validation.problem import Problem
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("matplotlib")
@@ -202,8 +202,7 @@ def other():
 
 def one_check(monkeypatch):
     """Leave one quick check of accuracy; the agreement is the subject."""
-    quick = {"spectral norm": validation_checks.CHECKS["spectral norm"]}
-    monkeypatch.setattr(runs, "CHECKS", quick)
+    monkeypatch.setattr(Problem, "checks", ("spectral norm",))
 
 
 def test_agreement_is_printed_and_stored(other, monkeypatch, tmp_path):
@@ -258,9 +257,8 @@ def test_backends_in_a_process_of_their_own(name, tmp_path):
     pytest.importorskip(name)
     code = (
         "from iresnet_core import cli\n"
-        "from iresnet_core.validation import agreement as a, runs\n"
-        "runs.CHECKS = {'spectral norm': runs.CHECKS['spectral norm']}\n"
-        "a.PRIMITIVES = {'branch': a.PRIMITIVES['branch']}\n"
+        "from iresnet_core.validation.problem import Problem\n"
+        "Problem.checks, Problem.primitives = ('spectral norm',), ('branch',)\n"
         "cli.main()"
     )
     quiet = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "TF_"))}
