@@ -4,7 +4,7 @@ import math
 import warnings
 from typing import Any, Literal
 
-from iresnet_core.backends import Array, get_backend
+from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.common import (
     refuse_expansion,
     require_finite,
@@ -27,7 +27,7 @@ from iresnet_core.inverse.fixed_point import STALLED, FixedPoint, Progress
 from iresnet_core.inverse.implicit_gradient import with_implicit_gradient
 from iresnet_core.inverse.problem import Problem, checked_problem, evaluated
 from iresnet_core.inverse.scaling import length_unit
-from iresnet_core.inverse.solvers import SOLVERS
+from iresnet_core.inverse.solvers import SOLVERS, Solver
 from iresnet_core.results import Inverse
 
 __all__ = ["invert"]
@@ -36,6 +36,8 @@ OnFailure = Literal["raise", "warn", "return"]
 
 # Default relative tolerance, by the bits of the working dtype.
 DEFAULT_RTOL = {64: 1e-10, 32: 1e-5}
+# Evaluations of g at most, unless `max_iter` says otherwise.
+MOST_EVALUATIONS = 100_000
 
 
 def invert(
@@ -69,7 +71,8 @@ def invert(
         1e-12 in float64, 1e-5 and 1e-7 below. The floor of the dtype is added to it: twice the rounding
         over 1 - c, or over (1 - c)^2 where the iteration has stalled.
     max_iter : int, optional
-        Evaluations of g at most. Default: enough for any c-contraction, by Banach's bound c^n / (1 - c) ||x_1 - x_0||.
+        Evaluations of g at most. Default: enough for any c-contraction, by Banach's bound c^n / (1 - c) ||x_1 - x_0||,
+        but no more than 100,000.
     start : array like y, optional
         First iterate; default y.
     on_failure : {"raise", "warn", "return"}
@@ -135,14 +138,15 @@ def invert(
         atol = 0.01 * DEFAULT_RTOL[bits] if atol is None else require_nonnegative(atol, "atol")
         rtol, atol = backend.as_program_constants(rtol, atol)
         limit = _sufficient_evaluations(problem.constant, rtol, bits) if max_iter is None else max_iter
-        atol = atol / problem.unit
-        first = problem.y if start is None else _checked_start(problem, start, y)
+        first = y if start is None else _checked_start(problem, start, y)
         with backend.no_grad():
-            y_norm = sample_norms(backend.xp, problem.y)
-            fixed_point = FixedPoint(backend, problem.g, problem.y, y_norm, problem.constant, rtol, atol)
-            progress = SOLVERS[solver](fixed_point, first, limit)
+            progress = _progress(problem, first, SOLVERS[solver], limit, rtol, atol)
+            larger = None if _is_finite(backend, progress.residual) else problem.in_larger_units()
+            if larger is not None:
+                problem = larger
+                progress = _progress(problem, first, SOLVERS[solver], limit, rtol, atol)
             _refuse_what_is_no_contraction(problem, progress)
-            result = _answer(problem, progress, rtol, atol, dtype, on_failure, solver)
+            result = _answer(problem, progress, rtol, atol / problem.unit, dtype, on_failure, solver)
         if not backend.differentiates:
             return result
         steps = max(limit, _sufficient_evaluations(problem.constant, rtol, bits))
@@ -157,17 +161,34 @@ def _checked_start(problem: Problem, start: Array, y: Array) -> Array:
     require_same_dtype(start, "start", y, "y")
     require_same_device(problem.backend, start, "start", y, "y")
     require_finite(problem.backend, start, "start")
-    if length_unit(problem.backend, start) > max(problem.unit, 1.0):
+    if length_unit(problem.backend, problem.backend.xp.astype(start, problem.y.dtype)) > max(problem.unit, 1.0):
         raise InvalidArgumentError("start is so large that its squares overflow in the units of y; begin from y.")
-    return problem.backend.xp.astype(problem.backend.stop_gradient(start), problem.y.dtype) / problem.unit
+    return start
+
+
+def _progress(problem: Problem, first: Array, solver: Solver, max_iter: int, rtol: float, atol: float) -> Progress:
+    """Solve from the iterate `first`, in units of y."""
+    backend, xp = problem.backend, problem.backend.xp
+    x = xp.astype(backend.stop_gradient(first), problem.y.dtype) / problem.unit
+    y_norm = sample_norms(xp, problem.y)
+    fixed_point = FixedPoint(backend, problem.g, problem.y, y_norm, problem.constant, rtol, atol / problem.unit)
+    return solver(fixed_point, x, max_iter)
+
+
+def _is_finite(backend: Backend, x: Array) -> bool:
+    """Whether all entries are finite, as far as one can look."""
+    return backend.is_tracing(x) or bool(backend.xp.all(backend.xp.isfinite(x)))
 
 
 def _sufficient_evaluations(constant: float, rtol: float, bits: int) -> int:
-    """Evaluations after which any c-contraction has met the tolerance, by the a-priori bound, doubled for safety."""
+    """Evaluations after which a c-contraction has met the tolerance, by the a-priori bound, doubled for safety.
+
+    There is a limit to that: the plain iteration may take 1 / (1 - c) evaluations a digit, the others take fewer.
+    """
     target = max(rtol, 2.0 ** (-52 if bits == 64 else -23)) * (1 - constant) ** 2 / 16
     if constant == 0:
         return 8
-    return max(16, 2 * math.ceil(math.log(target) / math.log(constant)) + 8)
+    return min(MOST_EVALUATIONS, max(16, 2 * math.ceil(math.log(target) / math.log(constant)) + 8))
 
 
 def _refuse_what_is_no_contraction(problem: Problem, progress: Progress) -> None:

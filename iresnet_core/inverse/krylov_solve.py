@@ -70,11 +70,15 @@ def _least_squares(xp: Any, columns: list[list[Array]], length: Array) -> tuple[
     )  # (batch, k + 1, k)
     H = xp.astype(stacked, xp.float64)
     H = xp.where(xp.isfinite(H), H, xp.zeros_like(H))
+    # In units of its length, since I + J may be as small as 1 - c and the ridge is not.
+    size = xp.linalg.vector_norm(xp.reshape(H, (H.shape[0], (k + 1) * k)), axis=-1)
+    size = xp.where(size > 0, size, xp.ones_like(size))
+    H = H / size[:, None, None]
     Ht = xp.matrix_transpose(H)
     identity = xp.eye(k, dtype=H.dtype, device=device_of(H))
     # Past the end of a Krylov space the columns are zero; the ridge gives them no weight.
     solution = xp.linalg.solve(xp.matmul(Ht, H) + 1e-15 * identity, Ht[..., :, :1])
     first = xp.reshape(xp.astype(xp.arange(k + 1, device=device_of(H)) == 0, H.dtype), (k + 1, 1))
     residual = xp.linalg.vector_norm((first - xp.matmul(H, solution))[..., 0], axis=-1)
-    scaled = xp.astype(solution[..., 0] * xp.astype(length, H.dtype)[:, None], length.dtype)
+    scaled = xp.astype(solution[..., 0] * (xp.astype(length, H.dtype) / size)[:, None], length.dtype)
     return scaled, xp.astype(residual, length.dtype)

@@ -34,6 +34,14 @@ class Problem(NamedTuple):
     output_roundoff: float
     unit: float
 
+    def in_larger_units(self) -> "Problem | None":
+        """Return the problem in units of g(y), where squares of that overflow in the present ones."""
+        x = self.y * self.unit
+        unit = length_unit(self.backend, evaluate(self.backend, self.g.g, x))
+        if unit <= self.unit:
+            return None
+        return self._replace(g=RescaledBranch(self.backend, self.g.g, unit), y=x / unit, unit=unit)
+
 
 def checked_problem(g: Any, y: Array, lipschitz: float | None) -> tuple[Problem, Any]:
     """Check the arguments; half precision is solved in float32."""
@@ -50,7 +58,7 @@ def checked_problem(g: Any, y: Array, lipschitz: float | None) -> tuple[Problem,
     if working != dtype:
         y = xp.astype(y, working)
         g = g.astype(working) if hasattr(g, "astype") else _in_half_precision(backend, g, dtype, working)
-    unit = length_unit(backend, y)
+    unit = length_unit(backend, y, g)
     branch = RescaledBranch(backend, g, unit)
     return Problem(backend, branch, y / unit, constant, name, unit_roundoff(backend, dtype), unit), dtype
 

@@ -85,7 +85,7 @@ def refined(g: Any, y: Array, start: Array, argument_error: Array, lipschitz: fl
     if start.dtype != wide and not hasattr(g, "astype"):
         return None
     (c,) = backend.as_program_constants(require_contraction(*stated_lipschitz(g, lipschitz)))
-    unit = length_unit(backend, y)
+    unit = max(length_unit(backend, y), length_unit(backend, xp.astype(start, wide, copy=False)))
     branch = RescaledBranch(backend, g.astype(wide) if start.dtype != wide else g, unit)
     problem = Problem(backend, branch, y / unit, c, type(g).__name__, unit_roundoff(backend, wide), unit)
     x = xp.astype(start, wide, copy=False) / unit

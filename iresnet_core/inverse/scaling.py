@@ -10,13 +10,24 @@ from iresnet_core.branches import evaluate
 __all__ = ["RescaledBranch", "length_unit"]
 
 
-def length_unit(backend: Backend, y: Array) -> float:
-    """The power of two below the largest entry of y, or 1 where no square is in danger anyway."""
+def length_unit(backend: Backend, y: Array, g: Any = None) -> float:
+    """The power of two below the largest entry of y, or 1 where no square is in danger anyway.
+
+    Where y is tiny, and a branch g has biases, the solution is as large as these: g(y) then counts as well.
+    """
     if backend.is_tracing(y) or not y.shape[0]:
         return 1.0
-    largest = float(backend.xp.max(backend.xp.abs(y)))
     safe = float(backend.xp.finfo(y.dtype).max) ** 0.35
+    largest = _largest(backend, y)
+    if g is not None and largest <= 1 / safe:
+        largest = max(largest, _largest(backend, evaluate(backend, g, y)))
     return 1.0 if largest == 0 or 1 / safe < largest < safe else 2.0 ** math.floor(math.log2(largest))
+
+
+def _largest(backend: Backend, x: Array) -> float:
+    """Largest magnitude of an entry; 0 where it is not finite, which is for others to refuse."""
+    largest = float(backend.xp.max(backend.xp.abs(backend.stop_gradient(x))))
+    return largest if math.isfinite(largest) else 0.0
 
 
 class RescaledBranch:

@@ -8,7 +8,7 @@ from iresnet_core.inverse.anderson_acceleration import OBSERVED, SLOW_RATE, ande
 from iresnet_core.inverse.fixed_point import FixedPoint, Progress, picard
 from iresnet_core.inverse.newton_krylov import newton
 
-__all__ = ["SOLVERS", "accelerated"]
+__all__ = ["SOLVERS", "Solver", "accelerated"]
 
 # The mean Jacobian is worth its d^3 operations up to this dimension d, and up to so many times the samples of a batch.
 LARGEST_DIMENSION, DIMENSIONS_PER_SAMPLE = 1024, 4
@@ -53,8 +53,11 @@ def _begun(problem: FixedPoint, x: Array) -> tuple[Progress, Array | None]:
     return start, xp.linalg.inv(transposed)
 
 
-# The solvers of `invert`. Each is a function (problem, first iterate, evaluations at most) -> progress.
-SOLVERS: dict[str, Callable[[FixedPoint, Array, int], Progress]] = {
+# A function (problem, first iterate, evaluations at most) -> progress.
+Solver = Callable[[FixedPoint, Array, int], Progress]
+
+# The solvers of `invert`.
+SOLVERS: dict[str, Solver] = {
     "picard": picard,
     "anderson": accelerated,
     "newton": newton,

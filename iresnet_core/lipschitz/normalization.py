@@ -66,16 +66,48 @@ def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
         raise InvalidArgumentError(
             f"normalize needs entries to scale; {type(A).__name__} is known by its products only."
         )
-    known = lipschitz_bound(operator) if bound is None else bound
+    unit = 1.0
+    if bound is None:
+        operand, unit = _without_overflow(operator)
+        bound = lipschitz_bound(operand)
+    known = bound
     value = known.value if isinstance(known, LipschitzBound) else known
     with operator.backend.full_precision():
-        return _normalized(operator, known, value, cap)
+        return _normalized(operator, known, value, cap, unit)
 
 
-def _normalized(operator: Any, known: Any, value: Any, cap: float) -> Any:
-    """Scale the entries, and note the bound on what comes out."""
-    weight = operator.array if isinstance(operator, Matrices) else operator.weight
-    scaled, new_bound = _certainly_within(operator, weight, value, cap)
+def _entries(operator: Any) -> Array:
+    return operator.array if isinstance(operator, Matrices) else operator.weight
+
+
+def _without_overflow(operator: Any) -> tuple[Any, float]:
+    """Return the operator divided by a power of two, and that: in float64 or in such units its norm is finite.
+
+    No norm is above sqrt(m n) times the largest entry of the matrix. Nothing changes where that is within the dtype.
+    """
+    backend, weight = operator.backend, _entries(operator)
+    if backend.is_tracing(weight):
+        return operator, 1.0
+    xp, wide = backend.xp, widest(backend)
+    exponent = 4 + math.ceil(math.log2(math.prod(operator.shape)) / 2)
+    largest = float(xp.max(xp.abs(backend.stop_gradient(weight))))
+    if largest <= float(xp.finfo(weight.dtype).max) * 2.0**-exponent:
+        return operator, 1.0
+    if weight.dtype != wide:
+        bias = None if isinstance(operator, Matrices) or operator.bias is None else xp.astype(operator.bias, wide)
+        entries = xp.astype(weight, wide)
+        return Matrices(entries) if isinstance(operator, Matrices) else operator.with_parameters(entries, bias), 1.0
+    entries = weight * 2.0**-exponent
+    divided = Matrices(entries) if isinstance(operator, Matrices) else operator.with_parameters(entries, operator.bias)
+    return divided, 2.0**exponent
+
+
+def _normalized(operator: Any, known: Any, value: Any, cap: float, unit: float) -> Any:
+    """Scale the entries, and note the bound on what comes out. `value` bounds the operator in that `unit`."""
+    weight = _entries(operator)
+    scaled, new_bound = _certainly_within(operator, weight if unit == 1 else weight / unit, value, cap / unit)
+    if unit != 1:
+        scaled, new_bound = scaled * unit, new_bound * unit
     if isinstance(operator, Matrices):
         return scaled
     certificate = known.certificate if isinstance(known, LipschitzBound) else "stated"
@@ -105,7 +137,7 @@ def _certainly_within(operator: LinearOperator, weight: Array, bound: Any, cap: 
         bound = xp.full(operator.batch_shape, float(bound), dtype=wide, device=device_of(weight))
     else:
         bound = xp.astype(bound, wide)
-    require_finite(backend, bound, "bound")
+    require_finite(backend, bound, f"the bound on the norm of the {weight.dtype} weight of {operator!r}")
     if tuple(bound.shape) != operator.batch_shape:
         raise ShapeError(f"bound must have shape {operator.batch_shape}, got {tuple(bound.shape)}.")
     if not backend.is_tracing(bound) and bool(xp.any(bound < 0)):

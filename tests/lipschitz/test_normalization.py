@@ -2,6 +2,7 @@
 
 import math
 
+import capabilities
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -330,3 +331,15 @@ def test_penalty_of_one_operator(backend):
     A = backend.from_numpy(np.diag([3.0, 1.0]))
     for operator in (A, Dense(A), Chain([Dense(A), Activation("tanh")]), aslinearoperator(np.diag([3.0, 1.0]))):
         assert float(spectral_penalty(operator, 2.0)) == pytest.approx(18)
+
+
+@pytest.mark.parametrize(("dtype", "entry"), [("float16", 2000.0), ("float32", 1e38), ("float64", 1e307)])
+def test_a_norm_that_overflows_its_dtype(backend, dtype, entry):
+    if dtype == "float16" and capabilities.row(backend.name).float16 != capabilities.YES:
+        pytest.skip("no half precision")
+    weight = backend.from_numpy(np.full((64, 64), entry, dtype))
+    for cap in (0.9, 1e4):
+        scaled = backend.to_numpy(normalize(weight, cap)).astype(np.float64)
+        assert 0.95 * cap < np.linalg.norm(scaled, 2) <= cap
+        layer = normalize(Dense(weight), cap)
+        assert np.linalg.norm(backend.to_numpy(layer.weight).astype(np.float64), 2) <= layer.lipschitz <= cap * 1.01
