@@ -53,6 +53,9 @@ class Classifier(ClassifierMethods, PreparedModel):
         z = self.activation(self.normalization(self.features.encode(x, training=training), training=training))
         return self.linear(keras.ops.mean(z, axis=tuple(range(1, len(z.shape) - 1))))
 
+    def _batch_spec(self) -> Any:
+        return keras.InputSpec(shape=(None, *self.features.event_shape), dtype=self.compute_dtype)
+
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
         """Return (batch, classes)."""
         return (input_shape[0], self.linear.units)

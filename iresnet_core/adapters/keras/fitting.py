@@ -64,6 +64,27 @@ class PreparedModel(keras.Model):
         self.certify()
         return super().predict(x, *args, **kwargs)
 
+    def _batch_spec(self) -> Any:
+        """Return the shape and dtype of a batch of any size, as `call` takes it."""
+        raise NotImplementedError
+
+    def export(
+        self,
+        filepath: Any,
+        format: str = "tf_saved_model",
+        verbose: Any = None,
+        input_signature: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write a program of the present model; arguments as those of `keras.Model.export`.
+
+        By default it takes batches of any size, whether or not the model was called before. A SavedModel needs
+        TensorFlow beside Keras' own backend, and ONNX a converter, of which Keras says the name; ONNX has the operators
+        of a classifier, but not all of a log-density.
+        """
+        signature = [self._batch_spec()] if input_signature is None else input_signature
+        super().export(filepath, format=format, verbose=verbose, input_signature=signature, **kwargs)
+
     def make_train_function(self, force: bool = False) -> Any:
         """Compile the training step."""
         if force or self.train_function is None:

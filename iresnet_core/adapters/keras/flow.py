@@ -92,7 +92,10 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
         return keras.ops.zeros((), dtype=self.compute_dtype)
 
     def _probe_generator(self, x: Any) -> Any:
-        return get_backend(x).generator(own_seed(self.seed_generator.next()))
+        backend = get_backend(x)
+        if backend.name == "torch" and backend.is_tracing(x):
+            return None  # a program of PyTorch cannot make a generator of a seed, and draws from the global one
+        return backend.generator(own_seed(self.seed_generator.next()))
 
     def _sample_generator(self) -> Any:
         return get_backend(self._like()).generator(self.seed_generator.next())
@@ -123,6 +126,13 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
         """Compile as the model was that was saved."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
+
+    def _batch_spec(self) -> Any:
+        samples = keras.InputSpec(shape=(None, *self.event_shape), dtype=self.compute_dtype)
+        features = [f for block in self._blocks() if (f := block.context_features) is not None]
+        if not features:
+            return samples
+        return [samples, keras.InputSpec(shape=(None, features[0]), dtype=self.compute_dtype)]
 
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
         """Return (batch,)."""

@@ -39,12 +39,14 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
     True
     """
 
-    conditioning: Any = None
+    conditioning: Any
     capped: list[CappedWeight]
     """What caps the linear layers; .keras files know it by this name."""
     _event_shape: Shape | None = None
 
     def _take_net(self, net: Any) -> None:
+        # No attribute of the class, which would hide the layer on PyTorch.
+        self.conditioning = None
         if self.declared is not None:
             self.net: Any = keras.Sequential(list(net)) if isinstance(net, list | tuple) else net
             return

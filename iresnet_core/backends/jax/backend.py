@@ -166,6 +166,10 @@ class JaxBackend(Backend):
         """Say whether the values of all `arrays` are known."""
         return all(concrete_value(x) is not None for x in arrays)
 
+    def knows_size(self, extent: Any) -> bool:
+        """Whether it is a number, and not a variable of a program that is exported for any size."""
+        return isinstance(extent, int)
+
     def while_loop(
         self,
         cond: Callable[..., Any],
