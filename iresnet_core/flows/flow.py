@@ -238,7 +238,7 @@ class Flow(Layer):
         return LogProb(
             xp.astype(value, dtype),
             logdet.std_error,
-            round_up(backend, xp.astype(logdet.bias_bound, wide) + rounding, dtype),
+            backend.stop_gradient(round_up(backend, xp.astype(logdet.bias_bound, wide) + rounding, dtype)),
             logdet.products,
             logdet.method,
             logdet.reason,
@@ -267,9 +267,8 @@ class Flow(Layer):
         backend = get_backend(nats.value)
         value = shift - scale * nats.value
         rounding = 4 * unit_roundoff(backend, value.dtype) * (backend.xp.abs(value) + shift)
-        return nats._replace(
-            value=value, std_error=scale * nats.std_error, bias_bound=scale * nats.bias_bound + rounding
-        )
+        bias = backend.stop_gradient(scale * nats.bias_bound + rounding)
+        return nats._replace(value=value, std_error=scale * nats.std_error, bias_bound=bias)
 
     def sample(
         self, n: int, *, rng: Any = None, like: Array | None = None, **options: Unpack[InverseOptions]
@@ -385,7 +384,7 @@ def _sum(backend: Backend, logdets: Sequence[LogDet], dtype: Any) -> LogDet:
     return LogDet(
         value=xp.astype(value, target),
         std_error=xp.astype(xp.sqrt(xp.sum(deviations**2, axis=0)), target),
-        bias_bound=round_up(backend, xp.sum(biases, axis=0) + rounding, target),
+        bias_bound=backend.stop_gradient(round_up(backend, xp.sum(biases, axis=0) + rounding, target)),
         products=products,
         method="+".join(methods),
         reason="; ".join(dict.fromkeys(part.reason for part in logdets if part.reason)),
