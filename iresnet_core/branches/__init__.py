@@ -11,6 +11,7 @@ from iresnet_core.branches.linearization import (
     Linearization,
     evaluate,
     layer_growth,
+    layer_product,
     linearize,
     stated_lipschitz,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "conditioned",
     "evaluate",
     "layer_growth",
+    "layer_product",
     "linearize",
     "linearize_jointly",
     "stated_lipschitz",

@@ -19,6 +19,7 @@ __all__ = [
     "checked",
     "evaluate",
     "layer_growth",
+    "layer_product",
     "linearize",
     "stated_lipschitz",
 ]
@@ -221,10 +222,19 @@ def layer_growth(g: Any) -> float:
     chain may be far below it, where one layer undoes what another has done. 1 stands for a branch that is no chain, and
     for weights that have no constant because they are computed in a program that is being compiled.
     """
+    known = layer_product(g)
+    return 1.0 if known is None else min(max(1.0, known), LARGEST_GROWTH)
+
+
+def layer_product(g: Any) -> float | None:
+    """The product of the constants of a chain's layers, whatever was declared for all of it; None if it is not known.
+
+    It also bounds the norm of the Jacobian at mean slopes, which are no steeper than the slopes themselves.
+    """
     operators = getattr(g, "operators", ())
     if not operators or not all(operator.has_constant for operator in operators):
-        return 1.0
-    return min(max(1.0, float(g.lipschitz)), LARGEST_GROWTH)
+        return None
+    return float(g.lipschitz)
 
 
 def _name(g: Any) -> str:

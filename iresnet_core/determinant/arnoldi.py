@@ -11,7 +11,7 @@ from iresnet_core.backends import Array
 from iresnet_core.common import round_up
 from iresnet_core.determinant.estimator import ProbedMethod
 from iresnet_core.determinant.forms import FormEstimate, JacobianProducts, Roulette, Steps
-from iresnet_core.determinant.hessenberg import resolvent_coefficients
+from iresnet_core.determinant.hessenberg import extreme_eigenvalues, resolvent_coefficients
 from iresnet_core.determinant.krylov import ArnoldiProcess, run_arnoldi
 from iresnet_core.determinant.request import Problem, Request
 from iresnet_core.determinant.roulette import LEAST_CHANCE
@@ -24,6 +24,8 @@ __all__ = ["ARNOLDI", "arnoldi_estimate", "with_roulette"]
 COMPILED_PRODUCTS = 10
 # Products a probe where nobody looks at the errors.
 PRODUCTS_WITHOUT_ERRORS = 4
+# Eigenvalue below which the logarithm is not taken: that of a symmetric part may be below -1 where E is not symmetric.
+LEAST_EIGENVALUE = -0.999999
 # Residual, relative to ||v||, below which the resolvent is taken to have converged.
 CONVERGED_RESIDUAL = 1e-9
 
@@ -97,7 +99,18 @@ def arnoldi_estimate(process: ArnoldiProcess, linear: Array | None) -> FormEstim
         resolvent=resolvent,
         resolvent_error=resolvent_error,
         shortfall=process.shortfall,
+        peak=xp.astype(_peak(process, linear), v.dtype),
     )
+
+
+def _peak(process: ArnoldiProcess, linear: Array | None) -> Array:
+    """See `FormEstimate`."""
+    xp = process.xp
+    found = []
+    for theta in extreme_eigenvalues(xp, process.columns):
+        value = xp.log1p(xp.maximum(theta, xp.full_like(theta, LEAST_EIGENVALUE)))
+        found.append((value if linear is None else value - linear * theta) ** 2)
+    return xp.maximum(*found)
 
 
 def _dot(a: list[Array], b: list[Array]) -> Array:

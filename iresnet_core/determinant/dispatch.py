@@ -111,8 +111,8 @@ def logdet(
     LogDet
         value, std_error, bias_bound, products, each (batch,), the method used and why; in the dtype of x, but at least
         float32. `std_error` is estimated from the probes' own Krylov vectors, so that one probe suffices for it; for
-        d > 4 it then errs upwards, up to twice, unless one direction dominates J (rank one, say): single probes may
-        miss that and its variance together, so take several. `bias_bound` bounds the truncation error of this very
+        d > 4 it then errs upwards, up to twice. Where one direction dominates J, and single probes may miss it, its
+        eigenvalue is taken from the products. `bias_bound` bounds the truncation error of this very
         draw, plus an allowance for the rounding of the products; that of the slopes, where the inputs of activations
         are huge, is not in it.
 

@@ -297,6 +297,9 @@ class Estimator:
         # One probe knows little of a few large directions, or of a few dimensions.
         few = self.d <= FEW_DIMENSIONS or self.method.has_few_directions
         variance = 2 * form.squared_image if few else _probe_variance(xp, form, self.d, kind)
+        if form.peak is not None:
+            share = (self.d - 1) / (self.d + 2) if kind == "rademacher" else 1.0
+            variance = xp.maximum(variance, 2 * share * form.peak)
         extra = xp.zeros_like(variance) if form.extra_variance is None else form.extra_variance
         bias = form.bias + prepared.product_error * form.sensitivity
         value, square, bias, variance, extra = (

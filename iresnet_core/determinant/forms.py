@@ -92,6 +92,8 @@ class FormEstimate(NamedTuple):
     (probes, batch, d) is w = (I + J^T)^-1 v, less theta v where the linear term is subtracted, to the accuracy of the
     form: w^T dJ v is the derivative of `value`. `resolvent_error` is a certified bound on its error, the norm of
     v - (I + J^T) w over 1 - c, from Arnoldi's method. Both are there only if `JacobianProducts.needs_gradient`.
+    `peak` is f(theta)^2 for the eigenvalue theta of J whose f is largest of those that the products tell: where one
+    direction dominates, a probe that hardly sees it has a small `squared_image`, and tells theta all the same.
     `shortfall` says why the products ended before the error was small enough; empty where they did not.
     """
 
@@ -105,6 +107,7 @@ class FormEstimate(NamedTuple):
     resolvent: Array | None = None
     resolvent_error: Array | None = None
     shortfall: str = ""
+    peak: Array | None = None
 
     @classmethod
     def without_errors(cls, xp: Any, value: Array, products: int, resolvent: Array | None) -> "FormEstimate":

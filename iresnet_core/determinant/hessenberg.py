@@ -4,7 +4,7 @@ from typing import Any
 
 from iresnet_core.backends import Array, device_of
 
-__all__ = ["resolvent_coefficients"]
+__all__ = ["extreme_eigenvalues", "resolvent_coefficients"]
 
 # Up to this many columns the problem is eliminated entry by entry.
 ELIMINATED = 4
@@ -30,6 +30,18 @@ def resolvent_coefficients(xp: Any, columns: list[list[Array]]) -> tuple[list[Ar
     first = xp.reshape(xp.astype(xp.arange(m + 1, device=device_of(A)) == 0, A.dtype), (m + 1, 1))
     residual = xp.linalg.vector_norm((first - xp.matmul(A, y))[..., 0], axis=-1)
     return [y[..., j, 0] for j in range(m)], residual
+
+
+def extreme_eigenvalues(xp: Any, columns: list[list[Array]]) -> tuple[Array, Array]:
+    """The least and the largest eigenvalue of the symmetric part of H (m, m), the upper part of its columns."""
+    m = len(columns)
+    if m == 1:
+        return columns[0][0], columns[0][0]
+    zero = xp.zeros_like(columns[0][0])
+    rows = [[columns[j][i] if i < len(columns[j]) else zero for j in range(m)] for i in range(m)]
+    H = xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2)
+    values = xp.linalg.eigvalsh(0.5 * (H + xp.matrix_transpose(H)))
+    return values[..., 0], values[..., -1]
 
 
 def _eliminated(xp: Any, columns: list[list[Array]]) -> tuple[list[Array], Array]:

@@ -19,13 +19,15 @@ class PowerSeries:
     as they come: a long series takes no more memory than a short one.
     """
 
-    _ARRAYS = ("v", "power", "log_times_v", "resolvent", "length_of_v", "length", "previous_length", "total_length")
-    _MOMENTS = ("second", "crossed", "mixed")
+    _ARRAYS = (
+        *("v", "power", "previous_power", "log_times_v", "resolvent"),
+        *("length_of_v", "length", "previous_length", "total_length", "second", "crossed", "mixed"),
+    )
 
     def __init__(self, products: JacobianProducts, v: Array, linear: Array | None) -> None:
         xp = products.backend.xp
         self.xp, self.linear, self.constant, self.terms = xp, linear, products.constant, 0
-        self.v = self.power = v
+        self.v = self.power = self.previous_power = v
         self.log_times_v: Array = None
         self.resolvent: Array | None = None
         if products.needs_gradient:  # (I + J^T)^-1 v, less theta v where theta J v is subtracted
@@ -40,7 +42,7 @@ class PowerSeries:
 
     def step(self, products: JacobianProducts, chance: float = 1.0) -> Array:
         """Take the next product, which had this chance of being taken; returns its term, undivided."""
-        self.previous_length = self.length
+        self.previous_power, self.previous_length = self.power, self.length
         self.power, self.length = products(self.power, self.length)  # (J^T)^k v
         self.total_length = self.total_length + self.length
         self.terms += 1
@@ -98,6 +100,20 @@ class PowerSeries:
         squared: Array = self.crossed + share * (self.mixed + share * self.second)
         return squared
 
+    def peak(self) -> Array:
+        """f(theta)^2 for the Rayleigh quotient theta of J at the last vector but one, see `FormEstimate`.
+
+        Powers of J turn every vector to the eigenvector of the largest eigenvalue.
+        """
+        xp, c = self.xp, self.constant
+        square = self.previous_length * self.previous_length
+        clear = square > float(xp.finfo(square.dtype).smallest_normal)
+        one = xp.ones_like(square)
+        theta = xp.linalg.vecdot(self.previous_power, self.power) / xp.where(clear, square, one)
+        theta = xp.where(clear, xp.minimum(xp.maximum(theta, -c * one), c * one), 0 * one)
+        value = xp.log1p(theta)
+        return (value if self.linear is None else value - self.linear * theta) ** 2
+
     def sensitivity(self) -> Array:
         """||v|| (||v|| + ||J^T v|| + ...) times the integral of 1 / (1 - t c), see `FormEstimate`."""
         c = self.constant
@@ -106,7 +122,7 @@ class PowerSeries:
     def split(self, count: int) -> "PowerSeries":
         """Keep the first `count` probes, and return the others as a series of their own."""
         rest = copy.copy(self)
-        for name in (*self._ARRAYS, *self._MOMENTS):
+        for name in self._ARRAYS:
             array: Any = getattr(self, name)
             if array is not None:
                 setattr(rest, name, array[count:, ...])

@@ -8,7 +8,7 @@ With B near (I + J0)^-1 and I + E = B (I + J), see `preconditioning`,
 import math
 
 from iresnet_core.backends import Array, Backend
-from iresnet_core.branches import Linearization
+from iresnet_core.branches import Linearization, layer_product
 from iresnet_core.common import flatten
 from iresnet_core.determinant.arnoldi import arnoldi_estimate, with_roulette
 from iresnet_core.determinant.estimator import Prepared, ProbedMethod, rounding_of_products
@@ -151,7 +151,7 @@ class PreconditionedArnoldi(ProbedMethod):
         xp, d = backend.xp, math.prod(x.shape[1:])
         if request.reference is None:
             with backend.no_grad():
-                mean = preconditioner(backend, linearization, x, c)
+                mean = preconditioner(backend, linearization, x, c, layer_product(problem.g))
         else:
             mean = require_reference(request.reference, x)
         products = PreconditionedProducts(backend, linearization, tuple(x.shape[1:]), c, mean, needs_gradient)

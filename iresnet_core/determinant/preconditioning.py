@@ -20,7 +20,7 @@ import math
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
-from iresnet_core.branches import Linearization, linearize, stated_lipschitz
+from iresnet_core.branches import Linearization, layer_product, linearize, stated_lipschitz
 from iresnet_core.common import (
     gamma,
     require_batch,
@@ -46,6 +46,8 @@ __all__ = [
 
 # J0 is scaled below the constant by this share, to leave room for the rounding of B.
 ROOM_FOR_ROUNDING = 1e-4
+# Relative rounding of J0 in float64, for layers up to a width of a million.
+LARGEST_ROUNDING = 1e-9
 # Products behind the bound on the norm of J0, which is within some hundredths of it; more count where it is above the
 # constant.
 FEW_SQUARINGS, MANY_SQUARINGS = 3, 5
@@ -129,7 +131,7 @@ def mean_jacobian(g: Any, x: Array, *, lipschitz: float | None = None) -> MeanJa
         working = working_dtype(backend, x.dtype)
         if working != x.dtype and hasattr(g, "astype"):
             g, x = g.astype(working), backend.xp.astype(x, working)
-        return preconditioner(backend, linearize(backend, g, x), x, constant)
+        return preconditioner(backend, linearize(backend, g, x), x, constant, layer_product(g))
 
 
 def no_mean_jacobian() -> DerivativeError:
@@ -140,14 +142,21 @@ def no_mean_jacobian() -> DerivativeError:
     )
 
 
-def preconditioner(backend: Backend, linearization: Linearization, x: Array, constant: float) -> MeanJacobian:
-    """The mean Jacobian of a batch x that has been linearised, in the dtype of x."""
+def preconditioner(
+    backend: Backend, linearization: Linearization, x: Array, constant: float, largest: float | None = None
+) -> MeanJacobian:
+    """The mean Jacobian of a batch x that has been linearised, in the dtype of x.
+
+    `largest` is a bound on the norm of the Jacobian, where there is one beside the constant.
+    """
     if linearization.mean_matrix is None or linearization.preconditioned_trace is None:
         raise no_mean_jacobian()
     xp, wide = backend.xp, widest(backend)
     J0 = xp.astype(backend.stop_gradient(linearization.mean_matrix()), wide)
     d = J0.shape[-1]
-    J0, norm = _shrunk(backend, J0, constant)
+    # J0 was rounded in the dtype of x, which a bound on what it was before does not know in a narrower one.
+    known = math.inf if largest is None or x.dtype != wide else largest * (1 + LARGEST_ROUNDING)
+    J0, norm = _shrunk(backend, J0, constant, known)
     identity = xp.eye(d, dtype=wide, device=device_of(x))
     A = identity + J0
     inverse, log_determinant = backend.inverse_and_log_determinant(A)
@@ -171,14 +180,20 @@ def preconditioner(backend: Backend, linearization: Linearization, x: Array, con
     return MeanJacobian(B, log_determinant, norm, 1 + norm, constant)
 
 
-def _shrunk(backend: Backend, J0: Array, constant: float) -> tuple[Array, Array]:
-    """Return J0, and a bound on its norm; a stated constant may be below that, and then J0 is scaled: any will do."""
+def _shrunk(backend: Backend, J0: Array, constant: float, largest: float) -> tuple[Array, Array]:
+    """Return J0, and a bound on its norm; a stated constant may be below that, and then J0 is scaled: any will do.
+
+    Products of J0 bound the norm of one that is near an isometry some hundredths too high. What it is scaled by then
+    comes back as noise: a `largest` that the layers certify is taken where it is smaller.
+    """
     xp, limit = backend.xp, (1 - ROOM_FOR_ROUNDING) * constant
     norm = gram_bound(backend, J0, rtol=0.0, max_steps=FEW_SQUARINGS) + 1e-100
+    norm = xp.minimum(norm, xp.full_like(norm, largest))
     tracing = backend.is_tracing(J0)
     if not tracing and float(norm) <= limit:
         return J0, norm
     more = gram_bound(backend, J0, rtol=0.0, max_steps=MANY_SQUARINGS) + 1e-100
+    more = xp.minimum(more, xp.full_like(more, largest))
     scale = xp.minimum(xp.ones_like(more), limit / more)
     if tracing:  # the same choice, so that a compiled program has the certificate of an eager one
         more = xp.where(norm <= limit, norm, more)

@@ -98,11 +98,21 @@ def form_with_roulette(products: JacobianProducts, v: Array, linear: Array | Non
             break
         count += alive
         sums = sums.plus(series.step(products, following), following)
-    value, bias, image, form, growth, variance, resolvent = (
-        None if parts[0][i] is None else xp.concat([part[i] for part in reversed(parts)]) for i in range(7)
+    value, bias, image, form, growth, variance, resolvent, peak = (
+        None if parts[0][i] is None else xp.concat([part[i] for part in reversed(parts)]) for i in range(8)
     )
     left = max(eps, c**limit * products.backend.host_constant(series_tail, c, limit))
-    return FormEstimate(value, bias + left * xp.linalg.vecdot(v, v), image, form, growth, variance, count, resolvent)
+    return FormEstimate(
+        value=value,
+        bias=bias + left * xp.linalg.vecdot(v, v),
+        squared_image=image,
+        squared_form=form,
+        sensitivity=growth,
+        extra_variance=variance,
+        products=count,
+        resolvent=resolvent,
+        peak=peak,
+    )
 
 
 def _is_rounding(series: PowerSeries, eps: float) -> bool:
@@ -154,6 +164,7 @@ def _ended(c: float, keep: float, following: float, series: PowerSeries, sums: _
         series.sensitivity(),
         xp.maximum(sums.variance, xp.zeros_like(squares)) + squares + crossed,
         series.resolvent,
+        series.peak(),
     )
 
 

@@ -59,6 +59,7 @@ class Series(ProbedMethod):
             products=n * v.shape[0],
             resolvent=series.resolvent,
             shortfall=shortfall,
+            peak=series.peak(),
         )
 
     def compiled_products(self, c: float, d: int) -> int:
