@@ -19,7 +19,6 @@ from iresnet_core.lipschitz.training_caps import (
     scaled_for_any_size,
     scaled_to_cap,
     training_constant,
-    weyl_bound,
 )
 
 __all__ = [
@@ -45,5 +44,4 @@ __all__ = [
     "spectral_norm",
     "spectral_penalty",
     "training_constant",
-    "weyl_bound",
 ]

@@ -15,11 +15,14 @@ from iresnet_core.errors import NotConvergedError
 from iresnet_core.lipschitz.lanczos import norms_from_gram
 
 __all__ = [
+    "at_largest",
+    "carried_back",
     "cholesky_bound",
     "cholesky_certificate",
     "cholesky_certificates",
     "frobenius_bound",
     "gram_bound",
+    "gram_bound_and_vectors",
     "holder_bound",
     "largest_singular_value",
     "singular_value_bound",
@@ -34,6 +37,8 @@ TRIED_AFTER = (16, 28, 50, 100, 200)
 MARGIN = 4e-3
 # Added to a square before its root is divided by; entries of order one have none so small.
 NOTHING = 1e-200
+# Squarings after those of a bound that single out a singular vector: a power of 2^19 or more in all.
+VECTOR_SQUARINGS = 8
 
 
 def _terms(xp: Any, A: Array, n: int) -> int:
@@ -184,6 +189,39 @@ def gram_bound(backend: Backend, A: Array, *, rtol: float = 1e-3, max_steps: int
     n equal singular values, is within log(n) / 2^(t + 1). The rounding of every product is carried back through the
     square roots.
     """
+    return _gram_iteration(backend, A, rtol, max_steps)[0]
+
+
+def gram_bound_and_vectors(backend: Backend, A: Array, steps: int) -> tuple[Array, Array]:
+    """Gram iteration of real matrices (..., m, n), m >= n, by `steps` norms, and top right singular vectors (..., n).
+
+    The vectors are the longest columns of a far higher power of the Gram matrix, which has lost all others.
+    """
+    xp = backend.xp
+    bound, gram = _gram_iteration(backend, A, 0.0, steps)
+    for _ in range(VECTOR_SQUARINGS):
+        gram = xp.matmul(xp.matrix_transpose(gram), gram)
+        gram = gram / xp.sqrt(squared_frobenius(xp, gram) + NOTHING)[..., None, None]
+    diagonal = xp.sum(gram * xp.eye(gram.shape[-1], dtype=gram.dtype, device=device_of(A)), axis=-1)
+    column = at_largest(xp, diagonal)
+    vector = xp.sum(gram * column[..., None, :], axis=-1)
+    return bound, vector / xp.sqrt(xp.sum(vector * vector, axis=-1, keepdims=True) + NOTHING)
+
+
+def at_largest(xp: Any, values: Array) -> Array:
+    """Return 1 at the largest of values (..., n), which are not negative, and else 0.
+
+    It serves where a program of JAX without 64-bit types knows no `argmax`. Of values that are nearly equal the first
+    is taken, unless chance brings two within 1e-9 of each other beyond their places.
+    """
+    n = values.shape[-1]
+    weights = 1 - xp.arange(n, dtype=values.dtype, device=device_of(values)) / (1e3 * n)
+    weighted = values * weights
+    return xp.astype(weighted >= xp.max(weighted, axis=-1, keepdims=True) * (1 - 1e-9), values.dtype)
+
+
+def _gram_iteration(backend: Backend, A: Array, rtol: float, max_steps: int) -> tuple[Array, Array]:
+    """Return the bounds (...,) of `gram_bound` and the last, normalised matrices."""
     xp = backend.xp
     gram, first_error = smaller_gram(xp, A)
     n = gram.shape[-1]
@@ -199,10 +237,17 @@ def gram_bound(backend: Backend, A: Array, *, rtol: float = 1e-3, max_steps: int
             break
         if step < max_steps:
             gram = xp.matmul(_adjoint(xp, gram) if is_complex else xp.matrix_transpose(gram), gram)
-    # The norm of the last matrix is that of a normalised one; sigma(G_t)^2 <= norm_(t+1) sigma(G_(t+1)) + error, back
-    # to the first.
+    bound = carried_back(xp, norms, g, n, first_error)
+    return xp.where(xp.any(A != 0, axis=(-2, -1)), bound, xp.zeros_like(bound)), gram
+
+
+def carried_back(xp: Any, norms: list[Array], g: float, n: int, first_error: Array) -> Array:
+    """Bound sigma (...,) from the Frobenius norms of Gram iteration, each the norm of a product of normalised matrices.
+
+    The norm of the last matrix is that of a normalised one; sigma(G_t)^2 <= norm_(t+1) sigma(G_(t+1)) + error, back to
+    the first, which is wrong by at most `first_error`; g is the relative error of a product.
+    """
     bound: Any = 1 + 8 * n * n * U
     for norm in reversed(norms[1:]):
         bound = (norm * (bound * (1 + g) + g) + g) ** 0.5
-    bound = xp.sqrt(norms[0] * (bound * (1 + g) + g) + first_error) * (1 + g)
-    return xp.where(xp.any(A != 0, axis=(-2, -1)), bound, xp.zeros_like(bound))
+    return xp.sqrt(norms[0] * (bound * (1 + g) + g) + first_error) * (1 + g)

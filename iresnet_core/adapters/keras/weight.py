@@ -8,10 +8,9 @@ import keras
 from iresnet_core.adapters.keras.branch import convolution_options, require_plain
 from iresnet_core.adapters.keras.tensors import constant, kernel_of, tensor_of
 from iresnet_core.adapters.shared.weight import CappedLayer, CertifiedWeight
-from iresnet_core.backends import get_backend
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.flows import Shape
-from iresnet_core.lipschitz import Certificate, basis_shape, scaled_by_estimate
+from iresnet_core.lipschitz import basis_shape, scaled_by_estimate
 from iresnet_core.operators import Convolution, Dense, LinearLayer
 
 __all__ = ["CappedWeight"]
@@ -51,11 +50,6 @@ class CappedWeight(CertifiedWeight, keras.layers.Layer):
             )
 
         self._basis = state("basis", basis_shape(free), keras.initializers.RandomNormal(seed=0), synchronized=True)
-        # The zero matrix is certified from the start.
-        self._weight = state("certified_weight", linear.kernel.shape, "zeros")
-        self._bound = state("certified_bound", (), "zeros")
-        self._certified_left = state("certified_left", free.shape[:1], "zeros")
-        self._certified_right = state("certified_right", free.shape[1:], "zeros")
         self.built = True
         if self.capped_layer().certify():
             self._basis.assign(scaled_by_estimate(free, cap, None)[1])
@@ -82,23 +76,6 @@ class CappedWeight(CertifiedWeight, keras.layers.Layer):
         """Keep the bases."""
         for state, basis in found:
             state._basis.assign(basis)
-
-    def known(self, weight: Any) -> tuple[Any, Certificate]:
-        """Return the last certificate."""
-        found = Certificate(*map(constant, (self._bound, self._certified_left, self._certified_right)))
-        return constant(self._weight), found
-
-    def is_certified(self, weight: Any) -> bool:
-        """Say whether the last certificate belongs to just these values."""
-        return get_backend(weight).are_equal(weight, constant(self._weight))
-
-    def keep(self, weight: Any, found: Certificate) -> None:
-        """Keep a kernel and its certificate."""
-        # A copy: JAX may give the memory of a variable away in a training step, and others hold this array.
-        self._weight.assign(keras.ops.copy(weight))
-        self._bound.assign(found.bound)
-        self._certified_left.assign(found.left)
-        self._certified_right.assign(found.right)
 
     def replace(self, weight: Any, value: Any) -> None:
         """Write into the kernel."""

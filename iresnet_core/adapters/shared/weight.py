@@ -1,52 +1,59 @@
 """Weights that are kept below their caps: estimates of their norms in training, certificates in evaluation."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.lipschitz import (
     Certificate,
     certificate,
-    normalize,
     scaled_by_certificate,
     scaled_by_estimate_stack,
     scaled_to_cap,
-    weyl_bound,
 )
 from iresnet_core.operators import LinearLayer
 
-__all__ = ["CappedLayer", "CertifiedWeight", "estimated_layers"]
+__all__ = ["CappedLayer", "CertifiedWeight", "Kept", "estimated_layers"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A certificate and all that it is one for; never changed, so that a thread sees the old one or the new one."""
+
+    weight: Array
+    input_shape: Any
+    found: Certificate
+
+    def __reduce__(self) -> Any:
+        """Copy and pickle nothing: what was certified elsewhere is certified anew."""
+        return _nothing, ()
+
+    def __deepcopy__(self, memo: Any) -> None:
+        """Copy nothing."""
+
+
+def _nothing() -> None:
+    return None
 
 
 class CertifiedWeight:
     """Weight in use of one linear layer, ``W min(1, cap / norm)``, from its free weight W.
 
     In training the norm is estimated by a warm-started block power iteration (`estimated_layers`). In evaluation it is
-    certified, once for given weights: whatever changed the weights (an optimizer, loading, another dtype) has them
-    certified anew. A compiled program looks at no value, and carries the last certificate over to the present weights
-    by Weyl's inequality.
+    certified, by the same matrix products in a compiled program, which computes them with the weights it is given, and
+    eagerly, where the certificate is kept until the values of the weight are others.
 
-    An adapter says how its framework keeps the state: `free_layer`, `known` and `keep` for the certificate, `start` and
-    `advance` for the basis of the power iteration, `replace` for the free weight itself.
+    An adapter says how its framework keeps the state: `start` and `advance` for the basis of the power iteration,
+    `replace` for the free weight itself.
     """
 
     cap: float
     input_shape: Any
+    kept: Kept | None = None
 
     def free_layer(self, weight: Array, bias: Array | None = None, *, checked: bool = False) -> LinearLayer:
         """Return the core's linear layer with the weight as it is; `checked` where it need not be looked at."""
-        raise NotImplementedError
-
-    def known(self, weight: Array) -> tuple[Array, Certificate] | None:
-        """Return the weight that was certified last and its certificate, or None if it says nothing about `weight`."""
-        raise NotImplementedError
-
-    def is_certified(self, weight: Array) -> bool:
-        """Say whether the last certificate belongs to just these values."""
-        raise NotImplementedError
-
-    def keep(self, weight: Array, found: Certificate) -> None:
-        """Keep a weight and its certificate."""
         raise NotImplementedError
 
     def start(self, free: LinearLayer) -> Array | None:
@@ -62,36 +69,52 @@ class CertifiedWeight:
         """Write a value into the free weight."""
         raise NotImplementedError
 
-    def certify(self, weight: Array) -> bool:
-        """Certify the norm of a free weight, unless it was certified last; say whether that was done."""
-        backend = get_backend(weight)
-        if backend.is_tracing(weight) or self.is_certified(weight):
-            return False
+    def keep(self, kept: Kept) -> None:
+        """Keep a certificate, by one assignment."""
+        self.kept = kept
 
-        def certified() -> tuple[Array, Certificate]:
+    def is_certified(self, weight: Array) -> bool:
+        """Say whether the certificate that is kept is one for just these values."""
+        return self._known(weight, get_backend(weight).may_differentiate(weight)) is not None
+
+    def _known(self, weight: Array, derivative: bool) -> Certificate | None:
+        """Return the certificate of a weight with values, if it is kept."""
+        kept = self.kept
+        if kept is None or kept.input_shape != self.input_shape or (derivative and kept.found.direction is None):
+            return None
+        return kept.found if get_backend(weight).are_equal(kept.weight, weight) else None
+
+    def certificate(self, weight: Array) -> Certificate:
+        """Return the certificate of a free weight: computed here in a compiled program, else kept."""
+        backend = get_backend(weight)
+        if backend.is_tracing(weight):
+            return certificate(self.free_layer(weight, checked=True))
+        derivative = backend.may_differentiate(weight)
+        known = self._known(weight, derivative)
+        if known is not None:
+            return known
+        shape = self.input_shape
+
+        def certified() -> Kept:
             constant = backend.frozen(backend.stop_gradient(weight))
-            return constant, certificate(self.free_layer(constant))
+            return Kept(constant, shape, certificate(self.free_layer(constant), derivative=derivative))
 
         with backend.no_grad():
-            self.keep(*backend.concretely(certified))
+            kept = backend.concretely(certified)
+        self.keep(kept)
+        return kept.found  # type: ignore[no-any-return]
+
+    def certify(self, weight: Array) -> bool:
+        """Certify the norm of a free weight, unless it was certified last; say whether that was done."""
+        if get_backend(weight).is_tracing(weight) or self.is_certified(weight):
+            return False
+        self.certificate(weight)
         return True
 
     def certified_layer(self, weight: Array, bias: Array | None = None) -> LinearLayer:
         """Return the linear layer scaled by a certified norm."""
-        free = self.free_layer(weight, bias)
-        backend = get_backend(weight)
-        tracing = backend.is_tracing(weight)
-        if not tracing:
-            self.certify(weight)
-        kept = self.known(weight)
-        if kept is None:  # a program that is compiled before anything was certified bounds the norm by Gram iteration
-            return normalize(free, self.cap)  # type: ignore[no-any-return]
-        known_weight, known = kept
-        if not tracing:
-            return scaled_by_certificate(free, self.cap, known)
-        certified = self.free_layer(known_weight, checked=True).weight
-        bound = weyl_bound(free.weight, certified, known.bound, free)
-        return scaled_by_certificate(free, self.cap, known._replace(bound=bound)).capped(self.cap)
+        layer = scaled_by_certificate(self.free_layer(weight, bias), self.cap, self.certificate(weight))
+        return layer.capped(self.cap) if get_backend(weight).is_tracing(weight) else layer
 
 
 class CappedLayer:
@@ -129,11 +152,9 @@ class CappedLayer:
 
     def fill(self) -> None:
         """Scale the free weight so that its certified norm is the cap."""
-        self.certify()
-        kept = self.state.known(self.weight)
-        assert kept is not None
         with get_backend(self.weight).no_grad():
-            self.state.replace(self.weight, scaled_to_cap(self.weight, self.cap, kept[1].bound))
+            bound = self.state.certificate(self.weight).bound
+            self.state.replace(self.weight, scaled_to_cap(self.weight, self.cap, bound))
 
 
 def estimated_layers(capped: Sequence[CappedLayer]) -> dict[CertifiedWeight, LinearLayer]:

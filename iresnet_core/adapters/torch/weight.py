@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from iresnet_core.adapters.shared.weight import CappedLayer, CertifiedWeight, estimated_layers
+from iresnet_core.adapters.shared.weight import CappedLayer, CertifiedWeight, Kept, estimated_layers
 from iresnet_core.adapters.torch.branch import described
 from iresnet_core.backends import get_backend
 from iresnet_core.common import working_dtype
@@ -35,10 +35,6 @@ class CappedWeight(CertifiedWeight, nn.Module):
 
     basis: Tensor
     previous: Tensor
-    certified_weight: Tensor
-    certified_bound: Tensor
-    certified_left: Tensor
-    certified_right: Tensor
 
     def __init__(
         self, weight: Tensor, cap: float, options: dict[str, Any] | None, input_shape: Sequence[int] | None = None
@@ -51,30 +47,21 @@ class CappedWeight(CertifiedWeight, nn.Module):
         # in files.
         self.register_buffer("basis", weight.new_zeros((0,)))
         self.register_buffer("previous", weight.new_zeros((0,)), persistent=False)
-        # The zero matrix is certified from the start.
-        self.register_buffer("certified_weight", torch.zeros_like(weight.detach()), persistent=False)
-        self.register_buffer("certified_bound", weight.new_zeros(()), persistent=False)
-        for name in ("certified_left", "certified_right"):
-            self.register_buffer(name, weight.new_zeros((0,)), persistent=False)
         self._begun: set[str] = set()  # which of the two bases are known to be there
-        self._certified_as: Any = None  # dtype and input shape of the certificate, and what shows that it was touched
+        self._shape = tuple(weight.shape)
         self._make_room()
 
     def _make_room(self) -> None:
         """Give the buffers the sizes that they will keep, since modules that average others copy buffer by buffer."""
         if self.options is not None and self.input_shape is None:
             return
-        weight = self.certified_weight
         with torch.no_grad(), torch.inference_mode(mode=False):
-            free = self.free_layer(weight, checked=True)
-            shape, dtype = basis_shape(free), working_dtype(free.backend, weight.dtype)
+            free = self.free_layer(torch.empty(self._shape, device="meta"), checked=True)
+            shape, dtype = basis_shape(free), working_dtype(free.backend, self.basis.dtype)
             for name in ("basis", "previous"):
                 if getattr(self, name).shape != shape:
-                    setattr(self, name, weight.new_zeros(shape, dtype=dtype))
+                    setattr(self, name, self.basis.new_zeros(shape, dtype=dtype))
                     self._begun.discard(name)
-            self.certified_weight, self.certified_bound = torch.zeros_like(weight), weight.new_zeros(())
-            self.certified_left, self.certified_right = (weight.new_zeros((n,)) for n in free.shape)
-        self._certified_as = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "CappedWeight":
         """Move or cast; what comes from the device "meta" has no values, and is begun anew."""
@@ -89,7 +76,6 @@ class CappedWeight(CertifiedWeight, nn.Module):
                     buffer.zero_()
         if without_values or self.basis.is_meta:
             self._begun.clear()
-            self._certified_as = None
         return self
 
     def extra_repr(self) -> str:
@@ -160,25 +146,11 @@ class CappedWeight(CertifiedWeight, nn.Module):
                 torch._foreach_copy_(older, old)
                 torch._foreach_copy_(old, new)
 
-    def known(self, weight: Tensor) -> tuple[Tensor, Certificate] | None:
-        """Return the last certificate, if it is one for this dtype and this size of images."""
-        if self._certified_as is None or self._certified_as[:2] != (weight.dtype, self.input_shape):
-            return None
-        found = Certificate(self.certified_bound, self.certified_left, self.certified_right)
-        return self.certified_weight, found
-
-    def is_certified(self, weight: Tensor) -> bool:
-        """Say whether the last certificate belongs to just these values, and nobody has written into it."""
-        known = self.certified_weight
-        now = (weight.dtype, self.input_shape, _touched(known, self.certified_bound))
-        return self._certified_as == now and get_backend(weight).are_equal(known, weight)
-
-    def keep(self, weight: Tensor, found: Certificate) -> None:
-        """Keep a weight and its certificate, beyond a transform of torch.func that may be at work."""
-        self.certified_weight, self.certified_bound = _plain(weight), _plain(found.bound)
-        self.certified_left, self.certified_right = _plain(found.left), _plain(found.right)
-        touched = _touched(self.certified_weight, self.certified_bound)
-        self._certified_as = (weight.dtype, self.input_shape, touched)
+    def keep(self, kept: Kept) -> None:
+        """Keep a certificate, out of the transforms of torch.func, at whose end their tensors become invalid."""
+        direction = None if kept.found.direction is None else _plain(kept.found.direction)
+        found = Certificate(_plain(kept.found.bound), direction)
+        super().keep(Kept(_plain(kept.weight), kept.input_shape, found))
 
     def replace(self, weight: Tensor, value: Tensor) -> None:
         """Write into the free weight, in place."""
@@ -192,15 +164,6 @@ class CappedWeight(CertifiedWeight, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.previous = torch.zeros_like(self.basis)
         self._begun.clear()
-
-
-def _touched(weight: Tensor, bound: Tensor) -> Any:
-    """Return what changes when somebody writes into the two: a mean of certificates, say, is no certificate.
-
-    PyTorch counts the writes, but not those of its fused operations on lists of CUDA tensors; they show in the bound.
-    """
-    value = None if bound.is_meta else float(bound)
-    return (value, *(None if t.is_inference() else t._version for t in (weight, bound)))
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -57,6 +57,14 @@ def _tensordot(a: Array, b: Array, /, *, axes: Any = 2) -> Array:
     return jnp.tensordot(a, b, axes=axes, precision=EXACT)
 
 
+# The places have 32 bits: those that are 64 bits wide inside of `full_precision` could not be compiled outside of it.
+
+
+def _argsort(x: Array, /, *, axis: int = -1, descending: bool = False) -> Array:
+    places = lax.broadcasted_iota(jnp.int32, x.shape, axis % x.ndim)
+    return lax.sort((-x if descending else x, places), dimension=axis % x.ndim, num_keys=1)[1]
+
+
 _PRODUCTS = {"matmul": _matmul, "vecdot": _vecdot, "tensordot": _tensordot}
 
 
@@ -70,4 +78,4 @@ class _Namespace(SimpleNamespace):
         return getattr(self._module, name)
 
 
-namespace = _Namespace(jnp, linalg=_Namespace(jnp.linalg, vector_norm=_vector_norm), eye=_eye)
+namespace = _Namespace(jnp, linalg=_Namespace(jnp.linalg, vector_norm=_vector_norm), eye=_eye, argsort=_argsort)
