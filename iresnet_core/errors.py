@@ -5,6 +5,7 @@ __all__ = [
     "DerivativeError",
     "DeviceError",
     "DtypeError",
+    "EstimateWarning",
     "IResNetError",
     "InvalidArgumentError",
     "MissingDependencyError",
@@ -75,6 +76,10 @@ class NotConvergedError(IResNetError, ArithmeticError):
 
 class NotConvergedWarning(UserWarning):
     """An iteration ended before it reached its tolerance (``on_failure="warn"``)."""
+
+
+class EstimateWarning(UserWarning):
+    """An estimate was returned without its standard error, which is not small."""
 
 
 class StorageError(IResNetError, ValueError):

@@ -68,6 +68,7 @@ WITH_EXTRA = {"report_plots", "flow_plots", "plots_of_a_run"}
 HOST_MODULES = {
     "commands": "prints and plots on the host",
     "determinant.quadrature": "nodes and weights are constants, made on the host",
+    "determinant.sample_seed": "the words of counters are constants, made on the host",
     "determinant.tails": "tails of the series of the logarithm are numbers, summed on the host",
     "example_data": "the shipped files hold NumPy arrays",
     "files": "files hold NumPy's arrays",

@@ -311,6 +311,10 @@ class Backend(ABC):
 
         return backend, (self.name,)
 
+    def bits(self, x: Array) -> Array:
+        """Return the bits of a float32 array as int32, without derivative."""
+        return self.from_numpy(self.to_numpy(x).view("int32"), x)
+
     # --- faster or more accurate forms of products and functions ---
 
     def affine(self, x: Array, weight: Array, bias: Array | None = None) -> Array:

@@ -3,7 +3,7 @@
 from iresnet_core.branches.activation_functions import ACTIVATIONS, SWISH_SLOPE
 from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.chain import Chain
-from iresnet_core.branches.conditioning import conditioned
+from iresnet_core.branches.conditioning import conditioned, without_condition
 from iresnet_core.branches.joint_derivative import Control, JointPass, linearize_jointly
 from iresnet_core.branches.linearization import (
     Branch,
@@ -33,4 +33,5 @@ __all__ = [
     "linearize",
     "linearize_jointly",
     "stated_lipschitz",
+    "without_condition",
 ]

@@ -188,6 +188,7 @@ class Chain(Copyable):
         structure = ChainStructure(
             depth=len(self.operators),
             preconditioned_trace=product.preconditioned_trace if planned else None,
+            mean_slopes=product.mean_slopes if planned else None,
             cheap_mean=all(isinstance(operator, Dense) for operator in self.operators),
         )
         return Linearization(

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from iresnet_core.backends import Array, device_of, get_backend
 from iresnet_core.branches.convolution_traces import convolution_trace
-from iresnet_core.branches.dense_traces import SlopePlan, SlopeTrace, mean_matrix, preconditioned_trace, trace_form
+from iresnet_core.branches.dense_traces import (
+    SlopePlan,
+    SlopeTrace,
+    mean_matrix,
+    mean_slopes,
+    preconditioned_trace,
+    trace_form,
+)
 from iresnet_core.branches.slopes import Diagonal, PairSwap
 from iresnet_core.common import flatten
 from iresnet_core.operators import Convolution, Dense, LinearLayer
@@ -91,10 +98,14 @@ class ChainJacobian:
         plan, slopes = self._planned_slopes()
         return mean_matrix(get_backend(self.value), self.chain.layers, plan, slopes)
 
-    def preconditioned_trace(self, B: Array) -> SlopeTrace:
+    def mean_slopes(self) -> list[Array]:
+        """Return the means over the batch of every group of slopes, as constants."""
+        return mean_slopes(get_backend(self.value), self._planned_slopes()[1])
+
+    def preconditioned_trace(self, B: Array, about: Sequence[Array] | None = None) -> SlopeTrace:
         """Return tr(B J) (batch,), but for a remainder of third order, see `dense_traces`."""
         plan, slopes = self._planned_slopes()
-        return preconditioned_trace(get_backend(self.value), self.chain.layers, plan, slopes, B, self.value)
+        return preconditioned_trace(get_backend(self.value), self.chain.layers, plan, slopes, B, self.value, about)
 
     def _planned_slopes(self) -> tuple[SlopePlan, list[Array]]:
         plan = self.chain._slope_plan

@@ -10,7 +10,7 @@ from iresnet_core.common import Copyable
 from iresnet_core.errors import ShapeError
 from iresnet_core.operators import Convolution
 
-__all__ = ["Shift", "conditioned"]
+__all__ = ["Shift", "conditioned", "without_condition"]
 
 
 class Shift(Copyable):
@@ -79,3 +79,11 @@ def conditioned(layers: Sequence[Any], added: Array, *, single: bool = False) ->
     batch, width = added.shape
     shape = (batch, *ones, width) if last else (batch, width, *ones)
     return [*layers[: place + 1], Shift(get_backend(added).xp.reshape(added, shape)), *layers[place + 1 :]]
+
+
+def without_condition(g: Any) -> Any:
+    """Return a chain without the translations that a conditioning added to it; other branches as they are."""
+    layers = getattr(g, "layers", ())
+    if not any(isinstance(layer, Shift) for layer in layers):
+        return g
+    return type(g)([layer for layer in layers if not isinstance(layer, Shift)])

@@ -22,6 +22,7 @@ __all__ = [
     "SlopePlan",
     "SlopeTrace",
     "mean_matrix",
+    "mean_slopes",
     "preconditioned_trace",
     "slope_plan",
     "trace_form",
@@ -125,10 +126,23 @@ def mean_matrix(backend: Backend, layers: Sequence[Any], plan: SlopePlan, slopes
     return total
 
 
+def mean_slopes(backend: Backend, slopes: Sequence[Array]) -> list[Array]:
+    """The means of slopes (batch, h_i) over the batch, as constants."""
+    return [backend.stop_gradient(backend.xp.mean(s, axis=0)) for s in slopes]
+
+
 def preconditioned_trace(
-    backend: Backend, layers: Sequence[Any], plan: SlopePlan, slopes: Sequence[Array], B: Array, value: Array
+    backend: Backend,
+    layers: Sequence[Any],
+    plan: SlopePlan,
+    slopes: Sequence[Array],
+    B: Array,
+    value: Array,
+    about: Sequence[Array] | None = None,
 ) -> SlopeTrace:
     """tr(B J) for slopes D_i (batch, h_i), as far as it is cheap; `value` is the chain's, whose batch it has.
+
+    The slopes that deviations are taken from are `about`, and by default the means.
 
     Cost: products of the weights once a batch; for L = 2 one bilinear form, half a Jacobian product, and for L > 2 one
     for every pair of groups. A product with T^T costs L - 2 Jacobian products.
@@ -139,7 +153,7 @@ def preconditioned_trace(
         return SlopeTrace(trace_form(backend, _kernel(backend, matrices, B), slopes, value), None)
     closing = _times(backend, _times(backend, matrices[0], B), matrices[-1])
     nothing = xp.zeros((value.shape[0],), dtype=B.dtype, device=device_of(B))
-    means = [backend.stop_gradient(xp.mean(s, axis=0)) for s in slopes]
+    means = mean_slopes(backend, slopes) if about is None else about
     deviations = [s - mean for s, mean in zip(slopes, means, strict=True)]
     inner = matrices[1:-1]
     value = _second_order(backend, inner, closing, means, deviations)
@@ -176,7 +190,7 @@ def _diagonal(backend: Backend, entries: Array) -> Array:
 
 
 def _second_order(
-    backend: Backend, inner: list[Array], closing: Array, means: list[Array], deviations: list[Array]
+    backend: Backend, inner: list[Array], closing: Array, means: Sequence[Array], deviations: list[Array]
 ) -> Array:
     """Terms of tr(D_L M_(L-1) .. D_1 C) up to the second order in the deviations (batch,).
 
@@ -208,7 +222,7 @@ def _second_order(
 
 
 def _remainder(
-    backend: Backend, matrices: list[Array | None], means: list[Array], deviations: list[Array], u: Array
+    backend: Backend, matrices: list[Array | None], means: Sequence[Array], deviations: list[Array], u: Array
 ) -> Array:
     """T^T u for u (probes, batch, d): the paths that take a deviation in at least three groups.
 

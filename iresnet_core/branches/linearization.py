@@ -38,8 +38,10 @@ class ChainStructure:
     depth : int
         Number of linear layers; it scales the allowance for rounding.
     preconditioned_trace : callable, optional
-        B (d, d) -> `SlopeTrace`: tr(B J) (batch,), exact, but for the trace of B T with a small T whose transposed
-        products it knows.
+        B (d, d), slopes or None -> `SlopeTrace`: tr(B J) (batch,), exact, but for the trace of B T with a small T whose
+        transposed products it knows. T is of third order in the deviations from these slopes, by default the means.
+    mean_slopes : callable, optional
+        () -> the means of the slopes over the batch, a list of arrays for `preconditioned_trace`.
     cheap_mean : bool
         Whether `mean_matrix` and `preconditioned_trace` cost little beside the products, so that "auto" may ask for
         them at every batch.
@@ -48,7 +50,8 @@ class ChainStructure:
     """
 
     depth: int = 1
-    preconditioned_trace: Callable[[Array], SlopeTrace] | None = None
+    preconditioned_trace: Callable[..., SlopeTrace] | None = None
+    mean_slopes: Callable[[], list[Array]] | None = None
     cheap_mean: bool = True
     joint: "JointPass | None" = None
 
@@ -98,7 +101,7 @@ class Linearization:
         return 1 if self.structure is None else self.structure.depth
 
     @property
-    def preconditioned_trace(self) -> Callable[[Array], SlopeTrace] | None:
+    def preconditioned_trace(self) -> Callable[..., SlopeTrace] | None:
         """See `ChainStructure`."""
         return None if self.structure is None else self.structure.preconditioned_trace
 

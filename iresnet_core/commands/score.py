@@ -70,7 +70,6 @@ def score_command(
             found = scores(
                 model.flow,
                 x,
-                seed=seed,
                 progress=lambda done, total: progress(done, total, "log-densities"),
                 method=method,
                 tol=tol,

@@ -341,7 +341,7 @@ def _finish(console: Console, run: TrainingRun, config: RunConfig, dataset: Data
     with one_thread():
         flow = load(run.model_path)
         flow = flow.astype(np.float64)
-        found = mean_score(scores(flow, x, seed=settings.seed))
+        found = mean_score(scores(flow, x))
     result: dict[str, Any] = {
         "log_prob": found.mean,
         "sampling_error": found.sampling_error,

@@ -47,7 +47,8 @@ class Arnoldi(ProbedMethod):
         form = arnoldi_estimate(process, linear)
         return form if steps.lengths is None else with_roulette(process, form, linear, steps)
 
-    def compiled_products(self, c: float, d: int) -> int:
+    @staticmethod
+    def compiled_products(c: float, d: int) -> int:
         """A fixed number, at most d."""
         return min(d, COMPILED_PRODUCTS)
 
@@ -64,7 +65,10 @@ def arnoldi_estimate(process: ArnoldiProcess, linear: Array | None) -> FormEstim
     products, xp, columns, m = process.products, process.xp, process.columns, process.steps
     v = process.v
     square = xp.astype(process.v_length, xp.float64, copy=False) ** 2
-    value = process.form(linear)
+    value, bound = process.integral.logarithm(), None
+    if products.needs_errors:
+        value, bound = process.stops.instead_of(xp, value, process.bound())
+    value = value if linear is None else value - linear * columns[0][0]
 
     def scaled(a: Any) -> Array:
         return xp.astype(square * a, v.dtype, copy=False)
@@ -90,7 +94,7 @@ def arnoldi_estimate(process: ArnoldiProcess, linear: Array | None) -> FormEstim
         squared_form = scaled(_dot(pulled, image))
     return FormEstimate(
         value=scaled(value),
-        bias=round_up(products.backend, square * process.bound(), v.dtype),
+        bias=round_up(products.backend, square * bound, v.dtype),
         squared_image=squared_image,
         squared_form=squared_form,
         sensitivity=scaled(sensitivity),

@@ -19,11 +19,12 @@ from iresnet_core.determinant.preconditioned_arnoldi import MEAN_JACOBIAN, PRECO
 from iresnet_core.determinant.preconditioning import MeanJacobian, require_reference
 from iresnet_core.determinant.request import LogDetOptions, Method, Problem, Request, checked_request
 from iresnet_core.determinant.roulette import ROULETTE
+from iresnet_core.determinant.sample_seed import SampleSeed
 from iresnet_core.determinant.series import SERIES
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.results import LogDet
 
-__all__ = ["METHODS", "logdet", "value_and_logdet"]
+__all__ = ["METHODS", "logdet", "own_seed", "uses_own_seeds", "value_and_logdet"]
 
 # All methods by name; "auto" takes the first of them that applies to the problem.
 METHODS: dict[str, Method] = {method.name: method for method in (EXACT, MEAN_JACOBIAN, ARNOLDI, SERIES, ROULETTE)}
@@ -78,8 +79,11 @@ def logdet(
     noise : array (probes, batch, ...) or (batch, ...), optional
         The probes themselves, for results that can be compared to rounding. For "roulette" and ``unbiased`` answers a
         pair ``(probes, lengths)``, lengths the numbers of products beyond the certain ones.
-    rng : None, int or generator
-        Source of the probes: None is the framework's own generator, an int a seed.
+    rng : None, int, generator or "sample"
+        Source of the probes: None is the framework's own generator, an int a seed. "sample": a hash of the bits of each
+        sample (rounded to float32), so that a sample has the same answer in any batch, order and program, on every
+        backend up to rounding; the evaluation of a flow takes that by default. The preconditioner of "mean-jacobian" is
+        then made at fixed points instead of the batch.
     unbiased : bool
         Whether the mean of `value` over probes and lengths, and that of its gradient, is to be exact but for rounding,
         whatever was truncated: what the products of "series", "arnoldi" or "mean-jacobian" leave is added by Russian
@@ -171,6 +175,8 @@ def value_and_logdet(
     require_floating(backend, x, "x")
     require_finite(backend, x, "x")
     request = checked_request(options, reference, METHODS)
+    if isinstance(request.rng, str):
+        request = request._replace(rng=own_seed(options, x))
     constant = require_contraction(*stated_lipschitz(g, lipschitz))
     with backend.full_precision(), backend.batch_of_unknown_size(x):
         given, working = x.dtype, working_dtype(backend, x.dtype)
@@ -196,6 +202,27 @@ def value_and_logdet(
             reason = f"tol={request.tol:g} would cost as much as the exact answer"
         reason = "; ".join(part for part in (reason, result.reason) if part)
         return value if working == given else backend.xp.astype(value, given), result._replace(reason=reason)
+
+
+def uses_own_seeds(options: LogDetOptions) -> bool:
+    """Whether an answer with these options, of an evaluation, takes the seeds of the samples unless `rng` is given.
+
+    Unbiased answers draw the number of their products, which has to differ from call to call.
+    """
+    method = METHODS.get(options.get("method", "auto"))
+    drawn = options.get("unbiased") or (method is not None and method.always_unbiased)
+    return options.get("noise") is None and bool(options.get("errors", True)) and not drawn
+
+
+def own_seed(options: LogDetOptions, x: Array) -> SampleSeed:
+    """Return the seeds that rng="sample" stands for."""
+    if options["rng"] != "sample":
+        raise InvalidArgumentError(f"rng must be None, a seed, a generator or 'sample', got {options['rng']!r}.")
+    if not uses_own_seeds({**options, "errors": True, "noise": None}):
+        raise InvalidArgumentError(
+            "rng='sample' draws no numbers of products, which unbiased answers need. Pass a seed or a generator."
+        )
+    return SampleSeed(x)
 
 
 def _recorded_later(x: Array, request: Request) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.common import flatten, refuse_expansion, unit_roundoff
+from iresnet_core.determinant.exact import EXACT
 from iresnet_core.determinant.forms import (
     FormEstimate,
     JacobianProducts,
@@ -24,6 +25,7 @@ from iresnet_core.determinant.request import (
     given_probes,
     refuse_tolerance,
 )
+from iresnet_core.determinant.sample_seed import SampleSeed
 from iresnet_core.errors import DerivativeError, InvalidArgumentError, NotConvergedError
 from iresnet_core.results import LogDet
 
@@ -37,6 +39,9 @@ FIRST_CHANCE = 0.125
 PRIOR_WEIGHT = 8
 # A tolerance is not believed to be met by fewer probes than this: all of fewer may miss a dominating direction.
 FEWEST_PROBES = 8
+# Products that a probe is taken to cost where the exact answer is weighed against more probes for single samples: a
+# number that no other sample of the batch changes.
+TYPICAL_PRODUCTS = 4
 # Probes at which a tolerance is given up: it would take as much again to halve the noise once more.
 MOST_PROBES = 2**12
 # Probes x samples, and their entries, that are worked on at a time.
@@ -84,8 +89,9 @@ class ProbedMethod(Method):
     def form(self, products: JacobianProducts, v: Array, linear: Array | None, steps: Steps) -> FormEstimate:
         """Estimate v^T f(J) v with its errors for probes v (probes, batch, d)."""
 
+    @staticmethod
     @abstractmethod
-    def compiled_products(self, c: float, d: int) -> int | None:
+    def compiled_products(c: float, d: int) -> int | None:
         """Products a probe in a compiled program, which cannot look at its certificate; None: as in an eager call."""
 
     def default_products(self, request: Request, d: int) -> int | None:
@@ -130,6 +136,7 @@ class ProbedMethod(Method):
         batch = max(1, x.shape[0]) if backend.knows_size(x.shape[0]) else 1
         vectors = min(VECTORS_AT_A_TIME, ENTRIES_AT_A_TIME // max(1, estimator.d))
         sums: Sums | None = None
+        found: _Found | None = None
         goal = count if request.tol is None else max(count, FEWEST_PROBES)
         while True:
             while sums is None or sums.probes < goal:
@@ -139,6 +146,19 @@ class ProbedMethod(Method):
             result = estimator.result(sums, source)
             if request.tol is None:
                 return linearization.value, result
+            if estimator.by_sample:
+                found = _Found.with_further(backend.xp, found, result, request.tol)
+                goal = 2 * sums.probes
+                if found.are_all(backend.xp):
+                    return linearization.value, _above_its_floor(backend, found.result, request.tol)
+                if max_products is not None and (estimator.shortfall or goal * TYPICAL_PRODUCTS > max_products):
+                    return linearization.value, found.or_exact(problem)
+            elif not estimator.shortfall:
+                goal = _next_goal(backend, result, sums, source, request)
+                if goal <= sums.probes:
+                    return linearization.value, _above_its_floor(backend, result, request.tol)
+                if max_products is not None and goal * sums.products / sums.probes > max_products:
+                    return linearization.value, None
             if estimator.shortfall:
                 if max_products is not None:
                     return linearization.value, None
@@ -146,13 +166,41 @@ class ProbedMethod(Method):
                     f"logdet: tol={request.tol:g} nats cannot be met by method {self.name!r}: {estimator.shortfall}. "
                     "Raise tol, or use method='exact' (or 'auto')."
                 )
-            goal = _next_goal(backend, result, sums, source, request)
-            if goal <= sums.probes:
-                return linearization.value, _above_its_floor(backend, result, request.tol)
-            if max_products is not None and goal * sums.products / sums.probes > max_products:
-                return linearization.value, None
             if goal > MOST_PROBES:
                 raise _too_many_probes(self.name, request, goal, sums.probes, result, backend)
+
+
+class _Found(NamedTuple):
+    """Answers to a tolerance, sample by sample: the first that met it, as the number of probes is doubled."""
+
+    result: LogDet
+    done: Array
+
+    @classmethod
+    def with_further(cls, xp: Any, found: "_Found | None", result: LogDet, tol: float) -> "_Found":
+        """Take a later answer where none has met the tolerance, or what its own bias leaves of it."""
+        met = result.std_error <= xp.maximum(result.bias_bound, xp.full_like(result.bias_bound, tol))
+        if found is None:
+            return cls(result, met)
+        return cls(_merged(xp, found.done, found.result, result), found.done | met)
+
+    def are_all(self, xp: Any) -> bool:
+        """Whether all samples have met the tolerance."""
+        return bool(xp.all(self.done))
+
+    def or_exact(self, problem: Problem) -> LogDet:
+        """Return the exact answer for the samples that have not met the tolerance."""
+        exact = EXACT.answer(problem)[1]
+        assert exact is not None
+        method = f"{self.result.method}+{exact.method}"
+        return _merged(problem.backend.xp, self.done, self.result, exact)._replace(method=method)
+
+
+def _merged(xp: Any, done: Array, first: LogDet, second: LogDet) -> LogDet:
+    """Return the first answer where it is done, else the second."""
+    return second._replace(
+        **{name: xp.where(done, getattr(first, name), getattr(second, name)) for name in LogDet._fields[:4]}
+    )
 
 
 def _too_many_probes(
@@ -231,12 +279,13 @@ class Estimator:
         self.rng = request.rng
         self.lengths: list[int] | None = None
         self.shortfall = ""
+        self.by_sample = isinstance(request.rng, SampleSeed)
 
     def source(self) -> tuple[ProbeSource, int]:
         """Where the probes come from, and how many to begin with."""
         backend, request, noise = self.backend, self.request, self.request.noise
         if noise is None:
-            self.rng = backend.generator(request.rng)
+            self.rng = request.rng if self.by_sample else backend.generator(request.rng)
             flat = flatten(backend.xp, self.x)
             return make_source(backend, request.probe_kind, flat, self.rng), request.probes
         if self.roulette is not None:
@@ -267,7 +316,8 @@ class Estimator:
                 terms = backend.host_constant(self.method.compiled_products, self.constant, self.d)
         if self.roulette is not None and lengths is None:
             lengths = self.roulette.draw(backend, v.shape[0], self.rng)
-        return Steps(terms, self.roulette, lengths, self.target, self._error_of)
+        chosen = self.by_sample and not self.request.terms and self.request.errors
+        return Steps(terms, self.roulette, lengths, self.target, self._error_of, chosen)
 
     def _error_of(self, bias: Array) -> float:
         """The truncation error of the worst sample, averaged over the probes.
@@ -351,7 +401,8 @@ class Estimator:
         estimate, extra, variance = sums.value / p, sums.extra_variance / p, sums.variance / p
         # A probe that misses a dominating direction sees neither the value nor its variance; those of the other
         # samples see them.
-        variance = xp.maximum(variance, 0.1 * xp.mean(variance))
+        if not (self.by_sample and self.request.tol is not None):  # whose probes must not depend on other samples
+            variance = xp.maximum(variance, 0.1 * xp.mean(variance))
         if p > 1:
             # What is seen is the sum of both: the noise of the probes and that of a roulette.
             seen = (sums.square - estimate * sums.value) / (p - 1)

@@ -18,6 +18,7 @@ __all__ = [
     "JacobianProducts",
     "Roulette",
     "Steps",
+    "Stops",
     "linear_share",
     "mean_resolvent_bound",
 ]
@@ -62,6 +63,9 @@ class Steps(NamedTuple):
         Truncation error that is small enough.
     error_of : callable
         From a bound on the truncation error (probes, batch) to that of the mean over the probes, for the worst sample.
+    by_sample : bool
+        Whether the estimate of every probe and sample is that of the first product at which its own error is small
+        enough, so that it does not depend on the others.
     """
 
     terms: int | None
@@ -69,6 +73,7 @@ class Steps(NamedTuple):
     lengths: list[int] | None = None
     target: float = 0.0
     error_of: Callable[[Array], float] = lambda bias: math.inf
+    by_sample: bool = False
 
     def is_accurate(self, bias: Array) -> bool:
         """Whether a bound on the truncation error (probes, batch) is small enough."""
@@ -80,6 +85,32 @@ class Steps(NamedTuple):
             f"the truncation is bounded by {self.error_of(bias):.2g} nats, not {self.target:.2g}, after {products} "
             f"products a probe, {why}"
         )
+
+
+class Stops:
+    """The values (probes, batch) and their bounds at the first product that was accurate enough, for each alone."""
+
+    def __init__(self) -> None:
+        self._known: tuple[Array, Array, Array] | None = None
+
+    def note(self, xp: Any, accurate: Array, value: Array, bound: Array) -> None:
+        """Keep value and bound where they are accurate now and were not before."""
+        if self._known is not None:
+            done, known_value, known_bound = self._known
+            value, bound = xp.where(done, known_value, value), xp.where(done, known_bound, bound)
+            accurate = done | accurate
+        self._known = accurate, value, bound
+
+    def are_all(self, xp: Any) -> bool:
+        """Whether nothing is left to do."""
+        return self._known is not None and bool(xp.all(self._known[0]))
+
+    def instead_of(self, xp: Any, value: Array, bound: Array) -> tuple[Array, Array]:
+        """Return value and bound as they were kept; those given, where nothing was."""
+        if self._known is None:
+            return value, bound
+        done, known_value, known_bound = self._known
+        return xp.where(done, known_value, value), xp.where(done, known_bound, bound)
 
 
 class FormEstimate(NamedTuple):

@@ -23,7 +23,7 @@ the certificate is true of it.
 import math
 
 from iresnet_core.backends import Array, Backend
-from iresnet_core.determinant.forms import JacobianProducts, Steps
+from iresnet_core.determinant.forms import JacobianProducts, Steps, Stops
 from iresnet_core.determinant.quadrature import Rule
 from iresnet_core.determinant.worst_case import Completions
 
@@ -156,6 +156,7 @@ class ArnoldiProcess:
         self.integral = _ResolventIntegral(products.backend, products.rule(v), rounding, products.needs_errors)
         self.columns: list[list[Array]] = []
         self.shortfall = ""
+        self.stops = Stops()
         self._bound: Array | None = None
 
     @property
@@ -215,6 +216,21 @@ class ArnoldiProcess:
                 return False
         return steps.is_accurate(square * self.bound())
 
+    def note_stops(self, square: Array, target: float) -> None:
+        """Note which probes and samples are accurate enough now, by the rule of `is_accurate` for each of them alone.
+
+        Twice the error of the quadrature is the floor.
+        """
+        xp, integral = self.xp, self.integral
+        limit = xp.maximum(2 * square * integral.error, xp.full_like(square, target))
+        within_reach = square * integral.residual_certificate() <= LARGEST_GAIN * limit
+        if integral.completions is None:
+            within_reach = within_reach | True
+        if not self.products.backend.is_tracing(within_reach) and not bool(xp.any(within_reach)):
+            return
+        done = within_reach & (square * self.bound() <= limit)
+        self.stops.note(xp, done, integral.logarithm(), self.bound())
+
     def form(self, linear: Array | None) -> Array:
         """e_1^T log(I + H) e_1, less its linear term as far as that is to be subtracted."""
         value = self.integral.logarithm()
@@ -251,13 +267,19 @@ def run_arnoldi(products: JacobianProducts, v: Array, steps: Steps) -> ArnoldiPr
     if steps.terms is not None:
         for _ in range(steps.terms):
             process.step()
+            if steps.by_sample:
+                process.note_stops(square, steps.target)
         return process
     floor = steps.error_of(square * process.integral.error)
     wanted = steps._replace(target=max(steps.target, 2 * floor))
     limit = process.most_steps
     while True:
         process.step()
-        if process.is_accurate(square, wanted):
+        if steps.by_sample:
+            process.note_stops(square, steps.target)
+            if process.stops.are_all(xp):
+                return process
+        elif process.is_accurate(square, wanted):
             if wanted.target > steps.target:
                 process.shortfall = steps.missed(square * process.bound(), process.steps, "the floor of its quadrature")
             return process

@@ -16,6 +16,7 @@ from iresnet_core.determinant.forms import FormEstimate, JacobianProducts, Steps
 from iresnet_core.determinant.krylov import run_arnoldi
 from iresnet_core.determinant.preconditioning import (
     MeanJacobian,
+    fixed_preconditioner,
     no_mean_jacobian,
     preconditioner,
     require_reference,
@@ -23,6 +24,7 @@ from iresnet_core.determinant.preconditioning import (
 from iresnet_core.determinant.probes import make_source
 from iresnet_core.determinant.quadrature import Rule, preconditioned_rule
 from iresnet_core.determinant.request import Problem, given_probes
+from iresnet_core.determinant.sample_seed import SampleSeed
 from iresnet_core.determinant.training import CONTROLLED_PRODUCTS, controlled_logdet
 from iresnet_core.results import LogDet
 
@@ -146,18 +148,22 @@ class PreconditionedArnoldi(ProbedMethod):
         return max(c, 1 - 1 / d)
 
     def prepare(self, problem: Problem, needs_gradient: bool, needs_errors: bool) -> Prepared:
-        """Make B from the batch or take that of the reference; -log det B + tr E is exact."""
+        """Make B from the batch, from fixed points or take that of the reference; -log det B + tr E is exact."""
         backend, _, x, linearization, c, request, *_ = problem
         xp, d = backend.xp, math.prod(x.shape[1:])
-        if request.reference is None:
+        about = None
+        if request.reference is not None:
+            mean = require_reference(request.reference, x)
+        elif isinstance(request.rng, SampleSeed):
+            with backend.no_grad():
+                mean, about = fixed_preconditioner(backend, problem.g, x, c)
+        else:
             with backend.no_grad():
                 mean = preconditioner(backend, linearization, x, c, layer_product(problem.g))
-        else:
-            mean = require_reference(request.reference, x)
         products = PreconditionedProducts(backend, linearization, tuple(x.shape[1:]), c, mean, needs_gradient)
         assert linearization.preconditioned_trace is not None
         B = backend.stop_gradient(mean.inverse)
-        exact, remainder = linearization.preconditioned_trace(B)
+        exact, remainder = linearization.preconditioned_trace(B, about)
         known = mean.log_determinant + xp.linalg.trace(xp.astype(B, xp.float64)) - d
         trace = exact + xp.astype(backend.stop_gradient(known), exact.dtype)
         error = 2 * rounding_of_products(problem)  # a product with E rounds like one with B and one with J
@@ -171,7 +177,8 @@ class PreconditionedArnoldi(ProbedMethod):
         inflation = products.backend.xp.astype(products.inflation, v.dtype)
         return form._replace(sensitivity=form.sensitivity * inflation)
 
-    def compiled_products(self, c: float, d: int) -> int:
+    @staticmethod
+    def compiled_products(c: float, d: int) -> int:
         """A fixed number, at most d."""
         return min(d, COMPILED_PRODUCTS)
 

@@ -17,10 +17,13 @@ This is the use of a preconditioner as a control variate, known from Gaussian pr
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from iresnet_core.backends import Array, Backend, device_of, get_backend
-from iresnet_core.branches import Linearization, layer_product, linearize, stated_lipschitz
+from iresnet_core.branches import Linearization, layer_product, linearize, stated_lipschitz, without_condition
 from iresnet_core.common import (
     gamma,
     require_batch,
@@ -38,6 +41,7 @@ from iresnet_core.lipschitz import gram_bound
 
 __all__ = [
     "MeanJacobian",
+    "fixed_preconditioner",
     "mean_jacobian",
     "no_mean_jacobian",
     "preconditioner",
@@ -51,6 +55,8 @@ LARGEST_ROUNDING = 1e-9
 # Products behind the bound on the norm of J0, which is within some hundredths of it; more count where it is above the
 # constant.
 FEW_SQUARINGS, MANY_SQUARINGS = 3, 5
+# Points of a mean Jacobian that does not depend on the batch.
+FIXED_POINTS = 64
 # Defect up to which log det B is that of its origin, corrected to the first order.
 LARGEST_CORRECTED_DEFECT = 1e-4
 
@@ -178,6 +184,26 @@ def preconditioner(
     else:
         log_determinant = -xp.linalg.slogdet(stored)[1]
     return MeanJacobian(B, log_determinant, norm, 1 + norm, constant)
+
+
+def fixed_preconditioner(
+    backend: Backend, g: Any, x: Array, constant: float
+) -> tuple[MeanJacobian, Sequence[Array] | None]:
+    """The mean Jacobian of a branch over fixed standard normal points, and the mean slopes there.
+
+    It depends on the weights alone, for answers that are the same in any batch; of the samples `x` it takes shape and
+    dtype. An ActNorm before the block makes the inputs of much the same size. A conditioning is left out.
+    """
+    points = backend.constant_array(_normal_points, math.prod(x.shape[1:]), like=x)
+    points = backend.xp.astype(backend.xp.reshape(points, (FIXED_POINTS, *x.shape[1:])), x.dtype)
+    there = linearize(backend, without_condition(g), points)
+    slopes = None if there.structure is None else there.structure.mean_slopes
+    mean = preconditioner(backend, there, points, constant, layer_product(g))
+    return mean, None if slopes is None else slopes()
+
+
+def _normal_points(d: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((FIXED_POINTS, d))
 
 
 def _shrunk(backend: Backend, J0: Array, constant: float, largest: float) -> tuple[Array, Array]:

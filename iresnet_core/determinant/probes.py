@@ -6,9 +6,18 @@ from typing import Any
 from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.backends.base import NoiseKind
 from iresnet_core.common import require_finite, require_same_device, require_same_dtype
+from iresnet_core.determinant.sample_seed import SampleSeed
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 
-__all__ = ["ExplicitProbes", "HadamardProbes", "IndependentProbes", "ProbeSource", "explicit_probes", "make_source"]
+__all__ = [
+    "ExplicitProbes",
+    "HadamardProbes",
+    "IndependentProbes",
+    "OwnProbes",
+    "ProbeSource",
+    "explicit_probes",
+    "make_source",
+]
 
 
 class ProbeSource:
@@ -77,10 +86,14 @@ class HadamardProbes(ProbeSource):
 
     def remaining_variance(self, used: int) -> float:
         """Finite-population correction of the rows of the last Hadamard matrix."""
-        partial = used % self.order  # full matrices are exact; the partial one has weight partial / used
-        if not partial:
-            return 0.0
-        return float(partial / used * (self.order - partial) / (self.order - 1))
+        return _remaining_variance(self.order, used)
+
+
+def _remaining_variance(order: int, used: int) -> float:
+    partial = used % order  # full matrices are exact; the partial one has weight partial / used
+    if not partial:
+        return 0.0
+    return float(partial / used * (order - partial) / (order - 1))
 
 
 def _hadamard_rows(xp: Any, rows: Array, like: Array) -> Array:
@@ -92,6 +105,44 @@ def _hadamard_rows(xp: Any, rows: Array, like: Array) -> Array:
         common = (rows[:, None] // 2**bit % 2) * (columns // 2**bit % 2)[None, :]
         signs = signs * xp.astype(1 - 2 * common, like.dtype)
     return signs
+
+
+class OwnProbes(ProbeSource):
+    """Probes that every sample has by its own seed: they do not depend on the batch around it.
+
+    As `HadamardProbes`, but that the order of the rows is drawn for every sample too; or as `IndependentProbes`.
+    """
+
+    def __init__(self, backend: Backend, kind: NoiseKind, like: Array, seed: SampleSeed) -> None:
+        self.backend, self.kind, self.like, self.seed = backend, kind, like, seed
+        self.order = 1 << (like.shape[1] - 1).bit_length()
+        self.exhausted_after = self.order if kind == "rademacher" else None
+        self._drawn = 0
+        self._signs: Array = None
+        self._rows: Array = None
+
+    def draw(self, count: int) -> Array:
+        """Return the next probes."""
+        xp, seed, d, parts = self.backend.xp, self.seed, self.like.shape[1], []
+        for number in range(self._drawn, self._drawn + count):
+            if self.kind == "gaussian":
+                parts.append(seed.normal(self.backend, number, d, self.like))
+                continue
+            matrix, row = divmod(number, self.order)
+            if not row:
+                self._signs = seed.child(matrix).signs(self.backend, d, self.like)
+                self._rows = None
+                parts.append(self._signs)
+                continue
+            if self._rows is None:
+                self._rows = 1 + seed.child(matrix).order(self.backend, self.order - 1)
+            parts.append(_hadamard_rows(xp, self._rows[:, row - 1], self.like) * self._signs)
+        self._drawn += count
+        return xp.stack(parts)
+
+    def remaining_variance(self, used: int) -> float:
+        """As of `HadamardProbes`."""
+        return _remaining_variance(self.order, used) if self.kind == "rademacher" else 1.0
 
 
 class ExplicitProbes(ProbeSource):
@@ -139,6 +190,8 @@ def _require_moderate(backend: Backend, noise: Array, d: int) -> None:
 
 def make_source(backend: Backend, kind: str, like: Array, rng: Any) -> ProbeSource:
     """Return the source of probes of a kind, for samples like (batch, d)."""
+    if isinstance(rng, SampleSeed) and kind in ("rademacher", "gaussian"):
+        return OwnProbes(backend, "rademacher" if kind == "rademacher" else "gaussian", like, rng)
     if kind == "rademacher":
         return HadamardProbes(backend, like, rng)
     if kind == "gaussian":

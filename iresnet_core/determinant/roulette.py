@@ -186,7 +186,8 @@ class RussianRoulette(ProbedMethod):
         """Sum the terms that the lengths tell."""
         return form_with_roulette(products, v, linear, steps._replace(terms=steps.terms or CERTAIN_TERMS))
 
-    def compiled_products(self, c: float, d: int) -> None:
+    @staticmethod
+    def compiled_products(c: float, d: int) -> None:
         """The certain terms are those of an eager call."""
         return None
 

@@ -7,7 +7,7 @@ After n products with J^T the rest is at most ||v|| ||(J^T)^n v|| times the sum 
 
 from iresnet_core.backends import Array
 from iresnet_core.determinant.estimator import DEFAULT_BIAS, ProbedMethod
-from iresnet_core.determinant.forms import FormEstimate, JacobianProducts, Steps
+from iresnet_core.determinant.forms import FormEstimate, JacobianProducts, Steps, Stops
 from iresnet_core.determinant.power_series import MOST_TERMS, PowerSeries
 from iresnet_core.determinant.request import Problem
 from iresnet_core.determinant.roulette import form_with_roulette
@@ -36,10 +36,15 @@ class Series(ProbedMethod):
         if steps.lengths is not None:
             return form_with_roulette(products, v, linear, steps)
         c, terms, shortfall = products.constant, steps.terms, ""
-        series = PowerSeries(products, v, linear)
+        series, stops, xp = PowerSeries(products, v, linear), Stops(), products.backend.xp
         while True:
             series.step(products)
             n, scale = series.terms, series.scale()
+            if steps.by_sample:
+                bias = scale * products.backend.host_constant(series_tail, c, n)
+                stops.note(xp, bias <= steps.target, series.value(), bias)
+                if terms is None and stops.are_all(xp):
+                    break
             # The tail is at least its first term: as long as that is too much, its bound need not be known.
             if n < (terms or MOST_TERMS) and (terms is not None or not steps.is_accurate(scale * (c / (n + 1)))):
                 continue
@@ -49,8 +54,9 @@ class Series(ProbedMethod):
             if terms is None and n >= MOST_TERMS:
                 shortfall = steps.missed(bias, n, "the most that are taken")
                 break
+        value, bias = stops.instead_of(xp, series.value(), bias)
         return FormEstimate(
-            value=series.value(),
+            value=value,
             bias=bias,
             squared_image=series.squared_image(),
             squared_form=series.squared_form(),
@@ -62,7 +68,8 @@ class Series(ProbedMethod):
             peak=series.peak(),
         )
 
-    def compiled_products(self, c: float, d: int) -> int:
+    @staticmethod
+    def compiled_products(c: float, d: int) -> int:
         """As many as the a-priori bound asks for, up to a limit."""
         n = 1
         while n < COMPILED_TERMS and d * c**n * series_tail(c, n) > DEFAULT_BIAS:

@@ -20,7 +20,7 @@ from iresnet_core.common import (
     widest,
     working_dtype,
 )
-from iresnet_core.determinant import LogDetOptions
+from iresnet_core.determinant import LogDetOptions, SampleSeed, own_seed, uses_own_seeds
 from iresnet_core.errors import DtypeError, InvalidArgumentError, ShapeError, UnknownArrayError
 from iresnet_core.flows.layer import InverseOptions, Layer, Shape, Transformed, located
 from iresnet_core.flows.preimage import Preimage, begun, finished
@@ -206,9 +206,10 @@ class Flow(Layer):
             Samples.
         method, tol, probes, noise, rng, unbiased, terms, probe_kind, control_variate, errors, exact_up_to
             As in `logdet`, for every residual block, but: `tol` is for the sum over all blocks, of which each gets an
-            equal part; an int `rng` is a seed from which every block gets a stream of its own, and a generator is used
-            by the blocks in turn; `noise` is a list with one entry a residual block, in the order of `forward`
-            (independent entries, else the standard errors do not add in quadrature).
+            equal part; `rng` is "sample" if it is left out, but for training (``errors=False``) and unbiased answers,
+            where it is the framework's generator; an int is a seed from which every block gets a stream of its own, and
+            a generator is used by the blocks in turn; `noise` is a list with one entry a residual block, in the order
+            of `forward` (independent entries, else the standard errors do not add in quadrature).
 
         Returns
         -------
@@ -317,11 +318,15 @@ class Flow(Layer):
 
     def _forward(self, backend: Backend, x: Array, options: LogDetOptions) -> Transformed:
         logdets = []
+        if "rng" not in options:
+            options = {**options, "rng": SampleSeed(x) if uses_own_seeds(options) else None}
+        elif isinstance(options["rng"], str):
+            options = {**options, "rng": own_seed(options, x)}
         for index, (layer, own) in enumerate(zip(self.layers, _distribute(backend, self.layers, options), strict=True)):
             with located(index, layer):
                 x, logdet = layer._forward(backend, x, own)
                 logdets.append(logdet)
-        return Transformed(x, _sum(backend, logdets, x.dtype))
+        return Transformed(x, _sum(backend, self.layers, logdets, x.dtype))
 
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
         return finished(backend, self._back(backend, begun(backend, z), options))
@@ -344,7 +349,13 @@ def _distribute(backend: Backend, layers: Sequence[Layer], options: LogDetOption
         part = require_nonnegative(tol, "tol") / max(total, 1)
         for entry, count in zip(own, blocks, strict=True):
             entry["tol"] = part * max(count, 1)
-    if rng is not None:
+    if isinstance(rng, SampleSeed):
+        for index, entry in enumerate(own):
+            entry["rng"] = rng.child(index)
+    elif rng is None:
+        for entry in own:  # said, since an inner flow has a default of its own
+            entry["rng"] = None
+    else:
         seeded = isinstance(rng, Integral) and not isinstance(rng, bool)
         stream = None if seeded else backend.generator(rng)  # a seed tensor is the beginning of one stream
         for index, entry in enumerate(own):
@@ -369,8 +380,9 @@ def _child_seed(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=4).digest()) >> 1
 
 
-def _sum(backend: Backend, logdets: Sequence[LogDet], dtype: Any) -> LogDet:
-    """Log-determinant of a composition from those of its independent parts."""
+def _sum(backend: Backend, layers: Sequence[Layer], logdets: Sequence[LogDet], dtype: Any) -> LogDet:
+    """Log-determinant of a composition from those of its independent parts; the method is that of residual blocks."""
+    blocks = [part for layer, part in zip(layers, logdets, strict=True) if layer.residual_blocks]
     xp, wide = backend.xp, widest(backend)
     target = working_dtype(backend, dtype)
     values, deviations, biases = (xp.astype(xp.stack([part[field] for part in logdets]), wide) for field in range(3))
@@ -380,7 +392,7 @@ def _sum(backend: Backend, logdets: Sequence[LogDet], dtype: Any) -> LogDet:
     products = logdets[0].products
     for part in logdets[1:]:
         products = products + part.products
-    methods = dict.fromkeys(method for part in logdets for method in part.method.split("+"))
+    methods = dict.fromkeys(method for part in blocks or logdets for method in part.method.split("+"))
     return LogDet(
         value=xp.astype(value, target),
         std_error=xp.astype(xp.sqrt(xp.sum(deviations**2, axis=0)), target),

@@ -76,7 +76,9 @@ class Samples(NamedTuple):
     round_trip: np.ndarray
 
 
-def scores(flow: Flow, x: np.ndarray, *, seed: int = 0, progress: Progress | None = None, **options: Any) -> Scores:
+def scores(
+    flow: Flow, x: np.ndarray, *, seed: int | None = None, progress: Progress | None = None, **options: Any
+) -> Scores:
     """Return the log-density of every sample.
 
     Parameters
@@ -85,8 +87,8 @@ def scores(flow: Flow, x: np.ndarray, *, seed: int = 0, progress: Progress | Non
         On any backend; `x` is converted to its dtype.
     x : array (n, *event_shape)
         Samples as the model takes them.
-    seed : int
-        Seed of the probes.
+    seed : int, optional
+        Seed of the probes; by default every sample has its own, so that its score does not depend on the others.
     progress : callable, optional
         Called with the number of samples done and that of all.
     **options
@@ -106,7 +108,9 @@ def scores(flow: Flow, x: np.ndarray, *, seed: int = 0, progress: Progress | Non
     backend = get_backend(*flow.arrays)
     parts = []
     for k, chunk in enumerate(_chunks(flow, x)):
-        result = flow.log_prob(_on_backend(flow, chunk), rng=_seed(seed, k), **options)
+        if seed is not None:
+            options["rng"] = _seed(seed, k)
+        result = flow.log_prob(_on_backend(flow, chunk), **options)
         parts.append(
             [backend.to_numpy(a).astype(np.float64) for a in (result.value, result.std_error, result.bias_bound)]
         )

@@ -94,7 +94,9 @@ def test_one_seed_gives_every_block_a_stream_of_its_own(backend):
     assert not set(seeds) & {options["rng"] for options in options_seen(Flow, backend, rng=4)}
     generator = np.random.default_rng(0)
     assert all(options["rng"] is generator for options in options_seen(Flow, backend, rng=generator))
-    assert not any("rng" in options for options in options_seen(Flow, backend))
+    assert not any(options["rng"] for options in options_seen(Flow, backend, rng=None))
+    places = [options["rng"].path for options in options_seen(Flow, backend)]
+    assert len(set(places)) == 5
     with pytest.raises(InvalidArgumentError, match="negative"):
         options_seen(Flow, backend, rng=-1)
 

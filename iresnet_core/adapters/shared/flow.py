@@ -1,8 +1,9 @@
 """Flows: one set of methods with one meaning in both frameworks."""
 
 import os
+import warnings
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import iresnet_core as core
 from iresnet_core.adapters.shared.layer import require_taken
@@ -10,11 +11,15 @@ from iresnet_core.adapters.shared.residual import ResidualMethods, require_conte
 from iresnet_core.adapters.shared.weight import estimated_layers
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.common import require_nonnegative, require_shape
-from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.determinant import LogDetOptions, uses_own_seeds
+from iresnet_core.errors import EstimateWarning, InvalidArgumentError
 from iresnet_core.files import save
 from iresnet_core.flows import Shape, located
 
 __all__ = ["FlowMethods"]
+
+# Standard error of a log-determinant, in nats, above which the form without errors says something.
+LARGEST_SILENT_ERROR = 0.05
 
 
 class FlowMethods:
@@ -34,6 +39,7 @@ class FlowMethods:
     latent_shape: Shape
     terms: int | None
     penalty: float
+    _has_warned = False
 
     def __init__(
         self,
@@ -144,22 +150,24 @@ class FlowMethods:
         errors : bool
             Return the core's `LogDet` (value, std_error, bias_bound, products, method, reason) instead of its value.
         **options
-            As in `iresnet_core.Flow.log_prob`. In training a fixed number of products (`terms`) is the default, in
-            evaluation as many as certify 1e-3 nats a block.
+            As in `iresnet_core.Flow.log_prob`. In training a fixed number of products (`terms`) is the default, and
+            probes come from the framework's generator; in evaluation as many products as certify 1e-3 nats a block, and
+            every sample has probes of its own, which do not depend on the batch.
 
         Returns
         -------
         z : array (batch, *latent_shape)
             Latents.
         logdet : array (batch,) or LogDet
-            In nats. In training it is a true estimate, not a surrogate, and its gradient is right in expectation.
+            In nats; an `EstimateWarning` says once where the noise that the array leaves out is above 0.05 nats. In
+            training it is a true estimate, not a surrogate, and its gradient is right in expectation.
         """
         flow, x = self._prepared(x, context, training)
         with get_backend(x).own_dtype(x):
             if not logdet:
                 return flow(x)
             out = flow.forward(x, **self._options(x, training, errors, options))
-        return out.value, out.logdet if errors else out.logdet.value
+        return out.value, out.logdet if errors else self._without_errors(out.logdet, training)
 
     def log_prob(
         self,
@@ -177,7 +185,7 @@ class FlowMethods:
         flow, x = self._prepared(x, context, training)
         with get_backend(x).own_dtype(x):
             result = flow.log_prob(x, **self._options(x, training, errors, options))
-        return result if errors else result.value
+        return result if errors else self._without_errors(result, training)
 
     def inverse(
         self,
@@ -391,6 +399,24 @@ class FlowMethods:
             options = {"errors": False, **options}
         if training and self.terms is not None and not {"terms", "tol", "method"} & set(options):
             options = {"terms": self.terms, **options}
-        if "rng" not in options and "noise" not in options:
+        # Otherwise the samples of an evaluation have seeds of their own.
+        if (training or not uses_own_seeds(cast(LogDetOptions, options))) and not {"rng", "noise"} & set(options):
             options = {"rng": self._probe_generator(x), **options}
         return options
+
+    def _without_errors(self, result: Any, training: bool | None) -> Array:
+        """Return the value of a result; in evaluation, say once where its noise is not small."""
+        deviation = result.std_error
+        if self._has_warned or self._is_training(training) or deviation.shape[0] == 0:
+            return result.value
+        backend = get_backend(deviation)
+        if not backend.is_tracing(deviation) and (largest := float(backend.xp.max(deviation))) > LARGEST_SILENT_ERROR:
+            self._has_warned = True
+            warnings.warn(
+                f"log-determinants by method {result.method!r} have a standard error of up to {largest:.2g} nats a "
+                "sample, which this form of the answer leaves out. Pass errors=True to see it, probes= or tol= to "
+                "lower it, or method='exact'. This is said once for each flow.",
+                EstimateWarning,
+                stacklevel=3,
+            )
+        return result.value

@@ -22,8 +22,8 @@ class Flow(TorchHooks, FlowMethods, nn.Module):
     Notes
     -----
     ``flow(x)`` is `forward`: it returns z and log|det|. `log_prob` returns the log-density. Both are differentiable
-    with respect to parameters and x, in either mode. Probes come from PyTorch's global generator, so that
-    `torch.manual_seed` reproduces everything.
+    with respect to parameters and x, in either mode. In training, probes come from PyTorch's global generator, so that
+    `torch.manual_seed` reproduces everything; in evaluation every sample has its own, whatever the seed and the batch.
 
     Examples
     --------

@@ -159,6 +159,10 @@ class TensorFlowBackend(Backend):
         inner = tuple(slice(lo, lo + n) for n, (lo, _) in zip(spatial, padding, strict=True))
         return _channels_first(whole[(slice(None), *inner)])
 
+    def bits(self, x: Array) -> Array:
+        """Read the memory in another way."""
+        return tf.bitcast(tf.stop_gradient(x), tf.int32)
+
     def logistic(self, x: Array) -> Array:
         """Call ``tf.sigmoid``."""
         return tf.sigmoid(x)

@@ -15,6 +15,9 @@ __all__ = [
     "atan",
     "atan2",
     "atanh",
+    "bitwise_and",
+    "bitwise_right_shift",
+    "bitwise_xor",
     "ceil",
     "clip",
     "conj",
@@ -128,6 +131,9 @@ tanh = _elementwise("tanh", tf.tanh)
 
 add = _pairwise("add", tf.add)
 atan2 = _pairwise("atan2", tf.atan2)
+bitwise_and = _pairwise("bitwise_and", tf.bitwise.bitwise_and)
+bitwise_right_shift = _pairwise("bitwise_right_shift", tf.bitwise.right_shift)
+bitwise_xor = _pairwise("bitwise_xor", tf.bitwise.bitwise_xor)
 divide = _pairwise("divide", tf.divide)
 equal = _pairwise("equal", tf.equal)
 floor_divide = _pairwise("floor_divide", tf.math.floordiv)

@@ -227,6 +227,10 @@ class TorchBackend(Backend):
         """Look at the sum, which is not finite if an entry is not; as it may overflow, look at the entries then."""
         return math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())
 
+    def bits(self, x: Array) -> Array:
+        """Read the memory in another way."""
+        return x.detach().view(torch.int32)
+
     def logistic(self, x: Array) -> Array:
         """Call ``torch.sigmoid``."""
         return torch.sigmoid(x)
