@@ -69,11 +69,14 @@ class Samples(NamedTuple):
         Certified distance to the exact preimages of the latents.
     round_trip : float64 array (n,)
         Distance of the flow's value at the samples to the latents that they were made from, as computed.
+    error_estimate : float64 array (n,)
+        The distance that `error_bound` bounds, to first order.
     """
 
     value: np.ndarray
     error_bound: np.ndarray
     round_trip: np.ndarray
+    error_estimate: np.ndarray
 
 
 def scores(
@@ -158,21 +161,21 @@ def draw_samples(flow: Flow, n: int, *, seed: int = 0, progress: Progress | None
 def preimages(flow: Flow, z: np.ndarray, *, progress: Progress | None = None, **options: Any) -> Samples:
     """Return the preimages of latents (n, *latent_shape) with certified bounds on their errors.
 
-    The solves go down to the rounding of the dtype unless `options` has tolerances: an error in one block grows through
-    those before it by 1 / (1 - c) each, while a step of the solver gains a digit.
+    The solves go down to the rounding of the dtype unless `options` has tolerances: a step of the solver gains a digit.
     """
     backend = get_backend(*flow.arrays)
     options = {"rtol": 0.0, "atol": 0.0, **options}
-    values, bounds, distances = [], [], []
+    values, bounds, distances, estimates = [], [], [], []
     for chunk in _chunks(flow, z):
         result = flow.inverse(_on_backend(flow, chunk), **options)
         values.append(backend.to_numpy(result.value))
         bounds.append(backend.to_numpy(result.error_bound).astype(np.float64))
+        estimates.append(backend.to_numpy(result.error_estimate).astype(np.float64))
         back = backend.to_numpy(flow(result.value)).astype(np.float64) - chunk
         distances.append(np.linalg.norm(back.reshape(len(back), -1), axis=1))
         if progress is not None:
             progress(sum(map(len, values)), len(z))
-    return Samples(np.concatenate(values), np.concatenate(bounds), np.concatenate(distances))
+    return Samples(*(np.concatenate(parts) for parts in (values, bounds, distances, estimates)))
 
 
 def transformed(flow: Flow, x: np.ndarray) -> np.ndarray:
