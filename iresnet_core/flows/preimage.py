@@ -76,5 +76,5 @@ def finished(backend: Backend, state: Preimage) -> Inverse:
     off = sample_norms(xp, xp.astype(backend.stop_gradient(state.value), wide) - state.refined)
     off = off * (1 + 1e-12)
     estimate = off + state.estimate + unit_roundoff(backend, wide) * sample_norms(xp, state.refined)
-    bound = off + state.error
+    estimate, bound = backend.stop_gradient(estimate), backend.stop_gradient(off + state.error)
     return Inverse(state.value, bound, state.residual, state.iterations, state.converged, xp.minimum(estimate, bound))
