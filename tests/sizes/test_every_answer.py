@@ -212,19 +212,14 @@ def test_coverage_of_two_standard_errors(size, c, weights):
     numpy = find_backend("numpy")
     case = Case(size, c, weights=weights)
     g, x = branch(numpy, case), samples(numpy, case, 1)
-    exact, inside, errors, variances = exact_logdet(numpy, g, x)[0], 0, [], []
-    batch = 2000 if case.d <= 784 else 100
-    for start in range(0, 2000, 50):
-        result = logdet(g, np.repeat(x, 50, axis=0), method="arnoldi", rng=start)
-        slack = result.bias_bound
-        error = result.value - exact
-        inside += int(np.sum(np.abs(error) <= 2 * result.std_error + slack))
-        errors.append(error)
-        variances.append(result.std_error**2)
-        if start + 50 >= batch:
-            break
-    count = 50 * len(errors)
-    z = np.mean(errors) / math.sqrt(np.sum(variances)) * count
-    assert abs(z) <= 5 + np.mean(slack) / math.sqrt(np.sum(variances)) * count
-    if count == 2000:
-        assert 0.93 <= inside / count <= 0.97
+    exact, errors, deviations, biases = exact_logdet(numpy, g, x)[0], [], [], []
+    for seed in range(40 if case.d <= 784 else 4):  # fifty draws each
+        result = logdet(g, np.repeat(x, 50, axis=0), method="arnoldi", rng=seed)
+        errors.append(result.value - exact)
+        deviations.append(result.std_error)
+        biases.append(result.bias_bound)
+    error, std_error = np.concatenate(errors).astype(float), np.concatenate(deviations).astype(float)
+    assert abs(np.mean(error)) <= 5 * math.sqrt(np.sum(std_error**2)) / error.size + np.mean(biases)
+    if error.size == 2000:
+        # What was truncated is far below its bound, and nothing beside the noise.
+        assert 0.93 <= np.mean(np.abs(error) <= 2 * std_error) <= 0.97
