@@ -10,7 +10,7 @@ from iresnet_core.determinant import LogDetOptions
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.layer import InverseOptions, Layer, Shape, Transformed, channel_axis
-from iresnet_core.flows.preimage import Preimage, begun, finished
+from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
 from iresnet_core.results import Inverse
 
 __all__ = ["FactorOut"]
@@ -177,7 +177,8 @@ class FactorOut(Layer):
         return xp.reshape(z[:, :size], (batch, *inner.latent_shape)), xp.reshape(z[:, size:], (batch, *left)), position
 
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
-        return finished(backend, self._back(backend, begun(backend, z), options))
+        state = self._back(backend, begun(backend, z), options)
+        return finished(backend, state) if options.get("errors", True) else uncertified(backend, state)
 
     def _back(self, backend: Backend, state: Preimage, options: InverseOptions) -> Preimage:
         value, rest, position = self._parts(backend, state.value)

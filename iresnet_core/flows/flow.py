@@ -23,7 +23,7 @@ from iresnet_core.common import (
 from iresnet_core.determinant import LogDetOptions, SampleSeed, own_seed, uses_own_seeds
 from iresnet_core.errors import DtypeError, InvalidArgumentError, ShapeError, UnknownArrayError
 from iresnet_core.flows.layer import InverseOptions, Layer, Shape, Transformed, located
-from iresnet_core.flows.preimage import Preimage, begun, finished
+from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
 from iresnet_core.results import Inverse, LogDet
 
 __all__ = ["Flow", "LogProb"]
@@ -329,7 +329,8 @@ class Flow(Layer):
         return Transformed(x, _sum(backend, self.layers, logdets, x.dtype))
 
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
-        return finished(backend, self._back(backend, begun(backend, z), options))
+        state = self._back(backend, begun(backend, z), options)
+        return finished(backend, state) if options.get("errors", True) else uncertified(backend, state)
 
     def _back(self, backend: Backend, state: Preimage, options: InverseOptions) -> Preimage:
         for index in reversed(range(len(self.layers))):

@@ -61,13 +61,14 @@ class Transformed(NamedTuple):
 
 
 class InverseOptions(TypedDict, total=False):
-    """Options of `iresnet_core.invert` that a layer or a flow passes on; see there."""
+    """Options of `iresnet_core.invert` that a layer or a flow passes on, see there, and `errors` of the layers."""
 
     solver: str
     rtol: float | None
     atol: float | None
     max_iter: int | None
     on_failure: Literal["raise", "warn", "return"]
+    errors: bool
 
 
 INVERSE_OPTIONS = frozenset(InverseOptions.__annotations__)
@@ -131,7 +132,11 @@ class Layer(Copyable, ABC):
 
     def _back(self, backend: Backend, state: Preimage, options: InverseOptions) -> Preimage:
         """Invert the samples of a flow that have come back to behind this layer."""
-        return self._refined(backend, state, self._inverse(backend, state.value, options))
+        step = self._inverse(backend, state.value, options)
+        if not options.get("errors", True):
+            refined = backend.stop_gradient(backend.xp.astype(step.value, widest(backend), copy=False))
+            return state.after(step, value=step.value, refined=refined)
+        return self._refined(backend, state, step)
 
     def _refined(self, backend: Backend, state: Preimage, step: Inverse) -> Preimage:
         """Return the state before this layer, whose inverse of the samples was `step`.
@@ -209,13 +214,18 @@ class Layer(Copyable, ABC):
         ----------
         z : array (batch, ...)
             As `forward` returns them.
+        errors : bool
+            Whether to certify the answer (default). Without, a flow neither refines its points in float64 nor bounds
+            their errors, which takes most of the time where blocks are wide: `error_bound` and `error_estimate` are
+            NaN, and each block is solved to the tolerance of `invert`.
         **options
             Passed on to `invert` by residual blocks; other layers need none.
 
         Returns
         -------
         Inverse
-            `error_bound` certifies the Euclidean distance to the exact preimage of `z`, rounding included.
+            `error_bound` certifies the Euclidean distance to the exact preimage of `z`, rounding included. It is about
+            `z` as it is given: where that was computed by `forward` in float32, its own rounding is not part of it.
 
         Raises
         ------

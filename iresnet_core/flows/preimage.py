@@ -1,12 +1,13 @@
 """What a flow carries from layer to layer while it inverts: the samples, and where the exact ones certainly are."""
 
+import math
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.common import per_sample, sample_norms, unit_roundoff, widest
 from iresnet_core.results import Inverse
 
-__all__ = ["Preimage", "begun", "finished", "nearest"]
+__all__ = ["Preimage", "begun", "finished", "nearest", "uncertified"]
 
 # Relative tolerance of `invert` in float64.
 USUAL_TOLERANCE = 1e-10
@@ -78,3 +79,9 @@ def finished(backend: Backend, state: Preimage) -> Inverse:
     estimate = off + state.estimate + unit_roundoff(backend, wide) * sample_norms(xp, state.refined)
     estimate, bound = backend.stop_gradient(estimate), backend.stop_gradient(off + state.error)
     return Inverse(state.value, bound, state.residual, state.iterations, state.converged, xp.minimum(estimate, bound))
+
+
+def uncertified(backend: Backend, state: Preimage) -> Inverse:
+    """Return the answer without bounds, which nobody asked for."""
+    unknown = backend.xp.full_like(state.error, math.nan)
+    return Inverse(state.value, unknown, state.residual, state.iterations, state.converged, unknown)

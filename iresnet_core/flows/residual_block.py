@@ -146,7 +146,8 @@ class ResidualBlock(Layer):
         return Transformed(x + value, determinant)
 
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
-        return invert(self.branch, z, lipschitz=self.declared_lipschitz, **options)
+        of_solver = {name: value for name, value in options.items() if name != "errors"}
+        return invert(self.branch, z, lipschitz=self.declared_lipschitz, **of_solver)  # type: ignore[arg-type]
 
     def _refined(self, backend: Backend, state: Preimage, step: Inverse) -> Preimage:
         with backend.no_grad():

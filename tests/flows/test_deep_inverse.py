@@ -7,6 +7,8 @@ from scipy.linalg import solve
 
 from iresnet_core import Activation, Chain, Convolution, Dense, FactorOut, Flow, ResidualBlock, Squeeze, normalize
 from iresnet_core.backends import backend as find_backend
+from iresnet_core.example_data import load_case
+from iresnet_core.flows import residual_block
 from iresnet_core.inverse import refined
 
 BLOCKS, CONSTANT = 8, 0.95
@@ -162,3 +164,20 @@ def test_an_argument_that_is_off_is_covered():
         assert (near.error <= size / (1 - CONSTANT) * (1 + 1e-6)).all()
         if size <= 1e-3:
             assert np.median(near.error / distance) < 10
+
+
+def test_an_inverse_without_errors_is_not_refined(backend, monkeypatch):
+    flow = Flow([ResidualBlock(load_case("d2_c0.97", backend=backend.name)[0]) for _ in range(3)], event_shape=(2,))
+    x = load_case("d2_c0.97", backend=backend.name)[1][:8, :]
+    z = flow.forward(x).value
+
+    def unwanted(*args, **options):
+        raise AssertionError("a bound that nobody asked for was computed")
+
+    monkeypatch.setattr(residual_block, "refined", unwanted)
+    answer = flow.inverse(z, errors=False)
+    np.testing.assert_allclose(backend.to_numpy(answer.value), backend.to_numpy(x), atol=1e-8)
+    assert np.all(np.isnan(backend.to_numpy(answer.error_bound)))
+    assert np.all(backend.to_numpy(answer.converged))
+    with pytest.raises(AssertionError, match="nobody"):
+        flow.inverse(z)

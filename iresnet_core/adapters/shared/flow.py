@@ -219,7 +219,7 @@ class FlowMethods:
         flow = self._core(context, training)
         z = self._received(z)
         with get_backend(z).own_dtype(z):
-            result = flow.inverse(z, **options)
+            result = flow.inverse(z, errors=errors, **options)
         return result if errors else result.value
 
     def sample(
@@ -253,7 +253,7 @@ class FlowMethods:
                 context = self._received(context)
                 if context.shape[0] == 1:
                     context = backend.xp.broadcast_to(context, (n, *context.shape[1:]))
-            result = self._core(context, training).sample(n, rng=rng, like=like, **options)
+            result = self._core(context, training).sample(n, rng=rng, like=like, errors=errors, **options)
         return result if errors else result.value
 
     def training_loss(self, x: Array, context: Array | None = None, **options: Any) -> Array:

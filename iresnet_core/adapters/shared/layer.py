@@ -112,7 +112,7 @@ class LayerMethods:
         layer = self.core_layer(context, training=training)
         z = self._received(z)
         with get_backend(z).own_dtype(z):
-            result = layer.inverse(z, **options)
+            result = layer.inverse(z, errors=errors, **options)
         return result if errors else result.value
 
     @property
