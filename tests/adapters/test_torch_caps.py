@@ -297,7 +297,7 @@ def test_averaged_weights_are_certified_afresh(make, x, decay, use_buffers):
             model.lipschitz  # noqa: B018
         averaged.update_parameters(flow)
     for layer, cap in capped_layers(averaged.eval()):
-        assert cap.certify(layer.parametrizations.weight.original)
+        assert cap.certify(layer.parametrizations.weight.original, cap.input_shape)
     assert_capped(averaged)
     z, logdet = averaged(x[:5])
     assert torch.isfinite(logdet).all()

@@ -148,7 +148,7 @@ def test_parametrisations_before_the_cap(first, training):
     free = layer.weight.detach().clone()
     block = InvertibleResidual(net).eval()
     bound = float(torch.linalg.matrix_norm(free, 2))
-    torch.testing.assert_close(layer.weight, free * min(1, block.cap / bound), atol=1e-5, rtol=0)
+    torch.testing.assert_close(layer.weight, free * min(1, block.cap / bound), atol=1e-6, rtol=3e-4)
     block.train(training)(x).sum().backward()
     assert all(p.grad is not None for p in block.parameters())
     assert block.lipschitz <= 0.9

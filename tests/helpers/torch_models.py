@@ -84,7 +84,7 @@ def true_norm(layer, weight=None):
     """Norm of a layer as it is used, from the explicit matrix in float64."""
     cap = cap_of(layer)
     weight = (layer.weight if weight is None else weight).detach().double()
-    return float(torch.linalg.matrix_norm(cap.free_layer(weight, None).matrix(), 2))
+    return float(torch.linalg.matrix_norm(cap.free_layer(weight, None, cap.input_shape).matrix(), 2))
 
 
 def free_norm(layer):

@@ -23,10 +23,8 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
     Notes
     -----
     In training the norms are estimated by two steps of a warm-started power iteration a pass, in evaluation they are
-    certified and kept until the weights change. A compiled program cannot certify: it carries the last certificate over
-    by Weyl's inequality, so that its weights are below the cap as well, by more the more they have changed since then.
-    `Flow` certifies before it evaluates, predicts and saves; in a compiled function of your own call `certify()`
-    beforehand.
+    certified: eagerly once for given weights, and in a compiled program by the program itself, from the weights with
+    which it runs. Nothing needs to be called.
 
     Examples
     --------

@@ -59,13 +59,15 @@ class CappedWeight(CertifiedWeight, keras.layers.Layer):
         linear = self._linear()
         require_plain(linear)  # it may have been quantised since
         bias = tensor_of(linear.bias) if linear.use_bias else None
-        return CappedLayer(kernel_of(linear), bias, self)
+        return CappedLayer(kernel_of(linear), bias, self, self.input_shape)
 
-    def free_layer(self, weight: Any, bias: Any = None, *, checked: bool = False) -> LinearLayer:
+    def free_layer(
+        self, weight: Any, bias: Any = None, input_shape: Any = None, *, checked: bool = False
+    ) -> LinearLayer:
         """Return the core's linear layer with a kernel, whose axes Keras orders differently in a dense layer."""
         if self._options is None:
             return Dense(keras.ops.transpose(weight), bias, checked=checked)
-        return Convolution(weight, bias, input_shape=self.input_shape, checked=checked, **self._options)
+        return Convolution(weight, bias, input_shape=input_shape, checked=checked, **self._options)
 
     def start(self, free: LinearLayer) -> Any:
         """Return the basis of the power iteration."""

@@ -7,6 +7,7 @@ from typing import Any, Self, cast
 
 import iresnet_core as core
 from iresnet_core.adapters.shared.layer import require_taken
+from iresnet_core.adapters.shared.placing import bound_shapes, placed
 from iresnet_core.adapters.shared.residual import ResidualMethods, require_context
 from iresnet_core.adapters.shared.weight import estimated_layers
 from iresnet_core.backends import Array, get_backend
@@ -14,7 +15,7 @@ from iresnet_core.common import require_nonnegative, require_shape
 from iresnet_core.determinant import LogDetOptions, uses_own_seeds
 from iresnet_core.errors import EstimateWarning, InvalidArgumentError
 from iresnet_core.files import save
-from iresnet_core.flows import Shape, located
+from iresnet_core.flows import Shape
 
 __all__ = ["FlowMethods"]
 
@@ -78,11 +79,8 @@ class FlowMethods:
         self._take_layers(layers)
         self.event_shape = require_shape(event_shape, "event_shape")
         self.terms, self.penalty = terms, require_nonnegative(penalty, "penalty")
-        shape = self.event_shape
-        for index, layer in enumerate(self._flow_layers()):
-            with located(index, layer):
-                shape = layer.bind(shape)
-        self.latent_shape = shape
+        self._shapes = bound_shapes(self._flow_layers(), self.event_shape)
+        self.latent_shape = self._shapes[-1]
 
     # --- what an adapter says ---
 
@@ -296,7 +294,7 @@ class FlowMethods:
     def certify(self) -> Self:
         """Certify the weights that changed since they were certified last; returns the flow.
 
-        Only compiled programs need the call: they cannot certify, and carry the last certificate over.
+        Nothing needs the call: it takes the time of the certificates now, before the next evaluation does.
         """
         for layer in self._flow_layers():
             layer.certify()
@@ -370,9 +368,11 @@ class FlowMethods:
         """Return the core's flow with the present parameters."""
         self._require_taken(context)
         training = self._is_training(training)
-        layers = self._flow_layers()
-        weights = estimated_layers([c for layer in layers for c in layer.capped_layers()]) if training else None
-        made = [layer.core_layer(context, training=training, weights=weights) for layer in layers]
+        layers = placed(self._flow_layers(), self._shapes)
+        weights = (
+            estimated_layers([c for layer, shape in layers for c in layer._capped_at(shape)]) if training else None
+        )
+        made = [layer._layer_at(shape, context, training=training, weights=weights) for layer, shape in layers]
         return core.Flow(made, self.event_shape)
 
     def _require_taken(self, context: Any) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 import iresnet_core as core
+from iresnet_core.adapters.shared.placing import bound_shapes, placed
 from iresnet_core.adapters.shared.weight import CappedLayer, CertifiedWeight
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.errors import InvalidArgumentError
@@ -69,14 +70,29 @@ class LayerMethods:
         """
         raise NotImplementedError
 
+    def _layer_at(
+        self,
+        event_shape: Shape,
+        context: Array | None = None,
+        *,
+        training: bool | None = None,
+        weights: Weights | None = None,
+    ) -> Layer:
+        """Return the core's layer for samples of one shape, on which the norms of convolutions depend."""
+        return self.core_layer(context, training=training, weights=weights)
+
+    def _capped_at(self, event_shape: Shape) -> list[CappedLayer]:
+        """Return the capped linear layers inside, as they are for samples of one shape."""
+        return self.capped_layers()
+
     def _shape_layer(self) -> Layer:
         """Return a layer of the core that knows shapes, whether or not the parameters have values."""
         return self.core_layer(training=False)
 
     def _mapped(self, x: Any, context: Array | None = None, training: bool | None = None) -> Array:
         """Map samples x (batch, ...), without the log-determinant."""
-        layer = self.core_layer(context, training=training)
         x = self._received(x)
+        layer = self._layer_at(tuple(x.shape[1:]), context, training=training)
         with get_backend(x).own_dtype(x):
             return layer(x)
 
@@ -109,8 +125,8 @@ class LayerMethods:
         NotConvergedError
             If a sample has not converged, outside of compiled programs.
         """
-        layer = self.core_layer(context, training=training)
         z = self._received(z)
+        layer = self._layer_at(tuple(z.shape[1:]), context, training=training)
         with get_backend(z).own_dtype(z):
             result = layer.inverse(z, errors=errors, **options)
         return result if errors else result.value
@@ -129,7 +145,7 @@ class LayerMethods:
         return []
 
     def certify(self) -> Self:
-        """Certify the weights that changed since they were certified last, for compiled programs; returns the layer."""
+        """Certify the weights that changed since they were certified last; returns the layer."""
         for layer in self.capped_layers():
             layer.certify()
         return self
@@ -331,7 +347,7 @@ class FactorOutMethods(LayerMethods):
         """
         super().__init__(**options)
         self.keep = keep
-        self._event_shape: Shape | None = None
+        self._inner_shapes: tuple[Shape, ...] = ()
         self._take_layers(layers)
 
     def _take_layers(self, layers: Sequence[Any]) -> None:
@@ -349,9 +365,7 @@ class FactorOutMethods(LayerMethods):
     def _bind_inner(self, event_shape: Shape) -> None:
         """Tell the inner layers the shapes of their samples."""
         shape = (*event_shape[:-1], self.keep) if self.channel_axis == -1 else (self.keep, *event_shape[1:])
-        self._event_shape = shape
-        for layer in self._inner():
-            shape = layer.bind(shape)
+        self._inner_shapes = bound_shapes(self._inner(), shape)
         self._shape_layer().output_shape(event_shape)
 
     @property
@@ -370,22 +384,29 @@ class FactorOutMethods(LayerMethods):
         """Return those of the inner layers."""
         return [capped for layer in self._inner() for capped in layer.capped_layers()]
 
+    def _capped_at(self, event_shape: Shape) -> list[CappedLayer]:
+        return [capped for layer, shape in self._placed() for capped in layer._capped_at(shape)]
+
     def core_layer(
         self, context: Array | None = None, *, training: bool | None = None, weights: Weights | None = None
     ) -> Layer:
         """Return the core's layer."""
-        inner = [layer.core_layer(context, training=training, weights=weights) for layer in self._inner()]
+        inner = [layer._layer_at(shape, context, training=training, weights=weights) for layer, shape in self._placed()]
         return self._factor_out(inner)
 
     def _shape_layer(self) -> Layer:
         return self._factor_out([layer._shape_layer() for layer in self._inner()])
 
+    def _placed(self) -> list[tuple[Any, Shape]]:
+        """Return the inner layers, each with the shape of its samples."""
+        return placed(self._inner(), self._inner_shapes) if self._inner_shapes else []
+
     def _factor_out(self, layers: list[Layer]) -> Layer:
-        if self._event_shape is None:
+        if not self._inner_shapes:
             raise InvalidArgumentError(
                 "FactorOut learns the shape of its samples from the Flow that it is part of: put it into one."
             )
-        return core.FactorOut(self.keep, core.Flow(layers, self._event_shape), axis=self.channel_axis)
+        return core.FactorOut(self.keep, core.Flow(layers, self._inner_shapes[0]), axis=self.channel_axis)
 
 
 def require_layers(layers: Sequence[Any], kind: type[L]) -> list[L]:

@@ -1,20 +1,29 @@
 """The invertible residual block: how a branch becomes the core's chain in training and in evaluation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Self
 
 import iresnet_core as core
 from iresnet_core.adapters.shared.layer import LayerMethods, Weights
-from iresnet_core.adapters.shared.weight import CertifiedWeight, estimated_layers
+from iresnet_core.adapters.shared.weight import CappedLayer, estimated_layers, with_newest
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.branches import Activation, conditioned
 from iresnet_core.common import require_nonnegative
 from iresnet_core.errors import InvalidArgumentError, ShapeError
-from iresnet_core.flows import Layer
+from iresnet_core.flows import Layer, Shape
 from iresnet_core.lipschitz import capped_constant, layer_cap, scaled_by_declaration, training_constant
 from iresnet_core.operators import LinearLayer
 
 __all__ = ["ResidualMethods", "require_context"]
+
+
+@dataclass(frozen=True)
+class KeptChains:
+    """Chains of certified weights by the sizes of the images; never changed, so that threads see all of it or none."""
+
+    parameters: list[Array]
+    chains: Mapping[Any, core.Chain]
 
 
 class ResidualMethods(LayerMethods):
@@ -72,7 +81,7 @@ class ResidualMethods(LayerMethods):
         super().__init__(**options)
         self.coeff, self.per_layer, self.context_features = coeff, per_layer, context_features
         self.declared = None if lipschitz is None else require_nonnegative(lipschitz, "lipschitz")
-        self._kept: tuple[core.Chain, list[Array], list[Any]] | None = None
+        self._kept: KeptChains | None = None
         if self.declared is None:
             self._take_net(net)
             steps = self._steps()
@@ -99,10 +108,6 @@ class ResidualMethods(LayerMethods):
         """Return linear layers of the framework and activations of the core, in the order of application."""
         raise NotImplementedError
 
-    def _states(self) -> list[CertifiedWeight]:
-        """Return what caps the linear layers, in that order."""
-        raise NotImplementedError
-
     def _declared_branch(self, training: bool) -> Any:
         """Return a branch whose constant is declared, as a function that treats every sample alone and alike."""
         raise NotImplementedError
@@ -124,7 +129,7 @@ class ResidualMethods(LayerMethods):
         if self.declared is not None:
             return float(self._constant)
         with get_backend(self.capped_layers()[0].weight).no_grad():
-            return float(self._certified_chain().lipschitz)
+            return float(self._certified_chain(self.capped_layers()).lipschitz)
 
     def fill_caps(self) -> Self:
         """Scale the free weights so that every linear layer starts at its cap, from which training is quicker.
@@ -150,15 +155,30 @@ class ResidualMethods(LayerMethods):
     def core_layer(
         self, context: Array | None = None, *, training: bool | None = None, weights: Weights | None = None
     ) -> Layer:
-        """Return the core's residual block with the weights in use."""
+        """Return the core's residual block with the weights in use, for samples of the size that was seen last."""
+        return self._layer_of(self.capped_layers(), context, training=training, weights=weights)
+
+    def _layer_at(
+        self,
+        event_shape: Shape,
+        context: Array | None = None,
+        *,
+        training: bool | None = None,
+        weights: Weights | None = None,
+    ) -> Layer:
+        return self._layer_of(self._capped_at(event_shape), context, training=training, weights=weights)
+
+    def _layer_of(
+        self, capped: list[CappedLayer], context: Array | None, *, training: bool | None, weights: Weights | None
+    ) -> Layer:
         training = self._is_training(training)
         if self.declared is not None:
             branch, constant = scaled_by_declaration(self._declared_branch(training), self.declared, self.coeff)
             return core.ResidualBlock(branch, lipschitz=constant)
         if not training:
-            return core.ResidualBlock(self._conditioned(self._certified_chain(), context))
-        layers = estimated_layers(self.capped_layers()) if weights is None else weights
-        chain = self._chain([layers[state] for state in self._states()])
+            return core.ResidualBlock(self._conditioned(self._certified_chain(capped), context))
+        layers = estimated_layers(capped) if weights is None else weights
+        chain = self._chain([layers[layer.state] for layer in capped])
         constant = training_constant(self._constant)
         return core.ResidualBlock(self._conditioned(chain, context, training=True), lipschitz=constant)
 
@@ -170,28 +190,28 @@ class ResidualMethods(LayerMethods):
         following = iter(linear)
         return core.Chain([step if isinstance(step, Activation) else next(following) for step in self._steps()])
 
-    def _certified_chain(self) -> core.Chain:
+    def _certified_chain(self, capped: list[CappedLayer]) -> core.Chain:
         """Return the chain of certified weights; the last one again, if neither they nor the biases have changed."""
-        capped = self.capped_layers()
         parameters = [array for layer in capped for array in (layer.weight, layer.bias) if array is not None]
         backend = get_backend(*parameters)
         # A compiler or a batching transformation hides the values; other transformations make arrays that die with it.
         if backend.is_tracing(*parameters) or backend.may_differentiate(*parameters):
             return self._chain([layer.certified() for layer in capped])
-        shapes = [layer.state.input_shape for layer in capped]
-        if self._kept is not None:
-            chain, copies, known_shapes = self._kept
-            if shapes == known_shapes and all(map(backend.are_equal, copies, parameters)):
-                return chain
+        size = tuple(layer.input_shape for layer in capped)
+        kept = self._kept
+        if kept is not None and not all(map(backend.are_equal, kept.parameters, parameters)):
+            kept = None
+        if kept is not None and size in kept.chains:
+            return kept.chains[size]
 
-        def certified() -> tuple[core.Chain, list[Array]]:
+        def certified() -> KeptChains:
+            copies = [backend.frozen(backend.stop_gradient(a)) for a in parameters] if kept is None else kept.parameters
             chain = self._chain([layer.certified() for layer in capped])
-            return chain, [backend.frozen(backend.stop_gradient(array)) for array in parameters]
+            return KeptChains(copies, with_newest({} if kept is None else kept.chains, size, chain))
 
         with backend.no_grad():
-            chain, copies = backend.concretely(certified)
-        self._kept = chain, copies, shapes
-        return chain
+            self._kept = made = backend.concretely(certified)
+        return made.chains[size]
 
     def _conditioned(self, chain: core.Chain, context: Any, *, training: bool = False) -> core.Chain:
         """Add the conditioning after the first linear layer; in evaluation one row may stand for all samples."""

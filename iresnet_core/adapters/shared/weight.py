@@ -1,8 +1,8 @@
 """Weights that are kept below their caps: estimates of their norms in training, certificates in evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.lipschitz import (
@@ -14,16 +14,21 @@ from iresnet_core.lipschitz import (
 )
 from iresnet_core.operators import LinearLayer
 
-__all__ = ["CappedLayer", "CertifiedWeight", "Kept", "estimated_layers"]
+__all__ = ["CappedLayer", "CertifiedWeight", "Kept", "estimated_layers", "with_newest"]
+
+V = TypeVar("V")
+
+
+# So many sizes of images have their certificates kept, the oldest of which goes for a new one.
+MOST_SIZES = 8
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A certificate and all that it is one for; never changed, so that a thread sees the old one or the new one."""
+    """Certificates of a weight, by the sizes of the images; never changed, so that threads see all of it or none."""
 
     weight: Array
-    input_shape: Any
-    found: Certificate
+    found: Mapping[Any, Certificate]
 
     def __reduce__(self) -> Any:
         """Copy and pickle nothing: what was certified elsewhere is certified anew."""
@@ -31,6 +36,12 @@ class Kept:
 
     def __deepcopy__(self, memo: Any) -> None:
         """Copy nothing."""
+
+
+def with_newest(kept: Mapping[Any, V], size: Any, value: V) -> dict[Any, V]:
+    """Return what is kept by the sizes of images, with a new one and without the oldest that are too many."""
+    others = {key: known for key, known in kept.items() if key != size}
+    return {**dict(list(others.items())[1 - MOST_SIZES :]), size: value}
 
 
 def _nothing() -> None:
@@ -49,10 +60,11 @@ class CertifiedWeight:
     """
 
     cap: float
-    input_shape: Any
     kept: Kept | None = None
 
-    def free_layer(self, weight: Array, bias: Array | None = None, *, checked: bool = False) -> LinearLayer:
+    def free_layer(
+        self, weight: Array, bias: Array | None = None, input_shape: Any = None, *, checked: bool = False
+    ) -> LinearLayer:
         """Return the core's linear layer with the weight as it is; `checked` where it need not be looked at."""
         raise NotImplementedError
 
@@ -73,47 +85,52 @@ class CertifiedWeight:
         """Keep a certificate, by one assignment."""
         self.kept = kept
 
-    def is_certified(self, weight: Array) -> bool:
-        """Say whether the certificate that is kept is one for just these values."""
-        return self._known(weight, get_backend(weight).may_differentiate(weight)) is not None
+    def is_certified(self, weight: Array, input_shape: Any = None) -> bool:
+        """Say whether a certificate is kept for just these values."""
+        return self._known(weight, input_shape, get_backend(weight).may_differentiate(weight)) is not None
 
-    def _known(self, weight: Array, derivative: bool) -> Certificate | None:
+    def _known(self, weight: Array, input_shape: Any, derivative: bool) -> Certificate | None:
         """Return the certificate of a weight with values, if it is kept."""
         kept = self.kept
-        if kept is None or kept.input_shape != self.input_shape or (derivative and kept.found.direction is None):
+        found = None if kept is None else kept.found.get(input_shape)
+        if kept is None or found is None or (derivative and found.direction is None):
             return None
-        return kept.found if get_backend(weight).are_equal(kept.weight, weight) else None
+        return found if get_backend(weight).are_equal(kept.weight, weight) else None
 
-    def certificate(self, weight: Array) -> Certificate:
+    def certificate(self, weight: Array, input_shape: Any = None) -> Certificate:
         """Return the certificate of a free weight: computed here in a compiled program, else kept."""
         backend = get_backend(weight)
         if backend.is_tracing(weight):
-            return certificate(self.free_layer(weight, checked=True))
+            return certificate(self.free_layer(weight, None, input_shape, checked=True))
         derivative = backend.may_differentiate(weight)
-        known = self._known(weight, derivative)
+        known = self._known(weight, input_shape, derivative)
         if known is not None:
             return known
-        shape = self.input_shape
+        kept = self.kept
+        if kept is not None and not backend.are_equal(kept.weight, weight):
+            kept = None
 
         def certified() -> Kept:
-            constant = backend.frozen(backend.stop_gradient(weight))
-            return Kept(constant, shape, certificate(self.free_layer(constant), derivative=derivative))
+            constant = backend.frozen(backend.stop_gradient(weight)) if kept is None else kept.weight
+            found = certificate(self.free_layer(constant, None, input_shape), derivative=derivative)
+            return Kept(constant, with_newest({} if kept is None else kept.found, input_shape, found))
 
         with backend.no_grad():
-            kept = backend.concretely(certified)
-        self.keep(kept)
-        return kept.found  # type: ignore[no-any-return]
+            made = backend.concretely(certified)
+        self.keep(made)
+        return made.found[input_shape]  # type: ignore[no-any-return]
 
-    def certify(self, weight: Array) -> bool:
+    def certify(self, weight: Array, input_shape: Any = None) -> bool:
         """Certify the norm of a free weight, unless it was certified last; say whether that was done."""
-        if get_backend(weight).is_tracing(weight) or self.is_certified(weight):
+        if get_backend(weight).is_tracing(weight) or self.is_certified(weight, input_shape):
             return False
-        self.certificate(weight)
+        self.certificate(weight, input_shape)
         return True
 
-    def certified_layer(self, weight: Array, bias: Array | None = None) -> LinearLayer:
+    def certified_layer(self, weight: Array, bias: Array | None = None, input_shape: Any = None) -> LinearLayer:
         """Return the linear layer scaled by a certified norm."""
-        layer = scaled_by_certificate(self.free_layer(weight, bias), self.cap, self.certificate(weight))
+        free = self.free_layer(weight, bias, input_shape)
+        layer = scaled_by_certificate(free, self.cap, self.certificate(weight, input_shape))
         return layer.capped(self.cap) if get_backend(weight).is_tracing(weight) else layer
 
 
@@ -126,12 +143,14 @@ class CappedLayer:
         The free parameters as the framework has them; the bias may be None.
     state : CertifiedWeight
         What keeps the weight in use below the cap.
+    input_shape : tuple of int or None
+        Shape (channels, *spatial) of a convolution's input; it belongs to one call, since others have other sizes.
     cap : float
         Largest norm of the weight in use.
     """
 
-    def __init__(self, weight: Array, bias: Array | None, state: CertifiedWeight) -> None:
-        self.weight, self.bias, self.state = weight, bias, state
+    def __init__(self, weight: Array, bias: Array | None, state: CertifiedWeight, input_shape: Any = None) -> None:
+        self.weight, self.bias, self.state, self.input_shape = weight, bias, state, input_shape
 
     @property
     def cap(self) -> float:
@@ -140,20 +159,20 @@ class CappedLayer:
 
     def free(self, *, checked: bool = False) -> LinearLayer:
         """Return the core's layer with the free parameters."""
-        return self.state.free_layer(self.weight, self.bias, checked=checked)
+        return self.state.free_layer(self.weight, self.bias, self.input_shape, checked=checked)
 
     def certified(self) -> LinearLayer:
         """Return the core's layer with the weight in use in evaluation."""
-        return self.state.certified_layer(self.weight, self.bias)
+        return self.state.certified_layer(self.weight, self.bias, self.input_shape)
 
     def certify(self) -> bool:
         """Certify the free weight, unless it was certified last; say whether that was done."""
-        return self.state.certify(self.weight)
+        return self.state.certify(self.weight, self.input_shape)
 
     def fill(self) -> None:
         """Scale the free weight so that its certified norm is the cap."""
         with get_backend(self.weight).no_grad():
-            bound = self.state.certificate(self.weight).bound
+            bound = self.state.certificate(self.weight, self.input_shape).bound
             self.state.replace(self.weight, scaled_to_cap(self.weight, self.cap, bound))
 
 

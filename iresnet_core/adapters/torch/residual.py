@@ -15,7 +15,7 @@ from iresnet_core.adapters.torch.branch import (
     steps_of,
 )
 from iresnet_core.adapters.torch.layer import FlowLayer
-from iresnet_core.adapters.torch.weight import cap_of, cap_weight, capped_layer, required_cap_of
+from iresnet_core.adapters.torch.weight import cap_of, cap_weight, capped_layer
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows import Shape
 from iresnet_core.lipschitz import capped_constant
@@ -72,9 +72,6 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
     def _steps(self) -> list[Any]:
         return steps_of(self.net)
 
-    def _states(self) -> list[Any]:
-        return [required_cap_of(layer) for layer in linear_layers(self._steps())]
-
     def _declared_branch(self, training: bool) -> Any:
         return function_of_one_sample(self.net)
 
@@ -96,32 +93,51 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
         return super().train(mode)
 
     def bind(self, event_shape: Shape) -> Shape:
-        """Tell the convolutions the size of the images, on which their norms depend; return the shape."""
+        """Take note of the size of the images, for which `lipschitz` and the weights of the layers are; return it.
+
+        Calls with images of other sizes, also at the same time, each have the certificates for theirs.
+        """
         shape = tuple(event_shape)
-        if self.declared is not None:
-            return shape
-        for layer in linear_layers(self._steps()):
-            before, shape = shape, output_shape(layer, shape)
-            state = cap_of(layer)
-            if state is not None:
-                state.set_input_shape(before)
-        if shape != tuple(event_shape):
-            raise ShapeError(
-                f"a residual branch keeps the shape, but {described(self.net)} makes {shape} of {event_shape}."
-            )
+        if self.declared is None:
+            linear = linear_layers(self._steps())
+            for layer, size in zip(linear, self._sizes(linear, shape), strict=True):
+                state = cap_of(layer)
+                if state is not None:
+                    state.set_input_shape(size)
         return shape
+
+    def _sizes(self, linear: list[Any], shape: Shape) -> list[Shape]:
+        """Return the shapes of the samples that the layers get, where the block gets one of this shape."""
+        shapes = [tuple(shape)]
+        for layer in linear:
+            shapes.append(output_shape(layer, shapes[-1]))
+        if shapes[-1] != shapes[0]:
+            raise ShapeError(
+                f"a residual branch keeps the shape, but {described(self.net)} makes {shapes[-1]} of {shapes[0]}."
+            )
+        return shapes[:-1]
 
     def capped_layers(self) -> list[CappedLayer]:
         """Return the capped linear layers with their free parameters; none for a branch of declared constant."""
+        return [] if self.declared is not None else [capped_layer(layer) for layer in self._linear()]
+
+    def _capped_at(self, event_shape: Shape) -> list[CappedLayer]:
         if self.declared is not None:
             return []
+        linear = self._linear()
+        if not any(map(convolution_options, linear)):
+            return [capped_layer(layer) for layer in linear]
+        return [capped_layer(layer, size) for layer, size in zip(linear, self._sizes(linear, event_shape), strict=True)]
+
+    def _linear(self) -> list[Any]:
+        """Return the linear modules of the branch, which has to be the one that was wrapped."""
         steps = self._steps()
         if capped_constant(steps, self.cap) > self._constant * (1 + 1e-9):
             raise InvalidArgumentError(
                 f"the branch {described(self.net)} is another than the one that was wrapped: with its present layers "
                 f"and activations its constant may exceed {self._constant:.3g}. Make a new block of it."
             )
-        return [capped_layer(layer) for layer in linear_layers(steps)]
+        return linear_layers(steps)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return x + g(x) for x (batch, ...)."""
@@ -134,5 +150,6 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
         return super().inverse(z, context, **options)
 
     def _take_shape(self, x: Tensor) -> None:
+        """Take note of the size that was seen last; no call relies on it."""
         if self.declared is None and any(map(convolution_options, linear_layers(self._steps()))):
             self.bind(tuple(x.shape[1:]))

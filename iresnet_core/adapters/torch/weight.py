@@ -56,7 +56,7 @@ class CappedWeight(CertifiedWeight, nn.Module):
         if self.options is not None and self.input_shape is None:
             return
         with torch.no_grad(), torch.inference_mode(mode=False):
-            free = self.free_layer(torch.empty(self._shape, device="meta"), checked=True)
+            free = self.free_layer(torch.empty(self._shape, device="meta"), None, self.input_shape, checked=True)
             shape, dtype = basis_shape(free), working_dtype(free.backend, self.basis.dtype)
             for name in ("basis", "previous"):
                 if getattr(self, name).shape != shape:
@@ -89,8 +89,8 @@ class CappedWeight(CertifiedWeight, nn.Module):
         if self.options is not None and self.input_shape is None:
             return scaled_for_any_size(weight, self.cap)  # type: ignore[no-any-return]
         if not self.training:
-            return self.certified_layer(weight).weight  # type: ignore[no-any-return]
-        return estimated_layers([CappedLayer(weight, None, self)])[self].weight  # type: ignore[no-any-return]
+            return self.certified_layer(weight, None, self.input_shape).weight  # type: ignore[no-any-return]
+        return estimated_layers([CappedLayer(weight, None, self, self.input_shape)])[self].weight  # type: ignore[no-any-return]
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Take an assigned weight as the free parameter."""
@@ -102,12 +102,18 @@ class CappedWeight(CertifiedWeight, nn.Module):
             self.input_shape = tuple(shape)
             self._make_room()
 
-    def free_layer(self, weight: Tensor, bias: Tensor | None = None, *, checked: bool = False) -> LinearLayer:
+    def free_layer(
+        self, weight: Tensor, bias: Tensor | None = None, input_shape: Any = None, *, checked: bool = False
+    ) -> LinearLayer:
         """Return the linear layer with the weight as it is."""
         if self.options is None:
             return Dense(weight, bias, checked=checked)
-        assert self.input_shape is not None
-        return Convolution(weight, bias, input_shape=self.input_shape, checked=checked, **self.options)
+        if input_shape is None:
+            raise InvalidArgumentError(
+                "the size of the images, on which the norm of a convolution depends, is not known yet: call the block "
+                "with samples, or bind((channels, *spatial)), or make it part of a Flow."
+            )
+        return Convolution(weight, bias, input_shape=input_shape, checked=checked, **self.options)
 
     def start(self, free: LinearLayer) -> Tensor | None:
         """Return the basis from which the power iteration begins in this pass, or None if there is none yet.
@@ -147,10 +153,12 @@ class CappedWeight(CertifiedWeight, nn.Module):
                 torch._foreach_copy_(old, new)
 
     def keep(self, kept: Kept) -> None:
-        """Keep a certificate, out of the transforms of torch.func, at whose end their tensors become invalid."""
-        direction = None if kept.found.direction is None else _plain(kept.found.direction)
-        found = Certificate(_plain(kept.found.bound), direction)
-        super().keep(Kept(_plain(kept.weight), kept.input_shape, found))
+        """Keep certificates, out of the transforms of torch.func, at whose end their tensors become invalid."""
+        found = {
+            size: Certificate(_plain(one.bound), None if one.direction is None else _plain(one.direction))
+            for size, one in kept.found.items()
+        }
+        super().keep(Kept(_plain(kept.weight), found))
 
     def replace(self, weight: Tensor, value: Tensor) -> None:
         """Write into the free weight, in place."""
@@ -263,7 +271,8 @@ def weight_before_cap(module: nn.Module) -> Tensor:
     return weight
 
 
-def capped_layer(module: nn.Module) -> CappedLayer:
-    """Return a capped module with its free parameters."""
+def capped_layer(module: nn.Module, input_shape: Sequence[int] | None = None) -> CappedLayer:
+    """Return a capped module with its free parameters, for images of a size; by default that which it saw last."""
     state = required_cap_of(module)
-    return CappedLayer(weight_before_cap(module), module.bias, state)  # type: ignore[arg-type]
+    shape = state.input_shape if input_shape is None or state.options is None else tuple(input_shape)
+    return CappedLayer(weight_before_cap(module), module.bias, state, shape)  # type: ignore[arg-type]
