@@ -95,6 +95,7 @@ def assert_agree(program, flow, kind):
                 torch.testing.assert_close(a, b, rtol=0, atol=tolerance * scale)
 
 
+@pytest.mark.filterwarnings("ignore::iresnet_core.errors.EstimateWarning")
 @pytest.mark.parametrize("kind", kinds(2, "images"))
 def test_compiled(kind):
     """Compiled before anything was evaluated, and run after each change of the weights before anything else is."""
@@ -118,6 +119,7 @@ def test_compiled_by_inductor(kind):
         assert_agree(program, flow, kind)
 
 
+@pytest.mark.filterwarnings("ignore::iresnet_core.errors.EstimateWarning")
 @pytest.mark.parametrize("kind", kinds(2, "images"))
 def test_exported(kind):
     """The program takes the state of a flow that was trained on: what it uses is certified by itself."""

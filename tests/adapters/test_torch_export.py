@@ -86,12 +86,15 @@ def test_exported_inverse_of_any_number_of_latents(kind):
 
 @pytest.mark.parametrize("options", [{"exact_up_to": 32}, {"method": "series", "terms": 4}], ids=["auto", "series"])
 def test_an_exported_estimate_draws_probes_of_its_own(options):
-    """Anew in every run, from the global generator."""
+    """The probes belong to the samples, or come anew in every run from the global generator, as is asked for."""
     flow = vector_flow(40, blocks=1).initialize(samples(50, 40)).eval()
-    program = exported(Method(flow, "log_prob", **options), samples(6, 40))
+    own = exported(Method(flow, "log_prob", **options), samples(6, 40))
+    program = exported(Method(flow, "log_prob", rng=None, **options), samples(6, 40))
     for n in (2, 9):
         x = samples(n, 40, seed=n)
         with torch.no_grad():
+            assert torch.equal(own(x), own(x))
+            agree(own(x), flow.log_prob(x, **options), atol=1e-4)
             expected = flow.log_prob(x, method="exact")
             torch.manual_seed(3)
             first = program(x)

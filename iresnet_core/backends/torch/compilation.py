@@ -81,7 +81,11 @@ def _numbered(number: int) -> Callable[..., Any]:
 
     def evaluated(fn: Callable[..., Any], *numbers: Any) -> Array:
         # The tensor of one export is no constant for the next.
-        return _kept_tensor(fn, numbers) if makes_plain_tensors() else torch.tensor(fn(*numbers))
+        tensor = _kept_tensor(fn, numbers) if makes_plain_tensors() else torch.tensor(fn(*numbers))
+        # With dynamic=True its sizes would be variables that nothing determines. This is what torch._dynamo.mark_static
+        # writes, which does nothing while a compiler is at work.
+        tensor._dynamo_static_indices = set(range(tensor.ndim))  # type: ignore[union-attr]
+        return tensor
 
     evaluated.__code__ = evaluated.__code__.replace(co_name=f"constant_{number}")
     function: Callable[..., Any] = torch.compiler.assume_constant_result(evaluated)
