@@ -61,10 +61,15 @@ def image_loss(kernel):
 kernel = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3, 3, 3)), jnp.float32)
 found = jax.jit(jax.grad(image_loss))(kernel)
 assert found.dtype == jnp.float32 and np.abs(found - jax.grad(image_loss)(kernel)).max() < 1e-5
-flow = core.Flow([norm, core.ResidualBlock(core.normalize(core.Chain([core.Dense(weight)]), 0.8))], (6,))
+chain = core.normalize(core.Chain([core.Dense(weight)]), 0.8)
+flow = core.Flow([norm, core.ResidualBlock(chain)], (6,))
 z = flow.forward(x, rng=0).value
 found = flow.inverse(z)
-assert (np.linalg.norm(np.asarray(found.value - x), axis=1) <= np.asarray(found.error_bound)).all()
+host = [np.asarray(a, dtype=np.float64) for a in (norm.log_scale, norm.bias, chain.operators[0].weight, z, found.value)]
+wide = core.Flow([core.ActNorm(*host[:2]), core.ResidualBlock(core.Chain([core.Dense(host[2])]))], (6,))
+error = np.linalg.norm(host[4] - wide.inverse(host[3]).value, axis=1)
+bounds = np.asarray(found.error_bound)
+assert (error <= bounds).all() and bounds.max() < 1e-5
 assert float(any_size_bound(backend("jax"), jnp.ones((2, 2, 3), jnp.float32))) >= 6
 """
 
