@@ -5,9 +5,13 @@ import numpy as np
 
 from iresnet_core.adapters.keras import ActNorm, Classifier, Flow, InvertibleResidual
 
-__all__ = ["a_saved_model_gives_the_same", "an_actnorm_knows_by_its_variable_alone"]
+__all__ = [
+    "a_program_certifies_the_weights_it_runs_with",
+    "a_saved_model_gives_the_same",
+    "an_actnorm_knows_by_its_variable_alone",
+]
 
-Dense = keras.layers.Dense
+Dense, Conv2D = keras.layers.Dense, keras.layers.Conv2D
 numbers = keras.ops.convert_to_numpy
 
 
@@ -17,6 +21,50 @@ def vectors(n=200, d=2):
 
 def a_flow():
     return Flow([ActNorm(), InvertibleResidual([Dense(8, activation="elu"), Dense(2)])], event_shape=(2,))
+
+
+def a_program_certifies_the_weights_it_runs_with(folder):
+    """In models of other layers, where nothing certifies before: after whatever changed the weights."""
+
+    def close(model, x):
+        found = model.predict(x, verbose=0)
+        np.testing.assert_allclose(found, numbers(model(x)), rtol=1e-5, atol=1e-5)
+        return found
+
+    x = vectors()
+    inputs = keras.Input((2,))
+    hidden = InvertibleResidual([Dense(8, activation="elu"), Dense(2)], coeff=0.95)(inputs)
+    hidden = InvertibleResidual([Dense(8, activation="elu"), Dense(2)], coeff=0.95)(hidden)
+    model = keras.Model(inputs, Dense(1)(hidden))
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    model.predict(x, verbose=0)  # compiled before the weights change
+    validation = model.fit(x, x[:, :1] ** 2, epochs=3, verbose=0, validation_data=(x, x[:, :1] ** 2)).history[
+        "val_loss"
+    ]
+    expected = float(np.mean((numbers(model(x)) - x[:, :1] ** 2) ** 2))
+    assert abs(validation[-1] / expected - 1) < 1e-4
+    assert abs(model.evaluate(x, x[:, :1] ** 2, verbose=0) / expected - 1) < 1e-4
+    model.compile(keras.optimizers.Adam(0.1, use_ema=True, ema_momentum=0.5), "mse")
+    model.fit(x, x[:, :1] ** 2, verbose=0)  # at its end the averages replace the weights
+    close(model, x)
+    model.compile("sgd", "mse")  # Keras cannot save the averages on JAX, whose memory they share with the weights
+    trained = close(model, x)
+    model.save(folder / "model.keras")
+    loaded = keras.saving.load_model(folder / "model.keras")
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), trained, rtol=1e-5, atol=1e-5)
+    cloned = keras.models.clone_model(model)
+    cloned.predict(x, verbose=0)
+    cloned.set_weights(model.get_weights())
+    np.testing.assert_allclose(cloned.predict(x, verbose=0), trained, rtol=1e-5, atol=1e-5)
+    model.set_weights([5 * w if w.ndim == 2 else w for w in model.get_weights()])
+    close(model, x)
+    inputs = keras.Input((28, 28, 1))
+    net = [Conv2D(4, 3, padding="same", activation="elu"), Conv2D(1, 3, padding="same")]
+    images = keras.Model(inputs, InvertibleResidual(net)(inputs))
+    x = np.random.default_rng(0).standard_normal((4, 28, 28, 1)).astype("float32")
+    close(images, x)
+    images.set_weights([5 * w for w in images.get_weights()])
+    close(images, x)
 
 
 def a_saved_model_gives_the_same(folder):
