@@ -3,7 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
-from iresnet_core.backends import Array, Backend, device_of
+from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.common import per_sample, sample_norms, unit_roundoff, widest
 from iresnet_core.results import Inverse
 
@@ -40,8 +40,10 @@ class Preimage(NamedTuple):
 
     def after(self, step: Inverse, **found: Any) -> "Preimage":
         """Return the state with `found` instead of its own, after one more layer."""
+        xp = get_backend(self.residual).xp
+        # A branch that is known in one dtype only has its residual in that.
         return self._replace(
-            residual=self.residual + step.residual,
+            residual=self.residual + xp.astype(step.residual, self.residual.dtype, copy=False),
             iterations=self.iterations + step.iterations,
             converged=self.converged & step.converged,
             **found,

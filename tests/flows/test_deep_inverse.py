@@ -181,3 +181,18 @@ def test_an_inverse_without_errors_is_not_refined(backend, monkeypatch):
     assert np.all(backend.to_numpy(answer.converged))
     with pytest.raises(AssertionError, match="nobody"):
         flow.inverse(z)
+
+
+@pytest.mark.parametrize("errors", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_flow_of_plain_functions_is_inverted_in_the_dtype_that_they_know(backend, dtype, errors):
+    def half(x):
+        return 0.5 * backend.xp.sin(x)
+
+    flow = Flow([ResidualBlock(half, lipschitz=0.5)] * 2, event_shape=(3,))
+    x = array(backend, np.random.default_rng(0).standard_normal((4, 3)), dtype)
+    answer = flow.inverse(flow(x), errors=errors)
+    np.testing.assert_allclose(host(answer.value), host(x), atol=1e-4 if dtype == "float32" else 1e-8)
+    assert np.all(host(answer.converged))
+    bounds = host(answer.error_bound)
+    assert np.all(np.isfinite(bounds)) if errors else np.all(np.isnan(bounds))
