@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# pytest 9.2.0, --import-mode=importlib with --doctest-modules --doctest-ignore-import-errors.
-#
-# A module whose import raises ImportError is collected for doctests, and skipped as asked. One would guess that a test
-# which imports the same module afterwards meets the ImportError again, as it does without the doctests: Python removes
-# a module from sys.modules when its import fails. Seen: pytest leaves the half-executed module in sys.modules. The
-# test's own import then succeeds, and what follows the failing line is missing from the module; pytest.importorskip
-# does not skip any more.
-#
-# Exit status 0: as described. 1: the behaviour has changed.
+# Version: pytest 9.2.0.
+# Behaviour: with --import-mode=importlib, --doctest-modules and --doctest-ignore-import-errors, a module whose import
+#   raises ImportError is skipped when its doctests are collected, but stays half executed in sys.modules. A test that
+#   imports it afterwards gets what was executed before the failing line, and pytest.importorskip does not skip any more.
+# Guess: the test meets the ImportError again, as it does without the doctests, since Python removes a module from
+#   sys.modules when its import fails.
+# Output: "1 passed" for the test alone; "1 failed, 1 skipped" and "DID NOT RAISE ImportError" after the doctests.
+# Exit status: 0 as described, 1 if that has changed. Everything is installed and run in a temporary folder.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -21,6 +21,7 @@ from iresnet_core.commands.opened_model import (
     require_file,
 )
 from iresnet_core.commands.terminal import progress_bar, usage_errors, wide_console
+from iresnet_core.determinant import uses_own_seeds
 from iresnet_core.errors import DataFileError, ShapeError
 from iresnet_core.files import write_text
 from iresnet_core.training import (
@@ -70,6 +71,7 @@ def score_command(
             found = scores(
                 model.flow,
                 x,
+                seed=None if uses_own_seeds({"method": method}) else seed,
                 progress=lambda done, total: progress(done, total, "log-densities"),
                 method=method,
                 tol=tol,

@@ -92,8 +92,7 @@ def logdet(
     terms : int, optional
         Products a probe for "series", "arnoldi" and "mean-jacobian", certain terms for "roulette" (default 4). Default:
         as many as make the certified truncation error at most `tol`, or 1e-3 nats, up to a limit of 64 (2048 for
-        "series"). The certificate is far above the
-        error of "mean-jacobian": in training, ``terms=2`` is plenty.
+        "series"). The certificate is far above the error of "mean-jacobian": in training, ``terms=2`` is plenty.
     probe_kind : {"rademacher", "gaussian"}
         Rademacher probes, drawn as rows of a signed Hadamard matrix without replacement, have the lower variance;
         as many as the next power of two above d give the exact trace.
@@ -116,9 +115,9 @@ def logdet(
         value, std_error, bias_bound, products, each (batch,), the method used and why; in the dtype of x, but at least
         float32. `std_error` is estimated from the probes' own Krylov vectors, so that one probe suffices for it; for
         d > 4 it then errs upwards, up to twice. Where one direction dominates J, and single probes may miss it, its
-        eigenvalue is taken from the products. `bias_bound` bounds the truncation error of this very
-        draw, plus an allowance for the rounding of the products; that of the slopes, where the inputs of activations
-        are huge, is not in it.
+        eigenvalue is taken from the products. `bias_bound` bounds the truncation error of this very draw, plus an
+        allowance for the rounding of the products; that of the slopes, where the inputs of activations are huge, is
+        not in it.
 
     Raises
     ------

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from iresnet_core.backends import get_backend
+from iresnet_core.determinant import LogDetOptions, uses_own_seeds
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows import Flow, Standardize
 from iresnet_core.training.data_spread import require_spread
@@ -91,7 +92,8 @@ def scores(
     x : array (n, *event_shape)
         Samples as the model takes them.
     seed : int, optional
-        Seed of the probes; by default every sample has its own, so that its score does not depend on the others.
+        Seed of the probes; by default every sample has its own, so that its score does not depend on the others, but
+        for answers that draw the number of their products ("roulette", `unbiased`): these take 0.
     progress : callable, optional
         Called with the number of samples done and that of all.
     **options
@@ -109,6 +111,8 @@ def scores(
     if not len(x):
         raise ShapeError("there is no sample to score.")
     backend = get_backend(*flow.arrays)
+    if seed is None and not uses_own_seeds(cast(LogDetOptions, options)):
+        seed = 0
     parts = []
     for k, chunk in enumerate(_chunks(flow, x)):
         if seed is not None:

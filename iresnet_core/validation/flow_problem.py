@@ -104,6 +104,9 @@ class FlowProblem:
 
     @property
     def rounding(self) -> float:
-        """Error of the density itself: the latents are rounded after every block, which is not part of its bound."""
+        """Error of the density itself: the latents are rounded after every block, which is not part of its bound.
+
+        Four roundings a block allow for what the later ones make of them.
+        """
         size = float(np.max(np.abs(self.exact.log_prob)))
-        return 100 * BLOCKS * float(np.finfo(self.dtype).eps) * size + EPS
+        return 4 * BLOCKS * float(np.finfo(self.dtype).eps) * size + EPS

@@ -27,14 +27,13 @@ def _eager_on_torch(model: keras.Model) -> Iterator[None]:
 
 
 class PreparedModel(keras.Model):
-    """A model whose layers are initialised before it is trained, and certified before it is evaluated."""
+    """A model whose layers are initialised before it is trained, and whose data are looked at before they are used."""
 
     train_function: Any
     test_function: Any
     predict_function: Any
-    # The mixins of `iresnet_core.adapters.shared` add these methods to a subclass, and the property `initialized`.
+    # The mixins of `iresnet_core.adapters.shared` add this method to a subclass, and the property `initialized`.
     initialize: Any
-    certify: Any
 
     def __init__(self, *, dtype: Any = None, **options: Any) -> None:
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
@@ -55,13 +54,11 @@ class PreparedModel(keras.Model):
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Return loss and metrics with certified weights; as `keras.Model.evaluate`, but for arrays that hold NaN."""
         require_finite_arrays(x, "the data")
-        self.certify()
         return super().evaluate(x, *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Return outputs as NumPy arrays, with certified weights; as `keras.Model.predict`, but for arrays with NaN."""
         require_finite_arrays(x, "the data")
-        self.certify()
         return super().predict(x, *args, **kwargs)
 
     def _batch_spec(self) -> Any:
