@@ -96,7 +96,7 @@ class FlowLayer(KerasHooks, LayerMethods, keras.layers.Layer):
 
 @_serializable
 class ActNorm(ActNormMethods, FlowLayer):
-    """``z = (x + bias) exp(log_scale)`` per channel, initialised from data.
+    """``z = (x + bias unit) exp(log_scale)`` per channel, initialised from data.
 
     Notes
     -----
@@ -126,6 +126,7 @@ class ActNorm(ActNormMethods, FlowLayer):
         self.is_initialized = self.add_weight(
             name="is_initialized", shape=(), initializer="zeros", dtype="bool", trainable=False, autocast=False
         )
+        self.unit = self.add_weight(name="unit", shape=(channels,), initializer="ones", trainable=False)
 
     def _parameter(self, parameter: Any) -> Any:
         return tensor_of(parameter)
@@ -133,9 +134,10 @@ class ActNorm(ActNormMethods, FlowLayer):
     def _statistics(self, x: Any) -> Any:
         return keras.ops.stop_gradient(x)
 
-    def _assign(self, found: core.ActNorm) -> None:
-        self.log_scale.assign(found.log_scale)
-        self.bias.assign(found.bias)
+    def _assign(self, log_scale: Any, bias: Any, unit: Any) -> None:
+        self.log_scale.assign(log_scale)
+        self.bias.assign(bias)
+        self.unit.assign(unit)
 
     def _mark(self) -> None:
         self.is_initialized.assign(True)
@@ -181,6 +183,13 @@ class ActNorm(ActNormMethods, FlowLayer):
                 )
             self.initialize(x)
         return super().call(x, context, training=training)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Take over what was saved; the unit, the last variable, is 1 in what was saved before there was one."""
+        kept = {key: store[key] for key in store.keys()}  # noqa: SIM118  # no mapping, in .h5 files
+        if len(kept) == len(self.variables) - 1:
+            kept[str(len(kept))] = keras.ops.ones_like(self.unit)
+        super().load_own_variables(kept)
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` needs."""

@@ -41,6 +41,7 @@ class Trainer:
         settings: TrainingSettings,
         first: np.ndarray,
     ) -> None:
+        self.settings = settings
         keras.utils.set_random_seed(settings.seed)
         layers = build_layers(plan, settings.dtype, start=settings.start)
         self.model = Flow(layers, event_shape=model_shape, seed=settings.seed, dtype=settings.dtype)
@@ -85,6 +86,9 @@ class Trainer:
             If it is that of another model.
         """
         variables = self._variables()
+        if not any(name.startswith("unit.") for name in arrays):  # from before there were units
+            ones = {name: np.ones(v.shape, self.settings.dtype) for name, v in variables.items() if name[:5] == "unit."}
+            arrays = {**arrays, **ones}
         if set(variables) != set(arrays):
             raise RunError(
                 f"the checkpoint is that of another model: it has {len(arrays)} arrays, the model {len(variables)}."
@@ -103,8 +107,10 @@ class Trainer:
 
     def _variables(self) -> dict[str, Any]:
         """Return the variables by their place, since Keras counts up the names of layers in a process."""
-        named = {f"flow.{k}": variable for k, variable in enumerate(self.model.variables)}
-        return named | {f"adam.{k}": variable for k, variable in enumerate(self.optimizer.variables)}
+        own = self.model.variables
+        units = {f"unit.{k}": variable for k, variable in enumerate(v for v in own if v.name == "unit")}
+        named = {f"flow.{k}": variable for k, variable in enumerate(v for v in own if v.name != "unit")}
+        return named | units | {f"adam.{k}": variable for k, variable in enumerate(self.optimizer.variables)}
 
     def to_core(self) -> core.Flow:
         """Return the certified flow."""

@@ -1,5 +1,6 @@
 """The layers of a flow: what both frameworks' layers mean and check."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
@@ -240,12 +241,16 @@ class LogitMethods(FixedLayer):
 class ActNormMethods(LayerMethods):
     """One shift and one scale a channel, which are 0 until data have set them: until then the layer is the identity.
 
+    The bias is a multiple of `unit`, about the spread of the data, so that a step of an optimiser moves it as far at
+    every scale. The unit is about a power of two: the product hardly rounds.
+
     Whether data have set them is part of the saved state, so that a checkpoint is never initialised again.
     """
 
     takes_context = False
     log_scale: Any
     bias: Any
+    unit: Any
     is_initialized: Any
 
     def __init__(self, channels: int | None = None, *, axis: int | None = None, **options: Any) -> None:
@@ -284,8 +289,8 @@ class ActNormMethods(LayerMethods):
         """Return the samples from which the parameters are set, as constants: in PyTorch, those of all processes."""
         raise NotImplementedError
 
-    def _assign(self, found: core.ActNorm) -> None:
-        """Write the parameters of the core's layer into the layer's own."""
+    def _assign(self, log_scale: Array, bias: Array, unit: Array) -> None:
+        """Write values (channels,) into the parameters and the unit."""
         raise NotImplementedError
 
     def _mark(self) -> None:
@@ -310,7 +315,10 @@ class ActNormMethods(LayerMethods):
             x = self._received(x)
             backend = get_backend(x)
             with backend.no_grad(), backend.own_dtype(x):
-                self._assign(core.ActNorm.initialize(self._statistics(x), axis=self.axis))
+                found = core.ActNorm.initialize(self._statistics(x), axis=self.axis)
+                log_scale, bias = found.arrays
+                unit = backend.xp.exp(-math.log(2) * backend.xp.round(log_scale / math.log(2)))
+                self._assign(log_scale, bias / unit, unit)
             self.mark_initialized()
         return self
 
@@ -318,7 +326,8 @@ class ActNormMethods(LayerMethods):
         self, context: Array | None = None, *, training: bool | None = None, weights: Weights | None = None
     ) -> Layer:
         """Return the core's layer: the identity, as long as nothing has set the parameters."""
-        return core.ActNorm(self._parameter(self.log_scale), self._parameter(self.bias), axis=self.axis)
+        bias = self._parameter(self.bias) * self._parameter(self.unit)
+        return core.ActNorm(self._parameter(self.log_scale), bias, axis=self.axis)
 
 
 class FactorOutMethods(LayerMethods):

@@ -89,7 +89,7 @@ class FlowLayer(TorchHooks, LayerMethods, nn.Module):
 
 
 class ActNorm(ActNormMethods, FlowLayer):
-    """``z = (x + bias) exp(log_scale)`` per channel, initialised from the first training batch.
+    """``z = (x + bias unit) exp(log_scale)`` per channel, initialised from the first training batch.
 
     Notes
     -----
@@ -105,6 +105,7 @@ class ActNorm(ActNormMethods, FlowLayer):
 
     log_scale: Tensor
     bias: Tensor
+    unit: Tensor
     is_initialized: Tensor
     # What the buffer says, for compilers, which cannot look into it.
     _initialized: bool = False
@@ -114,6 +115,7 @@ class ActNorm(ActNormMethods, FlowLayer):
             raise InvalidArgumentError("channels must be a positive whole number, got None.")
         self.log_scale = nn.Parameter(torch.zeros(self.channels))
         self.bias = nn.Parameter(torch.zeros(self.channels))
+        self.register_buffer("unit", torch.ones(self.channels))
         self.register_buffer("is_initialized", torch.tensor(0.0))  # a float: PyTorch can take means of it, on CUDA too
 
     def extra_repr(self) -> str:
@@ -141,13 +143,12 @@ class ActNorm(ActNormMethods, FlowLayer):
     def _statistics(self, x: Tensor) -> Tensor:
         return gathered(x.detach().to(self.bias.dtype))
 
-    def _assign(self, found: core.ActNorm) -> None:
-        assert found.log_scale is not None
-        assert found.bias is not None
-        if found.log_scale.shape != self.log_scale.shape:  # broadcasting would hide it
-            core.ActNorm(self.log_scale, self.bias).output_shape(tuple(found.log_scale.shape))
-        self.log_scale.copy_(found.log_scale)
-        self.bias.copy_(found.bias)
+    def _assign(self, log_scale: Tensor, bias: Tensor, unit: Tensor) -> None:
+        if log_scale.shape != self.log_scale.shape:  # broadcasting would hide it
+            core.ActNorm(self.log_scale, self.bias).output_shape(tuple(log_scale.shape))
+        self.log_scale.copy_(log_scale)
+        self.bias.copy_(bias)
+        self.unit.copy_(unit)
 
     def _mark(self) -> None:
         self.is_initialized.fill_(1)
@@ -163,8 +164,10 @@ class ActNorm(ActNormMethods, FlowLayer):
             self.initialize(x)
         return super().forward(x)
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        if f"{prefix}bias" in state_dict and f"{prefix}unit" not in state_dict:  # from before there was a unit
+            state_dict[f"{prefix}unit"] = torch.ones_like(state_dict[f"{prefix}bias"])
+        super()._load_from_state_dict(state_dict, prefix, *args)
         self._initialized = not self.is_initialized.is_meta and bool(self.is_initialized >= 1)
 
 

@@ -99,6 +99,11 @@ class Trainer:
         RunError
             If it is that of another model.
         """
+        lacking = {}
+        for name, buffer in self.flow.named_buffers():
+            if name.endswith(".unit") and not any(key.endswith(".unit") for key in arrays):  # from before there was one
+                lacking[f"flow.{name}"] = _host(torch.ones_like(buffer))
+        arrays = {**arrays, **lacking}
         own = self.flow.state_dict()
         flow = {name.removeprefix("flow."): a for name, a in arrays.items() if name.startswith("flow.")}
         _require_same(flow, {name: (tuple(tensor.shape), _host(tensor).dtype) for name, tensor in own.items()})
