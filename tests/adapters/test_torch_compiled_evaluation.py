@@ -96,7 +96,7 @@ def assert_agree(program, flow, kind):
 
 
 @pytest.mark.filterwarnings("ignore::iresnet_core.errors.EstimateWarning")
-@pytest.mark.parametrize("kind", kinds(2, "images"))
+@pytest.mark.parametrize("kind", kinds(2))
 def test_compiled(kind):
     """Compiled before anything was evaluated, and run after each change of the weights before anything else is."""
     torch.compiler.reset()
@@ -120,7 +120,7 @@ def test_compiled_by_inductor(kind):
 
 
 @pytest.mark.filterwarnings("ignore::iresnet_core.errors.EstimateWarning")
-@pytest.mark.parametrize("kind", kinds(2, "images"))
+@pytest.mark.parametrize("kind", kinds("images"))
 def test_exported(kind):
     """The program takes the state of a flow that was trained on: what it uses is certified by itself."""
     flow = made(kind)
@@ -135,7 +135,7 @@ def test_exported(kind):
         assert_agree(program, trained.flow, kind)
 
 
-@pytest.mark.parametrize("use_buffers", [False, True])
+@pytest.mark.parametrize("use_buffers", [pytest.param(False, marks=pytest.mark.strict_suite), True])
 @pytest.mark.parametrize("kind", kinds(2))
 def test_averaged_weights(kind, use_buffers):
     torch.compiler.reset()
