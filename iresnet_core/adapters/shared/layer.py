@@ -242,7 +242,7 @@ class ActNormMethods(LayerMethods):
     """One shift and one scale a channel, which are 0 until data have set them: until then the layer is the identity.
 
     The bias is a multiple of `unit`, about the spread of the data, so that a step of an optimiser moves it as far at
-    every scale. The unit is about a power of two: the product hardly rounds.
+    every scale. The unit is a power of two, so that the product does not round.
 
     Whether data have set them is part of the saved state, so that a checkpoint is never initialised again.
     """
@@ -317,7 +317,7 @@ class ActNormMethods(LayerMethods):
             with backend.no_grad(), backend.own_dtype(x):
                 found = core.ActNorm.initialize(self._statistics(x), axis=self.axis)
                 log_scale, bias = found.arrays
-                unit = backend.xp.exp(-math.log(2) * backend.xp.round(log_scale / math.log(2)))
+                unit = 2.0 ** -backend.xp.round(log_scale / math.log(2))
                 self._assign(log_scale, bias / unit, unit)
             self.mark_initialized()
         return self
