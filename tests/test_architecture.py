@@ -74,7 +74,7 @@ HOST_MODULES = {
     "files": "files hold NumPy's arrays",
     "lipschitz.fourier": "the phases are constants of the geometry, made on the host",
     "lipschitz.probabilistic": "a root of a small polynomial per operator, found in float64 on the host",
-    "lipschitz.symbol": "the phases are constants of the geometry, made on the host",
+    "lipschitz.frequencies": "the phases are constants of the geometry, made on the host",
     "reference": "the exact answers are NumPy's and SciPy's",
     "training": "batches, checkpoints and scores are NumPy's",
     "validation": "compares with the exact answers on the host",

@@ -1,33 +1,21 @@
 """Certified norms of layers by matrix products alone, looking at no value: the same eagerly and in compiled programs.
 
-A convolution with zero padding is the circular convolution on a torus of size n + r, r the reach of its window,
-restricted to inputs that vanish outside the image and to the outputs that are kept; a strided one keeps fewer. The
-Fourier transform splits the circular one into its symbol: one small complex matrix A(w) a frequency,
-A(w) = sum over t of K_t e^(i w t). Its norm is the largest ||A(w)||.
-
-Along an axis with k taps, u^H A(w) v is a trigonometric polynomial of degree n = (k - 1) / 2 but for a phase, so that
-its maximum over all w is at most 1 / cos(pi n / M) times that over M equidistant ones (M. Riesz 1914). On images so
-large that the torus has more, the grid has `RESOLUTION` (k - 1), however large they are.
+The norm of a convolution is the largest one of its symbol, a small complex matrix a frequency: `frequencies.py` says
+why, and at which frequencies it is taken.
 """
 
 import math
-from itertools import product
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.common import gamma, widest
 from iresnet_core.lipschitz.certificates import NOTHING, U, at_largest, carried_back, gram_bound, gram_bound_and_vectors
+from iresnet_core.lipschitz.frequencies import Grid, grid_of
 from iresnet_core.lipschitz.scaling import power_of_two_near
 from iresnet_core.operators import Convolution, LinearLayer
 
 __all__ = ["certified_bound"]
 
-# Points of the grid for each tap but the first, where the torus has more; 0.13 % an axis may be lost.
-RESOLUTION = 31
-# Entries of the symbol, or of the phases, that are held at a time (32 MiB).
-ENTRIES_AT_A_TIME = 2**22
 # Norms of Gram iteration that rank the frequencies: the bound is (rank)^(2^-6) too large at most.
 RANKING_NORMS = 5
 # Frequencies that are then bounded to the accuracy of `CERTIFICATE_NORMS`.
@@ -60,64 +48,6 @@ def certified_bound(layer: LinearLayer, *, derivative: bool) -> tuple[Array, Arr
     if direction is not None:
         direction = direction[0, :, :] if tall else xp.matrix_transpose(direction[0, :, :])
     return bound * scale, direction
-
-
-class Grid(NamedTuple):
-    """Frequencies at which the symbol of a convolution is taken.
-
-    Attributes
-    ----------
-    sizes : tuple of int
-        Points per axis; the kernel is real, so that half of them are enough along the last axis.
-    steps : tuple of int
-        Distance of the taps per axis, in units of the grid.
-    window : tuple of int
-        Taps per axis.
-    slack : float
-        The largest norm anywhere is at most this times the largest one on the grid.
-    """
-
-    sizes: tuple[int, ...]
-    steps: tuple[int, ...]
-    window: tuple[int, ...]
-    slack: float
-
-    @property
-    def total(self) -> int:
-        """Number of frequencies."""
-        return math.prod(self.sizes[:-1]) * (self.sizes[-1] // 2 + 1)
-
-    def phases(self, begin: int, stop: int, backend: Backend, like: Array) -> Array:
-        """Cosines and sines (stop - begin, 2, taps) of some of the frequencies, float64."""
-        numbers = (begin, stop, *self.sizes, *self.steps, *self.window)
-        return backend.constant_array(_phases, *numbers, like=like)
-
-
-def _phases(begin: int, stop: int, *numbers: int) -> np.ndarray:
-    axes = len(numbers) // 3
-    sizes, steps, window = numbers[:axes], numbers[axes : 2 * axes], numbers[2 * axes :]
-    frequencies = np.unravel_index(np.arange(begin, stop), (*sizes[:-1], sizes[-1] // 2 + 1))
-    taps = np.array(list(product(*map(range, window))))  # (taps, axes)
-    # Exact to a few roundings, since multiples of the period are removed in integers.
-    turns = sum(
-        (np.outer(frequencies[axis], taps[:, axis] * steps[axis]) % sizes[axis]) / sizes[axis] for axis in range(axes)
-    )
-    angles = 2 * np.pi * (turns % 1.0)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
-
-
-def grid_of(layer: Convolution) -> Grid:
-    """Return the frequencies for a convolution at its size of images: the torus, or a grid where that has more."""
-    circular = layer.padding_mode == "circular"
-    sizes, steps, slack = [], [], 1.0
-    for n, reach, k, dilation in zip(layer.spatial, layer.reach, layer.window, layer.dilation, strict=True):
-        torus = n if circular else n + reach
-        limit = RESOLUTION * (k - 1) if k > 1 else 1
-        sizes.append(min(torus, limit))
-        steps.append(dilation if torus <= limit else 1)  # any frequency times the dilation is a frequency
-        if torus > limit and k > 1:
-            slack /= math.cos(math.pi * (k - 1) / (2 * limit)) * (1 - 4 * U)
-    return Grid(tuple(sizes), tuple(steps), tuple(layer.window), slack)
 
 
 def kernel_matrices(layer: Convolution) -> Array:
@@ -154,7 +84,7 @@ def _symbol_bound(layer: Convolution, *, derivative: bool) -> tuple[Array, Array
     backend, xp = layer.backend, layer.backend.xp
     taps, grid = kernel_matrices(layer), grid_of(layer)
     ranks = []
-    step = max(1, ENTRIES_AT_A_TIME // max(2 * math.prod(taps.shape[1:]), 2 * taps.shape[0]))
+    step = grid.at_a_time(2 * math.prod(taps.shape[1:]))
     for begin in range(0, grid.total, step):
         symbol = symbol_chunk(backend, taps, grid.phases(begin, min(begin + step, grid.total), backend, taps))
         ranks.append(xp.max(_hermitian_bound(xp, symbol, RANKING_NORMS)[0], axis=-1))
@@ -180,12 +110,11 @@ def _taken_phases(backend: Backend, grid: Grid, places: Array, like: Array) -> A
     xp = backend.xp
     angles: Any = 0.0
     rest = places
-    taps = np.array(list(product(*map(range, grid.window))))
+    shifts = grid.shifts(backend, like)
     for axis in reversed(range(len(grid.sizes))):
         points = grid.sizes[axis] if axis < len(grid.sizes) - 1 else grid.sizes[-1] // 2 + 1
         frequency, rest = rest % points, rest // points
-        shifts = xp.asarray(taps[:, axis] * grid.steps[axis], dtype=frequency.dtype, device=device_of(places))
-        turns = (frequency[:, None] * shifts[None, :]) % grid.sizes[axis]
+        turns = (frequency[:, None] * xp.astype(shifts[axis, :], frequency.dtype)[None, :]) % grid.sizes[axis]
         angles = angles + xp.astype(turns, like.dtype) * (2 * math.pi / grid.sizes[axis])
     return xp.stack([xp.cos(angles), xp.sin(angles)], axis=1)
 
