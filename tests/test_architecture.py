@@ -72,7 +72,6 @@ HOST_MODULES = {
     "determinant.tails": "tails of the series of the logarithm are numbers, summed on the host",
     "example_data": "the shipped files hold NumPy arrays",
     "files": "files hold NumPy's arrays",
-    "lipschitz.fourier": "the phases are constants of the geometry, made on the host",
     "lipschitz.probabilistic": "a root of a small polynomial per operator, found in float64 on the host",
     "lipschitz.frequencies": "the phases are constants of the geometry, made on the host",
     "reference": "the exact answers are NumPy's and SciPy's",

@@ -14,9 +14,11 @@ from iresnet_core.common import (
 )
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.lipschitz.lanczos import bidiagonalize, filled_stack
+from iresnet_core.lipschitz.one_tap import at_one_pixel, simplified, spread_over_image
 from iresnet_core.lipschitz.power_iteration import iterate_vector
 from iresnet_core.lipschitz.scaling import divided, first_right, power_of_two_near, prepared
 from iresnet_core.operators import (
+    Convolution,
     LinearLayer,
     LinearOperator,
     Matrices,
@@ -56,7 +58,7 @@ def spectral_norm(
         (2019); it needs three times the steps of "lanczos" or more, but can be warm-started at a step or two a call.
     start : array (..., m) or SpectralNorm, optional
         Left singular vector to begin from, say of the last training step. The default is a fixed pseudo-random vector,
-        the same on every backend.
+        the same on every backend. Of a convolution with one tap the pixel is taken where it is longest.
     rtol : float
         Stop when ``residual <= rtol * value``; with 0 "power" takes `max_iter` steps without looking.
     max_iter : int
@@ -77,6 +79,8 @@ def spectral_norm(
     -----
     Cost: two operator products a step; for "svd" none, but O(m n min(m, n)) operations. Half precision is computed in
     float32. Differentiating `value` gives u v^T, the gradient of the norm where the largest singular value is simple.
+    A convolution with one tap is the stack of its groups' matrices, at the cost of those, whatever the size of the
+    images; its vectors are zero but at one pixel.
 
     Some singular value lies within `residual` of `value`, by Weyl's inequality. That it is the largest one is
     practically certain from a random start, and not certified.
@@ -92,17 +96,20 @@ def spectral_norm(
     max_iter = require_positive_int(max_iter, "max_iter")
     operator = as_operator(A)
     backend = operator.backend
+    matrices = simplified(operator)
     if method == "auto":
-        method = next(name for name, row in ESTIMATES.items() if row.suits(operator))
+        method = next(name for name, row in ESTIMATES.items() if row.suits(matrices))
     if not isinstance(method, str) or method not in ESTIMATES:
         raise InvalidArgumentError(f"spectral_norm has the methods auto, {', '.join(ESTIMATES)}; got {method!r}.")
     with backend.full_precision():
-        return _estimate(operator, method, start, rtol, max_iter)
+        given = _given_start(backend, operator, start)
+        if not isinstance(operator, Convolution) or matrices is operator:
+            return _estimate(operator, method, given, rtol, max_iter)
+        given = None if given is None else at_one_pixel(operator, given)
+        return spread_over_image(operator, _estimate(matrices, method, given, rtol, max_iter), rtol)
 
 
-def _estimate(
-    operator: LinearOperator, method: str, start: Array | SpectralNorm | None, rtol: float, max_iter: int
-) -> SpectralNorm:
+def _estimate(operator: LinearOperator, method: str, start: Array | None, rtol: float, max_iter: int) -> SpectralNorm:
     """Run one method on the entries without their derivative; the value of its vectors carries the derivative."""
     backend, xp = operator.backend, operator.backend.xp
     detached = detached_operator(operator)
@@ -126,13 +133,11 @@ def _estimate(
     )
 
 
-def _left_start(backend: Backend, operator: LinearOperator, start: Array | SpectralNorm | None) -> Array:
-    """The left vector to begin from, of shape (..., m)."""
-    xp, m = backend.xp, operator.shape[0]
-    shape = (*operator.batch_shape, m)
-    default = operator.matvec(first_right(operator))
+def _given_start(backend: Backend, operator: LinearOperator, start: Array | SpectralNorm | None) -> Array | None:
+    """The left vector (..., m) that the caller gave, checked."""
     if start is None:
-        return default
+        return None
+    shape = (*operator.batch_shape, operator.shape[0])
     given = start.left if isinstance(start, SpectralNorm) else start
     get_backend(operator.like, given)
     require_floating(backend, given, "start")
@@ -140,6 +145,15 @@ def _left_start(backend: Backend, operator: LinearOperator, start: Array | Spect
     require_finite(backend, given, "start")
     if tuple(given.shape) != shape:
         raise ShapeError(f"start is a left vector of shape {shape}, got {tuple(given.shape)}.")
+    return given
+
+
+def _left_start(backend: Backend, operator: LinearOperator, given: Array | None) -> Array:
+    """The left vector to begin from, of shape (..., m)."""
+    xp = backend.xp
+    default = operator.matvec(first_right(operator))
+    if given is None:
+        return default
     given = xp.astype(given, operator.like.dtype)
     given = given / power_of_two_near(backend, xp.max(xp.abs(given), axis=-1))[..., None]
     # No iteration gets away from a vector that the transpose annihilates, such as the zero one left by a zero matrix.

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from branches_for_tests import array, host
 from frameworks_for_tests import directional_derivatives, gradients
+from strategies import torus_norm
 
 from iresnet_core import (
     Activation,
@@ -65,6 +66,25 @@ def test_bounds_have_the_derivative_of_the_norm(backend, method):
     U, S, Vt = np.linalg.svd(A)
     bound = float(lipschitz_bound(A, method=method).value)
     np.testing.assert_allclose(gradient, bound / S[0] * np.outer(U[:, 0], Vt[0]), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("channels", "window", "groups"),
+    [((3, 4), (3, 3), 1), ((6, 4), (2, 3), 2), ((20, 12), (3, 1), 1), ((6, 4), (1, 1), 2)],
+)
+def test_bounds_of_convolutions_have_the_derivative_of_the_norm_on_the_torus(backend, channels, window, groups):
+    kernel = RNG.standard_normal((channels[1], channels[0] // groups, *window))
+
+    def layer(kernel):
+        padding = [(k // 2, k - 1 - k // 2) for k in window]
+        options = {"padding": padding, "padding_mode": "circular", "groups": groups}
+        return Convolution(kernel, input_shape=(channels[0], 9, 8), **options)
+
+    def exact(changed):
+        norms = [max(torus_norm(part, (9, 8)) for part in np.split(k, groups)) for k in (changed, kernel)]
+        return norms[0] / norms[1] * float(lipschitz_bound(layer(kernel), method="fft").value)
+
+    check(backend, lambda k: lipschitz_bound(layer(k), method="fft").value, exact, [kernel], rtol=1e-5)
 
 
 def test_normalized_weights(backend):

@@ -22,7 +22,7 @@ from strategies import (
 
 from iresnet_core import Convolution, Dense, as_operator, lipschitz_bound
 from iresnet_core.errors import DtypeError, InvalidArgumentError, NonFiniteError, ShapeError, UnknownArrayError
-from iresnet_core.lipschitz import certificates
+from iresnet_core.lipschitz import bounds, certificates
 from iresnet_core.lipschitz.bounds import BOUNDS, EXPLICIT_LIMIT
 
 # --- no bound lies ---
@@ -178,6 +178,25 @@ def test_matrices_too_large_are_not_written_down(backend):
     for method in CERTIFIED:
         with pytest.raises(InvalidArgumentError, match=rf"{method}.*8190 x 8192.*{EXPLICIT_LIMIT}.*'fft'"):
             lipschitz_bound(layer, method=method)
+
+
+@pytest.mark.parametrize("kind", ["dense", "convolution", "one tap"])
+def test_no_singular_vectors_that_nobody_asked_for(backend, monkeypatch, kind):
+    """Outside of programs that are differentiated, a bound computes no derivative."""
+
+    def refused(*_, **__):
+        raise AssertionError("singular vectors")
+
+    monkeypatch.setattr(bounds, "spectral_norm", refused)
+    monkeypatch.setattr(bounds, "certified_bound", refused)
+    rng = np.random.default_rng(0)
+    if kind == "dense":
+        operator = Dense(backend.from_numpy(rng.standard_normal((140, 130))))
+    else:
+        kernel = backend.from_numpy(rng.standard_normal((12, 10, 1 if kind == "one tap" else 3)))
+        operator = Convolution(kernel, input_shape=(10, 20))
+    for method in ("auto", "svd", "gram"):
+        assert float(lipschitz_bound(operator, method=method).value) > 0
 
 
 # --- errors ---

@@ -1,5 +1,7 @@
 """Bounds of convolutions on a torus."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from bounds_for_tests import CERTIFIED
@@ -15,7 +17,7 @@ from strategies import (
 )
 
 from iresnet_core import Convolution, lipschitz_bound, spectral_norm
-from iresnet_core.lipschitz import fourier as torus
+from iresnet_core.lipschitz import fourier, frequencies
 
 
 @given(case=convolutions(dtypes=DTYPES), other=st.sampled_from([*CERTIFIED, "auto"]))
@@ -78,8 +80,8 @@ def test_torus_bound_approaches_the_norm_of_large_images(backend, kernel_shape, 
 @pytest.mark.parametrize("few", [0, 8])
 def test_torus_in_pieces(backend, monkeypatch, groups, chunk, few):
     # Many channels are certified by Cholesky, a chunk of frequencies at a time.
-    monkeypatch.setattr(torus, "ENTRIES_AT_A_TIME", chunk)
-    monkeypatch.setattr(torus, "FEW_CHANNELS", few)
+    monkeypatch.setattr(frequencies, "ENTRIES_AT_A_TIME", chunk)
+    monkeypatch.setattr(fourier, "FEW_CHANNELS", few)
     rng = np.random.default_rng(7)
     kernel = rng.standard_normal((4, 4 // groups, 3, 2))
     kernel[0] *= 3
@@ -88,6 +90,37 @@ def test_torus_in_pieces(backend, monkeypatch, groups, chunk, few):
     norm = max(torus_norm(part, (5 + 2, 4 + 1)) for part in parts)
     bound = float(lipschitz_bound(layer, method="fft").value)
     assert norm <= bound <= norm * (1.0045 if few == 0 else 1 + 1e-11)
+
+
+def symbol_norms(kernel, points=128):
+    """Norms of the symbol of a kernel (out, in, *window) at many frequencies, none of which is above the supremum."""
+    axes = tuple(range(2, kernel.ndim))
+    symbol = np.moveaxis(np.fft.fftn(kernel, (points,) * len(axes), axes), (0, 1), (-2, -1))
+    return np.linalg.norm(symbol, 2, axis=(-2, -1))
+
+
+@pytest.mark.parametrize(
+    ("kernel_shape", "groups", "options"),
+    [
+        ((1, 1, 3, 3), 1, {}),
+        ((4, 2, 5), 2, {"stride": 3, "dilation": 2}),
+        ((12, 10, 2), 1, {"padding_mode": "circular", "padding": (0,)}),
+        ((2, 1, 2, 1, 3), 2, {"padding": 1}),
+    ],
+)
+def test_a_large_image_costs_no_more_than_its_window(kernel_shape, groups, options):
+    """Nothing is made for each of 10^8 and more pixels, and 0.13 % an axis may be lost."""
+    kernel = np.random.default_rng(3).standard_normal(kernel_shape)
+    layer = Convolution(
+        kernel, input_shape=(kernel_shape[1] * groups, *[20_000] * (len(kernel_shape) - 2)), **options, groups=groups
+    )
+    tracemalloc.start()
+    bound = float(lipschitz_bound(layer).value)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100 * 2**20
+    norm = max(symbol_norms(part, 32 if len(kernel_shape) == 5 else 512).max() for part in np.split(kernel, groups))
+    assert norm <= bound <= norm * (1.0045 + 0.002 * len(kernel_shape))
 
 
 def test_torus_of_zero_kernels(backend):
