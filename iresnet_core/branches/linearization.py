@@ -195,7 +195,7 @@ def linearize(backend: Backend, g: Any, x: Array) -> Linearization:
 def checked(backend: Backend, g: Any, x: Array, linearization: Linearization) -> Linearization:
     """Return the linearisation of g at x after checking that its value fits x and is finite."""
     _check_output(backend, g, x, linearization.value)
-    require_finite(backend, linearization.value, f"the output of {_name(g)}")
+    require_finite(backend, linearization.value, f"the output of {_name(g)}", samples=True)
     return linearization
 
 

@@ -137,7 +137,8 @@ def _write_scores(out: Path, found: Scores, mean: MeanScore, levels: int | None,
     if levels is not None:
         columns["bits_per_dim"] = [bits_per_dim(-value, levels, size) for value in found.log_prob]
     if out.suffix.lower() == ".json":
-        node = {"mean": mean._asdict(), "method": found.method, **columns}
+        known = {name: value if math.isfinite(value) else None for name, value in mean._asdict().items()}
+        node = {"mean": known, "method": found.method, **columns}
         write_text(out, json.dumps(node, indent=1, allow_nan=False) + "\n")
         return
     text = io.StringIO()

@@ -24,6 +24,7 @@ from iresnet_core.common.checks import (
     require_same_device,
     require_same_dtype,
     require_shape,
+    which_samples,
 )
 from iresnet_core.common.copying import Copyable, kept_property
 from iresnet_core.common.linear import fixed_start, squared_frobenius
@@ -61,6 +62,7 @@ __all__ = [
     "sample_norms",
     "squared_frobenius",
     "unit_roundoff",
+    "which_samples",
     "widest",
     "working_dtype",
 ]

@@ -29,7 +29,10 @@ __all__ = [
     "require_same_device",
     "require_same_dtype",
     "require_shape",
+    "which_samples",
 ]
+
+_LISTED = 5  # samples that a message names
 
 
 def require_floating(backend: Backend, x: Array, name: str) -> None:
@@ -45,8 +48,11 @@ def require_floating(backend: Backend, x: Array, name: str) -> None:
         raise DtypeError(f"{name} has dtype {x.dtype}; the certificates are written for at most float64.")
 
 
-def require_finite(backend: Backend, x: Array, name: str) -> None:
-    """Refuse NaN and infinity; nothing is looked at while a compiler traces."""
+def require_finite(backend: Backend, x: Array, name: str, *, samples: bool = False) -> None:
+    """Refuse NaN and infinity; nothing is looked at while a compiler traces.
+
+    With `samples`, `x` is a batch, and the message says which of its samples hold some.
+    """
     if backend.is_tracing(x):
         return
     if backend.all_finite(x):
@@ -55,7 +61,16 @@ def require_finite(backend: Backend, x: Array, name: str) -> None:
     finite = xp.isfinite(x)
     bad = int(xp.sum(xp.astype(~finite, xp.int32)))
     kind = "NaN" if bool(xp.any(xp.isnan(x))) else "infinity"
-    raise NonFiniteError(f"{name} of shape {tuple(x.shape)} holds {bad} non-finite entries ({kind}).")
+    where = f", in {which_samples(backend, finite)}" if samples else ""
+    raise NonFiniteError(f"{name} of shape {tuple(x.shape)} holds {bad} non-finite entries ({kind}){where}.")
+
+
+def which_samples(backend: Backend, good: Array) -> str:
+    """Name the samples for which not all of the flags (batch, ...) are set, counted from 0, the first few of them."""
+    flags = backend.to_numpy(good)
+    bad = [str(k) for k, flag in enumerate(flags.reshape(flags.shape[0], -1).all(axis=1)) if not flag]
+    listed = ", ".join(bad[:_LISTED]) + (f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else "")
+    return f"sample{'s' if len(bad) > 1 else ''} {listed} of the batch"
 
 
 def require_same_dtype(first: Array, first_name: str, second: Array, second_name: str) -> None:

@@ -172,7 +172,7 @@ def value_and_logdet(
     backend = get_backend(x)
     require_batch(x, "x")
     require_floating(backend, x, "x")
-    require_finite(backend, x, "x")
+    require_finite(backend, x, "x", samples=True)
     request = checked_request(options, reference, METHODS)
     if isinstance(request.rng, str):
         request = request._replace(rng=own_seed(options, x))

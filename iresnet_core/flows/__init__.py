@@ -8,6 +8,7 @@ from iresnet_core.flows.logit import Logit
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
 from iresnet_core.flows.standardize import Standardize
+from iresnet_core.flows.training_density import training_log_prob
 
 __all__ = [
     "ActNorm",
@@ -23,4 +24,5 @@ __all__ = [
     "Standardize",
     "Transformed",
     "located",
+    "training_log_prob",
 ]

@@ -17,11 +17,12 @@ from iresnet_core.common import (
     require_shape,
     round_up,
     unit_roundoff,
+    which_samples,
     widest,
     working_dtype,
 )
 from iresnet_core.determinant import LogDetOptions, SampleSeed, own_seed, uses_own_seeds
-from iresnet_core.errors import DtypeError, InvalidArgumentError, ShapeError, UnknownArrayError
+from iresnet_core.errors import DtypeError, InvalidArgumentError, NonFiniteError, ShapeError, UnknownArrayError
 from iresnet_core.flows.layer import InverseOptions, Layer, Shape, Transformed, located
 from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
 from iresnet_core.results import Inverse, LogDet
@@ -219,7 +220,8 @@ class Flow(Layer):
         Raises
         ------
         ShapeError, DtypeError, MixedBackendsError, NonFiniteError, InvalidArgumentError
-            As `forward`.
+            As `forward`; NonFiniteError also where a log-density is below the range of the dtype. A compiled program
+            looks at no value, and returns -inf.
         """
         z, logdet = self.forward(x, **options)
         backend = get_backend(z)
@@ -234,6 +236,7 @@ class Flow(Layer):
         constant = 0.5 * size * math.log(2 * math.pi)
         value = xp.astype(logdet.value, wide) - 0.5 * squares - constant
         dtype = logdet.value.dtype
+        _require_representable(backend, value, dtype)
         u = unit_roundoff(backend, wide)
         rounding = (size + 4) * u * (squares + constant + xp.abs(value)) + unit_roundoff(backend, dtype) * xp.abs(value)
         return LogProb(
@@ -372,6 +375,18 @@ def _distribute(backend: Backend, layers: Sequence[Layer], options: LogDetOption
             entry["noise"] = noise[start] if layer.is_block else list(noise[start : start + count])
             start += count
     return [cast(LogDetOptions, entry) for entry in own]
+
+
+def _require_representable(backend: Backend, log_prob: Array, dtype: Any) -> None:
+    """Refuse float64 log-densities (batch,) that are below the range of a dtype; programs look at no value."""
+    if backend.is_tracing(log_prob):
+        return
+    representable = backend.xp.abs(log_prob) <= float(backend.xp.finfo(dtype).max)
+    if not bool(backend.xp.all(representable)):
+        raise NonFiniteError(
+            f"the log-density of {which_samples(backend, representable)} is below the range of {dtype}. Look at these "
+            "data, which are far from all that the flow describes."
+        )
 
 
 def _child_seed(seed: int, index: int) -> int:

@@ -263,7 +263,7 @@ class Layer(Copyable, ABC):
             parameters = f"the parameters of {type(self).__name__}"
             require_same_dtype(x, name, self.arrays[0], parameters)
             require_same_device(backend, x, name, self.arrays[0], parameters)
-        require_finite(backend, x, name)
+        require_finite(backend, x, name, samples=True)
         return backend
 
     def _require_input(self, x: Array) -> None:
@@ -271,7 +271,7 @@ class Layer(Copyable, ABC):
 
     def _admissible(self, backend: Backend, value: Array, kind: str) -> Array:
         """Refuse to hand out NaN or infinity."""
-        require_finite(backend, value, f"the {kind} of {type(self).__name__}")
+        require_finite(backend, value, f"the {kind} of {type(self).__name__}", samples=True)
         return value
 
 

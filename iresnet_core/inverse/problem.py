@@ -48,7 +48,7 @@ def checked_problem(g: Any, y: Array, lipschitz: float | None) -> tuple[Problem,
     backend = get_backend(y)
     require_batch(y, "y")
     require_floating(backend, y, "y")
-    require_finite(backend, y, "y")
+    require_finite(backend, y, "y", samples=True)
     if not callable(g):
         raise InvalidArgumentError(f"a branch must be callable, got {type(g).__name__}.")
     (constant,) = backend.as_program_constants(require_contraction(*stated_lipschitz(g, lipschitz)))

@@ -8,7 +8,7 @@ import numpy as np
 
 from iresnet_core.backends import get_backend
 from iresnet_core.determinant import LogDetOptions, uses_own_seeds
-from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.errors import InvalidArgumentError, NonFiniteError, ShapeError
 from iresnet_core.flows import Flow, Standardize
 from iresnet_core.training.data_spread import require_spread
 
@@ -113,11 +113,16 @@ def scores(
     backend = get_backend(*flow.arrays)
     if seed is None and not uses_own_seeds(cast(LogDetOptions, options)):
         seed = 0
-    parts = []
+    parts: list[list[np.ndarray]] = []
     for k, chunk in enumerate(_chunks(flow, x)):
         if seed is not None:
             options["rng"] = _seed(seed, k)
-        result = flow.log_prob(_on_backend(flow, chunk), **options)
+        try:
+            result = flow.log_prob(_on_backend(flow, chunk), **options)
+        except NonFiniteError as error:
+            if k:
+                error.add_note(f"the batch begins with sample {sum(map(len, (part[0] for part in parts)))} of {len(x)}")
+            raise
         parts.append(
             [backend.to_numpy(a).astype(np.float64) for a in (result.value, result.std_error, result.bias_bound)]
         )

@@ -344,3 +344,16 @@ def test_a_block_that_expands_is_refused_by_the_inverse_with_its_place(backend):
     with pytest.raises(ValueError, match="certified invertible") as caught:
         flow.inverse(vectors(backend, 0))
     assert "in layer 1 of the flow" in caught.value.__notes__[0]
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_a_log_density_below_the_range_of_its_dtype_is_an_error_that_names_the_samples(backend):
+    flow = Flow([ActNorm(array(backend, [0.0] * 2, "float32"), array(backend, [0.0] * 2, "float32"))], (2,))
+    x = np.zeros((9, 2), "float32")
+    x[3, 1] = x[5, 0] = 1e30
+    for method in (flow.log_prob, flow.bits_per_dim):
+        with pytest.raises(NonFiniteError, match="samples 3, 5 of the batch is below the range of"):
+            method(array(backend, x, "float32"))
+    assert np.isfinite(host(flow.log_prob(array(backend, x / 1e12, "float32")).value)).all()
+    with pytest.raises(NonFiniteError, match="in samples 0, 1, 2, 3, 4 and 4 more of the batch"):
+        flow(array(backend, x * np.nan, "float32"))

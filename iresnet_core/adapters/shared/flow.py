@@ -15,7 +15,7 @@ from iresnet_core.common import require_nonnegative, require_shape
 from iresnet_core.determinant import LogDetOptions, uses_own_seeds
 from iresnet_core.errors import EstimateWarning, InvalidArgumentError
 from iresnet_core.files import save
-from iresnet_core.flows import Shape
+from iresnet_core.flows import Shape, training_log_prob
 
 __all__ = ["FlowMethods"]
 
@@ -178,11 +178,13 @@ class FlowMethods:
     ) -> Any:
         """Return log N(f(x); 0, I) + log|det J_f(x)| (batch,) in nats, or with `errors` the core's `LogProb`.
 
-        Arguments as in `encode`.
+        Arguments as in `encode`. In training, NonFiniteError refuses samples so far out that their gradients would
+        overflow in an optimiser; a compiled program gives them NaN instead, and no gradient.
         """
         flow, x = self._prepared(x, context, training)
+        score = training_log_prob if self._is_training(training) else core.Flow.log_prob
         with get_backend(x).own_dtype(x):
-            result = flow.log_prob(x, **self._options(x, training, errors, options))
+            result = score(flow, x, **self._options(x, training, errors, options))
         return result if errors else self._without_errors(result, training)
 
     def inverse(
