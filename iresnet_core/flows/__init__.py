@@ -5,6 +5,7 @@ from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow, LogProb
 from iresnet_core.flows.layer import Layer, Shape, Transformed, located
 from iresnet_core.flows.logit import Logit
+from iresnet_core.flows.outliers import require_visible_bulk
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
 from iresnet_core.flows.standardize import Standardize
@@ -24,5 +25,6 @@ __all__ = [
     "Standardize",
     "Transformed",
     "located",
+    "require_visible_bulk",
     "training_log_prob",
 ]

@@ -25,6 +25,7 @@ from iresnet_core.flows.layer import (
     closed_form_logdet,
     wide_norms,
 )
+from iresnet_core.flows.outliers import require_visible_bulk
 from iresnet_core.results import Inverse
 
 __all__ = ["ActNorm"]
@@ -106,6 +107,8 @@ class ActNorm(Layer):
         ------
         ShapeError, DtypeError, NonFiniteError
             If `x` is empty, of the wrong shape or dtype, or holds NaN or infinity.
+        InvalidArgumentError
+            If a few entries are so large that normalisation would make all others one point.
 
         Notes
         -----
@@ -119,7 +122,9 @@ class ActNorm(Layer):
         if not x.shape[0]:
             raise ShapeError(f"ActNorm cannot be initialised from an empty batch, got shape {tuple(x.shape)}.")
         with backend.full_precision():
-            return cls(*_statistics(backend, x, channel_axis(axis, x.ndim, "ActNorm")), axis=axis)
+            position = channel_axis(axis, x.ndim, "ActNorm")
+            require_visible_bulk(backend, x, position)
+            return cls(*_statistics(backend, x, position), axis=axis)
 
     def initialized(self, x: Array) -> "ActNorm":
         """Return `ActNorm.initialize(x)`, or the layer itself if it has its parameters already."""

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from iresnet_core.errors import DataFileError
-from iresnet_core.flows import Standardize
+from iresnet_core.backends import get_backend
+from iresnet_core.errors import DataFileError, InvalidArgumentError
+from iresnet_core.flows import Standardize, require_visible_bulk
 from iresnet_core.training.datasets import is_image_shape
 from iresnet_core.training.sample_layout import SampleLayout
 
@@ -17,7 +18,16 @@ def standardization(samples: np.ndarray, layout: SampleLayout) -> Standardize:
     """Return the layer that gives samples (n, *data_shape) mean zero and variance one, for samples of the model.
 
     Columns of a table each get their own numbers, images one pair a channel. A column that is constant is centred.
+
+    Raises
+    ------
+    DataFileError
+        If a few entries are so large that all others would become one point.
     """
+    try:
+        require_visible_bulk(get_backend(samples), samples, 1)
+    except InvalidArgumentError as error:
+        raise DataFileError(f"in the samples to train on, which are shuffled, {error}") from None
     axes = (0, 2, 3) if is_image_shape(layout.data_shape) else (0,)
     # Differences from one sample, which rounding hardly touches; sums of numbers far from zero would lose the spread.
     # Entries of at most 1 keep the squares of huge and tiny data within range.

@@ -322,13 +322,15 @@ class _Loop:
         progress, settings = self.progress, self.settings
         before, begin = progress.seconds, time.monotonic()
         while not self.done() and not stopped.is_set():
-            loss, norm = self.trainer.step(self.batches.at(progress.step), self._rate())
+            try:
+                loss, norm = self.trainer.step(self.batches.at(progress.step), self._rate())
+            except NonFiniteError as error:  # of a sample that is too far out
+                raise NonFiniteError(f"at step {progress.step}: {error} {self._advice()}") from None
             loss += self.batches.offset
             if not (math.isfinite(loss) and math.isfinite(norm or 0.0)):
-                kept = f"step {self.saved}, which stays" if self.saved >= 0 else "none"
                 raise NonFiniteError(
-                    f"at step {progress.step} the loss is {loss:g} and the norm of its gradient {norm}. The last "
-                    f"checkpoint is that of {kept}. Look at the data, and try a smaller --lr or --dtype float64."
+                    f"at step {progress.step} the loss is {loss:g} and the norm of its gradient {norm}. "
+                    f"{self._advice()}"
                 )
             progress.step += 1
             progress.losses += loss
@@ -343,6 +345,10 @@ class _Loop:
                 self._save()
         if self.saved != progress.step:
             self._save()
+
+    def _advice(self) -> str:
+        kept = f"step {self.saved}, which stays" if self.saved >= 0 else "none"
+        return f"The last checkpoint is that of {kept}. Look at the data, and try a smaller --lr or --dtype float64."
 
     def _rate(self) -> float:
         if self.settings.schedule == "constant":

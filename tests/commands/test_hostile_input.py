@@ -27,3 +27,14 @@ def test_a_score_that_overflows_gives_status_2_and_no_file(moons, tmp_path):
     assert result.exit_code == 2
     assert result.stderr.startswith("iresnet: the log-density of sample 1 of the batch is below the range of float32")
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("options", "status"), [([], 2), (["--no-standardize"], 1)])
+def test_an_entry_of_a_missing_value_is_not_trained_on(tmp_path, options, status):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    x = np.random.default_rng(0).standard_normal((400, 2))
+    x[::50] = -1e30
+    np.save(tmp_path / "x.npy", x)
+    result = iresnet("train", tmp_path / "x.npy", "--steps", 5, "--out", tmp_path / "run", *options)
+    assert result.exit_code == status
+    assert "an entry of -1e+30" in result.stderr

@@ -319,3 +319,16 @@ def test_residual_block_inverts_a_plain_callable(backend):
     x = vectors(backend, 4)
     back = block.inverse(block(x))
     assert (distances(back.value, x) <= host(back.error_bound) + 1e-15 * 100).all()
+
+
+@pytest.mark.parametrize("far", [1e30, -1e15, 1e9])
+def test_an_actnorm_is_not_made_of_one_entry(backend, far):
+    x = np.random.default_rng(0).standard_normal((100, 2, 3)).astype("float32")
+    x[37, 1, 2] = far
+    with pytest.raises(InvalidArgumentError, match=r"channel 1 has an entry of .* in sample 37,"):
+        ActNorm.initialize(array(backend, x, "float32"))
+    x[:, 1] = x[:, 1] == far  # a channel of which all but one are equal
+    x[0, 0, 0] = 1e4  # far, but the others are seen beside it
+    assert np.isfinite(host(ActNorm.initialize(array(backend, x, "float32")).log_scale)).all()
+    for few in (x[:1], x[:2], x[:3]):
+        ActNorm.initialize(array(backend, few, "float32"))
