@@ -66,8 +66,8 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
 
         - "svd": the norm itself, up to rounding. "auto" where m or n is at most 128.
         - "cholesky": at most 0.5 %. "auto" for larger matrices.
-        - "gram": by matrix products alone; up to rounding, in a compiled program within 0.1 %. "auto" on an accelerator
-          and in a compiled program.
+        - "gram": by matrix products alone; up to rounding, in a compiled program within 0.1 %. "auto" for matrices on
+          an accelerator and in a compiled program, where it replaces "svd" and "cholesky".
         - "fft": for convolutions; with circular padding the norm, with zero padding the norm on a torus of size
           n + k - 1, a few per cent more; for images with more than 31 (k - 1) points along an axis at most 0.13 % an
           axis more. "auto" for larger convolutions.
@@ -182,10 +182,10 @@ def _wants_products_alone(operator: LinearOperator) -> bool:
     """Whether a bound by matrix products alone is the best.
 
     While a program is compiled no certificate can be tried, and the accuracy of the compiler's SVD is unknown. On an
-    accelerator products are by far the fastest.
+    accelerator products are by far the fastest. A convolution that would not be made explicit otherwise is not either.
     """
-    backend, (m, n) = operator.backend, operator.shape
-    if backend.is_tracing(operator.like) and operator.entries is not None and m * n <= EXPLICIT_LIMIT:
+    backend = operator.backend
+    if backend.is_tracing(operator.like) and (_is_matrix(operator) or _has_few_entries(operator)):
         return True
     return _is_matrix(operator) and backend.is_accelerated(operator.like)
 

@@ -69,8 +69,7 @@ def test_bounds_have_the_derivative_of_the_norm(backend, method):
 
 
 @pytest.mark.parametrize(
-    ("channels", "window", "groups"),
-    [((3, 4), (3, 3), 1), ((6, 4), (2, 3), 2), ((20, 12), (3, 1), 1), ((6, 4), (1, 1), 2)],
+    ("channels", "window", "groups"), [((6, 4), (2, 3), 2), ((20, 12), (3, 1), 1), ((6, 4), (1, 1), 2)]
 )
 def test_bounds_of_convolutions_have_the_derivative_of_the_norm_on_the_torus(backend, channels, window, groups):
     kernel = RNG.standard_normal((channels[1], channels[0] // groups, *window))
