@@ -195,6 +195,13 @@ class Backend(ABC):
         """
         return False
 
+    def are_of_one_program(self, x: Array, y: Array) -> bool:
+        """Say whether `y` may take the place of `x` in what a program keeps: both are of the program or both are not.
+
+        It is not where `y` is known to a part of the program only, such as the body of a loop.
+        """
+        return True
+
     def is_constant(self, *arrays: Array) -> bool:
         """Say whether the values of all `arrays` are known, even if the program around them is being traced."""
         return not self.is_tracing(*arrays)

@@ -7,6 +7,7 @@ from iresnet_core.adapters.keras import ActNorm, Classifier, Flow, InvertibleRes
 
 __all__ = [
     "a_program_certifies_the_weights_it_runs_with",
+    "a_program_keeps_the_certificate_of_its_weights",
     "a_saved_model_gives_the_same",
     "an_actnorm_knows_by_its_variable_alone",
 ]
@@ -65,6 +66,28 @@ def a_program_certifies_the_weights_it_runs_with(folder):
     close(images, x)
     images.set_weights([5 * w for w in images.get_weights()])
     close(images, x)
+
+
+def a_program_keeps_the_certificate_of_its_weights(folder):
+    """It uses what it keeps, only for the weights of which it is, and keeps it where no list of weights has it."""
+    if keras.backend.backend() == "torch":
+        return  # it compiles no evaluation
+    x = vectors(20)
+    block = InvertibleResidual([Dense(8), Dense(2)])
+    model = keras.Sequential([keras.Input((2,)), block])
+    model.set_weights([5 * w for w in model.get_weights()])
+    expected = numbers(model(x))
+    kernel, kept = block.net[0].kernel, block.capped[0].variables[-1]
+    for _ in range(2):
+        np.testing.assert_allclose(model.predict(x, batch_size=10, verbose=0), expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(numbers(kept)[1:17], numbers(kernel).ravel())
+    kept.assign([2 * float(kept[0]), *numbers(kept)[1:]])
+    assert np.abs(model.predict(x, verbose=0) - expected).max() > 1e-2
+    model.set_weights([2 * w for w in model.get_weights()])
+    np.testing.assert_allclose(model.predict(x, verbose=0), numbers(model(x)), rtol=1e-5, atol=1e-5)
+    assert len(model.weights) == 6
+    assert model.count_params() == 2 * 8 + 8 + 8 * 2 + 2 + 2 * 2 * 2
+    assert len(model.non_trainable_variables) == 4  # which programs of JAX take and give back
 
 
 def a_saved_model_gives_the_same(folder):

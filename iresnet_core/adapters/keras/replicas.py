@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-__all__ = ["own_seed"]
+__all__ = ["is_replicated", "own_seed"]
 
 
 def own_seed(seed: Any) -> Any:
@@ -18,3 +18,11 @@ def own_seed(seed: Any) -> Any:
         return seed
     identity = tensorflow.cast(replica.replica_id_in_sync_group, seed.dtype)
     return tensorflow.random.fold_in(seed, identity)
+
+
+def is_replicated() -> bool:
+    """Say whether the program being made is that of one of several replicas of a tf.distribute strategy."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    replica = sys.modules["tensorflow"].distribute.get_replica_context()
+    return replica is None or replica.num_replicas_in_sync > 1

@@ -9,6 +9,7 @@ import numpy as np
 import iresnet_core as core
 from iresnet_core.adapters.keras.building import build_layers
 from iresnet_core.adapters.keras.flow import Flow
+from iresnet_core.adapters.keras.kept_in_programs import is_certificate
 from iresnet_core.adapters.keras.tensors import constant
 from iresnet_core.backends import get_backend
 from iresnet_core.errors import RunError
@@ -107,7 +108,7 @@ class Trainer:
 
     def _variables(self) -> dict[str, Any]:
         """Return the variables by their place, since Keras counts up the names of layers in a process."""
-        own = self.model.variables
+        own = [variable for variable in self.model.variables if not is_certificate(variable)]
         units = {f"unit.{k}": variable for k, variable in enumerate(v for v in own if v.name == "unit")}
         named = {f"flow.{k}": variable for k, variable in enumerate(v for v in own if v.name != "unit")}
         return named | units | {f"adam.{k}": variable for k, variable in enumerate(self.optimizer.variables)}

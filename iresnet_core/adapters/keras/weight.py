@@ -6,11 +6,13 @@ from typing import Any
 import keras
 
 from iresnet_core.adapters.keras.branch import convolution_options, require_plain
+from iresnet_core.adapters.keras.kept_in_programs import KeptInPrograms
 from iresnet_core.adapters.keras.tensors import constant, kernel_of, tensor_of
 from iresnet_core.adapters.shared.weight import CappedLayer, CertifiedWeight
+from iresnet_core.backends import get_backend
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.flows import Shape
-from iresnet_core.lipschitz import basis_shape, scaled_by_estimate
+from iresnet_core.lipschitz import Certificate, basis_shape, scaled_by_estimate
 from iresnet_core.operators import Convolution, Dense, LinearLayer
 
 __all__ = ["CappedWeight"]
@@ -36,23 +38,39 @@ class CappedWeight(CertifiedWeight, keras.layers.Layer):
         self.cap, self.input_shape = cap, input_shape
         self._options = convolution_options(linear)
         free = self.capped_layer().free()
-
-        def state(name: str, shape: Any, initializer: Any, *, synchronized: bool = False) -> Any:
-            return self.add_weight(
-                name=name,
-                shape=tuple(shape),
-                initializer=initializer,
-                dtype=linear.kernel.dtype,
-                trainable=False,
-                autocast=False,
-                # All replicas of a distributed training compute the same.
-                aggregation="only_first_replica" if synchronized else "none",
-            )
-
-        self._basis = state("basis", basis_shape(free), keras.initializers.RandomNormal(seed=0), synchronized=True)
+        self._basis = self.add_weight(
+            name="basis",
+            shape=basis_shape(free),
+            initializer=keras.initializers.RandomNormal(seed=0),
+            # Half precision would miss the norms.
+            dtype="float32" if linear.kernel.dtype in ("bfloat16", "float16") else linear.kernel.dtype,
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",  # all replicas of a distributed training compute the same
+        )
+        with keras.name_scope(self.name):
+            shapes = tuple(linear.kernel.shape), tuple(free.weight.shape)
+            self._in_programs = KeptInPrograms(*shapes, linear.kernel.dtype)
         self.built = True
         if self.capped_layer().certify():
             self._basis.assign(scaled_by_estimate(free, cap, None)[1])
+
+    @property
+    def variables(self) -> list[Any]:
+        """Return the weights, and what programs keep."""
+        return [*super().variables, self._in_programs.variable]
+
+    def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> Any:
+        """Return what TensorFlow saves: in a program all that it uses, in a checkpoint the weights."""
+        children = super()._trackable_children(save_type, **options)
+        return {**children, "certificate": self._in_programs.variable} if save_type == "savedmodel" else children
+
+    def certificate(self, weight: Any, input_shape: Any = None) -> Certificate:
+        """Return the certificate of a kernel: in a compiled program computed when the kernel is another."""
+        certified = super().certificate
+        if not get_backend(weight).is_tracing(weight) or not self._in_programs.serves(weight):
+            return certified(weight, input_shape)
+        return self._in_programs.certificate(weight, lambda constant: certified(constant, input_shape))
 
     def capped_layer(self) -> CappedLayer:
         """Return the linear layer with its present kernel and bias, which can be differentiated by."""
