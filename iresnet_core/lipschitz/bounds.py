@@ -97,9 +97,9 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
     Cost for an n x n matrix: "svd" about 20 n^3 operations, "cholesky" 1.3 n^3 and some 20 products, "gram" 2 n^3 a
     squaring (up to 46, in a compiled program 14), "lanczos" two products a step; "fft" for c inputs and outputs a group
     about 12 c^3 for each group and frequency, of which there are at most 31 (k - 1) along an axis, half of them along
-    the last one, and 200 MiB of memory or so, however large the images. A convolution with one tap is the stack of its
-    groups' matrices, for every method, at the cost of those. Everything but "lanczos" is computed in float64 whatever
-    the dtype of A.
+    the last one, and 200 MiB of memory or so, however large the images. The other methods make convolutions explicit,
+    each group by itself; one with a single tap is the stack of its groups' matrices, for every method, at the cost of
+    those. Everything but "lanczos" is computed in float64 whatever the dtype of A.
 
     Where the backend differentiates, the derivative of every bound is that of the norm, scaled to the bound:
     (bound / sigma) u v^T; with "fft" that of the norm on the torus. Where nobody can ask for it, no singular vectors
@@ -170,7 +170,8 @@ def _is_matrix(operator: LinearOperator) -> bool:
 
 def _can_be_explicit(operator: LinearOperator) -> bool:
     m, n = operator.shape
-    return _is_matrix(operator) or m * n <= EXPLICIT_LIMIT
+    groups = operator.groups if isinstance(operator, Convolution) else 1
+    return _is_matrix(operator) or m * n <= EXPLICIT_LIMIT * groups
 
 
 def _has_few_entries(operator: LinearOperator) -> bool:
@@ -206,6 +207,8 @@ def _explicit(bound: Callable[[Backend, Array], Array]) -> Callable[[LinearOpera
     def of_operator(operator: LinearOperator, rng: Any) -> Array:
         backend = operator.backend
         scaled, scale = prepared(operator, widest(backend))
+        if isinstance(scaled, Convolution):
+            return backend.xp.max(bound(backend, scaled.group_matrices())) * scale
         matrix = backend.xp.astype(scaled.matrix(), widest(backend), copy=False)
         return bound(backend, matrix) * backend.xp.astype(scale, widest(backend))
 

@@ -249,6 +249,24 @@ class Convolution(LinearLayer):
         xp = self.backend.xp
         return xp.reshape(self.adjoint(xp.reshape(u, (*leading, *self.output_shape))), (*leading, self.shape[1]))
 
+    def group_matrices(self) -> Array:
+        """Return the explicit matrices (groups, m / groups, n / groups) of the groups, which see no other's channels.
+
+        All groups are multiplied at once, by as many images as the smaller extent of one matrix.
+        """
+        xp, groups = self.backend.xp, self.groups
+        m, n = (extent // groups for extent in self.shape)
+        forward = n <= m
+        shapes = (self.input_shape, self.output_shape) if forward else (self.output_shape, self.input_shape)
+        axis = 0 if self.data_format == "channels_first" else len(self.window)
+        given, seen = ([*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :]] for shape in shapes)
+        unit = xp.eye(min(m, n), dtype=self.weight.dtype, device=device_of(self.weight))
+        images = xp.reshape(unit, (-1, *given[:axis], 1, *given[axis + 1 :]))
+        images = xp.reshape(xp.broadcast_to(images, (min(m, n), *given)), (-1, *shapes[0]))
+        products = xp.reshape((self.apply if forward else self.adjoint)(images), (-1, *seen))
+        products = xp.reshape(xp.moveaxis(products, axis + 1, 0), (groups, -1, max(m, n)))
+        return xp.matrix_transpose(products) if forward else products
+
     def at_size(
         self, input_shape: Sequence[int], weight: Array | None = None, bias: Array | None = None
     ) -> "Convolution":

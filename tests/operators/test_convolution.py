@@ -25,6 +25,28 @@ def channels_last(x, event_axes):
     return np.moveaxis(x, -event_axes, -1)
 
 
+@given(case=convolutions(), last=st.booleans())
+def test_matrices_of_the_groups_are_the_blocks_of_the_matrix(backend, case, last):
+    kernel, input_shape, options = case
+    groups = options["groups"]
+    A = convolution_matrix(kernel, input_shape, options)
+    A = A.reshape(groups, len(A) // groups, groups, -1)
+    assert not any(A[i, :, j].any() for i in range(groups) for j in range(groups) if i != j)
+    if last:
+        kernel, input_shape = np.moveaxis(kernel, (0, 1), (-1, -2)).copy(), (*input_shape[1:], input_shape[0])
+        options = {**options, "data_format": "channels_last"}
+    layer = Convolution(backend.from_numpy(kernel), input_shape=input_shape, **options)
+    found = backend.to_numpy(layer.group_matrices())
+    expected = np.stack([A[i, :, i] for i in range(groups)])
+    if last:  # of the same entries, whose order differs
+        found, expected = (np.sort(a.reshape(groups, -1), axis=-1) for a in (found, expected))
+        whole = backend.to_numpy(layer.matrix())
+        blocks = backend.to_numpy(layer.group_matrices())
+        norms = [np.linalg.norm(a, 2, axis=(-2, -1)).max() for a in (whole, blocks)]
+        np.testing.assert_allclose(*norms, rtol=1e-12)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13 * abs(kernel).max())
+
+
 @given(case=convolutions(dtypes=DTYPES), seed=SEEDS)
 def test_samples_against_scipy(backend, case, seed):
     kernel, input_shape, options = case
