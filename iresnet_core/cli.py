@@ -4,13 +4,14 @@ typer, rich and matplotlib come with the extra ``cli`` and are imported only whe
 one is answered with a sentence and not with a traceback. Each command is a module of `iresnet_core.commands`.
 """
 
+import codecs
 import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from iresnet_core.commands import USAGE_ERROR
+from iresnet_core.commands import INTERRUPTED, USAGE_ERROR
 
 if TYPE_CHECKING:
     import typer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["build_app", "main"]
 
 _EXTRA = ("typer", "rich", "matplotlib")
+_IN_ASCII = {"±": "+-", "·": "-", "…": "...", "ö": "oe"}
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}  # frameworks that would log between the tables, unless the user wants it
 
 
@@ -33,7 +35,27 @@ def main() -> None:
         raise SystemExit(USAGE_ERROR)
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
-    build_app()()
+    _encode_all(sys.stdout, sys.stderr)
+    try:
+        build_app()()
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+    except OSError as error:  # of the output itself, as on a disk that is full
+        print(f"iresnet: {error}", file=sys.stderr)
+        raise SystemExit(USAGE_ERROR) from None
+
+
+def _encode_all(*streams: Any) -> None:
+    """Let streams replace what their encoding lacks, such as ± in ASCII, and parts of file names that are no text."""
+    codecs.register_error("iresnet", _replacement)
+    for stream in streams:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="iresnet")
+
+
+def _replacement(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(_IN_ASCII.get(c, "?") for c in error.object[error.start : error.end]), error.end
 
 
 def build_app() -> "typer.Typer":

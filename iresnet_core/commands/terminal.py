@@ -30,9 +30,23 @@ def usage_errors() -> Iterator[None]:
     """Turn what the user can mend into one line on stderr and exit status 2."""
     try:
         yield
+    except BrokenPipeError:  # of a reader that has seen enough, such as head
+        raise
     except (IResNetError, OSError) as error:
         print("\n".join((f"iresnet: {error}", *getattr(error, "__notes__", ()))), file=sys.stderr)
         raise SystemExit(USAGE_ERROR) from None
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        print("iresnet: this takes more memory than there is. Try fewer samples, or a smaller model.", file=sys.stderr)
+        raise SystemExit(USAGE_ERROR) from None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory could not be had, for which frameworks have errors of their own or no class at all."""
+    words = str(error).lower()
+    named = "out of memory" in words or "allocate memory" in words
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and named)
 
 
 def one_thread() -> AbstractContextManager[Any]:

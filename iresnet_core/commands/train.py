@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from iresnet_core.commands import INTERRUPTED
 from iresnet_core.commands.terminal import FAILED, one_thread, usage_errors, wide_console
 from iresnet_core.errors import DataFileError, InvalidArgumentError, IResNetError, MissingDependencyError, RunError
 from iresnet_core.files import load
@@ -45,7 +46,6 @@ from iresnet_core.training import (
 
 __all__ = ["train_command"]
 
-INTERRUPTED = 130
 _TEST_ENTRIES = 200_000  # of the test set, at most, for the score at the end
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ __all__ = ["SUFFIXES", "read_array", "read_arrays", "write_array"]
 
 SUFFIXES = (".npy", ".npz", ".csv")
 _DELIMITERS = ",;\t "
+_SHOWN = 40  # characters of a cell that is no number
+_DAMAGE = (ValueError, EOFError, KeyError, SyntaxError, TokenError, RecursionError, csv.Error, zipfile.BadZipFile)
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -113,7 +116,10 @@ def _damage_named(path: Path) -> Iterator[None]:
         yield
     except DataFileError:
         raise
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except MemoryError as error:
+        raise DataFileError(f"{path} asks for more memory than there is; it may be damaged.") from error
+    # The header of a .npy file is a literal of Python, of which a damaged one is any text.
+    except _DAMAGE as error:
         raise DataFileError(f"{path} cannot be read: {error}") from error
 
 
@@ -149,7 +155,7 @@ def _read_table(path: Path) -> np.ndarray:
             if isinstance(values, str):
                 if not rows and reader.line_num == 1:
                     continue  # the names of the columns
-                raise DataFileError(f"{path}, line {reader.line_num}: {values!r} is no number.")
+                raise DataFileError(f"{path}, line {reader.line_num}: {values[:_SHOWN]!r} is no number.")
             if rows and len(values) != len(rows[0]):
                 raise DataFileError(
                     f"{path}, line {reader.line_num}: {len(values)} columns, the lines before have {len(rows[0])}."

@@ -36,6 +36,7 @@ IMAGES = ("digits", "mnist")
 TOY_SAMPLES = 100_000
 HELD_OUT = 0.1  # of the data, for validation and again for the test
 FEWEST = 10
+MOST = 10**8
 SHARED_DATA = "IRESNET_SHARED_DATA"
 _MOST_CHANNELS = 4
 
@@ -114,6 +115,8 @@ def load_dataset(source: DatasetSource) -> Dataset:
         raise InvalidArgumentError(f"seed {source.seed}: a seed must not be negative.")
     if source.samples is not None and source.samples < FEWEST:
         raise InvalidArgumentError(f"{source.samples} samples are too few to be split; at least {FEWEST} are needed.")
+    if source.samples is not None and source.samples > MOST:
+        raise InvalidArgumentError(f"{source.samples} samples are too many to be held; at most {MOST} are taken.")
     rng = np.random.default_rng([source.seed, 0])
     if source.name in toy_names():
         _refuse_options(source, "file", "key", "levels")

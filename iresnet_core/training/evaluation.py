@@ -16,6 +16,7 @@ __all__ = ["MeanScore", "Samples", "Scores", "draw_samples", "mean_score", "prei
 
 Progress = Callable[[int, int], None]
 CHUNK_ENTRIES = 200_000  # of the samples of one chunk
+_MOST_NUMBERS = 2**31  # of a draw, which is held in memory
 
 
 class Scores(NamedTuple):
@@ -157,12 +158,14 @@ def draw_samples(flow: Flow, n: int, *, seed: int = 0, progress: Progress | None
     Raises
     ------
     InvalidArgumentError
-        If n is not positive.
+        If n is not positive, or the samples are more than 2^31 numbers.
     NotConvergedError
         As `Flow.inverse`.
     """
     if n < 1:
         raise InvalidArgumentError(f"the number of samples must be at least 1, got {n}.")
+    if n * math.prod(flow.latent_shape) > _MOST_NUMBERS:
+        raise InvalidArgumentError(f"{n} samples are more than 2^31 numbers; draw them in parts, with other seeds.")
     z = np.random.default_rng(seed).standard_normal((n, *flow.latent_shape))
     return preimages(flow, z, progress=progress, **options)
 

@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 KINDS = ("mlp", "conv")
+_MOST_LAYERS = 10_000
+_MOST_WEIGHTS = 2**31  # 8 GB in float32, and three times that with the moments of Adam
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,15 @@ class ModelSettings:
         for name in ("blocks", "hidden", "layers"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.blocks * self.layers > _MOST_LAYERS:
+            raise InvalidArgumentError(
+                f"{self.blocks} blocks of {self.layers} hidden layers are more than {_MOST_LAYERS} layers."
+            )
+        if self.blocks * self.layers * self.hidden**2 > _MOST_WEIGHTS:
+            raise InvalidArgumentError(
+                f"{self.blocks} blocks of {self.layers} hidden layers of width {self.hidden} have more than "
+                f"{_MOST_WEIGHTS:.1e} weights; make them fewer or narrower."
+            )
         if not 0 < self.coeff < 1:
             raise InvalidArgumentError(f"coeff must be in (0, 1), got {self.coeff:g}.")
         if self.alpha is not None and not 0 < self.alpha < 0.5:

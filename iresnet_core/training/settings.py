@@ -15,6 +15,8 @@ __all__ = ["RunSettings", "TrainingSettings", "default_settings", "settings_from
 SCHEDULES = ("cosine", "constant")
 STARTS = ("orthogonal", "uniform")
 DTYPES = ("float32", "float64")
+_SEEDS = 2**63  # what all frameworks take
+_LARGEST_RATE = 1e6  # far beyond all that trains, and within the range of every dtype
 # A resumed training may change these settings; all others would make it another training.
 CHANGEABLE = frozenset({"steps", "minutes", "evaluate_every", "checkpoint_every"})
 _CONV_FROM = 16 * 16  # images with at least so many pixels get convolutions by default
@@ -102,8 +104,10 @@ class TrainingSettings:
             raise InvalidArgumentError(f"there is no start {self.start!r}; there are {', '.join(STARTS)}.")
         if self.dtype not in DTYPES:
             raise InvalidArgumentError(f"dtype must be {' or '.join(DTYPES)}, got {self.dtype!r}.")
-        if self.seed < 0:
-            raise InvalidArgumentError(f"seed {self.seed}: a seed must not be negative.")
+        if self.lr > _LARGEST_RATE:
+            raise InvalidArgumentError(f"lr must be at most {_LARGEST_RATE:g}, got {self.lr:g}.")
+        if not 0 <= self.seed < _SEEDS:
+            raise InvalidArgumentError(f"seed {self.seed}: a seed must not be negative, and be below 2^63.")
 
 
 @dataclass(frozen=True)
