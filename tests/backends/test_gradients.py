@@ -68,9 +68,7 @@ def test_bounds_have_the_derivative_of_the_norm(backend, method):
     np.testing.assert_allclose(gradient, bound / S[0] * np.outer(U[:, 0], Vt[0]), atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("channels", "window", "groups"), [((6, 4), (2, 3), 2), ((20, 12), (3, 1), 1), ((6, 4), (1, 1), 2)]
-)
+@pytest.mark.parametrize(("channels", "window", "groups"), [((6, 4), (2, 3), 2), ((6, 4), (1, 1), 2)])
 def test_bounds_of_convolutions_have_the_derivative_of_the_norm_on_the_torus(backend, channels, window, groups):
     kernel = RNG.standard_normal((channels[1], channels[0] // groups, *window))
 

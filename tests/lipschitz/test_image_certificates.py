@@ -99,12 +99,12 @@ def violations(backend, cases):
             count += 1
             value = float(bound)
             assert below <= torus * (1 + 1e-12)
-            if not below * (1 - 1e-12) <= value <= torus * 1.0045 or (tight and value > 1.05 * below):
+            if not torus * (1 - 1e-12) <= value <= torus * 1.0045 or (tight and value > 1.05 * below):
                 wrong.append((*number, dtype.__name__, below, torus, value))
     return count, wrong
 
 
-@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("image", IMAGES[::3])
 def test_certificates_at_the_size_of_images(backend, image):
     count, wrong = violations(backend, [(image, KINDS[IMAGES.index(image)], "in", 0)])
     assert not wrong
