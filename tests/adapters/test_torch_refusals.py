@@ -154,6 +154,15 @@ def test_parametrisations_before_the_cap(first, training):
     assert block.lipschitz <= 0.9
 
 
+@pytest.mark.parametrize("first", [parametrizations.weight_norm, parametrizations.orthogonal])
+def test_caps_are_not_filled_in_silence_through_other_parametrisations(first):
+    block = InvertibleResidual(nn.Sequential(nn.Linear(4, 8), nn.ELU(), first(nn.Linear(8, 4))))
+    before = block.net[2].weight.detach().clone()
+    with pytest.raises(InvalidArgumentError, match=r"shape \(4, 8\) is made by another parametrization"):
+        block.fill_caps()
+    torch.testing.assert_close(block.net[2].weight, before)
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

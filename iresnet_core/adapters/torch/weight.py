@@ -161,7 +161,19 @@ class CappedWeight(CertifiedWeight, nn.Module):
         super().keep(Kept(_plain(kept.weight), found))
 
     def replace(self, weight: Tensor, value: Tensor) -> None:
-        """Write into the free weight, in place."""
+        """Write into the free weight, in place.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If it is made by a parametrisation of the user's own, whose parameters cannot be scaled as one.
+        """
+        if not isinstance(weight, nn.Parameter):
+            raise InvalidArgumentError(
+                f"a weight of shape {tuple(weight.shape)} is made by another parametrization (torch.nn.utils."
+                "parametrizations), and cannot be scaled as a parameter can. Call fill_caps() of the other blocks, and "
+                "set the parameters of this one by hand."
+            )
         weight.copy_(value)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
