@@ -117,5 +117,22 @@ def checks():
         print(name)
 
 
+def programs():
+    """Run all of keras_program_checks.py on the backend of Keras that the environment names."""
+    from pathlib import Path
+
+    import keras_program_checks as checks
+
+    for kind in checks.MODELS:
+        checks.agreement_after(kind, "all", Path())
+    for policy in checks.POLICIES:
+        if policy != "float64":  # which JAX has only with a switch of the process
+            checks.agreement_in(policy)
+    for options in ({"jit_compile": False}, {"steps_per_execution": 3}):
+        checks.agreement_with_options(**options)
+    print("agreed")
+
+
 if __name__ == "__main__":
-    {"load": load, "replicas": replicas, "other_backend": other_backend, "checks": checks}[sys.argv[1]]()
+    named = (load, replicas, other_backend, checks, programs)
+    {script.__name__: script for script in named}[sys.argv[1]]()
