@@ -1,5 +1,6 @@
 """What models over the core do around Keras' own `fit`, `evaluate` and `predict`."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ import keras
 from iresnet_core.adapters.keras.batches import representative_batch, require_finite_arrays
 from iresnet_core.adapters.keras.one_at_a_time import waiting
 from iresnet_core.adapters.keras.static_shapes import steps_for_shapes
+from iresnet_core.errors import InvalidArgumentError
 
 __all__ = ["PreparedModel"]
 
@@ -76,10 +78,25 @@ class PreparedModel(keras.Model):
         """Write a program of the present model; arguments as those of `keras.Model.export`.
 
         By default it takes batches of any size, whether or not the model was called before. A SavedModel needs
-        TensorFlow beside Keras' own backend, and ONNX a converter, of which Keras says the name; ONNX has the operators
-        of a classifier, but not all of a log-density.
+        TensorFlow beside Keras' own backend, which is not PyTorch: there ``format="torch"`` writes a program of
+        PyTorch. ONNX needs a converter, of which Keras says the name; it has the operators of a classifier, but not all
+        of a log-density.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a SavedModel is asked for on Keras' PyTorch backend, where Keras cannot write any.
         """
+        if keras.backend.backend() == "torch" and format == "tf_saved_model":
+            raise InvalidArgumentError(
+                "Keras cannot write a SavedModel on its PyTorch backend. Use export('model.pt2', format='torch') for a "
+                "program of PyTorch; or save the model as a .keras file, load it in a process with "
+                "KERAS_BACKEND=tensorflow or jax, and export it there."
+            )
         signature = [self._batch_spec()] if input_signature is None else input_signature
+        if format == "torch" and input_signature is None:
+            any_size = {0: sys.modules["torch"].export.Dim("batch")}
+            kwargs.setdefault("dynamic_shapes", [tuple(keras.tree.map_structure(lambda _: any_size, signature))])
         super().export(filepath, format=format, verbose=verbose, input_signature=signature, **kwargs)
 
     def make_train_function(self, force: bool = False) -> Any:

@@ -48,9 +48,11 @@ class CappedWeight(CertifiedWeight, keras.layers.Layer):
             autocast=False,
             aggregation="only_first_replica",  # all replicas of a distributed training compute the same
         )
-        with keras.name_scope(self.name):
-            shapes = tuple(linear.kernel.shape), tuple(free.weight.shape)
-            self._in_programs = KeptInPrograms(*shapes, linear.kernel.dtype)
+        self._in_programs: KeptInPrograms | None = None
+        if keras.backend.backend() in ("tensorflow", "jax"):  # those of PyTorch cannot branch on values
+            with keras.name_scope(self.name):
+                shapes = tuple(linear.kernel.shape), tuple(free.weight.shape)
+                self._in_programs = KeptInPrograms(*shapes, linear.kernel.dtype)
         self.built = True
         if self.capped_layer().certify():
             self._basis.assign(scaled_by_estimate(free, cap, None)[1])
@@ -58,19 +60,20 @@ class CappedWeight(CertifiedWeight, keras.layers.Layer):
     @property
     def variables(self) -> list[Any]:
         """Return the weights, and what programs keep."""
-        return [*super().variables, self._in_programs.variable]
+        kept = self._in_programs
+        return [*super().variables, *([] if kept is None else [kept.variable])]
 
     def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> Any:
         """Return what TensorFlow saves: in a program all that it uses, in a checkpoint the weights."""
-        children = super()._trackable_children(save_type, **options)
-        return {**children, "certificate": self._in_programs.variable} if save_type == "savedmodel" else children
+        children, kept = super()._trackable_children(save_type, **options), self._in_programs
+        return {**children, "certificate": kept.variable} if save_type == "savedmodel" and kept else children
 
     def certificate(self, weight: Any, input_shape: Any = None) -> Certificate:
         """Return the certificate of a kernel: in a compiled program computed when the kernel is another."""
-        certified = super().certificate
-        if not get_backend(weight).is_tracing(weight) or not self._in_programs.serves(weight):
+        certified, kept = super().certificate, self._in_programs
+        if kept is None or not get_backend(weight).is_tracing(weight) or not kept.serves(weight):
             return certified(weight, input_shape)
-        return self._in_programs.certificate(weight, lambda constant: certified(constant, input_shape))
+        return kept.certificate(weight, lambda constant: certified(constant, input_shape))
 
     def capped_layer(self) -> CappedLayer:
         """Return the linear layer with its present kernel and bias, which can be differentiated by."""
