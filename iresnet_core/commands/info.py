@@ -91,7 +91,8 @@ def _print_facts(console: Console, model: Any, rows: Any, run: Any, config: RunC
             facts["steps"] = f"{log[-1]['step']:.0f} in {log[-1]['seconds']:.0f} s; exported at {best['step']:.0f}"
             facts["validation"] = f"{-best['validation_nats']:.4f} ± {best['validation_error']:.4f} nats"
     if result is not None:
-        facts["test"] = f"{result['log_prob']:.4f} ± {result['sampling_error']:.4f} nats"
+        error = math.inf if result["sampling_error"] is None else result["sampling_error"]
+        facts["test"] = f"{result['log_prob']:.4f} ± {error:.4f} nats"
         if "bits_per_dim" in result:
             facts["test"] += f", {result['bits_per_dim']:.4f} bits per dimension"
     width = max(map(len, facts))

@@ -3,6 +3,7 @@
 import csv
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -19,8 +20,21 @@ __all__ = ["SUFFIXES", "read_array", "read_arrays", "write_array"]
 
 SUFFIXES = (".npy", ".npz", ".csv")
 _DELIMITERS = ",;\t "
+_LONGEST = 300  # characters of what somebody else says about a file
 _SHOWN = 40  # characters of a cell that is no number
-_DAMAGE = (ValueError, EOFError, KeyError, SyntaxError, TokenError, RecursionError, csv.Error, zipfile.BadZipFile)
+# What NumPy, csv, zipfile and zlib raise for files that are damaged, encrypted, or packed in another way.
+_DAMAGE = (
+    ValueError,
+    EOFError,
+    KeyError,
+    SyntaxError,
+    TokenError,
+    OverflowError,
+    RuntimeError,  # and its kinds NotImplementedError and RecursionError
+    csv.Error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -120,7 +134,7 @@ def _damage_named(path: Path) -> Iterator[None]:
         raise DataFileError(f"{path} asks for more memory than there is; it may be damaged.") from error
     # The header of a .npy file is a literal of Python, of which a damaged one is any text.
     except _DAMAGE as error:
-        raise DataFileError(f"{path} cannot be read: {error}") from error
+        raise DataFileError(f"{path} cannot be read: {str(error)[:_LONGEST]}") from error
 
 
 def _numbers(array: Any, name: str) -> np.ndarray:

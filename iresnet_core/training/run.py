@@ -236,8 +236,9 @@ class TrainingRun:
         run_log.forget_after(self.log_path, step, digest)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write result.json."""
-        _write_json(self.result_path, result)
+        """Write result.json; the infinite error of a test set of one sample is null there."""
+        error = result["sampling_error"]
+        _write_json(self.result_path, {**result, "sampling_error": error if math.isfinite(error) else None})
 
     def read_result(self) -> dict[str, Any] | None:
         """Return the content of result.json, or None before the training has ended.
@@ -254,6 +255,8 @@ class TrainingRun:
             raise RunError(f"{self.result_path} is no result of a training.")
         _require_hash(node, f"{self.result_path}")
         for name, value in node.items():
+            if name == "sampling_error" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
                 raise RunError(f"{self.result_path} is damaged: {name} is {value!r}.")
         return node

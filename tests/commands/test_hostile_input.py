@@ -26,6 +26,17 @@ def test_the_score_of_one_sample_is_valid_json(moons, tmp_path):
     assert len(node["log_prob"]) == node["mean"]["n"] == 1
 
 
+def test_a_test_set_of_one_sample(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((10, 2)))
+    run, small = tmp_path / "run", ("--steps", 1, "--batch", 5, "--hidden", 2, "--blocks", 1)
+    result = iresnet("train", tmp_path / "x.npy", "--out", run, *small)
+    assert result.exit_code == 0, result.output
+    node = json.loads(iresnet("info", run, "--json").stdout, parse_constant=pytest.fail)
+    assert node["result"]["sampling_error"] is None
+    assert "± inf nats" in iresnet("info", run).stdout
+
+
 def test_a_score_that_overflows_gives_status_2_and_no_file(moons, tmp_path):
     np.save(tmp_path / "x.npy", np.array([[0.0, 0.0], [1e25, 0.0]]))
     out = tmp_path / "s.json"
@@ -73,6 +84,17 @@ def test_more_samples_than_memory_holds(moons, n):
     assert "draw them in parts" in result.stderr
 
 
+def squeezed(flag=0, damage=b""):
+    """A .npz file, with flags of its entries set or some bytes overwritten."""
+    file = io.BytesIO()
+    np.savez_compressed(file, x=np.random.default_rng(0).standard_normal((50, 2)))
+    content = bytearray(file.getvalue())
+    content[100 : 100 + len(damage)] = damage
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(mark) + place] |= flag
+    return bytes(content)
+
+
 def header(shape):
     """A .npy file that says it holds an array of this shape."""
     file = io.BytesIO()
@@ -91,6 +113,9 @@ def header(shape):
         ("empty.npz", b""),
         ("tebibytes.npy", header((10**11, 2))),
         ("torn.npy", header((1, 2))[:40] + b"\xff" * 40),
+        ("torn.npz", squeezed(damage=b"\xff" * 60)),
+        ("encrypted.npz", squeezed(flag=1)),
+        ("patched.npz", squeezed(flag=32)),
         ("open.npy", header((1, 2)).replace(b"}", b" ")),
     ],
 )
