@@ -108,6 +108,84 @@ def test_compiled(kind):
         assert_agree(program, flow, kind)
 
 
+OPTIMIZERS = {
+    "foreach Adam": lambda p: torch.optim.Adam(p, 0.05, foreach=True),
+    "fused AdamW": lambda p: torch.optim.AdamW(p, 0.05, fused=True, amsgrad=True),
+    "fused SGD": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, fused=True),
+    "fused Adagrad": lambda p: torch.optim.Adagrad(p, 0.05, fused=True),
+    "foreach RMSprop": lambda p: torch.optim.RMSprop(p, 0.01, foreach=True),
+}
+
+
+def test_after_steps_of_every_kind_of_optimizer():
+    """Fused ones write the weights without raising their version."""
+    torch.compiler.reset()
+    flow = made(2)
+    program = torch.compile(Score(flow, 2), backend="eager", fullgraph=True)
+    for optimizer in OPTIMIZERS.values():
+        flow.train()
+        steps = optimizer(flow.parameters())
+        for _ in range(3):
+            steps.zero_grad()
+            flow.training_loss(batch(2, 40)).backward()
+            steps.step()
+        assert_agree(program, flow.eval(), 2)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float16, *(pytest.param(d, marks=pytest.mark.strict_suite) for d in (torch.bfloat16, torch.float64))],
+)
+def test_after_a_cast(dtype):
+    """Compiled evaluation in half precision is eager evaluation of the same weights."""
+    torch.compiler.reset()
+    flow = made(2)
+    enlarge(flow)
+    flow.to(dtype)
+    program, x = torch.compile(flow.encode, backend="eager", fullgraph=True), batch(2).to(dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(program(x), copy.deepcopy(flow).encode(x))
+
+
+@pytest.mark.strict_suite
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+def test_images_in_batches_of_any_size(shape):
+    """Compiled and exported once, and run with other sizes after a training."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    branch = [nn.Conv2d(shape[0], 4, 3, padding=1), nn.ELU(), nn.Conv2d(4, shape[0], 3, padding=1)]
+    flow = Flow([ActNorm(shape[0]), InvertibleResidual(nn.Sequential(*branch))], shape)
+    x = torch.randn(6, *shape)
+    flow.initialize(x).eval()
+    compiled = torch.compile(flow.encode, backend="eager", fullgraph=True, dynamic=True)
+    method = flow.forward
+    flow.forward = flow.encode  # which is what torch.export takes
+    with torch.no_grad():
+        exported = torch.export.export(flow, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    flow.forward = method
+    for change in (step, enlarge):
+        change(flow, x)
+        exported.load_state_dict(flow.state_dict(), strict=False)
+        for n in (1, 4, 6):
+            with torch.no_grad():
+                expected = copy.deepcopy(flow).encode(x[:n])
+                torch.testing.assert_close(compiled(x[:n]), expected, rtol=0, atol=2e-5)
+                torch.testing.assert_close(exported(x[:n]), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of inductor about itself
+def test_compiled_by_inductor_in_one_dimension():
+    """Whose certificates are single numbers: inductor would make one expression of all their steps, without end."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    flow = Flow([InvertibleResidual(nn.Sequential(nn.Linear(1, 8), nn.ELU(), nn.Linear(8, 1)))], (1,)).eval()
+    program, x = torch.compile(flow.encode, fullgraph=True), torch.randn(5, 1)
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(program(x), copy.deepcopy(flow).encode(x))
+        enlarge(flow)
+
+
 @pytest.mark.parametrize("kind", kinds(2))
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of inductor about itself
 def test_compiled_by_inductor(kind):
