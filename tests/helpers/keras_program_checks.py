@@ -26,14 +26,14 @@ def sequential():
 
 @keras.saving.register_keras_serializable(package="keras_program_checks")
 class Subclassed(keras.Model):
-    """Layers as attributes, one of them in a list."""
+    """Layers as attributes; of those in lists TensorFlow's checkpoints have nothing, whoever wrote the layers."""
 
     def __init__(self, **options):
         super().__init__(**options)
-        self.first, self.others, self.last = block(), [block()], Dense(1)
+        self.first, self.second, self.last = block(), block(), Dense(1)
 
     def call(self, x, training=False):
-        return self.last(self.others[0](self.first(x, training=training), training=training))
+        return self.last(self.second(self.first(x, training=training), training=training))
 
 
 def subclassed():
