@@ -1,7 +1,7 @@
 """By how much the norms of weights exceed their caps while they are trained, where they are only estimated.
 
     python benchmarks/training_excess.py [--steps 200] [--lr 1e-3 --lr 1e-2]
-    python benchmarks/training_excess.py --images --steps 60
+    python benchmarks/training_excess.py --images --steps 60 [--alternating | --two-sizes]
 
 Flows of two blocks are trained with Adam from the usual initialisation of PyTorch, below the caps, and from weights
 scaled up to them (`fill_caps`). After every step the norms of all weights in use are computed, by SVD of the matrix or
@@ -9,6 +9,9 @@ of a small convolution's explicit matrix, with `--images` by Lanczos' method fro
 largest excess of a layer over all steps, the share of layers and steps that exceed their cap by more than 0.1 %, and
 the largest constant of a block (cap 0.9; in training a block relies on 0.95). In evaluation mode and in what is saved
 no norm exceeds its cap; the last column is that.
+
+With `--alternating` a step is made of passes over parts of the batch, with inverses in training mode between them. With
+`--two-sizes` the blocks learn to blur images of two sizes in turn, so that the size changes with every step.
 """
 
 import argparse
@@ -18,30 +21,35 @@ import torch
 from torch import nn
 
 from iresnet_core import spectral_norm
-from iresnet_core.adapters.shared.weight import estimated_layers
+from iresnet_core.adapters.shared.weight import training_layers
 from iresnet_core.adapters.torch import Activation, ActNorm, Flow, InvertibleResidual
 
-COEFF, BATCH, WIDTH = 0.9, 100, 128
+COEFF, BATCH, WIDTH, WIDE = 0.9, 100, 128, 512
 # Images of channels, extent and hidden channels, in batches of so many.
 IMAGES, IMAGE_BATCH = {"1x28x28": (1, 28, 32), "3x32x32": (3, 32, 64)}, 16
 # Entries of a matrix whose norm is computed by SVD.
 EXPLICIT = 2**17
 
 
-def dense_flow(d):
-    """Two blocks d - 128 - 128 - d."""
+def dense_flow(d, width=WIDTH):
+    """Two blocks d - width - width - d."""
 
     def net():
         return nn.Sequential(
-            nn.Linear(d, WIDTH),
+            nn.Linear(d, width),
             Activation("lipswish"),
-            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(width, width),
             Activation("lipswish"),
-            nn.Linear(WIDTH, d),
+            nn.Linear(width, d),
         )
 
     layers = [layer for _ in range(2) for layer in (ActNorm(d), InvertibleResidual(net(), COEFF))]
     return Flow(layers, event_shape=(d,))
+
+
+def wide_flow(d):
+    """Two blocks d - 512 - 512 - d."""
+    return dense_flow(d, WIDE)
 
 
 def image_flow(_):
@@ -95,7 +103,7 @@ def ratios(flow):
         if not isinstance(block, InvertibleResidual):
             continue
         capped, constant = block.capped_layers(), 1.0
-        in_use = estimated_layers(capped) if flow.training else {c.state: c.certified() for c in capped}
+        in_use = training_layers(capped) if flow.training else {c.state: c.certified() for c in capped}
         for layer in capped:
             found = norm(in_use[layer.state])
             ratios.append(found / layer.cap)
@@ -104,7 +112,13 @@ def ratios(flow):
     return ratios, constants
 
 
-def measured(make, d, lr, steps, fill, batch):
+def ratios_of(flow):
+    """As `ratios`, without gradients: such a pass has the weights of the last one that recorded some."""
+    with torch.no_grad():
+        return ratios(flow)
+
+
+def measured(make, d, lr, fill, arguments, batch):
     """Train, and return the largest excess, the share above 0.1 %, the largest constant, and the certified excess."""
     torch.manual_seed(0)
     flow = make(d)
@@ -114,18 +128,28 @@ def measured(make, d, lr, steps, fill, batch):
         flow.fill_caps()
     optimizer = torch.optim.Adam(flow.parameters(), lr=lr)
     seen, largest = [], 0.0
-    for _ in range(steps):
+    for step in range(arguments.steps):
         optimizer.zero_grad()
-        loss = -flow.log_prob(data[torch.randint(len(data), (batch,))]).mean()
-        with torch.no_grad():  # a pass that records nothing has the weights of the last one that did
-            found, constants = ratios(flow)
-        seen += found
-        largest = max(largest, *constants)
-        loss.backward()
+        x = data[torch.randint(len(data), (batch,))]
+        if arguments.two_sizes:
+            x = x if step % 2 else nn.functional.avg_pool2d(x, 2)
+            y = x
+            for layer in flow.layers:
+                y = layer(y)
+            parts = [(y - nn.functional.avg_pool2d(x, 3, 1, 1)).square().sum(dim=(1, 2, 3)).mean()]
+        else:
+            parts = (-flow.log_prob(part).mean() for part in (x.split(batch // 4) if arguments.alternating else [x]))
+        for loss in parts:
+            found, constants = ratios_of(flow)
+            seen += found
+            largest = max(largest, *constants)
+            loss.backward()
+            if arguments.alternating:
+                with torch.no_grad():
+                    flow.inverse(x[:2])
         optimizer.step()
     flow.eval()
-    with torch.no_grad():
-        certified, _ = ratios(flow)
+    certified, _ = ratios_of(flow)
     excess = torch.tensor(seen) - 1
     return float(excess.max()), float((excess > 1e-3).double().mean()), largest, max(certified) - 1
 
@@ -135,9 +159,15 @@ def main():
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--lr", type=float, action="append")
     parser.add_argument("--images", action="store_true", help="images of the usual sizes instead")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--alternating", action="store_true", help="parts of the batch, with inverses between them")
+    mode.add_argument("--two-sizes", action="store_true", help="images of two sizes in turn")
     arguments = parser.parse_args()
+    if arguments.two_sizes and not arguments.images:
+        parser.error("--two-sizes is for --images")
     torch.set_num_threads(1)
-    models = [("d=2", dense_flow, 2), ("d=64", dense_flow, 64), ("convolutions", image_flow, 144)]
+    models = [("d=2", dense_flow, 2), ("d=64", dense_flow, 64), ("d=64, wide", wide_flow, 64)]
+    models.append(("convolutions", image_flow, 144))
     batch = BATCH
     if arguments.images:
         models, batch = [(name, large_image_flow, name) for name in IMAGES], IMAGE_BATCH
@@ -146,7 +176,7 @@ def main():
     for name, make, d in models:
         for lr in arguments.lr or (1e-3, 1e-2):
             for fill in (False, True):
-                excess, share, constant, certified = measured(make, d, lr, arguments.steps, fill, batch)
+                excess, share, constant, certified = measured(make, d, lr, fill, arguments, batch)
                 start = "at cap" if fill else "below"
                 print(
                     f"{name:14}{lr:8g}  {start:8}{100 * excess:8.3f}%{100 * share:8.1f}%{constant:10.4f}"

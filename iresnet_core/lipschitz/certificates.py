@@ -239,17 +239,17 @@ def _gram_iteration(backend: Backend, A: Array, rtol: float, max_steps: int) -> 
             break
         if step < max_steps:
             gram = xp.matmul(_adjoint(xp, gram) if is_complex else xp.matrix_transpose(gram), gram)
-    bound = carried_back(xp, norms, g, n, first_error)
+    bound = carried_back(xp, norms, g, 1 + 8 * n * n * U, first_error)
     return xp.where(xp.any(A != 0, axis=(-2, -1)), bound, xp.zeros_like(bound)), gram
 
 
-def carried_back(xp: Any, norms: list[Array], g: float, n: int, first_error: Array) -> Array:
+def carried_back(xp: Any, norms: list[Array], g: float, last: float, first_error: Array) -> Array:
     """Bound sigma (...,) from the Frobenius norms of Gram iteration, each the norm of a product of normalised matrices.
 
-    The norm of the last matrix is that of a normalised one; sigma(G_t)^2 <= norm_(t+1) sigma(G_(t+1)) + error, back to
-    the first, which is wrong by at most `first_error`; g is the relative error of a product.
+    The norm of the last matrix, a normalised one, is at most `last`; sigma(G_t)^2 <= norm_(t+1) sigma(G_(t+1)) + error,
+    back to the first, which is wrong by at most `first_error`; g is the relative error of a product.
     """
-    bound: Any = 1 + 8 * n * n * U
+    bound: Any = last
     for norm in reversed(norms[1:]):
         bound = (norm * (bound * (1 + g) + g) + g) ** 0.5
     return xp.sqrt(norms[0] * (bound * (1 + g) + g) + first_error) * (1 + g)

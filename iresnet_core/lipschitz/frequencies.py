@@ -7,7 +7,7 @@ A(w) = sum over t of K_t e^(i w t). Its norm is the largest ||A(w)||. On a torus
 
 Along an axis with k taps, u^H A(w) v is a trigonometric polynomial of degree n = (k - 1) / 2 but for a phase, so that
 its maximum over all w is at most 1 / cos(pi n / M) times that over M equidistant ones (M. Riesz 1914). On images so
-large that the torus has more, the grid has `RESOLUTION` (k - 1), however large they are.
+large that the torus has more, the grid has `resolution` (k - 1), however large they are.
 """
 
 import math
@@ -19,7 +19,7 @@ from iresnet_core.backends import Array, Backend
 from iresnet_core.lipschitz.certificates import U
 from iresnet_core.operators import Convolution
 
-__all__ = ["Grid", "grid_of"]
+__all__ = ["ENTRIES_AT_A_TIME", "RESOLUTION", "Grid", "grid_of"]
 
 # Points of the grid for each tap but the first, where the torus has more; 0.13 % an axis may be lost.
 RESOLUTION = 31
@@ -40,12 +40,21 @@ class Grid(NamedTuple):
         Taps per axis.
     slack : float
         The largest norm anywhere is at most this times the largest one on the grid.
+    first : tuple of int
+        Place of the first tap per axis.
     """
 
     sizes: tuple[int, ...]
     steps: tuple[int, ...]
     window: tuple[int, ...]
     slack: float
+    first: tuple[int, ...]
+
+    @property
+    def differences(self) -> "Grid":
+        """The same frequencies for the differences of two taps in the place of the taps."""
+        window = tuple(2 * k - 1 for k in self.window)
+        return self._replace(window=window, first=tuple(1 - k for k in self.window))
 
     @property
     def total(self) -> int:
@@ -58,32 +67,39 @@ class Grid(NamedTuple):
 
     def phases(self, begin: int, stop: int, backend: Backend, like: Array) -> Array:
         """Cosines and sines (stop - begin, 2, taps) of some of the frequencies, float64."""
-        numbers = (begin, stop, *self.sizes, *self.steps, *self.window)
+        numbers = (begin, stop, *self.sizes, *self.steps, *self.window, *self.first)
         return backend.constant_array(_phases, *numbers, like=like)
 
     def shifts(self, backend: Backend, like: Array) -> Array:
         """Places of the taps (axes, taps) in units of the grid, integers."""
-        return backend.constant_array(_shifts, *self.steps, *self.window, like=like)
+        return backend.constant_array(_shifts, *self.steps, *self.window, *self.first, like=like)
+
+    def pairs(self, begin: int, stop: int, backend: Backend, like: Array) -> Array:
+        """1 where a pair of some of the taps with any one ((stop - begin) taps) has a difference (differences), else 0.
+
+        The rows are in the order of the taps of `differences`.
+        """
+        return backend.constant_array(_pairs, begin, stop, *self.window, like=like)
 
 
-def grid_of(layer: Convolution) -> Grid:
+def grid_of(layer: Convolution, resolution: int = RESOLUTION) -> Grid:
     """Return the frequencies for a convolution at its size of images: the torus, or a grid where that has more."""
     circular = layer.padding_mode == "circular"
     sizes, steps, slack = [], [], 1.0
     for n, reach, k, dilation in zip(layer.spatial, layer.reach, layer.window, layer.dilation, strict=True):
         torus = n if circular else n + reach
-        limit = RESOLUTION * (k - 1) if k > 1 else 1
+        limit = resolution * (k - 1) if k > 1 else 1
         sizes.append(min(torus, limit))
         steps.append(dilation if torus <= limit else 1)  # any frequency times the dilation is a frequency
         if torus > limit and k > 1:
             slack /= math.cos(math.pi * (k - 1) / (2 * limit)) * (1 - 4 * U)
-    return Grid(tuple(sizes), tuple(steps), tuple(layer.window), slack)
+    return Grid(tuple(sizes), tuple(steps), tuple(layer.window), slack, (0,) * len(sizes))
 
 
 def _shifts(*numbers: int) -> np.ndarray:
-    axes = len(numbers) // 2
-    steps, window = numbers[:axes], numbers[axes:]
-    places = np.stack(np.unravel_index(np.arange(math.prod(window)), window))
+    axes = len(numbers) // 3
+    steps, window, first = numbers[:axes], numbers[axes : 2 * axes], numbers[2 * axes :]
+    places = np.stack(np.unravel_index(np.arange(math.prod(window)), window)) + np.asarray(first)[:, None]
     return places * np.asarray(steps)[:, None]  # type: ignore[no-any-return]
 
 
@@ -92,14 +108,23 @@ def _phases(begin: int, stop: int, *numbers: int) -> np.ndarray:
 
     They are products of those along the axes: six times faster, for a window of 32 x 32, than a cosine and sine each.
     """
-    axes = len(numbers) // 3
-    sizes, steps, window = numbers[:axes], numbers[axes : 2 * axes], numbers[2 * axes :]
+    axes = len(numbers) // 4
+    sizes, steps, window, first = (numbers[i * axes : (i + 1) * axes] for i in range(4))
     waves = np.ones((stop - begin, 1), dtype=np.complex128)
     for axis, frequencies in enumerate(np.unravel_index(np.arange(begin, stop), (*sizes[:-1], sizes[-1] // 2 + 1))):
         present, places = np.unique(frequencies, return_inverse=True)
         # Exact to a few roundings, since multiples of the period are removed in integers.
-        turns = np.outer(present, np.arange(window[axis]) * steps[axis]) % sizes[axis]
+        turns = np.outer(present, (np.arange(window[axis]) + first[axis]) * steps[axis]) % sizes[axis]
         angles = 2 * np.pi * ((turns - sizes[axis] * (2 * turns > sizes[axis])) / sizes[axis])
         table = np.cos(angles) + 1j * np.sin(angles)
         waves = np.reshape(waves[:, :, None] * table[places][:, None, :], (stop - begin, -1))
     return np.stack([waves.real, waves.imag], axis=1)
+
+
+def _pairs(begin: int, stop: int, *window: int) -> np.ndarray:
+    taps = np.stack(np.unravel_index(np.arange(math.prod(window)), window), axis=-1)
+    extents = [2 * k - 1 for k in window]
+    differences = taps[None, :, :] - taps[begin:stop, None, :] + (np.array(window) - 1)
+    places = np.ravel_multi_index(tuple(np.moveaxis(differences, -1, 0)), extents).reshape(1, -1)
+    equal: np.ndarray = np.arange(math.prod(extents))[:, None] == places
+    return equal.astype(np.float64)

@@ -1,22 +1,25 @@
 """Power iteration for the largest singular value: of a vector, and of a block that is kept from call to call.
 
 The vector is what `spectral_norm` iterates with its method "power". While weights are trained a block does better: it
-does not mind that the leading singular values lie close together, pressed against the cap, and it is refined by a few
-steps a pass (`first_basis`, `refine_basis`).
+does not mind that the leading singular values lie close together, pressed against the cap, and it is refined by a step
+a pass (`first_basis`, `refine_basis`).
 """
 
 from typing import Any
 
-from iresnet_core.backends import Array, device_of
+from iresnet_core.backends import Array, device_of, get_backend
 from iresnet_core.common import fixed_start
 from iresnet_core.lipschitz.lanczos import unit
-from iresnet_core.operators import LinearOperator, Matrices
+from iresnet_core.operators import LinearOperator
 
 __all__ = ["first_basis", "iterate_vector", "refine_basis"]
 
 # A compiled program holds this many steps written out. More are looped over, as many in every turn, since in a graph of
 # TensorFlow a turn costs a quarter of a step with a 512 x 512 matrix.
 UNROLLED_STEPS = 8
+# Degree of the polynomial that filters a block, and the share of the squared Frobenius norm that it damps at least.
+DEGREE = 5
+LEAST_DAMPED = 1e-3
 
 
 def iterate_vector(operator: LinearOperator, left: Array, rtol: float, max_iter: int) -> tuple[Array, ...]:
@@ -96,55 +99,47 @@ def _fixed_number_of_steps(operator: LinearOperator, left: Array, steps: int) ->
     return sigma, left, right, iterations, residual <= 0
 
 
-def first_basis(operator: LinearOperator, size: int) -> Array:
+def first_basis(matrix: Array, size: int) -> Array:
     """Return images (k, m) of fixed pseudo-random vectors, k the least of `size`, m and n; of zero, such vectors."""
-    backend, xp = operator.backend, operator.backend.xp
-    size = min(size, *operator.shape)
-    m, n = operator.shape
-    before, after = (fixed_start(backend, (size, extent), operator.like) for extent in (n, m))
-    images = operator.matvec(before)
-    return xp.where(xp.any(images != 0), images, after)
+    backend, (m, n) = get_backend(matrix), matrix.shape
+    before, after = (fixed_start(backend, (min(size, m, n), extent), matrix) for extent in (n, m))
+    images = backend.xp.matmul(before, backend.xp.matrix_transpose(matrix))
+    return backend.xp.where(backend.xp.any(images != 0), images, after)
 
 
-def refine_basis(operator: LinearOperator, basis: Array, steps: int) -> tuple[Array, Array, Array]:
-    """Take a Rayleigh-Ritz step on the block Krylov space of a basis; 2 `steps` products of the block.
+def refine_basis(matrices: Array, basis: Array) -> tuple[Array, Array, Array]:
+    """Take a step of subspace iteration with a Chebyshev filter: `DEGREE` + 1 products of the block each way.
 
     Parameters
     ----------
-    operator : LinearOperator (m, n)
-        In at least float32; or a stack of matrices, treated side by side.
+    matrices : array (..., m, n)
+        In at least float32.
     basis : array (..., k, m)
-        Rows that span an approximation of the leading left singular space; any that are independent. One of the whole
-        space, k = m, is not looked at.
-    steps : int
-        At least 1.
+        Orthonormal rows that approximate the leading left singular space; before the first step, any that are
+        independent. One of the whole space, k = m, is not looked at.
 
     Returns
     -------
     left, right : array (..., m), (..., n)
-        Unit vectors; ``left^T A right`` approaches the largest singular value from below, faster than by as many steps
-        of the power iteration with the block (Golub and Underwood 1977). A block does not mind that the leading values
-        lie close together, as the cap makes them.
+        Unit vectors; ``left^T A right`` approaches the largest singular value from below.
     basis : array (..., k, m)
-        Orthonormal up to rounding, for the next call; the one that was given, where the operator annihilates it, since
+        Orthonormal up to rounding, for the next call; the one that was given, where the matrix annihilates it, since
         no later step would get away from zero.
+
+    Notes
+    -----
+    The polynomial in A A^T stays within 1 up to the least of the block's squared singular values and grows fast above
+    it (Zhou et al. 2006). A block does not mind that the leading values lie close together, as the cap makes them.
     """
-    xp, given = operator.backend.xp, basis
+    xp, given = get_backend(matrices).xp, basis
     if basis.shape[-2] == basis.shape[-1]:  # of the whole space: any other one will do, for the exact answer
-        basis, steps = xp.eye(basis.shape[-1], dtype=basis.dtype, device=device_of(basis)), 1
-    rights: list[Array] = []
-    images: list[Array] = []
-    for step in range(steps):
-        if step:
-            basis = images[-1] / _size(xp, images[-1])
-        rights.append(_pulled_back(operator, basis))
-        images.append(_images(operator, rights[-1]))
-    right, image = (rows[0] if steps == 1 else xp.concat(rows, axis=-2) for rows in (rights, images))
+        right = xp.matmul(xp.eye(basis.shape[-1], dtype=basis.dtype, device=device_of(basis)), matrices)
+    else:
+        right = _filtered(xp, matrices, basis)
     rotation, lengths = _rotation(xp, right)
-    right, image = (xp.matmul(rotation / lengths, rows) for rows in (right, image))
+    right = xp.matmul(rotation / lengths, right)
+    image = xp.matmul(right, xp.matrix_transpose(matrices))
     rotation, lengths = _rotation(xp, image)
-    count = given.shape[-2]
-    rotation, lengths = rotation[..., -count:, :], lengths[..., -count:, :]
     basis = xp.matmul(rotation / lengths, image)
     top = xp.matmul(rotation[..., -1:, :], right)[..., 0, :]
     length = xp.linalg.vector_norm(top, axis=-1, keepdims=True)
@@ -153,24 +148,23 @@ def refine_basis(operator: LinearOperator, basis: Array, steps: int) -> tuple[Ar
     return basis[..., -1, :], top, xp.where(alive, basis, given)
 
 
-def _size(xp: Any, rows: Array) -> Array:
-    """Root of the mean square of the entries (..., 1, 1), 1 where they are zero: keeps the powers of one size."""
-    squares = xp.mean(rows * rows, axis=(-2, -1), keepdims=True)
-    return xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
+def _filtered(xp: Any, matrices: Array, basis: Array) -> Array:
+    """Return rows (..., k, n) along T(2 A A^T / a - 1) B with A, for the Chebyshev polynomial T of degree `DEGREE`.
 
-
-def _images(operator: LinearOperator, rows: Array) -> Array:
-    """A v for every row v (..., k, n)."""
-    if isinstance(operator, Matrices):
-        return operator.backend.xp.matmul(rows, operator.backend.xp.matrix_transpose(operator.array))
-    return operator.matvec(rows)
-
-
-def _pulled_back(operator: LinearOperator, rows: Array) -> Array:
-    """A^T u for every row u (..., k, m)."""
-    if isinstance(operator, Matrices):
-        return operator.backend.xp.matmul(rows, operator.array)
-    return operator.rmatvec(rows)
+    With the damped interval [0, a] not too short, a row grows to 10^18 at most, whose square float32 can hold.
+    """
+    turned = xp.matrix_transpose(matrices)
+    right = xp.matmul(basis, matrices)
+    squares = xp.sum(right * right, axis=-1, keepdims=True)
+    size = xp.sum(matrices * matrices, axis=(-2, -1), keepdims=True)
+    damped = xp.maximum(xp.min(squares, axis=-2, keepdims=True), LEAST_DAMPED * size)
+    damped = xp.where(damped > 0, damped, xp.ones_like(damped))
+    before, last = basis, (2 / damped) * xp.matmul(right, turned) - basis
+    for _ in range(DEGREE - 1):
+        step = (2 / damped) * xp.matmul(xp.matmul(last, matrices), turned) - last
+        before, last = last, 2 * step - before
+    length = xp.linalg.vector_norm(last, axis=-1, keepdims=True)
+    return xp.matmul(last / xp.where(length > 0, length, xp.ones_like(length)), matrices)
 
 
 def _rotation(xp: Any, rows: Array) -> tuple[Array, Array]:

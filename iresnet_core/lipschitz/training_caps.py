@@ -1,8 +1,9 @@
 """Weights kept below a cap while they are trained, and certified when they are used.
 
-While weights change with every step, a warm-started block power iteration tells their norm (`scaled_by_estimate`). It
-approaches the norm from below, so that the cap may be exceeded by a little. When the weights are used, their norm is
-certified (`certificate`, `scaled_by_certificate`).
+When weights are used, their norm is certified (`certificate`, `scaled_by_certificate`), and that of a convolution while
+it is trained as well. While matrices change with every step, those of dense layers and of convolutions with one tap, a
+warm-started block power iteration tells their norm at a fraction of the cost (`scaled_in_training`). It approaches the
+norm from below, so that the cap may be exceeded by a little.
 """
 
 import math
@@ -16,7 +17,7 @@ from iresnet_core.lipschitz.bounds import lipschitz_bound
 from iresnet_core.lipschitz.normalization import cap_share, normalize, scaled_within
 from iresnet_core.lipschitz.power_iteration import first_basis, refine_basis
 from iresnet_core.lipschitz.symbol import certified_bound
-from iresnet_core.operators import Dense, LinearLayer, Matrices, Transposed, detached_operator
+from iresnet_core.operators import Convolution, Dense, LinearLayer
 from iresnet_core.results import LipschitzBound
 
 __all__ = [
@@ -28,18 +29,17 @@ __all__ = [
     "layer_cap",
     "scaled_by_certificate",
     "scaled_by_declaration",
-    "scaled_by_estimate",
-    "scaled_by_estimate_stack",
     "scaled_for_any_size",
+    "scaled_in_training",
     "scaled_to_cap",
     "training_constant",
 ]
 
 
 # Vectors of the block: the leading singular values of trained weights lie close together, pressed against the cap.
-BASIS_SIZE = 8
-# Steps (powers in the Krylov space) from a start that knows nothing.
-FIRST_STEPS = 16
+BASIS_SIZE = 16
+# Steps from a start that knows nothing; later on it is one a pass.
+FIRST_STEPS = 8
 
 
 class Certificate(NamedTuple):
@@ -103,111 +103,106 @@ def scaled_by_declaration(
 def training_constant(constant: float) -> float:
     """Lipschitz constant on which a block with `constant` relies while its weights are trained.
 
-    It lies half-way to 1, because `scaled_by_estimate` takes norms that are a little too small: a block may exceed its
-    constant by that much without harm to the inverse and the log-determinant.
+    It lies half-way to 1, because `scaled_in_training` takes norms of matrices that are a little too small: a block may
+    exceed its constant by that much without harm to the inverse and the log-determinant.
     """
     return 0.5 * (1 + constant)
 
 
-def scaled_by_estimate(
-    layer: LinearLayer, cap: float, basis: Array | None, *, steps: int = 2
-) -> tuple[LinearLayer, Array]:
-    """Scale a layer by its estimated norm, for use while its weights are trained.
+def scaled_in_training(
+    layers: Sequence[LinearLayer], caps: Sequence[float], bases: Sequence[Array | None]
+) -> list[tuple[LinearLayer, Array | None]]:
+    """Scale layers by their norms, for use while their weights are trained.
 
     Parameters
     ----------
-    layer : Dense or Convolution
+    layers : sequence of Dense or Convolution
         With the free weights.
-    cap : float
-        What the estimate of the scaled layer's norm is at most.
-    basis : array (k, m), optional
+    caps : sequence of float
+        What the norms of the scaled layers are at most.
+    bases : sequence of array (k, m) or None
         What the last call returned; None begins from fixed pseudo-random vectors and takes more steps.
-    steps : int
-        Steps of a block power iteration with `BASIS_SIZE` vectors; two products of the block each.
 
     Returns
     -------
-    layer : LinearLayer
-        With weights ``W min(1, cap / sigma)``, differentiable through sigma = left^T W right, and the cap as its
-        constant, which its norm may exceed by what the estimate lacks.
-    basis : array (k, m)
-        For the next call, in at least float32; its shape is `basis_shape`.
-    """
-    backend, xp = layer.backend, layer.backend.xp
-    raised = layer.astype(working_dtype(backend, layer.weight.dtype))
-    with backend.no_grad(), backend.full_precision():
-        detached = detached_operator(raised)
-        if _is_tall(layer):
-            detached = Transposed(detached)
-        if basis is None:
-            basis, steps = first_basis(detached, BASIS_SIZE), FIRST_STEPS
-        left, right, basis = (backend.stop_gradient(a) for a in refine_basis(detached, basis, steps))
-        if _is_tall(layer):
-            left, right = right, left
-    sigma = xp.sum(left * raised.matvec(right), axis=-1)
-    weight = scaled_within(xp, layer.weight, sigma, xp.full_like(sigma, cap))
-    return layer.with_parameters(weight, layer.bias).capped(cap), basis
+    list of (LinearLayer, array (k, m) or None)
+        Layers with the weights ``W min(1, cap / sigma)`` and the caps as their constants. A convolution with several
+        taps is scaled by its certificate, just as in evaluation, and has no basis. The norm of a matrix is estimated,
+        sigma = left^T W right, and may exceed the cap by what the estimate lacks; its basis, in at least float32 and of
+        the shape `basis_shape`, is for the next call. The weights can be differentiated through sigma.
 
-
-def scaled_by_estimate_stack(
-    layers: Sequence[LinearLayer], caps: Sequence[float], bases: Sequence[Array | None], *, steps: int = 2
-) -> list[tuple[LinearLayer, Array]]:
-    """Scale many layers as `scaled_by_estimate` does, those of one shape, transposed or not, and dtype side by side.
-
-    One stack of thirty small matrices costs little more than a single one; convolutions, and layers without a basis,
-    are treated one by one.
+    Notes
+    -----
+    Matrices of one shape, transposed or not, and dtype are treated side by side: a stack of thirty small ones costs
+    little more than a single one.
     """
     out: list[Any] = [None] * len(layers)
     groups: dict[Any, list[int]] = {}
     for index, (layer, basis) in enumerate(zip(layers, bases, strict=True)):
-        plain = isinstance(layer, Dense) and basis is not None
-        kind = (tuple(sorted(layer.shape)), layer.weight.dtype) if plain else index
-        groups.setdefault(kind, []).append(index)
-    for members in groups.values():
-        if len(members) == 1:
-            (index,) = members
-            out[index] = scaled_by_estimate(layers[index], caps[index], bases[index], steps=steps)
+        matrix = _matrix(layer)
+        if matrix is None:
+            scaled = scaled_by_certificate(layer, caps[index], certificate(layer))
+            out[index] = (scaled.capped(caps[index]), None)
         else:
-            found = _scaled_stack(
-                [layers[i] for i in members], [caps[i] for i in members], [bases[i] for i in members], steps
-            )
-            for index, result in zip(members, found, strict=True):
-                out[index] = result
+            kind = index if basis is None else (tuple(sorted(matrix.shape)), layer.weight.dtype)
+            groups.setdefault(kind, []).append(index)
+    for members in groups.values():
+        own = [layers[i] for i in members], [caps[i] for i in members], [bases[i] for i in members]
+        for index, found in zip(members, _scaled_stack(*own), strict=True):
+            out[index] = found
     return out
 
 
-def _scaled_stack(
-    layers: list[LinearLayer], caps: list[float], bases: list[Any], steps: int
-) -> list[tuple[LinearLayer, Array]]:
+def _scaled_stack(layers: list[LinearLayer], caps: list[float], bases: list[Any]) -> list[tuple[LinearLayer, Array]]:
     backend, xp = layers[0].backend, layers[0].backend.xp
-    dtype = layers[0].weight.dtype
-    tall = [_is_tall(layer) for layer in layers]
-
-    def turned(matrices: Sequence[Array]) -> list[Array]:
-        return [xp.matrix_transpose(m) if turn else m for m, turn in zip(matrices, tall, strict=True)]
-
-    weights = xp.stack(turned([layer.weight for layer in layers]))
-    raised = Matrices(xp.astype(weights, working_dtype(backend, dtype), copy=False), checked=True)
+    weights = xp.stack([_turned(layer, _matrix(layer)) for layer in layers])
+    raised = xp.astype(weights, working_dtype(backend, weights.dtype), copy=False)
     with backend.no_grad(), backend.full_precision():
-        detached = Matrices(backend.stop_gradient(raised.array), checked=True)
-        left, right, basis = (backend.stop_gradient(a) for a in refine_basis(detached, xp.stack(bases), steps))
-    sigma = backend.bilinear_form(left, raised.array, right)
+        detached, steps = backend.stop_gradient(raised), 1
+        if bases[0] is None:  # such a layer comes alone
+            bases, steps = [first_basis(detached[0, :, :], BASIS_SIZE)], FIRST_STEPS
+        basis = xp.stack(bases)
+        for _ in range(steps):
+            left, right, basis = (backend.stop_gradient(a) for a in refine_basis(detached, basis))
+    sigma = backend.bilinear_form(left, raised, right)
     limits = xp.asarray(caps, dtype=sigma.dtype, device=device_of(sigma))
-    scaled = turned(xp.unstack(scaled_within(xp, weights, sigma, limits)))
+    scaled = xp.unstack(scaled_within(xp, weights, sigma, limits))
     return [
-        (layer.with_parameters(weight, layer.bias).capped(cap), own)
-        for layer, weight, cap, own in zip(layers, scaled, caps, xp.unstack(basis), strict=True)
+        (layer.with_parameters(_as_weight(layer, _turned(layer, matrix)), layer.bias).capped(cap), own)
+        for layer, matrix, cap, own in zip(layers, scaled, caps, xp.unstack(basis), strict=True)
     ]
 
 
-def _is_tall(layer: LinearLayer) -> bool:
-    """Whether the basis of a layer is one of its right singular vectors, which are the shorter ones."""
-    return isinstance(layer, Dense) and layer.shape[0] > layer.shape[1]
+def _matrix(layer: LinearLayer) -> Any:
+    """Return the matrix (m, n) that a layer applies to its features or, a convolution with one tap, to every pixel."""
+    if isinstance(layer, Dense):
+        return layer.weight
+    if isinstance(layer, Convolution) and math.prod(layer.window) == layer.groups == 1:
+        return layer.backend.xp.reshape(layer.standard_kernel, layer.standard_kernel.shape[:2])
+    return None
 
 
-def basis_shape(layer: LinearLayer) -> tuple[int, int]:
-    """Return the shape (k, m) of the basis that `scaled_by_estimate` keeps."""
-    return min(BASIS_SIZE, *layer.shape), layer.shape[1 if _is_tall(layer) else 0]
+def _as_weight(layer: LinearLayer, matrix: Array) -> Array:
+    """Return a matrix in the shape of the layer's weight."""
+    turned = isinstance(layer, Convolution) and layer.data_format == "channels_last"
+    xp = layer.backend.xp
+    return xp.reshape(xp.matrix_transpose(matrix) if turned else matrix, tuple(layer.weight.shape))
+
+
+def _is_tall(matrix: Array) -> bool:
+    """Whether the basis of a matrix is one of its right singular vectors, which are the shorter ones."""
+    return matrix.shape[0] > matrix.shape[1]  # type: ignore[no-any-return]
+
+
+def _turned(layer: LinearLayer, matrix: Array) -> Array:
+    """Transpose the matrix of a layer, there and back, if that is tall."""
+    return layer.backend.xp.matrix_transpose(matrix) if _is_tall(_matrix(layer)) else matrix
+
+
+def basis_shape(layer: LinearLayer) -> tuple[int, ...]:
+    """Return the shape (k, m) of the basis that `scaled_in_training` keeps; (0,) where it needs none."""
+    matrix = _matrix(layer)
+    return (0,) if matrix is None else (min(BASIS_SIZE, *matrix.shape), min(matrix.shape))
 
 
 def certificate(layer: LinearLayer, *, derivative: bool | None = None) -> Certificate:

@@ -231,6 +231,37 @@ def test_resumed_training_goes_on_as_if_uninterrupted():
     assert torch.equal(resumed.log_prob(x), expected)
 
 
+def test_convolutions_have_the_same_weights_in_training_and_in_evaluation():
+    """At every size, in turn, with the passes between them that move bases on."""
+    flow = image_flow()
+    block = flow.layers[3]
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
+    for step in range(6):
+        x = torch.rand(4, 4, 4 + 2 * (step % 2), 5)
+        optimizer.zero_grad()
+        block(x).square().mean().backward()
+        optimizer.step()
+        used = [layer.weight.detach().clone() for layer, _ in capped_layers(block) if layer.kernel_size != (1, 1)]
+        block.eval()
+        certified = [layer.weight.detach() for layer, _ in capped_layers(block) if layer.kernel_size != (1, 1)]
+        block.train()
+        assert len(used) == 2
+        assert all(map(torch.equal, used, certified))
+
+
+def test_bases_of_another_shape_in_a_state_dict_are_found_anew():
+    """The bases of convolutions had the size of the images once, and blocks were smaller."""
+    flow = train(image_flow(), images(50), steps=3, batch=10)
+    state = flow.state_dict()
+    for name in state:
+        if name.endswith("basis"):
+            state[name] = torch.ones(8, 4 * 36)
+    fresh = image_flow(5)
+    fresh.load_state_dict(state)
+    train(fresh, images(50), steps=1, batch=10)
+    assert_capped(fresh)
+
+
 def test_export_to_numpy(tmp_path):
     flow = train(image_flow(), images(50), steps=3, batch=10).eval()
     flow.save(tmp_path / "flow.safetensors")
@@ -277,7 +308,8 @@ def test_memory_without_values_is_not_taken_for_a_state():
     with torch.device("meta"):
         flow = vector_flow(4)
     flow.to_empty(device=torch.get_default_device())
-    assert not any(bool(buffer.any()) for buffer in flow.buffers())
+    buffers = dict(flow.named_buffers())
+    assert all(bool((buffer == name.endswith("unit")).all()) for name, buffer in buffers.items())
     assert not flow.layers[0].initialized
 
 

@@ -54,7 +54,7 @@ def test_errors_in_training_and_in_evaluation(shape, coeff):
         assert float(found[training].bias_bound.max()) <= 2.1e-3 * math.prod(shape)
     mine, theirs = found[True], found[False]
     allowed = 6 * torch.hypot(mine.std_error, theirs.std_error) + mine.bias_bound + theirs.bias_bound
-    # In training the norms are estimates, so that the weights in use, and the density, are a little different ones.
+    # In training the norms of matrices are estimates, so that the weights in use are a little different ones.
     assert bool(((mine.value - theirs.value).abs() <= allowed + 1e-3 * math.prod(shape)).all())
 
 

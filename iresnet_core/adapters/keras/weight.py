@@ -1,5 +1,6 @@
 """The state that keeps a layer's weight in use below its cap."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from iresnet_core.adapters.shared.weight import CappedLayer, CertifiedWeight
 from iresnet_core.backends import get_backend
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.flows import Shape
-from iresnet_core.lipschitz import Certificate, basis_shape, scaled_by_estimate
+from iresnet_core.lipschitz import Certificate, basis_shape, scaled_in_training
 from iresnet_core.operators import Convolution, Dense, LinearLayer
 
 __all__ = ["CappedWeight"]
@@ -38,24 +39,27 @@ class CappedWeight(CertifiedWeight, keras.layers.Layer):
         self.cap, self.input_shape = cap, input_shape
         self._options = convolution_options(linear)
         free = self.capped_layer().free()
-        self._basis = self.add_weight(
-            name="basis",
-            shape=basis_shape(free),
-            initializer=keras.initializers.RandomNormal(seed=0),
-            # Half precision would miss the norms.
-            dtype="float32" if linear.kernel.dtype in ("bfloat16", "float16") else linear.kernel.dtype,
-            trainable=False,
-            autocast=False,
-            aggregation="only_first_replica",  # all replicas of a distributed training compute the same
-        )
+        shape = basis_shape(free)
+        self._basis: Any = None
+        if math.prod(shape):
+            self._basis = self.add_weight(
+                name="basis",
+                shape=shape,
+                initializer=keras.initializers.RandomNormal(seed=0),
+                # Half precision would miss the norms.
+                dtype="float32" if linear.kernel.dtype in ("bfloat16", "float16") else linear.kernel.dtype,
+                trainable=False,
+                autocast=False,
+                aggregation="only_first_replica",  # all replicas of a distributed training compute the same
+            )
         self._in_programs: KeptInPrograms | None = None
         if keras.backend.backend() in ("tensorflow", "jax"):  # those of PyTorch cannot branch on values
             with keras.name_scope(self.name):
                 shapes = tuple(linear.kernel.shape), tuple(free.weight.shape)
                 self._in_programs = KeptInPrograms(*shapes, linear.kernel.dtype)
         self.built = True
-        if self.capped_layer().certify():
-            self._basis.assign(scaled_by_estimate(free, cap, None)[1])
+        if self.capped_layer().certify() and self._basis is not None:
+            self._basis.assign(scaled_in_training([free], [cap], [None])[0][1])
 
     @property
     def variables(self) -> list[Any]:
@@ -91,8 +95,8 @@ class CappedWeight(CertifiedWeight, keras.layers.Layer):
         return Convolution(weight, bias, input_shape=input_shape, checked=checked, **self._options)
 
     def start(self, free: LinearLayer) -> Any:
-        """Return the basis of the power iteration."""
-        return constant(self._basis)
+        """Return the basis of the power iteration; a convolution with several taps has none."""
+        return None if self._basis is None else constant(self._basis)
 
     @staticmethod
     def advance(found: Sequence[tuple["CappedWeight", Any]]) -> None:
@@ -112,8 +116,10 @@ class CappedWeight(CertifiedWeight, keras.layers.Layer):
 
     def save_own_variables(self, store: Any) -> None:
         """Save the basis of the power iteration; a certificate is never read from a file."""
-        store["basis"] = self._basis.numpy()
+        if self._basis is not None:
+            store["basis"] = self._basis.numpy()
 
     def load_own_variables(self, store: Any) -> None:
-        """Take that basis."""
-        self._basis.assign(store["basis"])
+        """Take that basis, but where it has another shape: those of convolutions were larger once."""
+        if self._basis is not None and store["basis"].shape == tuple(self._basis.shape):
+            self._basis.assign(store["basis"])

@@ -9,7 +9,7 @@ import iresnet_core as core
 from iresnet_core.adapters.shared.layer import require_taken
 from iresnet_core.adapters.shared.placing import bound_shapes, placed
 from iresnet_core.adapters.shared.residual import ResidualMethods, require_context
-from iresnet_core.adapters.shared.weight import estimated_layers
+from iresnet_core.adapters.shared.weight import training_layers
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.common import require_nonnegative, require_shape
 from iresnet_core.determinant import LogDetOptions, uses_own_seeds
@@ -371,9 +371,7 @@ class FlowMethods:
         self._require_taken(context)
         training = self._is_training(training)
         layers = placed(self._flow_layers(), self._shapes)
-        weights = (
-            estimated_layers([c for layer, shape in layers for c in layer._capped_at(shape)]) if training else None
-        )
+        weights = training_layers([c for layer, shape in layers for c in layer._capped_at(shape)]) if training else None
         made = [layer._layer_at(shape, context, training=training, weights=weights) for layer, shape in layers]
         return core.Flow(made, self.event_shape)
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import iresnet_core as core
 from iresnet_core.adapters.shared.layer import LayerMethods, Weights
-from iresnet_core.adapters.shared.weight import CappedLayer, estimated_layers, with_newest
+from iresnet_core.adapters.shared.weight import CappedLayer, training_layers, with_newest
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.branches import Activation, conditioned
 from iresnet_core.common import require_nonnegative
@@ -177,7 +177,7 @@ class ResidualMethods(LayerMethods):
             return core.ResidualBlock(branch, lipschitz=constant)
         if not training:
             return core.ResidualBlock(self._conditioned(self._certified_chain(capped), context))
-        layers = estimated_layers(capped) if weights is None else weights
+        layers = training_layers(capped) if weights is None else weights
         chain = self._chain([layers[layer.state] for layer in capped])
         constant = training_constant(self._constant)
         return core.ResidualBlock(self._conditioned(chain, context, training=True), lipschitz=constant)

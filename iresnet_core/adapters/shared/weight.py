@@ -1,4 +1,4 @@
-"""Weights that are kept below their caps: estimates of their norms in training, certificates in evaluation."""
+"""Weights that are kept below their caps, in training and in evaluation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from iresnet_core.lipschitz import (
     Certificate,
     certificate,
     scaled_by_certificate,
-    scaled_by_estimate_stack,
+    scaled_in_training,
     scaled_to_cap,
 )
 from iresnet_core.operators import LinearLayer
 
-__all__ = ["CappedLayer", "CertifiedWeight", "Kept", "estimated_layers", "with_newest"]
+__all__ = ["CappedLayer", "CertifiedWeight", "Kept", "training_layers", "with_newest"]
 
 V = TypeVar("V")
 
@@ -51,9 +51,10 @@ def _nothing() -> None:
 class CertifiedWeight:
     """Weight in use of one linear layer, ``W min(1, cap / norm)``, from its free weight W.
 
-    In training the norm is estimated by a warm-started block power iteration (`estimated_layers`). In evaluation it is
-    certified, by the same matrix products in a compiled program, which computes them with the weights it is given, and
-    eagerly, where the certificate is kept until the values of the weight are others.
+    In training the norm of a matrix is estimated by a warm-started block power iteration (`training_layers`); that of a
+    convolution is certified. In evaluation all are, by the same matrix products in a compiled program, which computes
+    them with the weights it is given, and eagerly, where the certificate is kept until the values of the weight are
+    others.
 
     An adapter says how its framework keeps the state: `start` and `advance` for the basis of the power iteration,
     `replace` for the free weight itself.
@@ -176,7 +177,7 @@ class CappedLayer:
             self.state.replace(self.weight, scaled_to_cap(self.weight, self.cap, bound))
 
 
-def estimated_layers(capped: Sequence[CappedLayer]) -> dict[CertifiedWeight, LinearLayer]:
+def training_layers(capped: Sequence[CappedLayer]) -> dict[CertifiedWeight, LinearLayer]:
     """Return the layers with the weights in use in training, all at once, and move the power iterations on."""
     if not capped:
         return {}
@@ -185,7 +186,7 @@ def estimated_layers(capped: Sequence[CappedLayer]) -> dict[CertifiedWeight, Lin
     bases = [layer.state.start(linear) for layer, linear in zip(capped, free, strict=True)]
     weight = free[0].weight
     with get_backend(weight).own_dtype(weight):  # half precision would miss the norms
-        found = scaled_by_estimate_stack(free, [layer.cap for layer in capped], bases)
+        found = scaled_in_training(free, [layer.cap for layer in capped], bases)
     states = [layer.state for layer in capped]
-    states[0].advance([(state, basis) for state, (_, basis) in zip(states, found, strict=True)])
+    states[0].advance([(state, basis) for state, (_, basis) in zip(states, found, strict=True) if basis is not None])
     return {state: linear for state, (linear, _) in zip(states, found, strict=True)}

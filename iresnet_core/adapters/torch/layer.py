@@ -135,6 +135,7 @@ class ActNorm(ActNormMethods, FlowLayer):
         super()._apply(fn, recurse)
         if without_values and not self.is_initialized.is_meta:
             self.is_initialized.zero_()
+            self.unit.fill_(1)
         return self
 
     def _parameter(self, parameter: Tensor) -> Tensor:

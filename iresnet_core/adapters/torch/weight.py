@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from iresnet_core.adapters.shared.weight import CappedLayer, CertifiedWeight, Kept, estimated_layers
+from iresnet_core.adapters.shared.weight import CappedLayer, CertifiedWeight, Kept, training_layers
 from iresnet_core.adapters.torch.branch import described
 from iresnet_core.backends import get_backend
 from iresnet_core.common import working_dtype
@@ -43,8 +43,8 @@ class CappedWeight(CertifiedWeight, nn.Module):
         self.cap, self.options = cap, options
         self.input_shape = None if input_shape is None else tuple(input_shape)
         # The basis of the power iteration is state of the training, so that a resumed training goes on as if it had
-        # not been interrupted. Zeros mean that there is none yet. The basis of the pass before, `previous`, is not kept
-        # in files.
+        # not been interrupted. Zeros mean that there is none yet; a convolution with several taps never has one. The
+        # basis of the pass before, `previous`, is not kept in files.
         self.register_buffer("basis", weight.new_zeros((0,)))
         self.register_buffer("previous", weight.new_zeros((0,)), persistent=False)
         self._begun: set[str] = set()  # which of the two bases are known to be there
@@ -53,10 +53,11 @@ class CappedWeight(CertifiedWeight, nn.Module):
 
     def _make_room(self) -> None:
         """Give the buffers the sizes that they will keep, since modules that average others copy buffer by buffer."""
-        if self.options is not None and self.input_shape is None:
-            return
+        size = self.input_shape
+        if self.options is not None and size is None:  # any will do, since the basis does not depend on it
+            size = (self._shape[1] * self.options["groups"], *[2**10] * (len(self._shape) - 2))
         with torch.no_grad(), torch.inference_mode(mode=False):
-            free = self.free_layer(torch.empty(self._shape, device="meta"), None, self.input_shape, checked=True)
+            free = self.free_layer(torch.empty(self._shape, device="meta"), None, size, checked=True)
             shape, dtype = basis_shape(free), working_dtype(free.backend, self.basis.dtype)
             for name in ("basis", "previous"):
                 if getattr(self, name).shape != shape:
@@ -90,7 +91,7 @@ class CappedWeight(CertifiedWeight, nn.Module):
             return scaled_for_any_size(weight, self.cap)  # type: ignore[no-any-return]
         if not self.training:
             return self.certified_layer(weight, None, self.input_shape).weight  # type: ignore[no-any-return]
-        return estimated_layers([CappedLayer(weight, None, self, self.input_shape)])[self].weight  # type: ignore[no-any-return]
+        return training_layers([CappedLayer(weight, None, self, self.input_shape)])[self].weight  # type: ignore[no-any-return]
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Take an assigned weight as the free parameter."""
@@ -123,7 +124,7 @@ class CappedWeight(CertifiedWeight, nn.Module):
         """
         name = "basis" if torch.is_grad_enabled() else "previous"
         basis: Tensor = getattr(self, name)
-        if basis.shape != basis_shape(free) or basis.is_meta:
+        if basis.shape != basis_shape(free) or basis.is_meta or not basis.numel():
             return None
         if name not in self._begun:
             if torch.compiler.is_compiling() or not bool(basis.any()):
@@ -177,10 +178,10 @@ class CappedWeight(CertifiedWeight, nn.Module):
         weight.copy_(value)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Take the basis of whatever image size the checkpoint was trained at."""
+        """Take the basis, but where it has another shape: those of convolutions were larger once."""
         basis = state_dict.get(f"{prefix}basis")
         if basis is not None and basis.shape != self.basis.shape:
-            self.basis = self.basis.new_zeros(basis.shape)
+            state_dict[f"{prefix}basis"] = self.basis
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.previous = torch.zeros_like(self.basis)
         self._begun.clear()
