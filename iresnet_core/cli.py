@@ -37,11 +37,16 @@ def main() -> None:
         os.environ.setdefault(variable, value)
     _encode_all(sys.stdout, sys.stderr)
     try:
-        build_app()()
+        try:
+            build_app()()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except OSError as error:  # of the output itself, as on a disk that is full
         print(f"iresnet: {error}", file=sys.stderr)
+        # What could not be written shall not be tried again at the end of Python, in words of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(USAGE_ERROR) from None
 
 
