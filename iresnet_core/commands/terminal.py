@@ -46,7 +46,8 @@ def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory could not be had, for which frameworks have errors of their own or no class at all."""
     words = str(error).lower()
     named = "out of memory" in words or "allocate memory" in words
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and named)
+    of_tensorflow = type(error).__name__ == "ResourceExhaustedError"  # which is not imported for its class
+    return isinstance(error, MemoryError) or of_tensorflow or (isinstance(error, RuntimeError) and named)
 
 
 def one_thread() -> AbstractContextManager[Any]:

@@ -40,8 +40,8 @@ def require_visible_bulk(backend: Backend, x: Array, position: int) -> None:
     largest = xp.max(xp.abs(rows), axis=1, keepdims=True)
     unit = rows / xp.where(largest > 0, largest, xp.ones_like(largest))
     n = unit.shape[1]
-    cut = max(1, n // _LARGEST_SHARE)
-    if n <= 2 * cut:
+    cut = n // _LARGEST_SHARE
+    if cut == 0:  # of so few entries none is a small share
         return
     ordered = xp.sort(unit, axis=1)
     bulk = ordered[:, n - 1 - cut] - ordered[:, cut]

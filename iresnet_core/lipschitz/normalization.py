@@ -9,7 +9,7 @@ from iresnet_core.common import require_finite, require_nonnegative, unit_roundo
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.lipschitz.bounds import lipschitz_bound
 from iresnet_core.lipschitz.estimates import spectral_norm
-from iresnet_core.operators import LinearLayer, LinearOperator, Matrices, as_operator
+from iresnet_core.operators import Convolution, LinearLayer, LinearOperator, Matrices, as_operator
 from iresnet_core.results import LipschitzBound
 
 __all__ = ["cap_share", "normalize", "scaled_within", "spectral_penalty"]
@@ -143,11 +143,16 @@ def _certainly_within(operator: LinearOperator, weight: Array, bound: Any, cap: 
     if not backend.is_tracing(bound) and bool(xp.any(bound < 0)):
         raise InvalidArgumentError(f"a bound must not be negative, got {float(xp.min(bound)):.4g}.")
     u = unit_roundoff(backend, weight.dtype)
-    # Rounding changes W by at most u |W| entrywise, hence the norm by u ||W||_F <= u sqrt(rank) bound; an entry that
-    # becomes subnormal is changed by u times the smallest normal number.
+    # Rounding changes W by at most u |W| entrywise, hence the norm by u ||W||_F <= u sqrt(rank) bound, and each tap of
+    # a convolution, whose norm is at most the bound, likewise; an entry that becomes subnormal is changed by u times
+    # the smallest normal number. In float64 there are three roundings, in other dtypes that of the result.
     lost = u * math.prod(operator.shape) ** 0.5 * float(xp.finfo(weight.dtype).smallest_normal)
     lost += 5e-324 if lost < 1e-307 else 0.0
-    reach = max(0.0, cap - lost) / (1 + 4 * u * (min(operator.shape) ** 0.5 + 2))
+    grown = min(operator.shape) ** 0.5
+    if isinstance(operator, Convolution):
+        channels = min(operator.channels, operator.out_channels) // operator.groups
+        grown = min(grown, math.prod(operator.window) * channels**0.5)
+    reach = max(0.0, cap - lost) / (1 + (4 if weight.dtype == wide else 1.01) * u * (grown + 2))
     excess = bound > cap
     one = xp.ones_like(bound)
     shape = (*bound.shape, *(1,) * (weight.ndim - bound.ndim))

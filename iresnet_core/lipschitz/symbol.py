@@ -24,10 +24,12 @@ __all__ = ["certified_bound"]
 # Beyond so many channels or axes the cost of the frequencies, n^3 each, counts more than 0.9 % an axis.
 FEW_CHANNELS, FEW_AXES, COARSE_RESOLUTION = 32, 2, 12
 # Entries of the matrices that are squared at a time: fewer stay in a processor's cache, which is 2 to 4 times faster
-# (64 and 128 channels), but programs shall not be cut into more than so many pieces.
+# (64 and 128 channels), but programs shall not be cut into more than so many pieces
+# unless memory asks for it.
 ENTRIES_IN_CACHE, PIECES = 2**17, 16
-# Norms of Gram iteration that rank the frequencies: the bound is (rank)^(2^-6) too large at most.
-RANKING_NORMS = 5
+# Norms of Gram iteration that rank the frequencies, with few channels, for which they cost little, and with more. If
+# all n singular values at more than `CANDIDATES` frequencies are equal, the bound is n^(2^-norms / 2) too large.
+MANY_RANKING_NORMS, RANKING_NORMS, LITTLE_CHANNELS = 8, 5, 16
 # Frequencies that are then bounded to the accuracy of `CERTIFICATE_NORMS`.
 CANDIDATES = 8
 # Norms of Gram iteration in a certificate: n equal singular values, the worst case, are bounded within log(n) / 2^13.
@@ -116,7 +118,8 @@ def _transform(taps: Array, grid: Grid) -> _Transform:
     size = math.prod(differences.window)
     norms = xp.sum(xp.sqrt(xp.sum(taps * taps, axis=(1, 2, 3))))
     error = 2 * gamma(4 * (number + 64) + 4 * (m + n) + size, U) * norms * norms
-    if number**2 * n * (m + size) + grid.total * size * n < grid.total * (2 * number * m + 3 * m * n):
+    cheaper = number**2 * n * (m + size) + grid.total * size * n < grid.total * (2 * number * m + 3 * m * n)
+    if cheaper and number**2 * size <= ENTRIES_AT_A_TIME:  # so large is the table of pairs of taps
         rows = xp.reshape(_correlations(taps, grid), (size, -1))
         return _Transform(
             differences, lambda phases: xp.reshape(xp.matmul(xp.sum(phases, axis=1), rows), (-1, groups, n, n)), error
@@ -165,12 +168,13 @@ def _symbol_bound(layer: Convolution, dtype: Any, *, derivative: bool) -> tuple[
         gram = xp.astype(transform.at(phases), dtype, copy=False)
         return _hartley_bound(xp, gram, 1 if taps.shape[3] == 1 else count, transform.error)
 
+    norms = MANY_RANKING_NORMS if taps.shape[3] <= LITTLE_CHANNELS else RANKING_NORMS
     ranks = []
     step = max(1, ENTRIES_IN_CACHE // matrices, -(-grid.total // PIECES))
     step = min(step, transform.grid.at_a_time(max(matrices, 2 * math.prod(taps.shape[1:]))))
     for begin in range(0, grid.total, step):
         phases = transform.grid.phases(begin, min(begin + step, grid.total), backend, taps)
-        ranks.append(xp.max(bounds_at(phases, RANKING_NORMS)[0], axis=-1))
+        ranks.append(xp.max(bounds_at(phases, norms)[0], axis=-1))
     ranking = ranks[0] if len(ranks) == 1 else xp.concat(ranks)
     order = xp.argsort(ranking, descending=True)
     count = min(CANDIDATES, grid.total)

@@ -21,6 +21,7 @@ from without_frameworks import answers_without_frameworks
 
 import iresnet_core
 from iresnet_core.adapters.torch import InvertibleResidual
+from iresnet_core.lipschitz import certificate, scaled_in_training
 
 
 def assert_capped(model):
@@ -231,6 +232,14 @@ def test_resumed_training_goes_on_as_if_uninterrupted():
     assert torch.equal(resumed.log_prob(x), expected)
 
 
+def test_a_compiled_step_takes_images_of_any_size():
+    block = InvertibleResidual(nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ELU(), nn.Conv2d(3, 2, 3, padding=1)))
+    compiled = torch.compile(lambda x: block(x).square().mean(), backend="eager")
+    for n in (4, 6, 5):
+        x = torch.rand(2, 2, n, n)
+        assert torch.allclose(compiled(x), block(x).square().mean(), rtol=1e-5)
+
+
 def test_convolutions_have_the_same_weights_in_training_and_in_evaluation():
     """At every size, in turn, with the passes between them that move bases on."""
     flow = image_flow()
@@ -247,6 +256,16 @@ def test_convolutions_have_the_same_weights_in_training_and_in_evaluation():
         block.train()
         assert len(used) == 2
         assert all(map(torch.equal, used, certified))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_on_images_stays_near_the_cap(dtype):
+    """What rounding may add to the norm of a convolution does not grow with the image."""
+    kernel = torch.randn(16, 3, 3, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    layer = iresnet_core.Convolution(kernel, input_shape=(3, 64, 64), padding="same")
+    ((used, _),) = scaled_in_training([layer], [0.9], [None])
+    wide = iresnet_core.Convolution(used.weight.double(), input_shape=(3, 64, 64), padding="same")
+    assert 0.8 <= float(certificate(wide).bound) <= 0.9 * (1 + 1e-6)
 
 
 def test_bases_of_another_shape_in_a_state_dict_are_found_anew():

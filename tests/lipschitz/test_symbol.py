@@ -1,13 +1,14 @@
 """Certificates of convolutions: never below the norm on the torus, hardly above it, with its derivative."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from iresnet_core import Convolution
 from iresnet_core.lipschitz import certificate
-from iresnet_core.lipschitz.symbol import COARSE_RESOLUTION, RANKING_NORMS
+from iresnet_core.lipschitz.symbol import COARSE_RESOLUTION, MANY_RANKING_NORMS, RANKING_NORMS
 
 # Kernel (out, in / groups, *window), image and options. The last two have so many taps that the symbol is computed.
 CASES = [
@@ -61,13 +62,23 @@ def test_certificate_against_the_norm_on_the_torus(backend, shape, image, option
         assert norm * (1 - 1e-14) <= bound <= norm * (1 + above)
 
 
-def test_equal_singular_values_everywhere_are_the_worst_case(backend):
-    """The frequency that follows the candidates is bounded by its Frobenius norm: n^(2^-6) above the norm."""
-    matrix = np.linalg.qr(np.random.default_rng(0).standard_normal((16, 16)))[0]
-    kernel = np.zeros((16, 16, 3, 3))
-    kernel[:, :, 1, 1] = matrix
+@pytest.mark.parametrize(("n", "norms"), [(16, MANY_RANKING_NORMS), (24, RANKING_NORMS)])
+def test_equal_singular_values_everywhere_are_the_worst_case(backend, n, norms):
+    """The frequency that follows the candidates is bounded by the Frobenius norm of a power."""
+    kernel = np.zeros((n, n, 3, 3))
+    kernel[:, :, 1, 1] = np.linalg.qr(np.random.default_rng(0).standard_normal((n, n)))[0]
     bound = float(certificate(layer_of(backend, kernel, (12, 12), {}), derivative=False).bound)
-    assert 1 <= bound <= 16 ** (2.0 ** -(RANKING_NORMS + 1)) * (1 + 1e-9)
+    assert 1 <= bound <= n ** (2.0 ** -(norms + 1)) * (1 + 1e-9)
+
+
+def test_many_taps_take_little_memory():
+    kernel = np.random.default_rng(0).standard_normal((4, 1, 24, 24)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        certificate(Convolution(kernel, input_shape=(1, 200, 200), padding=12), derivative=True)
+        assert tracemalloc.get_traced_memory()[1] < 3e8
+    finally:
+        tracemalloc.stop()
 
 
 def test_many_channels_on_a_large_image_are_taken_on_a_coarse_grid(backend):

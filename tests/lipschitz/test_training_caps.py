@@ -40,6 +40,17 @@ def test_matrices_are_followed_to_a_thousandth(backend, shape, step):
     assert max(seen) <= 1.001
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-19, 1e19, 1e30])
+def test_matrices_of_any_scale_are_followed(backend, scale):
+    weight = (np.random.default_rng(0).standard_normal((20, 20)) * scale).astype(np.float32)
+    cap = 0.5 * float(np.linalg.norm(weight.astype(np.float64), 2))
+    basis = None
+    for _ in range(3):
+        ((layer, basis),) = scaled_in_training([Dense(backend.from_numpy(weight))], [cap], [basis])
+        norm = np.linalg.norm(backend.to_numpy(layer.weight).astype(np.float64), 2)
+        assert 0.999 * cap <= norm <= 1.001 * cap
+
+
 @pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])
 def test_convolutions_with_one_tap_are_matrices(backend, shape, data_format):

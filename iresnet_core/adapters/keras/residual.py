@@ -22,9 +22,9 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
 
     Notes
     -----
-    In training the norms are estimated by two steps of a warm-started power iteration a pass, in evaluation they are
-    certified: eagerly once for given weights, and in a compiled program by the program itself, from the weights with
-    which it runs. Nothing needs to be called.
+    In training the norms of matrices are estimated by a step of a subspace iteration a pass, and those of convolutions
+    are certified. In evaluation all are certified: eagerly once for given weights, and in a compiled program by the
+    program itself, from the weights with which it runs. Nothing needs to be called.
 
     Examples
     --------

@@ -143,8 +143,8 @@ class FlowMethods:
         logdet : bool
             Return the pair of latents and log-determinant; alone, the latents cost no product for it.
         training : bool, optional
-            Compute with the estimated norms and the fixed number of products of a training step. Default: the mode of a
-            PyTorch module; False in Keras.
+            Compute with the weights of training, whose norms are estimated in part, and the fixed number of products of
+            a training step. Default: the mode of a PyTorch module; False in Keras.
         errors : bool
             Return the core's `LogDet` (value, std_error, bias_bound, products, method, reason) instead of its value.
         **options

@@ -181,7 +181,7 @@ def training_layers(capped: Sequence[CappedLayer]) -> dict[CertifiedWeight, Line
     """Return the layers with the weights in use in training, all at once, and move the power iterations on."""
     if not capped:
         return {}
-    # Entries that are not finite show in the output, which is looked at.
+    # Entries that are not finite show in the bound of a convolution, else in the output, which is looked at.
     free = [layer.free(checked=True) for layer in capped]
     bases = [layer.state.start(linear) for layer, linear in zip(capped, free, strict=True)]
     weight = free[0].weight

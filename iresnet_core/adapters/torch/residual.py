@@ -28,8 +28,9 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
 
     Notes
     -----
-    In training mode the norms are estimated by two steps of a warm-started power iteration a pass, in evaluation mode
-    they are certified and kept until the weights change. Nothing needs to be called.
+    The norms of convolutions are certified in every pass. Those of matrices are estimated in training mode by a step of
+    a subspace iteration a pass; in evaluation mode all are certified, and kept until the weights change. Nothing needs
+    to be called.
 
     Examples
     --------

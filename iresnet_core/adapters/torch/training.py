@@ -106,7 +106,13 @@ class Trainer:
         arrays = {**arrays, **lacking}
         own = self.flow.state_dict()
         flow = {name.removeprefix("flow."): a for name, a in arrays.items() if name.startswith("flow.")}
-        _require_same(flow, {name: (tuple(tensor.shape), _host(tensor).dtype) for name, tensor in own.items()})
+        # Bases of another shape, those of an earlier version, are found anew.
+        bases = {name for name in own if name.endswith(".basis") and name in flow}
+        bases = {name for name in bases if flow[name].shape != tuple(own[name].shape)}
+        _require_same(
+            {name: array for name, array in flow.items() if name not in bases},
+            {name: (tuple(t.shape), _host(t).dtype) for name, t in own.items() if name not in bases},
+        )
         moments = {name: a for name, a in arrays.items() if name.startswith("adam.")}
         numbers = np.dtype(self.settings.dtype), _host(torch.tensor(0.0)).dtype  # Adam counts in the default dtype
         expected = {

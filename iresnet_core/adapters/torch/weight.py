@@ -98,10 +98,9 @@ class CappedWeight(CertifiedWeight, nn.Module):
         return weight
 
     def set_input_shape(self, shape: Sequence[int]) -> None:
-        """Fix the size of the images; a new one needs another certificate and another basis."""
-        if self.options is not None and self.input_shape != tuple(shape):
+        """Fix the size of the images; a new one needs another certificate."""
+        if self.options is not None:
             self.input_shape = tuple(shape)
-            self._make_room()
 
     def free_layer(
         self, weight: Tensor, bias: Tensor | None = None, input_shape: Any = None, *, checked: bool = False
