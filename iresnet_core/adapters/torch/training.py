@@ -106,9 +106,9 @@ class Trainer:
         arrays = {**arrays, **lacking}
         own = self.flow.state_dict()
         flow = {name.removeprefix("flow."): a for name, a in arrays.items() if name.startswith("flow.")}
-        # Bases of another shape, those of an earlier version, are found anew.
-        bases = {name for name in own if name.endswith(".basis") and name in flow}
-        bases = {name for name in bases if flow[name].shape != tuple(own[name].shape)}
+        # The bases of an earlier version had eight rows at most; those of another shape are found anew.
+        bases = {name for name in own if name.endswith(".basis") and name in flow and flow[name].ndim == 2}
+        bases = {name for name in bases if flow[name].shape[0] <= 8 and flow[name].shape != tuple(own[name].shape)}
         _require_same(
             {name: array for name, array in flow.items() if name not in bases},
             {name: (tuple(t.shape), _host(t).dtype) for name, t in own.items() if name not in bases},
