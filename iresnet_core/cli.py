@@ -44,9 +44,11 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except OSError as error:  # of the output itself, as on a disk that is full
-        print(f"iresnet: {error}", file=sys.stderr)
         # What could not be written shall not be tried again at the end of Python, in words of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # of a reader that has seen enough, such as head
+            raise SystemExit(1) from None
+        print(f"iresnet: {error}", file=sys.stderr)
         raise SystemExit(USAGE_ERROR) from None
 
 

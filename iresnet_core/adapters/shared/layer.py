@@ -65,8 +65,7 @@ class LayerMethods:
         context : array (batch, features), optional
             Conditioning, for layers that take it.
         training : bool, optional
-            Take the weights of training, whose norms are estimated in part. Default: the mode of a PyTorch module;
-            False in Keras.
+            Weights of training, with norms estimated in part. Default: the mode of a PyTorch module; False in Keras.
         weights : mapping, optional
             Weights in use in training that have been computed already, for all blocks of a flow at once.
         """
@@ -116,8 +115,7 @@ class LayerMethods:
         context : array (batch, features), optional
             The conditioning that belongs to z.
         training : bool, optional
-            Take the weights of training, whose norms are estimated in part. Default: the mode of a PyTorch module;
-            False in Keras.
+            Weights of training, with norms estimated in part. Default: the mode of a PyTorch module; False in Keras.
         errors : bool
             Return the core's `Inverse` with its certified `error_bound` instead of the samples alone.
         **options
