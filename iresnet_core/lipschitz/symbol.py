@@ -24,8 +24,7 @@ __all__ = ["certified_bound"]
 # Beyond so many channels or axes the cost of the frequencies, n^3 each, counts more than 0.9 % an axis.
 FEW_CHANNELS, FEW_AXES, COARSE_RESOLUTION = 32, 2, 12
 # Entries of the matrices that are squared at a time: fewer stay in a processor's cache, which is 2 to 4 times faster
-# (64 and 128 channels), but programs shall not be cut into more than so many pieces
-# unless memory asks for it.
+# (64 and 128 channels), but programs shall not be cut into more than so many pieces unless memory asks for it.
 ENTRIES_IN_CACHE, PIECES = 2**17, 16
 # Norms of Gram iteration that rank the frequencies, with few channels, for which they cost little, and with more. If
 # all n singular values at more than `CANDIDATES` frequencies are equal, the bound is n^(2^-norms / 2) too large.
@@ -215,7 +214,7 @@ def _hartley_bound(xp: Any, matrices: Array, count: int, first_error: Array) -> 
     """
     n, dtype = matrices.shape[-1], matrices.dtype
     u = float(xp.finfo(dtype).eps) / 2
-    nothing = NOTHING if u < 1e-10 else 1e-36
+    nothing = NOTHING if u < 1e-10 else 1e-36  # within the range of float32
     norms: list[Array] = []
     while True:
         norm = xp.sqrt(xp.sum(xp.sum(matrices * matrices, axis=-1), axis=-1) + nothing)
