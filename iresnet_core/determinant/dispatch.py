@@ -3,7 +3,7 @@
 import math
 from typing import Any, Unpack
 
-from iresnet_core.backends import Array, Backend, get_backend
+from iresnet_core.backends import Array, get_backend
 from iresnet_core.branches import layer_growth, linearize, linearize_jointly, stated_lipschitz
 from iresnet_core.common import (
     require_batch,
@@ -17,7 +17,14 @@ from iresnet_core.determinant.choice import exact_choice
 from iresnet_core.determinant.exact import EXACT, determinant_order
 from iresnet_core.determinant.preconditioned_arnoldi import MEAN_JACOBIAN, PRECONDITIONED_WIDTH
 from iresnet_core.determinant.preconditioning import MeanJacobian, require_reference
-from iresnet_core.determinant.request import LogDetOptions, Method, Problem, Request, checked_request
+from iresnet_core.determinant.request import (
+    LogDetOptions,
+    Method,
+    Problem,
+    Request,
+    checked_request,
+    in_dtype,
+)
 from iresnet_core.determinant.roulette import ROULETTE
 from iresnet_core.determinant.sample_seed import SampleSeed
 from iresnet_core.determinant.series import SERIES
@@ -91,8 +98,10 @@ def logdet(
         "mean-jacobian"; the variance is finite (proof in `iresnet_core.determinant.roulette`) and part of `std_error`.
     terms : int, optional
         Products a probe for "series", "arnoldi" and "mean-jacobian", certain terms for "roulette" (default 4). Default:
-        as many as make the certified truncation error at most `tol`, or 1e-3 nats, up to a limit of 64 (2048 for
-        "series"). The certificate is far above the error of "mean-jacobian": in training, ``terms=2`` is plenty.
+        as many as make the certified truncation error at most `tol`, or 1e-3 nats, up to a limit of 64. "series" is
+        content with 1e-3 nats a dimension from its 64th term on, and goes on to 2048 for that, or for `tol`. The
+        certificate is far above the error of "mean-jacobian": in training, ``terms=2`` is plenty. Where its rounding in
+        float32 would count more than 1e-3 nats a dimension, "mean-jacobian" takes its products in float64.
     probe_kind : {"rademacher", "gaussian"}
         Rademacher probes, drawn as rows of a signed Hadamard matrix without replacement, have the lower variance;
         as many as the next power of two above d give the exact trace.
@@ -180,7 +189,7 @@ def value_and_logdet(
     with backend.full_precision(), backend.batch_of_unknown_size(x):
         given, working = x.dtype, working_dtype(backend, x.dtype)
         if working != x.dtype:
-            g, x, request = _raised(backend, g, x, request, working)
+            g, x, request = in_dtype(backend, g, x, request, working)
         if reference is not None:
             require_reference(reference, x)
         linearization = (linearize_jointly if _recorded_later(x, request) else linearize)(backend, g, x)
@@ -232,21 +241,3 @@ def _recorded_later(x: Array, request: Request) -> bool:
     if method is not None:
         return method.takes_joint_pass
     return request.control_variate == "auto" and (request.noise is None or request.reference is not None)
-
-
-def _raised(backend: Backend, g: Any, x: Array, request: Request, working: Any) -> tuple[Any, Array, Request]:
-    """Move a half-precision problem to float32, where its norms can be taken."""
-    xp = backend.xp
-    if hasattr(g, "astype"):
-        g = g.astype(working)
-    else:
-        raise InvalidArgumentError(
-            f"log-determinants of {type(g).__name__} in {x.dtype} need float32 products, and it has no astype. Use a "
-            "Chain, or float32."
-        )
-    noise = request.noise
-    if isinstance(noise, tuple):
-        noise = (xp.astype(noise[0], working), noise[1])
-    elif noise is not None:
-        noise = xp.astype(noise, working)
-    return g, xp.astype(x, working), request._replace(noise=noise)

@@ -276,6 +276,7 @@ class Estimator:
         rounding = self.prepared.product_error * self.d * mean_resolvent_bound(c)
         target = DEFAULT_BIAS if request.tol is None else request.tol
         self.target = max(target - rounding, rounding)
+        self.late_target = self.target if request.tol is not None else max(self.target, DEFAULT_BIAS * self.d)
         self.rng = request.rng
         self.lengths: list[int] | None = None
         self.shortfall = ""
@@ -317,7 +318,7 @@ class Estimator:
         if self.roulette is not None and lengths is None:
             lengths = self.roulette.draw(backend, v.shape[0], self.rng)
         chosen = self.by_sample and not self.request.terms and self.request.errors
-        return Steps(terms, self.roulette, lengths, self.target, self._error_of, chosen)
+        return Steps(terms, self.roulette, lengths, self.target, self.late_target, self._error_of, chosen)
 
     def _error_of(self, bias: Array) -> float:
         """The truncation error of the worst sample, averaged over the probes.

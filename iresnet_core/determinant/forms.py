@@ -61,6 +61,8 @@ class Steps(NamedTuple):
         The chances of further products, and how many of them each probe takes; descending.
     target : float
         Truncation error that is small enough.
+    late_target : float
+        What is small enough after `MANY_TERMS` of a series.
     error_of : callable
         From a bound on the truncation error (probes, batch) to that of the mean over the probes, for the worst sample.
     by_sample : bool
@@ -72,6 +74,7 @@ class Steps(NamedTuple):
     roulette: Roulette | None = None
     lengths: list[int] | None = None
     target: float = 0.0
+    late_target: float = 0.0
     error_of: Callable[[Array], float] = lambda bias: math.inf
     by_sample: bool = False
 

@@ -6,8 +6,10 @@ from typing import Any
 from iresnet_core.backends import Array
 from iresnet_core.determinant.forms import JacobianProducts, mean_resolvent_bound
 
-__all__ = ["MOST_TERMS", "PowerSeries"]
+__all__ = ["MANY_TERMS", "MOST_TERMS", "PowerSeries"]
 
+# Terms of a series after which less accuracy will do, where no tolerance was given.
+MANY_TERMS = 64
 # Terms of a series at most, where their number is not given. Up to c = 0.995 less than 1e-5 nats a dimension are left.
 MOST_TERMS = 2048
 

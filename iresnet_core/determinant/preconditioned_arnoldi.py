@@ -6,12 +6,14 @@ With B near (I + J0)^-1 and I + E = B (I + J), see `preconditioning`,
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from iresnet_core.backends import Array, Backend
-from iresnet_core.branches import Linearization, layer_product
-from iresnet_core.common import flatten
+from iresnet_core.branches import Linearization, layer_product, linearize
+from iresnet_core.common import flatten, round_up, widest
 from iresnet_core.determinant.arnoldi import arnoldi_estimate, with_roulette
-from iresnet_core.determinant.estimator import Prepared, ProbedMethod, rounding_of_products
+from iresnet_core.determinant.estimator import DEFAULT_BIAS, Prepared, ProbedMethod, rounding_of_products
 from iresnet_core.determinant.forms import FormEstimate, JacobianProducts, Steps
 from iresnet_core.determinant.krylov import run_arnoldi
 from iresnet_core.determinant.preconditioning import (
@@ -23,7 +25,7 @@ from iresnet_core.determinant.preconditioning import (
 )
 from iresnet_core.determinant.probes import make_source
 from iresnet_core.determinant.quadrature import Rule, preconditioned_rule
-from iresnet_core.determinant.request import Problem, given_probes
+from iresnet_core.determinant.request import Problem, given_probes, in_dtype
 from iresnet_core.determinant.sample_seed import SampleSeed
 from iresnet_core.determinant.training import CONTROLLED_PRODUCTS, controlled_logdet
 from iresnet_core.results import LogDet
@@ -34,6 +36,13 @@ __all__ = ["MEAN_JACOBIAN", "PRECONDITIONED_WIDTH", "PreconditionedProducts", "p
 PRECONDITIONED_WIDTH = 1024
 # Products a probe in a compiled program: the method converges two to three times as fast as plain Arnoldi.
 COMPILED_PRODUCTS = 4
+
+
+class _Known(NamedTuple):
+    """A preconditioner, and the slopes about which the known trace is expanded, unless they are those of the batch."""
+
+    mean: MeanJacobian
+    about: Sequence[Array] | None
 
 
 class PreconditionedProducts(JacobianProducts):
@@ -148,18 +157,10 @@ class PreconditionedArnoldi(ProbedMethod):
         return max(c, 1 - 1 / d)
 
     def prepare(self, problem: Problem, needs_gradient: bool, needs_errors: bool) -> Prepared:
-        """Make B from the batch, from fixed points or take that of the reference; -log det B + tr E is exact."""
+        """Take what is known with B: -log det B + tr E is exact."""
         backend, _, x, linearization, c, request, *_ = problem
         xp, d = backend.xp, math.prod(x.shape[1:])
-        about = None
-        if request.reference is not None:
-            mean = require_reference(request.reference, x)
-        elif isinstance(request.rng, SampleSeed):
-            with backend.no_grad():
-                mean, about = fixed_preconditioner(backend, problem.g, x, c)
-        else:
-            with backend.no_grad():
-                mean = preconditioner(backend, linearization, x, c, layer_product(problem.g))
+        mean, about = request.reference
         products = PreconditionedProducts(backend, linearization, tuple(x.shape[1:]), c, mean, needs_gradient)
         assert linearization.preconditioned_trace is not None
         B = backend.stop_gradient(mean.inverse)
@@ -186,7 +187,13 @@ class PreconditionedArnoldi(ProbedMethod):
         """As of every probed method; without errors, in training, by two or three products and no certificate."""
         backend, _, x, linearization, constant, request, *_ = problem
         if request.errors or request.unbiased or linearization.jvp is None:
-            return super().answer(problem)
+            problem = self._with_preconditioner(problem)
+            value, result = super().answer(problem)
+            if result is None or problem.x.dtype == x.dtype:
+                return value, result
+            value, std_error = (backend.xp.astype(part, x.dtype) for part in result[:2])
+            bias_bound = round_up(backend, result.bias_bound, x.dtype)
+            return linearization.value, result._replace(value=value, std_error=std_error, bias_bound=bias_bound)
         if linearization.mean_matrix is None:
             raise no_mean_jacobian()
         flat = flatten(backend.xp, x)
@@ -198,6 +205,45 @@ class PreconditionedArnoldi(ProbedMethod):
         return controlled_logdet(
             backend, linearization, x, constant, probes, products=products, reference=request.reference
         )
+
+    def _with_preconditioner(self, problem: Problem) -> Problem:
+        """Make B from the batch, from fixed points or take that of the reference, and go on in float64 if need be.
+
+        The certificate counts a rounding of a product (1 + c) / (1 - ||A - I||) times for B, and as often again for the
+        resolvent. Where that is more than the default truncation error a dimension, both are taken in float64, about
+        the same B: the bound on the norm decides, which is the same for all samples.
+        """
+        backend, g, x, linearization, c, request, *_ = problem
+        about = None
+        if request.reference is not None:
+            mean = require_reference(request.reference, x)
+        elif isinstance(request.rng, SampleSeed):
+            with backend.no_grad():
+                mean, about = fixed_preconditioner(backend, g, x, c)
+        else:
+            with backend.no_grad():
+                mean = preconditioner(backend, linearization, x, c, layer_product(g))
+        problem = problem._replace(request=request._replace(reference=_Known(mean, about)))
+        wide = widest(backend)
+        if not request.errors or x.dtype == wide or not hasattr(g, "astype") or backend.is_tracing(x, mean.norm):
+            return problem
+        if 2 * rounding_of_products(problem) * _inflation(float(mean.norm), c) <= DEFAULT_BIAS:
+            return problem
+        g, x, request = in_dtype(backend, g, x, request, wide)
+        mean = mean._replace(inverse=backend.xp.astype(mean.inverse, wide))
+        about = None if about is None else [backend.xp.astype(slopes, wide) for slopes in about]
+        request = request._replace(reference=_Known(mean, about))
+        return problem._replace(g=g, x=x, linearization=linearize(backend, g, x), request=request)
+
+
+def _inflation(norm: float, c: float) -> float:
+    """By how much the rounding of a product counts at most: for B, and for the mean of the resolvents beside it.
+
+    The latter is (1 + ||A - I||) times the integral over t of 1 / (1 - (1 - t) ||A - I|| - t c).
+    """
+    gap = (norm - c) / (1 - c)
+    mean_resolvent = (1 + norm) / (1 - c) * (1.0 if abs(gap) < 1e-6 else -math.log1p(-gap) / gap)
+    return (1 + c) / (1 - norm) * (1 + mean_resolvent)
 
 
 MEAN_JACOBIAN = PreconditionedArnoldi()

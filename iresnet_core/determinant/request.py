@@ -21,6 +21,7 @@ __all__ = [
     "checked_request",
     "given_lengths",
     "given_probes",
+    "in_dtype",
     "refuse_tolerance",
 ]
 
@@ -186,3 +187,21 @@ def given_lengths(lengths: Any) -> list[int]:
         return [operator.index(n) for n in lengths]
     except TypeError:
         raise InvalidArgumentError(f"lengths must hold whole numbers, one a probe, got {lengths!r}.") from None
+
+
+def in_dtype(backend: Backend, g: Any, x: Array, request: Request, working: Any) -> tuple[Any, Array, Request]:
+    """Move a problem to another dtype: from half precision to float32, where its norms can be taken, or to float64."""
+    xp = backend.xp
+    if hasattr(g, "astype"):
+        g = g.astype(working)
+    else:
+        raise InvalidArgumentError(
+            f"log-determinants of {type(g).__name__} in {x.dtype} need float32 products, and it has no astype. Use a "
+            "Chain, or float32."
+        )
+    noise = request.noise
+    if isinstance(noise, tuple):
+        noise = (xp.astype(noise[0], working), noise[1])
+    elif noise is not None:
+        noise = xp.astype(noise, working)
+    return g, xp.astype(x, working), request._replace(noise=noise)

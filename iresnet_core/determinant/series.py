@@ -8,7 +8,7 @@ After n products with J^T the rest is at most ||v|| ||(J^T)^n v|| times the sum 
 from iresnet_core.backends import Array
 from iresnet_core.determinant.estimator import DEFAULT_BIAS, ProbedMethod
 from iresnet_core.determinant.forms import FormEstimate, JacobianProducts, Steps, Stops
-from iresnet_core.determinant.power_series import MOST_TERMS, PowerSeries
+from iresnet_core.determinant.power_series import MANY_TERMS, MOST_TERMS, PowerSeries
 from iresnet_core.determinant.request import Problem
 from iresnet_core.determinant.roulette import form_with_roulette
 from iresnet_core.determinant.tails import series_tail
@@ -31,7 +31,9 @@ class Series(ProbedMethod):
     def form(self, products: JacobianProducts, v: Array, linear: Array | None, steps: Steps) -> FormEstimate:
         """Sum the first `terms` terms for probes v (probes, batch, d), or as many as are accurate enough.
 
-        `MOST_TERMS` end the sum at the latest.
+        After `MANY_TERMS` a thousandth of a nat a dimension is accurate enough, unless a tolerance was given: tails
+        are long where c is near 1, and the noise of a probe is far above that there. `MOST_TERMS` end the sum at the
+        latest.
         """
         if steps.lengths is not None:
             return form_with_roulette(products, v, linear, steps)
@@ -40,6 +42,8 @@ class Series(ProbedMethod):
         while True:
             series.step(products)
             n, scale = series.terms, series.scale()
+            if n == MANY_TERMS:
+                steps = steps._replace(target=steps.late_target)
             if steps.by_sample:
                 bias = scale * products.backend.host_constant(series_tail, c, n)
                 stops.note(xp, bias <= steps.target, series.value(), bias)
