@@ -1,168 +1,133 @@
 """Time and memory of a training step beside a plain residual network and normflows, in one run.
 
     pip install --no-deps normflows==1.7.3
-    python benchmarks/training_step.py [--compile] [--repeats 30]
+    python benchmarks/training_step.py --cases [--compile] [--repeats 15] [--markdown FILE]
+    python benchmarks/training_step.py --shape 3x32x32 --hidden 128 --batch 16 --blocks 4
+    python benchmarks/training_step.py --shape 64 --share 1 --control-variate none
+    python benchmarks/training_step.py --shape 3x32x32 --hidden 64 --batch 16 --depths 8 16 64 --checkpoint
+    python benchmarks/training_step.py --shape 64 --compile-time 1 16
 
-Ten blocks d - 128 - 128 - 128 - d, batch 500, float32, Adam. The floor is the same network of nn.Linear without
-normalisation and log-determinant. Every model is timed in turn, round after round, and the medians are compared.
+float32, Adam, one thread. Vectors go through blocks d - 128 - 128 - 128 - d, images through convolutions 3 x 3, 1 x 1,
+3 x 3. The floor is the same network of nn.Linear or nn.Conv2d without norms and log-determinant. Every model is timed
+in turn, round after round, in the time of this process, and the medians are compared. The memory is the growth of the
+resident set over a step, in a process of its own. `--cases` measures all that the documentation shows.
 """
 
 import argparse
 import importlib.util
-import itertools
-import statistics
-import subprocess
-import sys
-import time
 
 import torch
-from torch import nn
+from report_tables import Report
+from step_memory import first_step, peak
+from step_models import CHECKPOINT, COMPILED, MODELS, PEER, PLAIN, Levers, Setting, stepper
+from timing import medians
 
-BLOCKS, WIDTH, BATCH, COEFF = 10, 128, 500, 0.9
-
-
-class PlainBlock(nn.Module):
-    """x + net(x)."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        """Apply the block."""
-        return x + self.net(x)
-
-
-def widths(d):
-    return [d, WIDTH, WIDTH, WIDTH, d]
+IMAGES = [
+    Setting((1, 28, 28), 64, 32, 4),
+    Setting((3, 32, 32), 128, 16, 4),
+    Setting((12, 16, 16), 128, 16, 4),
+    Setting((48, 8, 8), 256, 16, 4),
+]
+CASES = [Setting((2,)), Setting((64,)), *IMAGES]
+# Depths of which the memory is compared, at this size.
+DEEP, DEPTHS = Setting((3, 32, 32), 64, 16, 8), (8, 16, 64)
+COMPILED_DEPTHS = (1, 16)
 
 
-def mlp(d, activation):
-    sizes = widths(d)
-    layers = []
-    for i, (n, m) in enumerate(itertools.pairwise(sizes)):
-        layers += [nn.Linear(n, m)] + ([activation()] if i < len(sizes) - 2 else [])
-    return nn.Sequential(*layers)
+def times_and_memory(report, setting, names, options):
+    """One table: every model's step beside the plain one's and the peer's."""
+    steps = {name: stepper(name, setting, options.levers) for name in names}
+    seconds = medians(steps, options.repeats, "cpu")
+    del steps
+    rows = []
+    for name in names:
+        beside = f"{seconds[PEER] / seconds[name]:.2f}" if PEER in names else ""
+        memory = peak(name, setting, options.levers)
+        rows.append(
+            (name, f"{1e3 * seconds[name]:.1f}", f"{seconds[name] / seconds[PLAIN]:.2f}", beside, f"{memory:.0f}")
+        )
+    report.table(str(setting), ["model", "ms", "/ plain", "normflows / it", "MiB"], rows)
+    return dict(zip(names, rows, strict=True))
 
 
-def plain(d):
-    model = nn.Sequential(*[PlainBlock(mlp(d, nn.SiLU)) for _ in range(BLOCKS)])
-    return model, lambda x: (model(x) ** 2).sum(1).mean()
+def depths(report, setting, counts, names, levers):
+    """One table: memory of models of several depths."""
+    rows = []
+    for name in names:
+        found = [peak(name, setting._replace(blocks=count), levers) for count in counts]
+        rows.append((name, *(f"{value:.0f}" for value in found), f"{found[-1] / max(found[0], 0.1):.2f}"))
+    heads = ["MiB of a step, by blocks", *map(str, counts), f"{counts[-1]} / {counts[0]}"]
+    report.table(f"{setting._replace(blocks=counts[0])}, and more", heads, rows)
 
 
-def ours(d):
-    from iresnet_core.adapters.torch import Activation, Flow, InvertibleResidual
-
-    blocks = [InvertibleResidual(mlp(d, lambda: Activation("lipswish")), coeff=COEFF) for _ in range(BLOCKS)]
-    flow = Flow(blocks, event_shape=(d,))
-    return flow, lambda x: -flow.log_prob(x).mean()
-
-
-def normflows(d):
-    import normflows as nf
-
-    layers = [
-        nf.flows.Residual(nf.nets.LipschitzMLP(widths(d), init_zeros=False, lipschitz_const=COEFF), reduce_memory=True)
-        for _ in range(BLOCKS)
-    ]
-    model = nf.NormalizingFlow(nf.distributions.DiagGaussian(d, trainable=False), layers)
-
-    def loss(x):
-        nf.utils.update_lipschitz(model, 5)
-        return model.forward_kld(x)
-
-    return model, loss
+def compile_times(report, setting, counts, levers):
+    """One table: seconds until the first compiled step is done, from a compiler that has kept nothing."""
+    found = [first_step(COMPILED, setting._replace(blocks=count), levers) for count in counts]
+    row = ("seconds until the first step", *(f"{value:.0f}" for value in found), f"{found[-1] / found[0]:.2f}")
+    heads = ["torch.compile, by blocks", *map(str, counts), f"{counts[-1]} / {counts[0]}"]
+    report.table(f"{setting._replace(blocks=counts[0])}, and more", heads, [row])
 
 
-MODELS = {"plain": plain, "iresnet-core": ours, "iresnet-core compiled": ours, "normflows": normflows}
+def all_cases(report, names, options):
+    """Everything that the documentation shows."""
+    found = {setting: times_and_memory(report, setting, names, options) for setting in CASES}
+    heads = ["step", *(f"{name}, {unit}" for name in names if name != PLAIN for unit in ("/ plain", "MiB"))]
+    rows = []
+    for setting, of in found.items():
+        rows.append((str(setting), *(of[name][i] for name in names if name != PLAIN for i in (2, 4))))
+    report.table("A step of training beside the plain network's", heads, rows)
+    eager = [name for name in names if name != COMPILED]
+    for setting in IMAGES:
+        depths(report, setting, (4, 16), eager, options.levers)
+    depths(report, DEEP, DEPTHS, eager, options.levers)
+    if options.compile:
+        for setting in (CASES[1], DEEP):
+            compile_times(report, setting, COMPILED_DEPTHS, options.levers)
 
 
-def stepper(name, d, batch=BATCH):
-    """Return a function that takes one training step."""
-    torch.manual_seed(0)
-    model, loss = MODELS[name](d)
-    if "compiled" in name:
-        loss = torch.compile(loss, fullgraph=True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    samples = torch.randn(batch, d)
-
-    def step(x=samples):
-        optimizer.zero_grad()
-        loss(x).backward()
-        optimizer.step()
-
-    return step
-
-
-def _status(key):
-    """A figure of this process in MiB, as the kernel has it."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(key)) / 1024
-
-
-def grown(name, d):
-    """Growth (MiB) of the peak of resident memory over ten steps, in this process.
-
-    A few steps with four samples come before: they import, start threads and make the state of the optimizer. With a
-    compiler that would be another program, so that they have the whole batch.
-    """
-    torch.set_num_threads(1)
-    step = stepper(name, d)
-    small = torch.randn(BATCH if "compiled" in name else 4, d)
-    for _ in range(3):
-        step(small)
-    before = _status("VmRSS")
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak is that from now on
-    for _ in range(10):
-        step()
-    return _status("VmHWM") - before
-
-
-def memory(name, d):
-    """`grown`, in a process of its own; one that was forked has its parent's peak, and so have those of `resource`."""
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import training_step as t;"
-        "print(t.grown(sys.argv[2], int(sys.argv[3])))"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", code, sys.path[0], name, str(d)], capture_output=True, text=True, check=True
-    )
-    return float(out.stdout.split()[-1])
+def _shape(text):
+    return tuple(int(part) for part in text.split("x"))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", action="store_true", help="all sizes of the documentation")
+    parser.add_argument("--shape", type=_shape, metavar="64 | 3x32x32", help="of a sample")
+    parser.add_argument("--hidden", type=int, default=128, help="width of the hidden layers")
+    parser.add_argument("--batch", type=int, help="samples a step (500; of images 16)")
+    parser.add_argument("--blocks", type=int, help="residual blocks (10; of images 4)")
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes")
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    names = [name for name in MODELS if arguments.compile or "compiled" not in name]
-    if importlib.util.find_spec("normflows") is None:
-        names.remove("normflows")
-        print("normflows is not installed: pip install --no-deps normflows==1.7.3")
-    for d in (2, 64):
-        steps = {name: stepper(name, d) for name in names}
-        for step in steps.values():
-            for _ in range(3):
-                step()
-        times = {name: [] for name in names}
-        for _ in range(arguments.repeats):
-            for name, step in steps.items():
-                start = time.perf_counter()
-                step()
-                times[name].append(time.perf_counter() - start)
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        print(
-            f"\nd = {d}: {BLOCKS} blocks of {'-'.join(map(str, widths(d)))}, batch {BATCH}, {arguments.threads} thread"
-        )
-        print(f"{'':24}{'ms':>8}{'x plain':>9}{'MiB':>7}")
-        for name in names:
-            mebibytes = memory(name, d)
-            print(f"{name:24}{1e3 * medians[name]:8.1f}{medians[name] / medians['plain']:9.2f}{mebibytes:7.0f}")
-        if "normflows" in names:
-            print(f"normflows / iresnet-core: {medians['normflows'] / medians['iresnet-core']:.2f}")
+    parser.add_argument("--checkpoint", action="store_true", help="also with blocks that keep only their input")
+    parser.add_argument("--share", type=float, help="of the batch for the log-determinant; 1 is all of it")
+    parser.add_argument("--control-variate", choices=("auto", "trace", "none"), help="none: no exact traces")
+    parser.add_argument("--terms", type=int, help="products a probe")
+    parser.add_argument("--depths", type=int, nargs="+", metavar="N", help="only the memory, with so many blocks")
+    parser.add_argument(
+        "--compile-time", type=int, nargs="+", metavar="N", help="only the compiler, for so many blocks"
+    )
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables there")
+    options = parser.parse_args()
+    options.levers = Levers(options.share, options.control_variate, options.terms)
+    torch.set_num_threads(1)
+    report = Report(options.markdown)
+    left_out = {COMPILED: not options.compile, CHECKPOINT: not options.checkpoint}
+    left_out[PEER] = importlib.util.find_spec("normflows") is None
+    if left_out[PEER]:
+        report.note("normflows is not installed: pip install --no-deps normflows==1.7.3")
+    names = [name for name in MODELS if not left_out.get(name)]
+    if options.cases or options.shape is None:
+        all_cases(report, names, options)
+    else:
+        batch, blocks = (500, 10) if len(options.shape) == 1 else (16, 4)
+        setting = Setting(options.shape, options.hidden, options.batch or batch, options.blocks or blocks)
+        if options.depths:
+            depths(report, setting, options.depths, names, options.levers)
+        elif options.compile_time:
+            compile_times(report, setting, options.compile_time, options.levers)
+        else:
+            times_and_memory(report, setting, names, options)
+    report.write()
 
 
 if __name__ == "__main__":
