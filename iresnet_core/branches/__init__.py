@@ -4,6 +4,7 @@ from iresnet_core.branches.activation_functions import ACTIVATIONS, SWISH_SLOPE
 from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.chain import Chain
 from iresnet_core.branches.conditioning import conditioned, without_condition
+from iresnet_core.branches.dense_traces import SlopeTrace
 from iresnet_core.branches.joint_derivative import Control, JointPass, linearize_jointly
 from iresnet_core.branches.linearization import (
     Branch,
@@ -26,6 +27,7 @@ __all__ = [
     "Control",
     "JointPass",
     "Linearization",
+    "SlopeTrace",
     "conditioned",
     "evaluate",
     "layer_growth",

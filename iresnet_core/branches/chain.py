@@ -8,9 +8,10 @@ from iresnet_core.backends import Array, get_backend
 from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.chain_jacobian import ChainJacobian, Jacobian
 from iresnet_core.branches.conditioning import Shift
-from iresnet_core.branches.convolution_traces import convolution_kernels, convolution_plan
+from iresnet_core.branches.convolution_traces import Factors, convolution_kernels, convolution_plan
 from iresnet_core.branches.curvature import Curvature, curvature_of
 from iresnet_core.branches.dense_traces import SlopePlan, slope_plan, trace_kernel, trace_plan
+from iresnet_core.branches.expanded_traces import expanded_cycle
 from iresnet_core.branches.linearization import Branch, ChainStructure, Linearization
 from iresnet_core.branches.rounding import RoundingScale, rounding_scales, value_with_rounding
 from iresnet_core.common import Copyable, kept_property, require_same_device
@@ -91,8 +92,10 @@ class Chain(Copyable):
         square = self.input_shape == self.output_shape
         self._trace_plan = trace_plan(self.layers) if square else None
         self._convolution_plan = convolution_plan(self.layers) if square else None
+        self._expanded_cycle = expanded_cycle(self.layers) if square else None
         self._slope_plan: SlopePlan | None = slope_plan(self.layers) if square else None
         self._casts: dict[Any, Chain] = {}
+        self._kept: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         return f"Chain([{', '.join(map(repr, self.layers))}])"
@@ -147,6 +150,17 @@ class Chain(Copyable):
         backend = self.operators[0].backend
         return backend.concretely(fn) if backend.is_constant(*self.arrays) else fn()
 
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """``make()``, a function of the weights alone; the same again for a `name` wherever they are constants.
+
+        Threads that meet here first all make the same.
+        """
+        if self.operators[0].backend.is_tracing() or self.operators[0].backend.may_differentiate(*self.arrays):
+            return make()
+        if name not in self._kept:
+            self._kept[name] = self._constant(make)
+        return self._kept[name]
+
     def linearize(self, x: Array) -> Linearization:
         """Return value and Jacobian products at x (batch, *input_shape); costs one evaluation.
 
@@ -189,6 +203,8 @@ class Chain(Copyable):
             depth=len(self.operators),
             preconditioned_trace=product.preconditioned_trace if planned else None,
             mean_slopes=product.mean_slopes if planned else None,
+            expanded_trace=product.expanded_trace if self._expanded_cycle is not None else None,
+            channel_means=product.channel_means if self._expanded_cycle is not None else None,
             cheap_mean=all(isinstance(operator, Dense) for operator in self.operators),
         )
         return Linearization(
@@ -223,7 +239,7 @@ class Chain(Copyable):
     def _new_trace_kernel(self) -> Any:
         backend = self.operators[0].backend
         if self._convolution_plan is not None:
-            return convolution_kernels(backend, self.layers, self._convolution_plan)
+            return convolution_kernels(backend, Factors.of_plan(self.layers, self._convolution_plan))
         assert self._trace_plan is not None
         return trace_kernel(backend, self.layers, self._trace_plan)
 

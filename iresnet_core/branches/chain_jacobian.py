@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from iresnet_core.backends import Array, device_of, get_backend
-from iresnet_core.branches.convolution_traces import convolution_trace
+from iresnet_core.branches.convolution_traces import Factors, convolution_trace
 from iresnet_core.branches.dense_traces import (
     SlopePlan,
     SlopeTrace,
@@ -15,6 +15,7 @@ from iresnet_core.branches.dense_traces import (
     preconditioned_trace,
     trace_form,
 )
+from iresnet_core.branches.expanded_traces import channel_means, expanded_terms, expanded_trace
 from iresnet_core.branches.slopes import Diagonal, PairSwap
 from iresnet_core.common import flatten
 from iresnet_core.operators import Convolution, Dense, LinearLayer
@@ -83,7 +84,47 @@ class ChainJacobian:
             None if group is None else first.channels_first(self._slopes(group)) for group in (plan.inner, plan.outer)
         )
         assert inner is not None
-        return convolution_trace(get_backend(self.value), chain.layers, plan, kernels, inner, outer)
+        middle = Factors.of_plan(chain.layers, plan).middle
+        return convolution_trace(get_backend(self.value), middle, kernels, inner, outer)
+
+    def channel_means(self) -> list[Array]:
+        """Return the means over batch and positions of the three groups of slopes, as constants (channels,)."""
+        return channel_means(get_backend(self.value), self._cycle_slopes())
+
+    def expanded_trace(self, means: Sequence[Array] | None = None) -> SlopeTrace:
+        """Return tr J (batch,) but for a remainder of third order, see `expanded_traces`."""
+        backend, chain, cycle = get_backend(self.value), self.chain, self.chain._expanded_cycle
+        assert cycle is not None
+        means = self.channel_means() if means is None else means
+        convolutions = [chain.layers[place] for place in cycle.places if place is not None]
+        terms = expanded_terms(backend, convolutions, means)
+        return expanded_trace(backend, terms, self._cycle_slopes(), means, self._vjp_with)
+
+    def _cycle_slopes(self) -> list[Array]:
+        """The groups of slopes of a cycle of convolutions, (batch, channels, *spatial)."""
+        cycle, first = self.chain._expanded_cycle, self.chain.operators[0]
+        assert cycle is not None
+        assert isinstance(first, Convolution)
+        return [first.channels_first(self._slopes(group)) for group in cycle.groups]
+
+    def _vjp_with(self, slopes: Sequence[Array], u: Array) -> Array:
+        """J^T u for flat u (..., batch, d) with other slopes (batch, channels, *spatial) in place of a cycle's groups.
+
+        Those of a group at both ends stand at the last one, where the trace is the same.
+        """
+        chain, cycle, first = self.chain, self.chain._expanded_cycle, self.chain.operators[0]
+        assert cycle is not None
+        assert isinstance(first, Convolution)
+        at = {group[-1]: first.given_format(s) for group, s in zip(cycle.groups, slopes, strict=True)}
+        shape = u.shape
+        u = get_backend(u).xp.reshape(u, (*shape[:-1], *chain.output_shape))
+        for place in reversed(range(len(chain.layers))):
+            layer = chain.layers[place]
+            if isinstance(layer, LinearLayer):
+                u = layer.adjoint(u)
+            elif place in at:
+                u = at[place] * u
+        return get_backend(u).xp.reshape(u, shape)
 
     def _slopes(self, group: tuple[int, ...]) -> Array:
         total = None

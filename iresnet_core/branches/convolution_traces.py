@@ -10,18 +10,32 @@ set of admissible o1 is the same in the interior and along each border, so that 
 at most w^axes boxes of positions q, w the window of K1, and the sum over o2 a convolution of D2, evaluated there.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from itertools import pairwise, product
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.operators import Convolution, LinearLayer, wrapped
 
-__all__ = ["ConvolutionPlan", "convolution_kernels", "convolution_plan", "convolution_trace"]
+__all__ = [
+    "ConvolutionPlan",
+    "Cycle",
+    "Factors",
+    "Kernels",
+    "convolution_cycle",
+    "convolution_kernels",
+    "convolution_plan",
+    "convolution_trace",
+]
 
 Offset = tuple[int, ...]
 Box = tuple[tuple[int, int], ...]
+# Offsets of the taps of K1, K2 and K3, the extent, and whether the padding is circular.
+Geometry = tuple[tuple[Offset, ...], tuple[Offset, ...], tuple[Offset, ...], tuple[int, ...], bool]
 
 
 class ConvolutionPlan(NamedTuple):
@@ -37,8 +51,19 @@ class ConvolutionPlan(NamedTuple):
     outer: tuple[int, ...] | None
 
 
-def convolution_plan(layers: Sequence[Any]) -> ConvolutionPlan | None:
-    """Where the factors stand; None if the trace is not cheap in this way."""
+class Cycle(NamedTuple):
+    """A chain as a trace sees it, which is cyclic: places of the convolutions, and groups of slopes between them.
+
+    None stands for the identity, where the chain begins or ends with an activation; if it does both, the slopes at its
+    ends are one group, the first.
+    """
+
+    places: tuple[int | None, ...]
+    groups: tuple[tuple[int, ...], ...]
+
+
+def convolution_cycle(layers: Sequence[Any]) -> Cycle | None:
+    """Where the factors stand; None if they are not convolutions of one extent with entrywise slopes between them."""
     places: list[int | None] = []
     groups: list[tuple[int, ...]] = []
     gap: list[int] = []
@@ -67,9 +92,16 @@ def convolution_plan(layers: Sequence[Any]) -> ConvolutionPlan | None:
         places.pop()
     convolutions = [layers[place] for place in places if place is not None]
     alike = {(layer.padding_mode, layer.data_format, layer.spatial) for layer in convolutions}
-    if len(alike) != 1 or len(groups) not in (1, 2) or len(places) != len(groups) + 1:
+    return Cycle(tuple(places), tuple(groups)) if len(alike) == 1 else None
+
+
+def convolution_plan(layers: Sequence[Any]) -> ConvolutionPlan | None:
+    """Where the factors stand; None if the trace is not cheap in this way."""
+    cycle = convolution_cycle(layers)
+    if cycle is None:
         return None
-    if places[0] is None and places[-1] is None:
+    places, groups = cycle
+    if len(groups) not in (1, 2) or len(places) != len(groups) + 1 or (places[0] is None and places[-1] is None):
         return None
     if len(groups) == 1:
         return ConvolutionPlan(places[0], None, places[1], groups[0], None)
@@ -85,100 +117,108 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
+class Factors(NamedTuple):
+    """The convolutions K1, K2, K3; None for the identity, and for the K2 of a chain with one group of slopes."""
+
+    first: Convolution | None
+    middle: Convolution | None
+    last: Convolution | None
+
+    @classmethod
+    def of_plan(cls, layers: Sequence[Any], plan: ConvolutionPlan) -> "Factors":
+        """The layers at the places of a plan."""
+        return cls(*(None if place is None else layers[place] for place in plan[:3]))
+
+
 class Kernels(NamedTuple):
     """What the slopes are multiplied by: for every box of positions a kernel (h1, h2, *window), or a vector (h1,)."""
 
     boxes: tuple[Box, ...]
-    kernels: tuple[Array, ...]
+    kernels: Array
 
 
-def convolution_kernels(backend: Backend, layers: Sequence[Any], plan: ConvolutionPlan) -> Kernels:
-    """The kernels of the trace: functions of the weights alone."""
+def convolution_kernels(backend: Backend, factors: Factors, means: Array | None = None) -> Kernels:
+    """The kernels of the trace: functions of the weights alone.
+
+    With slopes `means` (channels,) on the way into K1, the same at all positions, it is the trace of K3 D2 K2 D1 K1
+    times these.
+    """
     xp = backend.xp
-    known = next(layers[place] for place in (plan.first, plan.middle, plan.last) if place is not None)
-    spatial, circular = known.spatial, known.padding_mode == "circular"
-    first = _taps(layers, plan.first, len(spatial))
-    last = _taps(layers, plan.last, len(spatial))
-    middle: dict[Offset, Array | None] = {(0,) * len(spatial): None}
-    if plan.middle is not None:
-        middle = _taps(layers, plan.middle, len(spatial))
-    products: dict[tuple[Offset, Offset], Array | None] = {}
-
-    def closed(o1: Offset, o2: Offset) -> list[Any]:
-        """K1[o1] K3[o3] for all o3 that close the path; around a small torus there may be several."""
-        found = []
-        for o3 in last:
-            total = tuple(sum(part) for part in zip(o1, o2, o3, strict=True))
-            if circular:
-                total = tuple(t % n for t, n in zip(total, spatial, strict=True))
-            if any(total):
-                continue
-            if (o1, o3) not in products:
-                products[o1, o3] = _matmul(xp, first[o1], last[o3])
-            found.append(products[o1, o3])  # never the identity: the chain has a convolution at one of its ends
-        return found
-
-    boxes = [tuple((0, n) for n in spatial)] if circular else _boxes(list(first), spatial)
-    kernels = []
-    for box in boxes:
-        admitted = list(first) if circular else [o1 for o1 in first if _inside(box, o1, spatial)]
-        taps = []
-        for o2, weight in middle.items():
-            total: Any = 0.0
-            for o1 in admitted:
-                for term in closed(o1, o2):
-                    total = total + term
-            taps.append(_tap(xp, known.weight, _width(layers, plan), total, weight))
-        kernels.append(taps[0] if plan.middle is None else _assembled(xp, taps, layers[plan.middle]))
-    return Kernels(tuple(boxes), tuple(kernels))
+    known = next(layer for layer in factors if layer is not None)
+    (first, before), (between, weight), (last, behind) = (_taps(layer, len(known.spatial)) for layer in factors)
+    if means is not None and before is not None:
+        before = before * means
+    geometry = (first, between, last, known.spatial, known.padding_mode == "circular")
+    boxes, rows, columns, _ = backend.host_constant(_closed_paths, geometry)
+    products = _products(backend, before, rows, behind, columns)
+    flat = xp.reshape(products, (len(rows), -1))
+    counts = xp.astype(backend.constant_array(_counts, geometry, like=flat), flat.dtype)
+    sums = xp.reshape(xp.matmul(counts, flat), (len(boxes), len(between), *products.shape[1:]))
+    if weight is None or factors.middle is None:
+        return Kernels(boxes, xp.linalg.diagonal(sums[:, 0, ...]))
+    kernels = xp.moveaxis(sums * xp.matrix_transpose(weight), 1, -1)
+    kernels = xp.reshape(xp.flip(kernels, axis=-1), (*kernels.shape[:-1], *factors.middle.window))
+    return Kernels(boxes, kernels)
 
 
-def _width(layers: Sequence[Any], plan: ConvolutionPlan) -> int:
-    """Channels of D1."""
-    if plan.first is not None:
-        return int(layers[plan.first].out_channels)
-    following = plan.last if plan.middle is None else plan.middle
-    assert following is not None
-    return int(layers[following].channels)
+@functools.lru_cache(maxsize=1024)
+def _closed_paths(geometry: Geometry) -> tuple[tuple[Box, ...], list[int], list[int], np.ndarray]:
+    """Boxes of positions, and the numbers of the taps of K1 and of K3 whose products K1[o1] K3[o3] paths are made of.
+
+    The array (boxes, taps of K2, products) counts the closed paths that take a tap of K2 and that product and stay
+    inside. Around a small torus there may be several o3 for each o1 and o2.
+    """
+    first, between, last, spatial, circular = geometry
+    boxes = [tuple((0, n) for n in spatial)] if circular else _boxes(first, spatial)
+    numbers: dict[tuple[int, int], int] = {}
+    paths = []
+    for (i, o1), (j, o2), (k, o3) in product(enumerate(first), enumerate(between), enumerate(last)):
+        total = [sum(part) for part in zip(o1, o2, o3, strict=True)]
+        if circular:
+            total = [t % n for t, n in zip(total, spatial, strict=True)]
+        if not any(total):
+            paths.append((i, j, numbers.setdefault((i, k), len(numbers))))
+    counts = np.zeros((len(boxes), len(between), len(numbers)))
+    for b, box in enumerate(boxes):
+        for i, j, number in paths:
+            counts[b, j, number] += circular or _inside(box, first[i], spatial)
+    if not numbers:  # no path is closed; a product that counts for nothing stands for that
+        numbers[0, 0], counts = 0, np.zeros((len(boxes), len(between), 1))
+    rows, columns = ([pair[side] for pair in numbers] for side in (0, 1))
+    return tuple(boxes), rows, columns, counts
 
 
-def _taps(layers: Sequence[Any], place: int | None, axes: int) -> dict[Offset, Array | None]:
-    """Offset -> matrix (out, in) of a convolution; one tap without matrix for the identity."""
-    if place is None:
-        return {(0,) * axes: None}
-    layer = layers[place]
-    kernel = layer.standard_kernel
-    taps = {}
-    for at in product(*map(range, layer.window)):
-        offset = tuple(k * d - before for k, d, (before, _) in zip(at, layer.dilation, layer.padding, strict=True))
-        taps[offset] = kernel[(slice(None), slice(None), *at)]
-    return taps
+def _counts(geometry: Geometry) -> np.ndarray:
+    counts = _closed_paths(geometry)[3]
+    return counts.reshape(-1, counts.shape[-1])
 
 
-def _matmul(xp: Any, left: Array | None, right: Array | None) -> Array | None:
-    """Product of taps, None for the identity."""
-    if left is None or right is None:
-        return right if left is None else left
-    return xp.matmul(left, right)
+def _products(
+    backend: Backend, before: Array | None, rows: list[int], behind: Array | None, columns: list[int]
+) -> Array:
+    """K1[o1] K3[o3] for pairs of numbers of taps, where None stands for the identity: (pairs, h1, h2)."""
+    taps = [
+        None if stack is None else backend.xp.stack([stack[n, ...] for n in numbers])
+        for stack, numbers in ((before, rows), (behind, columns))
+    ]
+    if taps[0] is None or taps[1] is None:
+        return taps[1] if taps[0] is None else taps[0]
+    return backend.xp.matmul(taps[0], taps[1])
 
 
-def _tap(xp: Any, like: Array, width: int, total: Any, weight: Array | None) -> Array:
-    """K2[o2]^T * (K1 K3) (h1, h2); with one group its diagonal (h1,). `total` is a sum of products, 0.0 if empty."""
-    if weight is None:
-        if isinstance(total, float):
-            return xp.zeros((width,), dtype=like.dtype, device=device_of(like))
-        return xp.linalg.diagonal(total)
-    transposed = xp.matrix_transpose(weight)
-    return 0.0 * transposed if isinstance(total, float) else transposed * total
+def _taps(layer: Convolution | None, axes: int) -> tuple[tuple[Offset, ...], Array | None]:
+    """Offsets of the taps of a convolution and their matrices (taps, out, in); one tap and None for the identity."""
+    if layer is None:
+        return ((0,) * axes,), None
+    offsets = tuple(
+        tuple(k * d - before for k, d, (before, _) in zip(at, layer.dilation, layer.padding, strict=True))
+        for at in product(*map(range, layer.window))
+    )
+    kernel, xp = layer.standard_kernel, layer.backend.xp
+    return offsets, xp.moveaxis(xp.reshape(kernel, (*kernel.shape[:2], len(offsets))), -1, 0)
 
 
-def _assembled(xp: Any, taps: list[Array], layer: Convolution) -> Array:
-    """Taps (h1, h2), in the order of the window, as a kernel (h1, h2, *window) that is turned around."""
-    stacked = xp.stack(taps[::-1], axis=-1)
-    return xp.reshape(stacked, (*stacked.shape[:2], *layer.window))
-
-
-def _boxes(offsets: list[Offset], spatial: tuple[int, ...]) -> list[Box]:
+def _boxes(offsets: Sequence[Offset], spatial: tuple[int, ...]) -> list[Box]:
     """Split the image into boxes; for each offset o, q + o is inside the image for all q of a box or for none."""
     sides = []
     for axis, n in enumerate(spatial):
@@ -194,20 +234,15 @@ def _inside(box: Box, offset: Offset, spatial: tuple[int, ...]) -> bool:
 
 
 def convolution_trace(
-    backend: Backend,
-    layers: Sequence[Any],
-    plan: ConvolutionPlan,
-    kernels: Kernels,
-    inner: Array,
-    outer: Array | None,
+    backend: Backend, middle: Convolution | None, kernels: Kernels, inner: Array, outer: Array | None
 ) -> Array:
-    """Return tr J (batch,) for slopes D1 and D2, given as (batch, channels, *spatial)."""
+    """Return tr J (batch,) for slopes D1 and D2, given as (batch, channels, *spatial), and the K2 between them."""
     xp = backend.xp
     axes = inner.ndim - 2
     total: Any = 0.0
-    middle = None if plan.middle is None else layers[plan.middle]
-    padded = None if outer is None else _extended(xp, middle, outer)
-    for box, kernel in zip(kernels.boxes, kernels.kernels, strict=True):
+    padded = None if outer is None or middle is None else _extended(xp, middle, outer)
+    for b, box in enumerate(kernels.boxes):
+        kernel = kernels.kernels[b, ...]
         here = inner[(slice(None), slice(None), *(slice(a, b) for a, b in box))]
         if padded is None or middle is None:
             image = xp.reshape(kernel, (kernel.shape[0], *(1,) * axes))

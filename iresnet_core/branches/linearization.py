@@ -42,6 +42,11 @@ class ChainStructure:
         transposed products it knows. T is of third order in the deviations from these slopes, by default the means.
     mean_slopes : callable, optional
         () -> the means of the slopes over the batch, a list of arrays for `preconditioned_trace`.
+    expanded_trace : callable, optional
+        Means of the slopes or None -> `SlopeTrace`: tr J (batch,) of a chain that has no cheap trace, but for that of a
+        T of third order in the deviations from these means, by default those of the batch; see `expanded_traces`.
+    channel_means : callable, optional
+        () -> the means of the slopes over batch and positions, a list of arrays for `expanded_trace`.
     cheap_mean : bool
         Whether `mean_matrix` and `preconditioned_trace` cost little beside the products, so that "auto" may ask for
         them at every batch.
@@ -52,6 +57,8 @@ class ChainStructure:
     depth: int = 1
     preconditioned_trace: Callable[..., SlopeTrace] | None = None
     mean_slopes: Callable[[], list[Array]] | None = None
+    expanded_trace: Callable[..., SlopeTrace] | None = None
+    channel_means: Callable[[], list[Array]] | None = None
     cheap_mean: bool = True
     joint: "JointPass | None" = None
 

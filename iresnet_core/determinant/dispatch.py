@@ -108,7 +108,9 @@ def logdet(
     control_variate : {"auto", "trace", "none"}
         "trace": only log(I + J) - theta J is estimated and theta tr J added exactly, theta = 1 / (1 + 0.6 tr J / d),
         which takes most of the noise away at half the cost of a product; needs a branch that offers its trace (a Chain
-        of dense layers, or of convolutions that keep the extent, with at most two groups of slopes between them).
+        of dense layers, or of convolutions that keep the extent, with at most two groups of slopes between them). Three
+        convolutions with an activation at one or both ends leave a remainder of third order in the deviations of their
+        slopes from means to the probes: those of the batch; for rng="sample" and `noise` of fixed points.
         "auto": where it does. "mean-jacobian" always takes its trace exactly (with more than two groups of slopes, but
         for a remainder of third order in their deviations from the mean).
     errors : bool

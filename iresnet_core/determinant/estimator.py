@@ -26,6 +26,7 @@ from iresnet_core.determinant.request import (
     refuse_tolerance,
 )
 from iresnet_core.determinant.sample_seed import SampleSeed
+from iresnet_core.determinant.trace_control import expands_trace, known_trace
 from iresnet_core.errors import DerivativeError, InvalidArgumentError, NotConvergedError
 from iresnet_core.results import LogDet
 
@@ -112,18 +113,21 @@ class ProbedMethod(Method):
         backend, _, x, linearization, c, request, *_ = problem
         products = JacobianProducts(backend, linearization, tuple(x.shape[1:]), c, needs_gradient, needs_errors)
         products.growth = problem.growth
-        wanted, trace = request.control_variate, linearization.trace
-        if wanted == "trace" and trace is None:
+        wanted = request.control_variate
+        if wanted == "trace" and linearization.trace is None and not expands_trace(problem):
             raise DerivativeError(
                 "control_variate='trace' needs a branch with a cheap exact trace: a Chain of Dense layers, or of "
-                "convolutions that keep the extent, with at most two groups of entrywise slopes. Use 'auto' or 'none'."
+                "convolutions that keep the extent, with few groups of entrywise slopes. Use 'auto' or 'none'."
             )
         error = rounding_of_products(problem)
-        if trace is None or wanted == "none":
+        known = None if wanted == "none" else known_trace(problem)
+        if known is None:
             return Prepared(products, None, None, error)
-        whole = trace()
+        whole, remainder = known
         share = linear_share(backend.xp, backend.stop_gradient(whole), math.prod(x.shape[1:]), c)
-        return Prepared(products, share * whole, share, error)
+        if remainder is None:
+            return Prepared(products, share * whole, share, error)
+        return Prepared(products, share * whole, share, error, lambda u: share[:, None] * remainder(u))
 
     def answer(self, problem: Problem) -> tuple[Array, LogDet | None]:
         """Take as many probes as asked for, or as the tolerance needs."""
@@ -332,14 +336,14 @@ class Estimator:
     def add(self, sums: Sums | None, v: Array, kind: str) -> Sums:
         """Add the forms of further probes v."""
         xp, prepared = self.backend.xp, self.prepared
+        image = self._remainder_image(v)
         with self.backend.no_grad():
             form = self.method.form(prepared.products, v, prepared.linear, self.steps(v))
-            image = self._remainder_image(v)
             if image is not None:
-                form = _with_remainder(xp, form, v, image)
+                form = _with_remainder(xp, form, v, self.backend.stop_gradient(image))
         self._refuse()
         self.shortfall = form.shortfall or self.shortfall
-        surrogate = self._surrogate(form, v)
+        surrogate = self._surrogate(form, v, image)
         if not self.request.errors:
             value = xp.sum(form.value, axis=0)
             unknown = xp.full_like(value, math.nan)
@@ -365,7 +369,7 @@ class Estimator:
         remainder, products = self.prepared.remainder, self.prepared.products
         return None if remainder is None else remainder(products.pulled_back(v))
 
-    def _surrogate(self, form: FormEstimate, v: Array) -> Array:
+    def _surrogate(self, form: FormEstimate, v: Array, image: Array | None) -> Array:
         """Sum over the probes of w^T J v (batch,), whose derivative for fixed w is that of the value; else zeros."""
         xp = self.backend.xp
         if form.resolvent is None:
@@ -377,7 +381,6 @@ class Estimator:
         else:
             right = self.linearization.products(right)
         total = xp.linalg.vecdot(xp.reshape(left, tuple(v.shape)), xp.reshape(right, tuple(v.shape)))
-        image = self._remainder_image(v)
         if image is not None:
             total = total + xp.linalg.vecdot(v, image)
         return xp.sum(total, axis=0)

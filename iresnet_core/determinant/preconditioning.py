@@ -41,6 +41,7 @@ from iresnet_core.lipschitz import gram_bound
 
 __all__ = [
     "MeanJacobian",
+    "fixed_linearization",
     "fixed_preconditioner",
     "mean_jacobian",
     "no_mean_jacobian",
@@ -194,12 +195,17 @@ def fixed_preconditioner(
     It depends on the weights alone, for answers that are the same in any batch; of the samples `x` it takes shape and
     dtype. An ActNorm before the block makes the inputs of much the same size. A conditioning is left out.
     """
+    there = fixed_linearization(backend, g, x)
+    slopes = None if there.structure is None else there.structure.mean_slopes
+    mean = preconditioner(backend, there, x, constant, layer_product(g))
+    return mean, None if slopes is None else slopes()
+
+
+def fixed_linearization(backend: Backend, g: Any, x: Array) -> Linearization:
+    """The linearisation of a branch at fixed standard normal points, like samples x, without its conditioning."""
     points = backend.constant_array(_normal_points, math.prod(x.shape[1:]), like=x)
     points = backend.xp.astype(backend.xp.reshape(points, (FIXED_POINTS, *x.shape[1:])), x.dtype)
-    there = linearize(backend, without_condition(g), points)
-    slopes = None if there.structure is None else there.structure.mean_slopes
-    mean = preconditioner(backend, there, points, constant, layer_product(g))
-    return mean, None if slopes is None else slopes()
+    return linearize(backend, without_condition(g), points)
 
 
 def _normal_points(d: int) -> np.ndarray:

@@ -181,7 +181,8 @@ class Convolution(LinearLayer):
             return x
         return self.backend.xp.moveaxis(x, -1, 1)
 
-    def _given_format(self, x: Array) -> Array:
+    def given_format(self, x: Array) -> Array:
+        """Bring samples (batch, channels, *spatial) to the layer's data format."""
         if self.data_format == "channels_first":
             return x
         return self.backend.xp.moveaxis(x, 1, -1)
@@ -206,7 +207,7 @@ class Convolution(LinearLayer):
             dilation=self.dilation,
             groups=self.groups,
         )
-        return xp.reshape(self._given_format(y), (*leading, *self.output_shape))
+        return xp.reshape(self.given_format(y), (*leading, *self.output_shape))
 
     def adjoint(self, u: Array) -> Array:
         """Apply the exact transpose to arrays (..., *output_shape)."""
@@ -227,7 +228,7 @@ class Convolution(LinearLayer):
         if circular:
             for axis, (before, after) in enumerate(self.padding, start=2):
                 x = _unwrap(xp, x, axis, before, after)
-        return xp.reshape(self._given_format(x), (*leading, *self.input_shape))
+        return xp.reshape(self.given_format(x), (*leading, *self.input_shape))
 
     def biased(self, y: Array) -> Array:
         """Add the bias to y (..., *output_shape)."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from branches_for_tests import array, host
+from frameworks_for_tests import gradients
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,6 +49,24 @@ def check(backend, g, rng, batch=3):
     np.testing.assert_allclose(host(backend, trace()), exact, rtol=1e-11, atol=1e-11 * (1 + np.abs(exact).max()))
 
 
+def check_expanded(backend, g, rng, batch=3):
+    """What is known and the remainder make the trace, and the remainder is that of the deviations."""
+    x = array(backend, rng.standard_normal((batch, *g.input_shape)))
+    at, J = g.linearize(x), reference.jacobian(g, x)
+    assert at.trace is None
+    d = J.shape[-1]
+    units = array(backend, np.broadcast_to(np.eye(d)[:, None, :], (d, batch, d)))
+    sizes = [mean.shape[0] for mean in at.structure.channel_means()]
+    others = [array(backend, rng.standard_normal(size)) for size in sizes]
+    for means in (None, others):
+        value, remainder = at.structure.expanded_trace(means)
+        rest = np.trace(host(backend, remainder(units)), axis1=0, axis2=2)
+        exact = np.trace(J, axis1=1, axis2=2)
+        np.testing.assert_allclose(
+            host(backend, value) + rest, exact, rtol=1e-10, atol=1e-10 * (1 + np.abs(rest).max())
+        )
+
+
 @given(
     count=st.integers(1, 3),
     axes=st.integers(1, 2),
@@ -65,10 +84,28 @@ def test_traces(backend, count, axes, mode, ends, last, seed):
         sides = [[min(k, n + 1) for k, n in zip(window, spatial, strict=True)] for window in sides]
     hidden = [int(h) for h in rng.integers(1, 4, count - 1)]
     g = image_chain(backend, rng, 2, hidden, spatial, [tuple(w) for w in sides], mode, ends, last)
-    if groups not in (1, 2):
+    if groups == 3:
+        check_expanded(backend, g, rng)
+    elif groups in (1, 2):
+        check(backend, g, rng)
+    else:
         assert g.linearize(array(backend, np.zeros((1, *g.input_shape)))).trace is None
-        return
-    check(backend, g, rng)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("ends", [(True, False), (False, True), (True, True)])
+def test_published_architectures(backend, ends, last):
+    """An activation first, or last, or both: slopes that are their means at all positions leave nothing."""
+    rng = np.random.default_rng(0)
+    for mode in ("zeros", "circular"):
+        g = image_chain(backend, rng, 2, [3, 4], (4, 5), [(3, 3), (1, 1), (3, 3)], mode, ends, last)
+        check_expanded(backend, g, rng)
+    x = np.broadcast_to(rng.standard_normal(2) if last else rng.standard_normal((2, 1, 1)), (1, *g.input_shape))
+    value, remainder = g.linearize(array(backend, x.copy())).structure.expanded_trace()
+    exact = np.trace(reference.jacobian(g, array(backend, x.copy())), axis1=1, axis2=2)
+    np.testing.assert_allclose(host(backend, value), exact, rtol=1e-11)
+    u = array(backend, rng.standard_normal((2, 1, x.size)))
+    np.testing.assert_allclose(host(backend, remainder(u)), 0, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", ["zeros", "circular"])
@@ -113,13 +150,52 @@ def test_what_has_no_cheap_trace(backend, what):
 def test_the_trace_is_the_control_variate(backend):
     """Most of a probe's noise on a convolutional branch is that of the trace."""
     rng = np.random.default_rng(0)
-    g = normalize(image_chain(backend, rng, 3, [8, 8], (4, 4), [(3, 3), (1, 1), (3, 3)], "zeros"), 0.9)
-    x = array(backend, rng.standard_normal((30, 3, 4, 4)))
-    exact = reference.logdet(g, x)
-    spread = {}
-    for variate in ("trace", "none"):
-        result = logdet(g, x, method="arnoldi", rng=0, control_variate=variate)
-        error = host(backend, result.value) - exact
-        spread[variate] = np.sqrt(np.mean(error**2))
-        assert abs(error.mean()) <= 5 * np.sqrt(np.mean(host(backend, result.std_error) ** 2) / error.size) + 1e-3
-    assert spread["trace"] < 0.5 * spread["none"]
+    for ends in ((False, False), (True, False)):
+        windows = [(3, 3), (1, 1), (3, 3)]
+        g = normalize(image_chain(backend, rng, 3, [8, 8], (4, 4), windows, "zeros", ends), 0.9)
+        x = array(backend, 0.5 * rng.standard_normal((30, 3, 4, 4)))
+        exact = reference.logdet(g, x)
+        spread = {}
+        for variate in ("trace", "none"):
+            result = logdet(g, x, method="arnoldi", rng=0, control_variate=variate)
+            error, stated = host(backend, result.value) - exact, host(backend, result.std_error)
+            spread[variate] = np.sqrt(np.mean(error**2))
+            assert abs(error.mean()) <= 5 * np.sqrt(np.mean(stated**2) / error.size) + 1e-3
+            assert 0.4 < spread[variate] / np.sqrt(np.mean(stated**2)) < 1.2
+        assert spread["trace"] < 0.5 * spread["none"]
+
+
+def test_samples_are_answered_alone(backend):
+    """The means that the control deviates from are no part of the batch for samples with seeds and for given probes."""
+    rng = np.random.default_rng(0)
+    g = normalize(image_chain(backend, rng, 2, [3, 3], (3, 3), [(3, 3)] * 3, "zeros", (True, False)), 0.9)
+    x, noise = rng.standard_normal((5, 2, 3, 3)), np.sign(rng.standard_normal((1, 5, 2, 3, 3)))
+
+    def value(part, **options):
+        result = logdet(g, array(backend, x[part]), method="series", terms=2, control_variate="trace", **options)
+        return host(backend, result.value)
+
+    np.testing.assert_allclose(value(slice(5), rng="sample")[1:3], value(slice(1, 3), rng="sample"), rtol=1e-12)
+    given = [value(part, noise=array(backend, noise[:, part])) for part in (slice(5), slice(1, 3))]
+    np.testing.assert_allclose(given[0][1:3], given[1], rtol=1e-12)
+
+
+@pytest.mark.needs("autodiff")
+def test_gradient_with_an_activation_first(backend):
+    """All Hadamard rows leave no noise: the gradients of what is known and of the remainder make that of the trace."""
+    rng = np.random.default_rng(0)
+    kernels = [0.2 * rng.standard_normal(shape) for shape in ((3, 2, 2), (3, 3, 1), (2, 3, 2))]
+    x = array(backend, rng.standard_normal((2, 2, 4)))
+
+    def loss(*kernels, **options):
+        layers = []
+        for kernel in kernels:
+            layers += [Activation("sin"), Convolution(kernel, input_shape=(kernel.shape[1], 4), padding="same")]
+        return backend.xp.sum(logdet(Chain(layers), x, lipschitz=0.9, **options).value)
+
+    given = [array(backend, kernel) for kernel in kernels]
+    exact = gradients(backend, lambda *k: loss(*k, method="exact"), given)
+    options = {"method": "arnoldi", "probes": 8, "rng": 1, "terms": 8, "control_variate": "trace", "errors": False}
+    found = gradients(backend, lambda *k: loss(*k, **options), given)
+    for a, b in zip(found, exact, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)

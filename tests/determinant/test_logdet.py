@@ -14,9 +14,7 @@ from iresnet_core.backends import get_backend
 from iresnet_core.determinant import METHODS
 from iresnet_core.determinant import exact as exact_determinant
 from iresnet_core.determinant.tails import series_tail
-from iresnet_core.errors import (
-    NotConvergedError,
-)
+from iresnet_core.errors import NotConvergedError
 
 COEFFS = (0.1, 0.5, 0.9, 0.97, 0.99)
 # Every method with probes that works for any branch.
