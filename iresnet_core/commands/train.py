@@ -38,6 +38,7 @@ from iresnet_core.training import (
     planned_layers,
     planned_shape,
     scores,
+    share_at_ends,
     toy_names,
     train,
     trainer_names,
@@ -70,7 +71,9 @@ def train_command(
     layers: Annotated[int | None, _option("--layers", help="Hidden layers a block (2).")] = None,
     activation: Annotated[str | None, _option("--activation", help="Between them, as lipswish, elu or sin.")] = None,
     coeff: Annotated[float | None, _option("--coeff", help="Cap of a block's Lipschitz constant (0.9).")] = None,
-    alpha: Annotated[float | None, _option("--alpha", help="Of the logit of images (0.05).")] = None,
+    alpha: Annotated[
+        float | None, _option("--alpha", help="Of the logit of images (0.05; 1e-6 if most are black or white).")
+    ] = None,
     standardize: Annotated[
         bool | None,
         _option("--standardize/--no-standardize", help="Data but grey levels, as first layer; default yes."),
@@ -271,6 +274,13 @@ def _announce(console: Console, config: RunConfig, dataset: Dataset, run: Traini
         f"{model.coeff:g}; {training.framework}, {length} of {training.batch}, learning rate {training.lr:g}",
         soft_wrap=True,
     )
+    if model.alpha is not None:
+        console.print(
+            f"logit with alpha {model.alpha:g} in front: {share_at_ends(dataset):.0%} of the pixels are black or white",
+            soft_wrap=True,
+        )
+    unit = "nats" if config.levels is None else f"bits per dimension, of {config.levels} grey levels each"
+    console.print(f"loss: mean of -log p(x) over samples x, in {unit}", soft_wrap=True)
     going_on = " (going on from its checkpoint)" if run.checkpoint_path.exists() else ""
     console.print(f"run folder: {run.folder}{going_on}", soft_wrap=True)
 

@@ -25,10 +25,17 @@ from iresnet_core.training.plans import (
     planned_features,
     planned_layers,
     planned_shape,
+    widest_array,
 )
 from iresnet_core.training.run import RunConfig, TrainingRun, model_file
 from iresnet_core.training.sample_layout import SampleLayout
-from iresnet_core.training.settings import RunSettings, TrainingSettings, default_settings, with_changes
+from iresnet_core.training.settings import (
+    RunSettings,
+    TrainingSettings,
+    default_settings,
+    share_at_ends,
+    with_changes,
+)
 from iresnet_core.training.tensorboard_log import has_tensorboard
 from iresnet_core.training.toy_data import toy_names
 
@@ -71,9 +78,11 @@ __all__ = [
     "preimages",
     "samples_from_file",
     "scores",
+    "share_at_ends",
     "toy_names",
     "train",
     "trainer_names",
     "transformed",
+    "widest_array",
     "with_changes",
 ]

@@ -23,7 +23,7 @@ from iresnet_core.flows import Flow, Standardize
 from iresnet_core.training.checkpoint import Checkpoint, Progress
 from iresnet_core.training.data_spread import require_spread, standardization
 from iresnet_core.training.datasets import Dataset, dequantized
-from iresnet_core.training.plans import LayerPlan
+from iresnet_core.training.plans import LayerPlan, widest_array
 from iresnet_core.training.run import RunConfig, TrainingRun
 from iresnet_core.training.sample_layout import SampleLayout
 from iresnet_core.training.settings import TrainingSettings
@@ -38,7 +38,9 @@ _TRAINERS: dict[str, tuple[str, str, str]] = {
     "keras": ("iresnet_core.adapters.keras.training", "keras", "pip install 'iresnet-core[keras,tensorflow]'"),
 }
 _SLOWEST = 0.01  # the cosine ends at this part of the learning rate
-_CHUNK = 500  # an evaluation takes so many samples at once
+# An evaluation takes so many samples at once, and no more than have so many numbers between two layers: 16 MB in
+# float32, of which it holds some tens.
+_CHUNK, _CHUNK_ENTRIES = 500, 2**22
 
 
 class StepResult(NamedTuple):
@@ -197,8 +199,9 @@ def train(
         settings = config.settings.training
         layer = standardization(dataset.train, config.layout) if config.settings.model.standardize else None
         batches = _Batches(dataset, config.layout, settings, layer)
+        chunk = _chunk(config)
         trainer: Trainer = find_trainer(settings.framework)(
-            plan, config.layout.model_shape, settings, batches.first(max(settings.batch, _CHUNK))
+            plan, config.layout.model_shape, settings, batches.first(max(settings.batch, chunk))
         )
         progress = _taken_up(run, trainer)
         run.forget_after(progress.step, progress.log)
@@ -213,6 +216,11 @@ def train(
         best=progress.best,
         seconds=progress.seconds,
     )
+
+
+def _chunk(config: RunConfig) -> int:
+    """Return how many samples are evaluated at once."""
+    return max(1, min(_CHUNK, _CHUNK_ENTRIES // widest_array(config.settings.model, config.layout.data_shape)))
 
 
 def _taken_up(run: TrainingRun, trainer: Trainer) -> Progress:
@@ -358,8 +366,8 @@ class _Loop:
 
     def _evaluate(self) -> None:
         """Add a row to the log, and export the model if it is the best so far."""
-        progress, x = self.progress, self.batches.validation
-        chunks = [self.trainer.log_prob(x[i : i + _CHUNK], self.settings.seed + i) for i in range(0, len(x), _CHUNK)]
+        progress, x, n = self.progress, self.batches.validation, _chunk(self.config)
+        chunks = [self.trainer.log_prob(x[i : i + n], self.settings.seed + i) for i in range(0, len(x), n)]
         nats = self.batches.offset - np.concatenate(chunks).astype(np.float64)
         mean, deviation = float(np.mean(nats)), float(np.std(nats, ddof=1)) if len(nats) > 1 else 0.0
         if not math.isfinite(mean):

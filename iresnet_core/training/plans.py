@@ -27,6 +27,7 @@ __all__ = [
     "planned_features",
     "planned_layers",
     "planned_shape",
+    "widest_array",
 ]
 
 KINDS = ("mlp", "conv")
@@ -192,6 +193,15 @@ def _alternating(linear: Sequence[BranchPlan], activation: str) -> tuple[BranchP
 def planned_shape(settings: ModelSettings, data_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of the samples that the model takes: in a row for "mlp", images for "conv"."""
     return data_shape if settings.kind == "conv" else (math.prod(data_shape),)
+
+
+def widest_array(settings: ModelSettings, data_shape: tuple[int, ...]) -> int:
+    """Return how many numbers of one sample stand between two layers of a branch, at most; memory goes by that."""
+    size = math.prod(data_shape)
+    if settings.kind == "mlp":
+        return max(size, settings.hidden)
+    pixels = math.prod(data_shape[1:]) // 4  # after the first squeeze
+    return max(size, settings.hidden * pixels)
 
 
 def planned_layers(settings: ModelSettings, data_shape: tuple[int, ...]) -> tuple[LayerPlan, ...]:

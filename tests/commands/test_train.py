@@ -299,6 +299,7 @@ def test_train_from_the_first_step_to_the_picture(framework, tmp_path):
     run = tmp_path / "run"
     result = iresnet("train", "circles", "--framework", framework, "--out", run, *QUICK)
     assert result.exit_code == 0, result.output
+    assert "loss: mean of -log p(x) over samples x, in nats\n" in result.stdout
     lines = [line for line in result.stdout.splitlines() if re.match(r"step +\d+ ", line)]
     assert len(lines) == 2
     assert re.search(r"validation \d\.\d{4} ± 0\.\d{4} nats  c 0\.\d{4}$", lines[-1])
@@ -333,6 +334,22 @@ def test_train_on_a_file_with_torch(tmp_path):
     result = iresnet("train", "--resume", run, "--steps", 20)
     assert result.exit_code == 2
     assert "not those" in result.stderr
+
+
+def test_training_on_images_says_what_the_loss_and_the_logit_are_with_torch(tmp_path):
+    pytest.importorskip("torch")
+    x = np.random.default_rng(0).integers(0, 256, (200, 4, 4)).astype(np.uint8)
+    x[:, :3] = 0
+    np.save(tmp_path / "x.npy", x)
+    quick = [word for word in QUICK if word not in ("--samples", 500)]
+    result = iresnet("train", tmp_path / "x.npy", "--out", tmp_path / "run", *quick)
+    assert result.exit_code == 0, result.output
+    assert "loss: mean of -log p(x) over samples x, in bits per dimension, of 256 grey levels" in result.stdout
+    assert re.search(r"logit with alpha 1e-06 in front: 7\d% of the pixels are black or white", result.stdout)
+    assert re.search(r"^logit +alpha 1e-06$", iresnet("info", tmp_path / "run").stdout, re.MULTILINE)
+    assert TrainingRun(tmp_path / "run").read_config().settings.model.alpha == 1e-6
+    again = iresnet("train", "--resume", tmp_path / "run", "--steps", 18)
+    assert "logit with alpha 1e-06" in again.stdout, again.output
 
 
 def test_a_failing_training_gives_status_1_with_torch(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from iresnet_core.training.plans import (
     SqueezePlan,
     planned_features,
     planned_layers,
+    widest_array,
 )
 
 SOUND = {"classes": 3, "padding": 1, "widths": (4, 5), "blocks": (2, 0), "coeff": 0.8, "activation": "elu"}
@@ -68,3 +69,17 @@ def test_convolutions_have_two_scales():
     for shape in ((2,), (1, 7, 8)):
         with pytest.raises(ShapeError, match="--model mlp"):
             planned_layers(settings, shape)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "hidden", "entries"),
+    [
+        ("mlp", (2,), 64, 64),
+        ("mlp", (1, 8, 8), 32, 64),
+        ("conv", (1, 28, 28), 32, 32 * 14 * 14),
+        ("conv", (3, 32, 32), 512, 512 * 16 * 16),
+        ("conv", (3, 32, 32), 8, 3 * 32 * 32),
+    ],
+)
+def test_the_widest_array_is_that_of_the_hidden_layers_or_of_the_sample(kind, shape, hidden, entries):
+    assert widest_array(ModelSettings(kind, 4, hidden, 2, "elu", 0.9), shape) == entries

@@ -174,6 +174,16 @@ def test_minutes_are_the_length_over_all_sittings(numpy_framework, tmp_path, mon
     assert second.step > first.step
 
 
+def test_evaluations_take_as_many_samples_at_once_as_memory_allows(numpy_framework, tmp_path, monkeypatch):
+    run, config, dataset = prepared(tmp_path / "run", numpy_framework, steps=6, evaluation_samples=20)
+    monkeypatch.setattr(training, "_CHUNK_ENTRIES", 7 * 8 + 3)  # 8 units are the widest
+    sizes, trainer = [], training.find_trainer(numpy_framework)
+    score = trainer.log_prob
+    monkeypatch.setattr(trainer, "log_prob", lambda self, x, seed: sizes.append(len(x)) or score(self, x, seed))
+    trained(run, config, dataset)
+    assert sizes == [7, 7, 6]
+
+
 def test_a_longer_training_goes_on(numpy_framework, tmp_path):
     run, config, dataset = prepared(tmp_path / "run", numpy_framework)
     trained(run, config, dataset)
