@@ -84,7 +84,7 @@ def _print_facts(console: Console, model: Any, rows: Any, run: Any, config: RunC
         facts["data"] = f"{config.data_name} of shape {_shape(config.layout.data_shape)}"
         if config.levels is not None:
             facts["data"] += f", {config.levels} levels"
-            facts["logit"] = f"alpha {settings.model.alpha:g}"
+            facts["logit"] = f"alpha {settings.model.alpha:.3g}"
         facts["trained with"] = f"{settings.training.framework}, seed {settings.training.seed}"
         log = run.read_log()
         if log:

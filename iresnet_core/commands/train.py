@@ -72,7 +72,7 @@ def train_command(
     activation: Annotated[str | None, _option("--activation", help="Between them, as lipswish, elu or sin.")] = None,
     coeff: Annotated[float | None, _option("--coeff", help="Cap of a block's Lipschitz constant (0.9).")] = None,
     alpha: Annotated[
-        float | None, _option("--alpha", help="Of the logit of images (0.05; 1e-6 if most are black or white).")
+        float | None, _option("--alpha", help="Of the logit of images (0.05; less if most are black or white).")
     ] = None,
     standardize: Annotated[
         bool | None,
@@ -276,7 +276,8 @@ def _announce(console: Console, config: RunConfig, dataset: Dataset, run: Traini
     )
     if model.alpha is not None:
         console.print(
-            f"logit with alpha {model.alpha:g} in front: {share_at_ends(dataset):.0%} of the pixels are black or white",
+            f"logit with alpha {model.alpha:.3g} in front: {share_at_ends(dataset):.0%} of the pixels are black or "
+            "white",
             soft_wrap=True,
         )
     unit = "nats" if config.levels is None else f"bits per dimension, of {config.levels} grey levels each"

@@ -345,11 +345,11 @@ def test_training_on_images_says_what_the_loss_and_the_logit_are_with_torch(tmp_
     result = iresnet("train", tmp_path / "x.npy", "--out", tmp_path / "run", *quick)
     assert result.exit_code == 0, result.output
     assert "loss: mean of -log p(x) over samples x, in bits per dimension, of 256 grey levels" in result.stdout
-    assert re.search(r"logit with alpha 1e-06 in front: 7\d% of the pixels are black or white", result.stdout)
-    assert re.search(r"^logit +alpha 1e-06$", iresnet("info", tmp_path / "run").stdout, re.MULTILINE)
-    assert TrainingRun(tmp_path / "run").read_config().settings.model.alpha == 1e-6
+    assert re.search(r"logit with alpha 0.000391 in front: 7\d% of the pixels are black or white", result.stdout)
+    assert re.search(r"^logit +alpha 0.000391$", iresnet("info", tmp_path / "run").stdout, re.MULTILINE)
+    assert TrainingRun(tmp_path / "run").read_config().settings.model.alpha == 0.1 / 256
     again = iresnet("train", "--resume", tmp_path / "run", "--steps", 18)
-    assert "logit with alpha 1e-06" in again.stdout, again.output
+    assert "logit with alpha 0.000391" in again.stdout, again.output
 
 
 def test_a_failing_training_gives_status_1_with_torch(tmp_path, monkeypatch):
