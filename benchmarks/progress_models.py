@@ -1,0 +1,123 @@
+"""The flow that `iresnet train` trains, with its savings on or off, and the residual flow of normflows of that size.
+
+Both take steps of Adam with clipped gradients on prepared samples, and score others.
+"""
+
+import math
+
+import numpy as np
+import torch
+from density import _with_jacobian
+from torch import nn
+
+import iresnet_core
+from iresnet_core.adapters.torch.training import Trainer
+from iresnet_core.training import planned_layers
+
+CHUNK = 250  # samples that are scored at once
+
+
+class Ours:
+    """The flow of a run with these settings; `options` are those of its loss."""
+
+    def __init__(self, settings, shape, first, *, checkpoint=False, **options):
+        self.trainer = Trainer(planned_layers(settings.model, shape), first.shape[1:], settings.training, first)
+        self.rate, self.clip, self.options = settings.training.lr, settings.training.clip, options
+        if checkpoint:
+            self.trainer.flow.checkpoint = True
+
+    def step(self, x, lr):
+        """One step as `iresnet train` takes it."""
+        flow, optimizer = self.trainer.flow.train(), self.trainer.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad(set_to_none=True)
+        flow.training_loss(torch.from_numpy(x), **self.options).backward()
+        nn.utils.clip_grad_norm_(flow.parameters(), self.clip)
+        optimizer.step()
+
+    def scores(self, x):
+        """Log-densities under the certified weights; exact for vectors."""
+        parts = [self.trainer.log_prob(x[i : i + CHUNK], i) for i in range(0, len(x), CHUNK)]
+        return np.concatenate(parts).astype(np.float64)
+
+
+class Peer:
+    """The residual flow of normflows with its defaults, but the constant of ours; images at the same two scales."""
+
+    def __init__(self, settings, shape, first, rate):
+        import normflows as nf
+
+        model = settings.model
+        self.nf, self.rate, self.clip = nf, rate, settings.training.clip
+        self.logit = None if model.alpha is None else iresnet_core.Logit(model.alpha)
+        self.image = first.ndim == 4
+        torch.manual_seed(settings.training.seed)
+        ends = first.shape[1:2]
+        if self.image:
+            channels, height, width = shape
+            ends = [4 * channels] if height % 4 or width % 4 else [4 * channels, 8 * channels]
+        self.stages = nn.ModuleList(nn.ModuleList(self._stage(model, end)) for end in ends)
+        with torch.no_grad():
+            self._log_prob(first)  # initialises the ActNorms
+        self.optimizer = torch.optim.Adam(self.stages.parameters(), lr=rate)
+
+    def _stage(self, model, end):
+        """Layers of one scale."""
+        nf, widths = self.nf, [end, *(model.hidden,) * model.layers, end]
+        cap = model.coeff ** (1 / (model.layers + 1))
+        norm = (end, 1, 1) if self.image else end
+        for _ in range(model.blocks):
+            yield nf.flows.ActNorm(norm)
+            if self.image:
+                net = nf.nets.LipschitzCNN(widths, [3] + [1] * (model.layers - 1) + [3], lipschitz_const=cap)
+            else:
+                net = nf.nets.LipschitzMLP(widths, lipschitz_const=cap)
+            yield nf.flows.Residual(net, reduce_memory=True)
+        yield nf.flows.ActNorm(norm)
+
+    def _log_prob(self, x, exact=False):
+        """Log-densities, differentiable in training mode."""
+        x, total = np.asarray(x), 0.0
+        if self.logit is not None:
+            out = self.logit.forward(x)
+            x, total = out.value, torch.from_numpy(np.asarray(out.logdet.value))
+        z = torch.from_numpy(np.asarray(x))
+        for k, stage in enumerate(self.stages):
+            if k:
+                z, done = z.chunk(2, dim=1)
+                total = total + _normal(done)
+            if self.image:
+                z = nn.functional.pixel_unshuffle(z, 2)
+            for flow in stage:
+                if exact and isinstance(flow, self.nf.flows.Residual):
+                    g, J = _with_jacobian(flow.iresblock.nnet, z)
+                    z, logdet = z + g, torch.linalg.slogdet(torch.eye(z.shape[1]) + J)[1]
+                else:
+                    z, logdet = flow.inverse(z)
+                total = total + logdet.flatten()
+        return total + _normal(z)
+
+    def step(self, x, lr):
+        """One step, as the library's documentation has it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.stages.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        (-self._log_prob(x).mean()).backward()
+        nn.utils.clip_grad_norm_(self.stages.parameters(), self.clip)
+        self.optimizer.step()
+        self.nf.utils.update_lipschitz(self.stages, 5)
+
+    @torch.no_grad()
+    def scores(self, x):
+        """Log-densities; exact for vectors, for images by the library's estimate for evaluation."""
+        self.stages.eval()
+        parts = [self._log_prob(x[i : i + CHUNK], exact=not self.image) for i in range(0, len(x), CHUNK)]
+        return torch.cat(parts).double().numpy()
+
+
+def _normal(z):
+    """Log-density of a standard normal distribution."""
+    z = z.flatten(1)
+    return -0.5 * (z * z).sum(1) - 0.5 * z.shape[1] * math.log(2 * math.pi)
