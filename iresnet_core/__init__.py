@@ -20,6 +20,7 @@ from iresnet_core.flows import (
     Squeeze,
     Standardize,
     Transformed,
+    training_loss,
 )
 from iresnet_core.inverse import invert
 from iresnet_core.lipschitz import lipschitz_bound, lipschitz_bounds, normalize, spectral_norm, spectral_penalty
@@ -63,4 +64,5 @@ __all__ = [
     "save",
     "spectral_norm",
     "spectral_penalty",
+    "training_loss",
 ]

@@ -360,6 +360,30 @@ class Backend(ABC):
         """Return a + x y, entry by entry, for arrays of one dtype."""
         return a + x * y
 
+    def add_to_first(self, a: Array, x: Array, y: Array) -> Array:
+        """Return `a` (n, ...) with x y added to its first rows, for x and y (m, ...); `a` may be written to."""
+        m = y.shape[0]
+        first = self.multiply_add(a[:m, ...], x, y)
+        return first if m == a.shape[0] else self.xp.concat([first, a[m:, ...]], axis=0)
+
+    def conv_kernel_gradient(
+        self,
+        x: Array,
+        u: Array,
+        kernel: Array,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[tuple[int, int]],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Array:
+        """Return the derivative of ``sum(u * conv(x, kernel))`` by the kernel, of which only the shape matters."""
+
+        def image(kernel: Array) -> Array:
+            return self.conv(x, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+        return self.vjp(image, kernel)[1](u)
+
     def logistic(self, x: Array) -> Array:
         """Return 1 / (1 + exp(-x)), without overflow."""
         return 0.5 * (1 + self.xp.tanh(0.5 * x))

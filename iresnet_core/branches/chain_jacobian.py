@@ -15,7 +15,7 @@ from iresnet_core.branches.dense_traces import (
     preconditioned_trace,
     trace_form,
 )
-from iresnet_core.branches.expanded_traces import channel_means, expanded_terms, expanded_trace
+from iresnet_core.branches.expanded_traces import Term, channel_means, expanded_terms, expanded_trace
 from iresnet_core.branches.slopes import Diagonal, PairSwap
 from iresnet_core.common import flatten
 from iresnet_core.operators import Convolution, Dense, LinearLayer
@@ -67,9 +67,10 @@ class ChainJacobian:
             place -= 1
         return u
 
-    def trace(self) -> Array:
-        """Return tr J (batch,)."""
-        plan, kernel = self.chain._trace_plan, self.chain._trace_kernel
+    def trace(self, kernel: Any = None) -> Array:
+        """Return tr J (batch,), by the chain's own kernel or the one given."""
+        plan = self.chain._trace_plan
+        kernel = self.chain._trace_kernel if kernel is None else kernel
         if plan is None:
             return self._convolution_trace(kernel)
         slopes = [self._slopes(group) for group in plan.groups]
@@ -91,14 +92,20 @@ class ChainJacobian:
         """Return the means over batch and positions of the three groups of slopes, as constants (channels,)."""
         return channel_means(get_backend(self.value), self._cycle_slopes())
 
-    def expanded_trace(self, means: Sequence[Array] | None = None) -> SlopeTrace:
+    def expanded_trace(
+        self, means: Sequence[Array] | None = None, terms: Sequence[Term] | None = None
+    ) -> SlopeTrace:
         """Return tr J (batch,) but for a remainder of third order, see `expanded_traces`."""
-        backend, chain, cycle = get_backend(self.value), self.chain, self.chain._expanded_cycle
-        assert cycle is not None
         means = self.channel_means() if means is None else means
+        terms = self.trace_terms(means) if terms is None else terms
+        return expanded_trace(get_backend(self.value), terms, self._cycle_slopes(), means, self._vjp_with)
+
+    def trace_terms(self, means: Sequence[Array]) -> Sequence[Term]:
+        """Return what the trace depends on beside the slopes: functions of the weights and of the means."""
+        chain, cycle = self.chain, self.chain._expanded_cycle
+        assert cycle is not None
         convolutions = [chain.layers[place] for place in cycle.places if place is not None]
-        terms = expanded_terms(backend, convolutions, means)
-        return expanded_trace(backend, terms, self._cycle_slopes(), means, self._vjp_with)
+        return expanded_terms(get_backend(self.value), convolutions, means)
 
     def _cycle_slopes(self) -> list[Array]:
         """The groups of slopes of a cycle of convolutions, (batch, channels, *spatial)."""

@@ -10,7 +10,7 @@ from iresnet_core.common import Copyable
 from iresnet_core.errors import ShapeError
 from iresnet_core.operators import Convolution
 
-__all__ = ["Shift", "conditioned", "without_condition"]
+__all__ = ["Shift", "conditioned", "of_samples", "without_condition"]
 
 
 class Shift(Copyable):
@@ -87,3 +87,11 @@ def without_condition(g: Any) -> Any:
     if not any(isinstance(layer, Shift) for layer in layers):
         return g
     return type(g)([layer for layer in layers if not isinstance(layer, Shift)])
+
+
+def of_samples(g: Any, begin: int, end: int) -> Any:
+    """Return a branch for the samples from `begin` to `end` of a batch, with their part of a conditioning."""
+    layers = getattr(g, "layers", ())
+    if not any(isinstance(layer, Shift) for layer in layers):
+        return g
+    return type(g)([Shift(layer.value[begin:end, ...]) if isinstance(layer, Shift) else layer for layer in layers])

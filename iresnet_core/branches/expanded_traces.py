@@ -28,7 +28,7 @@ from iresnet_core.branches.convolution_traces import (
 from iresnet_core.branches.dense_traces import SlopeTrace
 from iresnet_core.operators import Convolution
 
-__all__ = ["channel_means", "expanded_cycle", "expanded_terms", "expanded_trace"]
+__all__ = ["Term", "channel_means", "expanded_cycle", "expanded_terms", "expanded_trace"]
 
 # Of each of the terms M0 D1 D2, R0 D1 M2 and R0 M1 R2 the two groups of slopes that vary, first the one that stands
 # before the convolution between them, and whether they are deviations from the means.

@@ -91,6 +91,9 @@ def train_command(
         float | None, _option("--weight-decay", help="Decoupled (2 below 10000 samples, else 0).")
     ] = None,
     clip: Annotated[float | None, _option("--clip", help="Largest norm of the gradient (10).")] = None,
+    share: Annotated[
+        float | None, _option("--share", help="Part of a batch whose log-determinants are taken (0.25).")
+    ] = None,
     dtype: Annotated[str | None, _option("--dtype", help="float32 (default) or float64.")] = None,
     seed: Annotated[int | None, _option("--seed", help="Seed of everything (0).")] = None,
     evaluate_every: Annotated[
@@ -136,6 +139,7 @@ def train_command(
         "start": start,
         "weight_decay": weight_decay,
         "clip": clip,
+        "share": share,
         "dtype": dtype,
         "seed": seed,
         "evaluate_every": evaluate_every,

@@ -1,10 +1,9 @@
 """log|det(I + J)| of a residual block, per sample, with its standard error and a bound on its bias."""
 
-import math
 from typing import Any, Unpack
 
 from iresnet_core.backends import Array, get_backend
-from iresnet_core.branches import layer_growth, linearize, linearize_jointly, stated_lipschitz
+from iresnet_core.branches import evaluate, layer_growth, linearize, linearize_jointly, of_samples, stated_lipschitz
 from iresnet_core.common import (
     require_batch,
     require_contraction,
@@ -177,9 +176,13 @@ def value_and_logdet(
     *,
     lipschitz: float | None = None,
     reference: MeanJacobian | None = None,
+    part: int | None = None,
     **options: Unpack[LogDetOptions],
 ) -> tuple[Array, LogDet]:
-    """Return g(x), which the log-determinant needs anyway, and `logdet`; same arguments, costs and errors."""
+    """Return g(x), which the log-determinant needs anyway, and `logdet`; same arguments, costs and errors.
+
+    With `part` the log-determinant is that of the first samples alone, so many, and g(x) that of all.
+    """
     backend = get_backend(x)
     require_batch(x, "x")
     require_floating(backend, x, "x")
@@ -194,7 +197,13 @@ def value_and_logdet(
             g, x, request = in_dtype(backend, g, x, request, working)
         if reference is not None:
             require_reference(reference, x)
-        linearization = (linearize_jointly if _recorded_later(x, request) else linearize)(backend, g, x)
+        everything, branch = x, g
+        if part is not None:
+            x, g = x[:part, ...], of_samples(branch, 0, part)
+        if _recorded_later(x, request):
+            linearization = linearize_jointly(backend, branch, everything, part)
+        else:
+            linearization = linearize(backend, g, x)
         # A chain that certifies the constant itself is balanced, and an answer without errors promises nothing.
         growth = layer_growth(g) if request.errors and lipschitz is not None else 1.0
         problem = Problem(backend, g, x, linearization, constant, request, growth=growth)
@@ -210,6 +219,10 @@ def value_and_logdet(
         if result is None:
             value, result = EXACT.answer(problem)
             reason = f"tol={request.tol:g} would cost as much as the exact answer"
+        if part is not None and (backend.is_tracing(value) or value.shape[0] == part):
+            rest = everything[part:, ...]
+            others = evaluate(backend, of_samples(branch, part, everything.shape[0]), rest)
+            value = backend.xp.concat([value, others], axis=0)
         reason = "; ".join(part for part in (reason, result.reason) if part)
         return value if working == given else backend.xp.astype(value, given), result._replace(reason=reason)
 
@@ -237,9 +250,14 @@ def own_seed(options: LogDetOptions, x: Array) -> SampleSeed:
 
 def _recorded_later(x: Array, request: Request) -> bool:
     """Whether the derivative will come from tangents that are known beforehand; see `linearize_jointly`."""
-    if request.errors or request.unbiased or x.shape[0] == 0 or math.prod(x.shape[1:]) > PRECONDITIONED_WIDTH:
+    if request.errors or request.unbiased or x.shape[0] == 0:
         return False
     method = METHODS.get(request.method)
-    if method is not None:
-        return method.takes_joint_pass
-    return request.control_variate == "auto" and (request.noise is None or request.reference is not None)
+    if len(x.shape) == 2 and x.shape[1] <= PRECONDITIONED_WIDTH:
+        if method is not None and method.takes_joint_pass:
+            return True
+        if method is None and request.control_variate == "auto" and (request.noise is None or request.reference):
+            return True
+    if method not in (None, ARNOLDI) or request.reference is not None:
+        return False
+    return request.probes == 1 or request.noise is not None  # all probes at once

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of
@@ -15,6 +15,7 @@ from iresnet_core.determinant.forms import (
     Steps,
     linear_share,
     mean_resolvent_bound,
+    with_derivative,
 )
 from iresnet_core.determinant.probes import ExplicitProbes, ProbeSource, make_source
 from iresnet_core.determinant.request import (
@@ -26,11 +27,12 @@ from iresnet_core.determinant.request import (
     refuse_tolerance,
 )
 from iresnet_core.determinant.sample_seed import SampleSeed
+from iresnet_core.determinant.single_probes import probe_variance, with_remainder
 from iresnet_core.determinant.trace_control import expands_trace, known_trace
 from iresnet_core.errors import DerivativeError, InvalidArgumentError, NotConvergedError
 from iresnet_core.results import LogDet
 
-__all__ = ["DEFAULT_BIAS", "FIRST_CHANCE", "Prepared", "ProbedMethod", "with_derivative"]
+__all__ = ["DEFAULT_BIAS", "FIRST_CHANCE", "Prepared", "ProbedMethod"]
 
 # Truncation error, in nats, that is allowed where no tolerance is given.
 DEFAULT_BIAS = 1e-3
@@ -149,7 +151,7 @@ class ProbedMethod(Method):
                 sums = estimator.add(sums, source.draw(step), source.kind)
             result = estimator.result(sums, source)
             if request.tol is None:
-                return linearization.value, result
+                return estimator.recorded(result)
             if estimator.by_sample:
                 found = _Found.with_further(backend.xp, found, result, request.tol)
                 goal = 2 * sums.probes
@@ -272,7 +274,10 @@ class Estimator:
         backend, _, x, linearization, c, request, *_ = problem
         self.method, self.backend, self.constant, self.request, self.x = method, backend, c, request, x
         self.linearization, self.event, self.d = linearization, tuple(x.shape[1:]), math.prod(x.shape[1:])
-        self.differentiable = backend.differentiates and backend.may_differentiate(linearization.value, x)
+        self.joint = linearization.joint
+        recorded = self.joint is not None or backend.may_differentiate(linearization.value, x)
+        self.differentiable = backend.differentiates and recorded
+        self.forms: tuple[Array, Array] | None = None
         self.terms = request.terms or method.default_products(request, self.d)
         self.roulette = method.roulette(c, self.d, request.unbiased)
         needs_errors = request.errors or self.terms is None or self.roulette is not None
@@ -340,7 +345,7 @@ class Estimator:
         with self.backend.no_grad():
             form = self.method.form(prepared.products, v, prepared.linear, self.steps(v))
             if image is not None:
-                form = _with_remainder(xp, form, v, self.backend.stop_gradient(image))
+                form = with_remainder(xp, form, v, self.backend.stop_gradient(image))
         self._refuse()
         self.shortfall = form.shortfall or self.shortfall
         surrogate = self._surrogate(form, v, image)
@@ -351,7 +356,7 @@ class Estimator:
             return new if sums is None else Sums(*(a + b for a, b in zip(sums, new, strict=True)))
         # One probe knows little of a few large directions, or of a few dimensions.
         few = self.d <= FEW_DIMENSIONS or self.method.has_few_directions
-        variance = 2 * form.squared_image if few else _probe_variance(xp, form, self.d, kind)
+        variance = 2 * form.squared_image if few else probe_variance(xp, form, self.d, kind)
         if form.peak is not None:
             share = (self.d - 1) / (self.d + 2) if kind == "rademacher" else 1.0
             variance = xp.maximum(variance, 2 * share * form.peak)
@@ -373,6 +378,9 @@ class Estimator:
         """Sum over the probes of w^T J v (batch,), whose derivative for fixed w is that of the value; else zeros."""
         xp = self.backend.xp
         if form.resolvent is None:
+            return xp.zeros_like(form.value[0, ...])
+        if self.joint is not None:
+            self.forms = form.resolvent, v
             return xp.zeros_like(form.value[0, ...])
         w = self.backend.stop_gradient(self.prepared.products.pulled_back(form.resolvent))
         left, right = (xp.reshape(a, (*a.shape[:2], *self.event)) for a in (w, v))
@@ -397,7 +405,7 @@ class Estimator:
         value, surrogate = sums.value / p, sums.surrogate / p
         if trace is not None:
             value, surrogate = value + self.backend.stop_gradient(trace), surrogate + trace
-        if self.differentiable:
+        if self.differentiable and self.joint is None:
             value = with_derivative(self.backend, value, surrogate)
         products = xp.full(value.shape, sums.products, dtype=xp.int32, device=device_of(value))
         if not self.request.errors:
@@ -419,31 +427,28 @@ class Estimator:
         bias = sums.bias / p + self.prepared.known_error
         return LogDet(value, xp.sqrt(variance / p), bias, products, self.method.name, self.shortfall)
 
+    def recorded(self, result: LogDet) -> tuple[Array, LogDet]:
+        """Return g(x) with a result, and record the derivatives of both where that was left to a joint pass."""
+        joint, backend, trace = self.joint, self.backend, self.prepared.trace
+        if joint is None or self.forms is None:
+            return self.linearization.value, result
+        xp = backend.xp
+        w, v = (xp.reshape(a, (*a.shape[:2], *self.event)) for a in self.forms)
+        w = w / w.shape[0] if w.shape[0] > 1 else w
 
-def with_derivative(backend: Backend, value: Array, surrogate: Array) -> Array:
-    """Return `value` with the first derivative of `surrogate`; a second one would be wrong, and is refused."""
-    carrier = backend.first_order_only(surrogate)
-    return backend.stop_gradient(value) + (carrier - backend.stop_gradient(surrogate))
+        def plain(images: Array, _: Any, known: Sequence[Array]) -> Array:
+            forms = xp.reshape(known[1] * images, (*images.shape[:2], -1))
+            return with_derivative(backend, known[2], xp.sum(forms, axis=(0, 2)))
 
-
-def _with_remainder(xp: Any, form: FormEstimate, v: Array, image: Array) -> FormEstimate:
-    """Add v^T (B T) v, `image` = (B T)^T v, to a form that has all of log(I + E) but for the trace without that."""
-    combined = (xp.sqrt(form.squared_image) + xp.linalg.vector_norm(image, axis=-1)) ** 2
-    return form._replace(value=form.value + xp.linalg.vecdot(v, image), squared_image=combined, squared_form=combined)
-
-
-def _probe_variance(xp: Any, form: FormEstimate, d: int, kind: str) -> Array:
-    """Variance of v^T L v over the probes, L = f(J), estimated from each probe's own vectors; (probes, batch).
-
-    Gaussian: 2 ||S||_F^2, S the symmetric part of L, ||S||_F^2 = E (||L v||^2 + v^T L^2 v) / 2. Rademacher: less the
-    diagonal of S, of which at least (tr S)^2 / d is known from the value; the factor d / (d - 2) undoes the noise of
-    the value's square. An uneven diagonal makes the estimate err upwards, and so does 2 ||L v||^2, which is taken where
-    one probe says little.
-    """
-    square = form.squared_image
-    symmetric = xp.maximum(0.5 * (square + form.squared_form), 0.1 * square)
-    if kind == "rademacher":
-        off = symmetric - form.value * form.value / d
-        # The difference is that of two noisy numbers, and not trusted near zero.
-        symmetric = xp.maximum(off * (d / (d - 2)), 0.02 * symmetric)
-    return 2 * symmetric
+        with backend.no_grad():
+            joint.products(v)
+        g, value, *slopes = joint.recorded(result.value, w, plain, with_slopes=trace is not None)
+        if trace is not None:
+            trace, remainder = joint.trace(slopes)
+            trace = self.prepared.linear * trace
+            if remainder is not None:
+                flat = self.forms[1]
+                of_rest = xp.linalg.vecdot(flat, self.prepared.linear[:, None] * remainder(flat))
+                trace = trace + xp.mean(of_rest, axis=0)
+            value = value + (trace - backend.stop_gradient(trace))
+        return g, result._replace(value=value)

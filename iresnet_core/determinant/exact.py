@@ -56,8 +56,8 @@ class Exact(Method):
         """Return g(x) and its log-determinant."""
         backend, g, x, linearization, constant, _, _, growth = problem
         if linearization.joint is not None:
-            d = math.prod(x.shape[1:])
-            if determinant_order(linearization, x, growth) == d and samples_at_a_time(d, d) >= x.shape[0]:
+            d, is_flat = math.prod(x.shape[1:]), linearization.joint.is_dense
+            if is_flat and determinant_order(linearization, x, growth) == d and samples_at_a_time(d, d) >= x.shape[0]:
                 return exact_jointly(backend, linearization.joint, x, constant)
             linearization = linearize(backend, g, x)
             problem = problem._replace(linearization=linearization)

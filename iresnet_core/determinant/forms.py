@@ -21,6 +21,7 @@ __all__ = [
     "Stops",
     "linear_share",
     "mean_resolvent_bound",
+    "with_derivative",
 ]
 
 # Lengths of products that are kept until the largest factor between them is found.
@@ -259,3 +260,9 @@ def linear_share(xp: Any, trace: Array, d: int, c: float) -> Array:
 def mean_resolvent_bound(c: float) -> float:
     """Integral over t from 0 to 1 of 1 / (1 - t c), which bounds that of ||(I + t J)^-1||."""
     return -math.log1p(-c) / c if c > 1e-8 else 1.0
+
+
+def with_derivative(backend: Backend, value: Array, surrogate: Array) -> Array:
+    """Return `value` with the first derivative of `surrogate`; a second one would be wrong, and is refused."""
+    carrier = backend.first_order_only(surrogate)
+    return backend.stop_gradient(value) + (carrier - backend.stop_gradient(surrogate))

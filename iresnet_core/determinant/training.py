@@ -22,7 +22,7 @@ from typing import Any
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.branches import Control, Linearization
 from iresnet_core.common import refuse_expansion, unit_roundoff, widest
-from iresnet_core.determinant.estimator import with_derivative
+from iresnet_core.determinant.forms import with_derivative
 from iresnet_core.determinant.preconditioning import require_reference
 from iresnet_core.results import LogDet
 

@@ -5,13 +5,22 @@ from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow, LogProb
 from iresnet_core.flows.layer import Layer, Shape, Transformed, located
 from iresnet_core.flows.logit import Logit
+from iresnet_core.flows.maximum_likelihood import (
+    DEFAULT_SHARE,
+    mean_loss,
+    require_share,
+    training_log_prob,
+    training_loss,
+    with_own_numbers,
+    with_part_first,
+)
 from iresnet_core.flows.outliers import require_visible_bulk
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
 from iresnet_core.flows.standardize import Standardize
-from iresnet_core.flows.training_density import training_log_prob
 
 __all__ = [
+    "DEFAULT_SHARE",
     "ActNorm",
     "FactorOut",
     "Flow",
@@ -25,6 +34,11 @@ __all__ = [
     "Standardize",
     "Transformed",
     "located",
+    "mean_loss",
+    "require_share",
     "require_visible_bulk",
     "training_log_prob",
+    "training_loss",
+    "with_own_numbers",
+    "with_part_first",
 ]

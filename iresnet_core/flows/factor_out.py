@@ -6,10 +6,9 @@ from typing import Any, Self
 
 from iresnet_core.backends import Array, Backend
 from iresnet_core.common import flatten, require_positive_int
-from iresnet_core.determinant import LogDetOptions
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows.flow import Flow
-from iresnet_core.flows.layer import InverseOptions, Layer, Shape, Transformed, channel_axis
+from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shape, Transformed, channel_axis
 from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
 from iresnet_core.results import Inverse
 
@@ -161,7 +160,7 @@ class FactorOut(Layer):
         kept, rest = self._split(x)
         return self._together(backend, self.at_shape(tuple(x.shape[1:]))._known()._map(backend, kept), rest)
 
-    def _forward(self, backend: Backend, x: Array, options: LogDetOptions) -> Transformed:
+    def _forward(self, backend: Backend, x: Array, options: ForwardOptions) -> Transformed:
         kept, rest = self._split(x)
         inner = self.at_shape(tuple(x.shape[1:]))._known()._forward(backend, kept, options)
         return Transformed(self._together(backend, inner.value, rest), inner.logdet)

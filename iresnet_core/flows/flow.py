@@ -13,6 +13,7 @@ from iresnet_core.common import (
     require_floating,
     require_nonnegative,
     require_nonnegative_int,
+    require_options,
     require_positive_int,
     require_shape,
     round_up,
@@ -21,9 +22,9 @@ from iresnet_core.common import (
     widest,
     working_dtype,
 )
-from iresnet_core.determinant import LogDetOptions, SampleSeed, own_seed, uses_own_seeds
+from iresnet_core.determinant import LOGDET_OPTIONS, LogDetOptions, SampleSeed, own_seed, uses_own_seeds
 from iresnet_core.errors import DtypeError, InvalidArgumentError, NonFiniteError, ShapeError, UnknownArrayError
-from iresnet_core.flows.layer import InverseOptions, Layer, Shape, Transformed, located
+from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shape, Transformed, located
 from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
 from iresnet_core.results import Inverse, LogDet
 
@@ -223,7 +224,12 @@ class Flow(Layer):
             As `forward`; NonFiniteError also where a log-density is below the range of the dtype. A compiled program
             looks at no value, and returns -inf.
         """
-        z, logdet = self.forward(x, **options)
+        require_options(options, LOGDET_OPTIONS)
+        return self._scored(x, cast(ForwardOptions, options))
+
+    def _scored(self, x: Array, options: ForwardOptions) -> LogProb:
+        """As `log_prob`, with options that are known."""
+        z, logdet = self._checked_forward(x, options)
         backend = get_backend(z)
         with backend.full_precision():
             return self._log_prob(backend, z, logdet)
@@ -319,12 +325,12 @@ class Flow(Layer):
                 x = layer._map(backend, x)
         return x
 
-    def _forward(self, backend: Backend, x: Array, options: LogDetOptions) -> Transformed:
+    def _forward(self, backend: Backend, x: Array, options: ForwardOptions) -> Transformed:
         logdets = []
         if "rng" not in options:
             options = {**options, "rng": SampleSeed(x) if uses_own_seeds(options) else None}
         elif isinstance(options["rng"], str):
-            options = {**options, "rng": own_seed(options, x)}
+            options = {**options, "rng": own_seed(options, x[: options.get("part"), ...])}
         for index, (layer, own) in enumerate(zip(self.layers, _distribute(backend, self.layers, options), strict=True)):
             with located(index, layer):
                 x, logdet = layer._forward(backend, x, own)
@@ -342,7 +348,7 @@ class Flow(Layer):
         return state
 
 
-def _distribute(backend: Backend, layers: Sequence[Layer], options: LogDetOptions) -> list[LogDetOptions]:
+def _distribute(backend: Backend, layers: Sequence[Layer], options: ForwardOptions) -> list[ForwardOptions]:
     """Give every layer its options: independent streams of one seed, its own noise, its part of the tolerance."""
     blocks = [layer.residual_blocks for layer in layers]
     total = sum(blocks)
@@ -374,7 +380,7 @@ def _distribute(backend: Backend, layers: Sequence[Layer], options: LogDetOption
         for layer, entry, count in zip(layers, own, blocks, strict=True):
             entry["noise"] = noise[start] if layer.is_block else list(noise[start : start + count])
             start += count
-    return [cast(LogDetOptions, entry) for entry in own]
+    return [cast(ForwardOptions, entry) for entry in own]
 
 
 def _require_representable(backend: Backend, log_prob: Array, dtype: Any) -> None:

@@ -7,7 +7,7 @@ constants, its methods are pure, and what would change it (`initialized`, `astyp
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack, cast
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.common import (
@@ -30,6 +30,7 @@ from iresnet_core.flows.preimage import Preimage, nearest
 from iresnet_core.results import Inverse, LogDet
 
 __all__ = [
+    "ForwardOptions",
     "InverseOptions",
     "Layer",
     "Shape",
@@ -58,6 +59,17 @@ class Transformed(NamedTuple):
 
     value: Array
     logdet: LogDet
+
+
+class ForwardOptions(LogDetOptions, total=False):
+    """Options of `logdet`, and what a training loss asks for beside them.
+
+    With `part` the log-determinants of residual blocks are taken at so many samples, the first ones, and stand for
+    all: they are multiplied by batch / part, and those of the other samples are zero. Where the samples were put in
+    random order before, every entry is unbiased (Horvitz and Thompson 1952).
+    """
+
+    part: int
 
 
 class InverseOptions(TypedDict, total=False):
@@ -123,7 +135,7 @@ class Layer(Copyable, ABC):
         """Transform checked samples, without the log-determinant."""
 
     @abstractmethod
-    def _forward(self, backend: Backend, x: Array, options: LogDetOptions) -> Transformed:
+    def _forward(self, backend: Backend, x: Array, options: ForwardOptions) -> Transformed:
         """Transform checked samples."""
 
     @abstractmethod
@@ -200,6 +212,10 @@ class Layer(Copyable, ABC):
             If there is no such option.
         """
         require_options(options, LOGDET_OPTIONS)
+        return self._checked_forward(x, cast(ForwardOptions, options))
+
+    def _checked_forward(self, x: Array, options: ForwardOptions) -> Transformed:
+        """As `forward`, with options that are known."""
         backend = self._admit(x, "the input")
         self._require_input(x)
         with backend.full_precision(), backend.batch_of_unknown_size(x):

@@ -1,17 +1,18 @@
 """The residual block x + g(x) as a layer of a flow."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
-from iresnet_core.backends import Array, Backend
+from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.branches import evaluate, stated_lipschitz
 from iresnet_core.common import require_contraction
-from iresnet_core.determinant import LogDetOptions, value_and_logdet
+from iresnet_core.determinant import value_and_logdet
 from iresnet_core.errors import InvalidArgumentError, ShapeError
-from iresnet_core.flows.layer import InverseOptions, Layer, Shape, Transformed
+from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shape, Transformed
 from iresnet_core.flows.preimage import Preimage, nearest
 from iresnet_core.inverse import invert, refined
-from iresnet_core.results import Inverse
+from iresnet_core.results import Inverse, LogDet
 
 __all__ = ["ResidualBlock"]
 
@@ -140,10 +141,11 @@ class ResidualBlock(Layer):
     def _map(self, backend: Backend, x: Array) -> Array:
         return x + evaluate(backend, self.branch, x)
 
-    def _forward(self, backend: Backend, x: Array, options: LogDetOptions) -> Transformed:
+    def _forward(self, backend: Backend, x: Array, options: ForwardOptions) -> Transformed:
         constant = stated_lipschitz(self.branch, self.declared_lipschitz)[0]
         value, determinant = value_and_logdet(self.branch, x, lipschitz=constant, **options)
-        return Transformed(x + value, determinant)
+        part = options.get("part")
+        return Transformed(x + value, determinant if part is None else _for_all(backend, determinant, x, part))
 
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
         of_solver = {name: value for name, value in options.items() if name != "errors"}
@@ -161,3 +163,15 @@ class ResidualBlock(Layer):
             error=found.error,
             estimate=state.estimate + found.residual,
         )
+
+
+def _for_all(backend: Backend, first: LogDet, x: Array, part: int) -> LogDet:
+    """Let the log-determinants of the first samples, `part` of them, stand for all, see `ForwardOptions`."""
+    xp, rest = backend.xp, x.shape[0] - part
+
+    def extended(values: Array) -> Array:
+        return xp.concat([values, xp.zeros((rest,), dtype=values.dtype, device=device_of(values))])
+
+    value = extended((x.shape[0] / part) * first.value)
+    unknown = xp.full_like(value, math.nan)
+    return first._replace(value=value, std_error=unknown, bias_bound=unknown, products=extended(first.products))

@@ -92,6 +92,17 @@ class LinearLayer(LinearOperator):
     def adjoint(self, u: Array) -> Array:
         """Transpose of `apply` on arrays (..., *output_shape)."""
 
+    @abstractmethod
+    def weight_gradient(self, x: Array, u: Array, total: Array | None = None) -> Array:
+        """Return the derivative of ``sum(u * apply(x))`` by the weight, added to `total`.
+
+        x (..., *input_shape) and u (..., *output_shape), where axes in front are summed over.
+        """
+
+    @abstractmethod
+    def bias_gradient(self, u: Array) -> Array:
+        """Return the derivative of ``sum(u * biased(y))`` by the bias, for u (..., *output_shape)."""
+
     def with_parameters(self, weight: Array, bias: Array | None, bound: LipschitzBound | None = None) -> Self:
         """Return the same layer with other parameters and, if known, their certified bound.
 

@@ -195,12 +195,8 @@ class Convolution(LinearLayer):
         """Convolve arrays (..., *input_shape), without the bias."""
         xp = self.backend.xp
         leading = v.shape[: v.ndim - len(self.input_shape)]
-        x = self.channels_first(xp.reshape(v, (-1, *self.input_shape)))
-        if self.padding_mode == "circular":
-            for axis, (before, after) in enumerate(self.padding, start=2):
-                x = wrapped(xp, x, axis, before, after)
         y = self.backend.conv(
-            x,
+            self._standard_input(v),
             self.standard_kernel,
             stride=self.stride,
             padding=self._zero_padding,
@@ -229,6 +225,36 @@ class Convolution(LinearLayer):
             for axis, (before, after) in enumerate(self.padding, start=2):
                 x = _unwrap(xp, x, axis, before, after)
         return xp.reshape(self.given_format(x), (*leading, *self.input_shape))
+
+    def _standard_input(self, v: Array) -> Array:
+        """Return arrays (..., *input_shape) as (batch, channels, *spatial), with circular padding put on."""
+        xp = self.backend.xp
+        x = self.channels_first(xp.reshape(v, (-1, *self.input_shape)))
+        if self.padding_mode == "circular":
+            for axis, (before, after) in enumerate(self.padding, start=2):
+                x = wrapped(xp, x, axis, before, after)
+        return x
+
+    def weight_gradient(self, x: Array, u: Array, total: Array | None = None) -> Array:
+        """Return the derivative of ``sum(u * apply(x))`` by the kernel, added to `total`."""
+        xp, axes = self.backend.xp, len(self.window)
+        kernel = self.backend.conv_kernel_gradient(
+            self._standard_input(x),
+            self.channels_first(xp.reshape(u, (-1, *self.output_shape))),
+            self.standard_kernel,
+            stride=self.stride,
+            padding=self._zero_padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        if self.data_format == "channels_last":
+            kernel = xp.permute_dims(kernel, (*range(2, axes + 2), 1, 0))
+        return kernel if total is None else total + kernel
+
+    def bias_gradient(self, u: Array) -> Array:
+        """Return the sum of all u but for the channels."""
+        channel = u.ndim - 1 - (len(self.window) if self.data_format == "channels_first" else 0)
+        return self.backend.xp.sum(u, axis=tuple(axis for axis in range(u.ndim) if axis != channel))
 
     def biased(self, y: Array) -> Array:
         """Add the bias to y (..., *output_shape)."""

@@ -64,6 +64,16 @@ class Dense(LinearLayer):
         """Return u W for u (..., out)."""
         return self.backend.rows_times(u, self.weight)
 
+    def weight_gradient(self, x: Array, u: Array, total: Array | None = None) -> Array:
+        """Return the sum of all u x^T (out, in), added to `total`."""
+        xp = self.backend.xp
+        left, right = (a if a.ndim == 2 else xp.reshape(a, (-1, a.shape[-1])) for a in (u, x))
+        return self.backend.gemm(xp.matrix_transpose(left), right, total)
+
+    def bias_gradient(self, u: Array) -> Array:
+        """Return the sum of all u (out,)."""
+        return self.backend.xp.sum(u, axis=tuple(range(u.ndim - 1)))
+
     matvec = apply
     rmatvec = adjoint
 

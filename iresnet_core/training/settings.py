@@ -9,6 +9,7 @@ import numpy as np
 
 from iresnet_core.branches import Activation
 from iresnet_core.errors import InvalidArgumentError, RunError
+from iresnet_core.flows import DEFAULT_SHARE, require_share
 from iresnet_core.training.datasets import Dataset, DatasetSource, is_image_shape
 from iresnet_core.training.plans import ModelSettings
 
@@ -58,6 +59,8 @@ class TrainingSettings:
         samples, which a flow learns by heart.
     clip : float
         Largest norm of the gradient; longer ones are shortened to it.
+    share : float
+        Part of a batch whose log-determinants are taken in a step.
     seed : int
         Seed of the initialisation, the order of the samples, the dequantisation and the probes.
     dtype : {"float32", "float64"}
@@ -77,6 +80,7 @@ class TrainingSettings:
     start: str
     weight_decay: float
     clip: float
+    share: float
     seed: int
     dtype: str
     evaluate_every: int
@@ -109,6 +113,7 @@ class TrainingSettings:
             raise InvalidArgumentError(f"there is no start {self.start!r}; there are {', '.join(STARTS)}.")
         if self.dtype not in DTYPES:
             raise InvalidArgumentError(f"dtype must be {' or '.join(DTYPES)}, got {self.dtype!r}.")
+        require_share(self.share)
         if self.lr > _LARGEST_RATE:
             raise InvalidArgumentError(f"lr must be at most {_LARGEST_RATE:g}, got {self.lr:g}.")
         if not 0 <= self.seed < _SEEDS:
@@ -182,6 +187,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         "start": "uniform" if few else "orthogonal",
         "weight_decay": 2.0 if few else 0.0,
         "clip": 10.0,
+        "share": DEFAULT_SHARE,
         "seed": source.seed,
         "dtype": "float32",
         "evaluate_every": 100,
@@ -272,6 +278,8 @@ def settings_from_json(node: Any, where: str) -> RunSettings:
         # Run folders that were begun before the setting had its name are resumed too.
         training = {("framework" if name == "engine" else name): value for name, value in training.items()}
         node = {**node, "training": training}
+    if isinstance(training, dict) and "share" not in training:
+        node = {**node, "training": {**training, "share": 1.0}}  # as before there was the setting
     model = node.get("model")
     if isinstance(model, dict) and "standardize" not in model:
         node = {**node, "model": {**model, "standardize": False}}  # as before there was the setting

@@ -432,7 +432,6 @@ def test_slow_series_near_one(backend):
     g = linear_chain(backend, "rotation", 8, 0.995, 0)
     x = array(backend, np.ones((2, 8)))
     result = logdet(g, x, method="series", rng=0)
-    # After 64 products a thousandth of a nat a dimension is accurate enough.
     assert np.all(host(backend, result.bias_bound) <= 8e-3 * 1.01)
 
 

@@ -42,6 +42,8 @@ def _pair(x: Any) -> tuple[Any, Any]:
 class _SeededModel(PreparedModel):
     """A model with a generator of seeds for its probes and samples."""
 
+    _is_fitted = False
+
     def __init__(self, *, seed: int | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.seed = seed
@@ -104,7 +106,17 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
 
     def call(self, x: Any, training: bool = False) -> Any:
         """Return the log-density (batch,) of samples x (batch, *event_shape), in nats; or of a pair (x, context)."""
+        if training and self._is_fitted:
+            return self._part_log_prob(*_pair(x), None, {})
         return self.log_prob(*_pair(x), training=training)
+
+    def train_step(self, *args: Any, **options: Any) -> Any:
+        """Take a step of `fit`, in which log-determinants of a part of the batch stand for all."""
+        self._is_fitted = True
+        try:
+            return super().train_step(*args, **options)
+        finally:
+            self._is_fitted = False
 
     def compile(self, optimizer: Any = "rmsprop", **options: Any) -> None:
         """Choose the optimizer; options as those of `keras.Model.compile`, but for losses and metrics.
@@ -165,6 +177,7 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
             "event_shape": list(self.event_shape),
             "terms": self.terms,
             "penalty": self.penalty,
+            "share": self.share,
             "seed": self.seed,
         }
 

@@ -9,13 +9,14 @@ import iresnet_core as core
 from iresnet_core.adapters.shared.layer import require_taken
 from iresnet_core.adapters.shared.placing import bound_shapes, placed
 from iresnet_core.adapters.shared.residual import ResidualMethods, require_context
+from iresnet_core.adapters.shared.training_loss import TrainingMethods
 from iresnet_core.adapters.shared.weight import training_layers
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.common import require_nonnegative, require_shape
 from iresnet_core.determinant import LogDetOptions, uses_own_seeds
 from iresnet_core.errors import EstimateWarning, InvalidArgumentError
 from iresnet_core.files import save
-from iresnet_core.flows import Shape, training_log_prob
+from iresnet_core.flows import DEFAULT_SHARE, Shape, require_share, training_log_prob
 
 __all__ = ["FlowMethods"]
 
@@ -23,7 +24,7 @@ __all__ = ["FlowMethods"]
 LARGEST_SILENT_ERROR = 0.05
 
 
-class FlowMethods:
+class FlowMethods(TrainingMethods):
     """A normalising flow: layers with a standard normal base density.
 
     Attributes
@@ -34,12 +35,13 @@ class FlowMethods:
         Jacobian products a probe in training.
     penalty : float
         Weight of the spectral penalty in the loss.
+    share : float
+        Part of a batch whose log-determinants `training_loss` takes.
     """
 
     event_shape: Shape
     latent_shape: Shape
     terms: int | None
-    penalty: float
     _has_warned = False
 
     def __init__(
@@ -49,6 +51,7 @@ class FlowMethods:
         *,
         terms: int | None = None,
         penalty: float = 0.0,
+        share: float = DEFAULT_SHARE,
         **options: Any,
     ) -> None:
         """Make the flow.
@@ -64,6 +67,9 @@ class FlowMethods:
             as many as `logdet` takes without errors: 1 for blocks of dense layers, 4 for others.
         penalty : float
             Weight of `spectral_penalty` in `training_loss`, and in the loss of Keras' `fit`.
+        share : float
+            Part of a batch whose log-determinants `training_loss` and Keras' `fit` take, drawn at random. A quarter
+            hardly adds to the noise of a gradient, and takes about half of its time.
         **options
             Those of a Keras model, and `seed`: the seed of the probes and samples, by default drawn from Keras' own, so
             that `keras.utils.set_random_seed` decides it. A PyTorch module has none.
@@ -79,6 +85,7 @@ class FlowMethods:
         self._take_layers(layers)
         self.event_shape = require_shape(event_shape, "event_shape")
         self.terms, self.penalty = terms, require_nonnegative(penalty, "penalty")
+        self.share = require_share(share)
         self._shapes = bound_shapes(self._flow_layers(), self.event_shape)
         self.latent_shape = self._shapes[-1]
 
@@ -256,22 +263,6 @@ class FlowMethods:
             result = self._core(context, training).sample(n, rng=rng, like=like, errors=errors, **options)
         return result if errors else result.value
 
-    def training_loss(self, x: Array, context: Array | None = None, **options: Any) -> Array:
-        """Return what training minimises, -mean log p(x) + penalty sum_l sigma_l^2, as an array ().
-
-        Parameters
-        ----------
-        x : array (batch, *event_shape)
-            Samples.
-        context : array (batch, features), optional
-            The conditioning.
-        **options
-            As in `log_prob`.
-        """
-        nats = self.log_prob(x, context, training=True, **options)
-        loss = -get_backend(nats).xp.mean(nats)
-        return loss + self.spectral_penalty(self.penalty) if self.penalty else loss
-
     # --- data and weights ---
 
     @property
@@ -306,27 +297,6 @@ class FlowMethods:
     def lipschitz(self) -> float:
         """Largest certified constant of a block, with the present weights, in every mode; 0 without blocks."""
         return max((block.lipschitz for block in self._blocks()), default=0.0)
-
-    def fill_caps(self) -> Self:
-        """Scale the free weights so that every layer of every block starts at its cap; returns the flow."""
-        for block in self._blocks():
-            block.fill_caps()
-        return self
-
-    def spectral_penalty(self, weight: float) -> Array:
-        """Return `weight` times the sum of the squared spectral norms of all free weights (Behrmann et al. 2019).
-
-        Raises
-        ------
-        InvalidArgumentError
-            If there is no block, or only blocks with a declared constant.
-        """
-        layers = [capped.free() for block in self._blocks() for capped in block.capped_layers()]
-        if not layers:
-            raise InvalidArgumentError(
-                "the flow has no weights to penalise: it has no block, or only blocks with a declared constant."
-            )
-        return core.spectral_penalty(layers, weight)
 
     # --- the core's flow ---
 

@@ -61,7 +61,7 @@ class Trainer:
             group["lr"] = lr
         self.flow.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = -self.flow.log_prob(self._tensor(x)).mean()
+        loss = self.flow.training_loss(self._tensor(x), share=self.settings.share)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.settings.clip)
         if bool(torch.isfinite(loss) & torch.isfinite(norm)):  # else the parameters stay as they are

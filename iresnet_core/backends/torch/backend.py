@@ -35,7 +35,7 @@ from iresnet_core.backends.torch.compilation import (
     makes_plain_tensors,
     records_plainly,
 )
-from iresnet_core.backends.torch.layout import in_plain_layout
+from iresnet_core.backends.torch.layout import evenly_padded, in_plain_layout
 from iresnet_core.backends.torch.noise import TracedSeed, last_draw, random_signs, seeded_generator
 from iresnet_core.backends.torch.precision import full_precision, own_dtype
 from iresnet_core.errors import InvalidArgumentError
@@ -137,12 +137,7 @@ class TorchBackend(Backend):
         groups: int,
     ) -> Array:
         """Call PyTorch's convolution in plain layout; uneven padding is put on beforehand."""
-        even = [min(pair) for pair in padding]
-        extra = [side - least for pair, least in zip(padding, even, strict=True) for side in pair]
-        if any(extra):
-            # `pad` counts the axes from the last one.
-            pairs = [tuple(extra[i : i + 2]) for i in range(0, len(extra), 2)]
-            x = torch.nn.functional.pad(x, [side for pair in reversed(pairs) for side in pair])
+        x, even = evenly_padded(x, padding)
         convolution = _CONVOLUTIONS[len(padding)]
         x, kernel = in_plain_layout(x), in_plain_layout(kernel)
         with own_dtype(x):
@@ -189,6 +184,27 @@ class TorchBackend(Backend):
             full = full.narrow(axis, before, n)
         return full
 
+    def conv_kernel_gradient(
+        self,
+        x: Array,
+        u: Array,
+        kernel: Array,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[tuple[int, int]],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Array:
+        """Call PyTorch's backward pass for the kernel alone."""
+        x, even = evenly_padded(x, padding)
+        x, u, kernel = in_plain_layout(x), in_plain_layout(u), in_plain_layout(kernel)
+        with own_dtype(x):
+            of_kernel: Array = torch.ops.aten.convolution_backward.default(
+                *(u, x, kernel, None, list(stride), even, list(dilation)),
+                *(False, [0] * len(even), groups, [False, True, False]),
+            )[1]
+        return in_plain_layout(of_kernel)
+
     def affine(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         """Call ``torch.nn.functional.linear``, which takes rows in one piece as a single matrix product."""
         with own_dtype(x):
@@ -218,6 +234,14 @@ class TorchBackend(Backend):
         factors, pivots = torch.linalg.lu_factor(matrix)
         unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         return torch.linalg.lu_solve(factors, pivots, unit), factors.diagonal().abs().log().sum()
+
+    def add_to_first(self, a: Array, x: Array, y: Array) -> Array:
+        """Write into `a`."""
+        m = y.shape[0]
+        if m == a.shape[0]:
+            return self.multiply_add(a, x, y)
+        a[:m].addcmul_(x, y)
+        return a
 
     def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
         """Call ``torch.addcmul``."""

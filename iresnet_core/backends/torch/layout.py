@@ -1,8 +1,12 @@
-"""The memory layout of tensors that go into PyTorch's convolutions."""
+"""Layout and padding of the tensors that go into PyTorch's convolutions."""
+
+from collections.abc import Sequence
+
+import torch
 
 from iresnet_core.backends.base import Array
 
-__all__ = ["in_plain_layout"]
+__all__ = ["evenly_padded", "in_plain_layout"]
 
 
 def in_plain_layout(x: Array) -> Array:
@@ -14,3 +18,14 @@ def in_plain_layout(x: Array) -> Array:
     that a result in plain layout has a cotangent in plain layout.
     """
     return x.reshape(-1).reshape(x.shape) if x.device.type == "cpu" else x
+
+
+def evenly_padded(x: Array, padding: Sequence[tuple[int, int]]) -> tuple[Array, list[int]]:
+    """Put on what one side of an axis has more than the other, and return the rest of the padding."""
+    even = [min(pair) for pair in padding]
+    extra = [side - least for pair, least in zip(padding, even, strict=True) for side in pair]
+    if any(extra):
+        # `pad` counts the axes from the last one.
+        pairs = [tuple(extra[i : i + 2]) for i in range(0, len(extra), 2)]
+        x = torch.nn.functional.pad(x, [side for pair in reversed(pairs) for side in pair])
+    return x, even

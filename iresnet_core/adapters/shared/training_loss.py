@@ -1,0 +1,87 @@
+"""What flows of both frameworks have for their training: the loss, its penalty, and weights at their caps."""
+
+from typing import Any, Self
+
+import iresnet_core as core
+from iresnet_core.backends import Array, get_backend
+from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.flows import mean_loss, training_log_prob, with_own_numbers, with_part_first
+
+__all__ = ["TrainingMethods"]
+
+
+class TrainingMethods:
+    """Methods of `FlowMethods` that a training calls."""
+
+    penalty: float
+    share: float
+    # The methods of `FlowMethods` that they rest on.
+    _received: Any
+    _prepared: Any
+    _options: Any
+    _blocks: Any
+
+    def training_loss(
+        self,
+        x: Array,
+        context: Array | None = None,
+        *,
+        weights: Array | None = None,
+        share: float | None = None,
+        **options: Any,
+    ) -> Array:
+        """Return what training minimises, -mean(weights log p(x)) + penalty sum_l sigma_l^2, as an array ().
+
+        Parameters
+        ----------
+        x : array (batch, *event_shape)
+            Samples.
+        context : array (batch, features), optional
+            The conditioning.
+        weights : array (batch,), optional
+            Weights of the samples, by whose mean the result is not divided; default ones.
+        share : float, optional
+            Part of the batch, drawn at random, whose log-determinants are taken, while latents are those of all
+            samples; by default that of the flow. Value and gradient have the same expectation with any share, see
+            `iresnet_core.training_loss`.
+        **options
+            As in `log_prob`; `noise` is for the samples of the part.
+        """
+        nats = self._part_log_prob(x, context, share, options)
+        loss = mean_loss(nats, None if weights is None else self._received(weights))
+        return loss + self.spectral_penalty(self.penalty) if self.penalty else loss
+
+    def _part_log_prob(self, x: Any, context: Any, share: float | None, options: dict[str, Any]) -> Array:
+        """Return log-densities in training whose log-determinants are those of a part, and stand for all."""
+        x, context = self._received(x), None if context is None else self._received(context)
+        backend = get_backend(x)
+        options = self._options(x, True, False, options)
+        first = with_part_first(backend, x, self.share if share is None else share, options.get("rng"))
+
+        def scored(first: Any) -> Array:
+            flow, ordered = self._prepared(first.of(backend, x), first.of(backend, context), True)
+            with backend.own_dtype(ordered):
+                return first.undone(backend, training_log_prob(flow, ordered, first.part, **options).value)
+
+        return with_own_numbers(first, scored)
+
+    def fill_caps(self) -> Self:
+        """Scale the free weights so that every layer of every block starts at its cap; returns the flow."""
+        for block in self._blocks():
+            block.fill_caps()
+        return self
+
+    def spectral_penalty(self, weight: float) -> Array:
+        """Return `weight` times the sum of the squared spectral norms of all free weights (Behrmann et al. 2019).
+
+        Raises
+        ------
+        InvalidArgumentError
+            If there is no block, or only blocks with a declared constant.
+        """
+        layers = [capped.free() for block in self._blocks() for capped in block.capped_layers()]
+        if not layers:
+            raise InvalidArgumentError(
+                "the flow has no weights to penalise: it has no block, or only blocks with a declared constant."
+            )
+        return core.spectral_penalty(layers, weight)
