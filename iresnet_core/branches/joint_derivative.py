@@ -23,6 +23,7 @@ from iresnet_core.branches.activation_functions import Entrywise
 from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.chain import Chain
 from iresnet_core.branches.chain_jacobian import ChainJacobian
+from iresnet_core.branches.conditioning import of_samples
 from iresnet_core.branches.linearization import Linearization, checked, linearize
 from iresnet_core.branches.slopes import Diagonal
 from iresnet_core.operators import Dense, LinearLayer
@@ -95,7 +96,7 @@ def linearize_jointly(backend: Backend, g: Any, x: Array, part: int | None = Non
         or get_backend(x, g.arrays[0]) is not backend
         or not backend.takes_derivatives_by_hand(x, *g.arrays)
     ):
-        return linearize(backend, g, own)
+        return linearize(backend, g if part is None else of_samples(g, 0, part), own)
     joint = JointPass(backend, g, x, part)
     found = g.linearization_of(tuple(joint.jacobians), joint.value if part is None else joint.value[:part, ...])
     expanded = None if found.structure.expanded_trace is None else joint.known_expanded_trace

@@ -228,11 +228,29 @@ def test_jit_compile_gives_the_same_with_a_smaller_last_batch():
     losses = []
     for jit_compile in (False, True):
         keras.utils.set_random_seed(0)
-        flow = Flow([InvertibleResidual([Dense(2, activation="tanh")])], event_shape=(2,))
+        flow = Flow([InvertibleResidual([Dense(2, activation="tanh")])], event_shape=(2,), share=1)
         flow.compile(optimizer="adam", jit_compile=jit_compile, run_eagerly=not jit_compile)
         assert flow.jit_compile == jit_compile
         losses.append(flow.fit(data(2, 30), batch_size=20, epochs=2, verbose=0).history["loss"])
     np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_fit_takes_a_part_of_the_batch():
+    """The mean of what steps of `fit` return is that of all samples, with weights; files keep the share."""
+    keras.utils.set_random_seed(0)
+    flow = Flow([InvertibleResidual([Dense(6, activation="tanh"), Dense(2)])], event_shape=(2,), share=0.5)
+    assert Flow.from_config(flow.get_config()).share == 0.5
+    x, weights = data(2, 6), np.arange(6.0, dtype="float32")
+    flow.fill_caps().compile(optimizer=keras.optimizers.SGD(0.0), run_eagerly=True)
+    found = []
+    for _ in range(60):
+        flow.reset_metrics()
+        found.append(float(flow.train_on_batch(x, sample_weight=weights)))
+    exact = -np.mean(weights * numbers(flow.log_prob(x, method="exact", training=True)))
+    assert np.std(found) > 1e-3
+    assert abs(np.mean(found) - exact) < 5 * np.std(found) / np.sqrt(60)
+    with pytest.raises(InvalidArgumentError, match="share"):
+        Flow([ActNorm()], event_shape=(2,), share=0)
 
 
 # --- files ---

@@ -6,6 +6,7 @@ from branches_for_tests import array, dense_chain, host
 
 import iresnet_core as core
 from iresnet_core import ActNorm, Flow, ResidualBlock, training_loss
+from iresnet_core.branches import conditioned
 from iresnet_core.errors import DtypeError, InvalidArgumentError, ShapeError
 from iresnet_core.flows import DEFAULT_SHARE, with_part_first
 from iresnet_core.flows.maximum_likelihood import PartFirst, mean_loss, training_log_prob
@@ -113,3 +114,20 @@ def test_a_multi_scale_flow(backend):
         for k in (0, 2, 4)
     ]
     assert np.mean(found) == pytest.approx(host(backend, whole).mean(), rel=1e-12)
+
+
+def test_a_conditioning_goes_with_its_samples(backend):
+    """Every sample keeps its own translation, whichever are the part."""
+    g = dense_chain(backend, 2, [6], 0.9, 0)
+    rng = np.random.default_rng(1)
+    x, shift = rng.standard_normal((6, 2)), rng.standard_normal((6, 6))
+
+    def loss(order, part):
+        chain = core.Chain(conditioned(g.layers, array(backend, shift[order])))
+        flow = Flow([ResidualBlock(chain)], (2,))
+        found = training_log_prob(flow, array(backend, x[order]), part, method="exact", errors=False)
+        return host(backend, found.value)
+
+    whole = loss(np.arange(6), None)
+    found = [loss(np.roll(np.arange(6), -k), 2).mean() for k in (0, 2, 4)]
+    assert np.mean(found) == pytest.approx(whole.mean(), rel=1e-12)

@@ -75,6 +75,7 @@ def other_backend():
     for compiled in (True, False, False):
         keras.utils.set_random_seed(0)
         flow = flow_model(3)
+        flow.share = 1.0  # a part would be another one in each program
         flow.compile(optimizer=keras.optimizers.Adam(3e-2), jit_compile=compiled)
         assert flow.jit_compile == compiled
         x = samples(3, 40)
