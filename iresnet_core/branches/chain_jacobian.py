@@ -92,9 +92,7 @@ class ChainJacobian:
         """Return the means over batch and positions of the three groups of slopes, as constants (channels,)."""
         return channel_means(get_backend(self.value), self._cycle_slopes())
 
-    def expanded_trace(
-        self, means: Sequence[Array] | None = None, terms: Sequence[Term] | None = None
-    ) -> SlopeTrace:
+    def expanded_trace(self, means: Sequence[Array] | None = None, terms: Sequence[Term] | None = None) -> SlopeTrace:
         """Return tr J (batch,) but for a remainder of third order, see `expanded_traces`."""
         means = self.channel_means() if means is None else means
         terms = self.trace_terms(means) if terms is None else terms

@@ -24,6 +24,8 @@ from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.chain import Chain
 from iresnet_core.branches.chain_jacobian import ChainJacobian
 from iresnet_core.branches.conditioning import of_samples
+from iresnet_core.branches.dense_traces import SlopeTrace
+from iresnet_core.branches.expanded_traces import Term
 from iresnet_core.branches.linearization import Linearization, checked, linearize
 from iresnet_core.branches.slopes import Diagonal
 from iresnet_core.operators import Dense, LinearLayer

@@ -3,11 +3,11 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-from iresnet_core.backends import Array, Backend, device_of
+from iresnet_core.backends import Array, device_of
 from iresnet_core.common import flatten, refuse_expansion, unit_roundoff
-from iresnet_core.determinant.exact import EXACT
 from iresnet_core.determinant.forms import (
     FormEstimate,
     JacobianProducts,
@@ -28,6 +28,7 @@ from iresnet_core.determinant.request import (
 )
 from iresnet_core.determinant.sample_seed import SampleSeed
 from iresnet_core.determinant.single_probes import probe_variance, with_remainder
+from iresnet_core.determinant.tolerance import MOST_PROBES, Found, above_its_floor, next_goal, too_many_probes
 from iresnet_core.determinant.trace_control import expands_trace, known_trace
 from iresnet_core.errors import DerivativeError, InvalidArgumentError, NotConvergedError
 from iresnet_core.results import LogDet
@@ -45,8 +46,6 @@ FEWEST_PROBES = 8
 # Products that a probe is taken to cost where the exact answer is weighed against more probes for single samples: a
 # number that no other sample of the batch changes.
 TYPICAL_PRODUCTS = 4
-# Probes at which a tolerance is given up: it would take as much again to halve the noise once more.
-MOST_PROBES = 2**12
 # Probes x samples, and their entries, that are worked on at a time.
 VECTORS_AT_A_TIME, ENTRIES_AT_A_TIME = 2**12, 2**22
 # The Rademacher variance needs more dimensions than this to be told from one probe.
@@ -142,7 +141,7 @@ class ProbedMethod(Method):
         batch = max(1, x.shape[0]) if backend.knows_size(x.shape[0]) else 1
         vectors = min(VECTORS_AT_A_TIME, ENTRIES_AT_A_TIME // max(1, estimator.d))
         sums: Sums | None = None
-        found: _Found | None = None
+        found: Found | None = None
         goal = count if request.tol is None else max(count, FEWEST_PROBES)
         while True:
             while sums is None or sums.probes < goal:
@@ -153,16 +152,16 @@ class ProbedMethod(Method):
             if request.tol is None:
                 return estimator.recorded(result)
             if estimator.by_sample:
-                found = _Found.with_further(backend.xp, found, result, request.tol)
+                found = Found.with_further(backend.xp, found, result, request.tol)
                 goal = 2 * sums.probes
                 if found.are_all(backend.xp):
-                    return linearization.value, _above_its_floor(backend, found.result, request.tol)
+                    return linearization.value, above_its_floor(backend, found.result, request.tol)
                 if max_products is not None and (estimator.shortfall or goal * TYPICAL_PRODUCTS > max_products):
                     return linearization.value, found.or_exact(problem)
             elif not estimator.shortfall:
-                goal = _next_goal(backend, result, sums, source, request)
+                goal = next_goal(backend, result, sums.probes, source, request)
                 if goal <= sums.probes:
-                    return linearization.value, _above_its_floor(backend, result, request.tol)
+                    return linearization.value, above_its_floor(backend, result, request.tol)
                 if max_products is not None and goal * sums.products / sums.probes > max_products:
                     return linearization.value, None
             if estimator.shortfall:
@@ -173,79 +172,7 @@ class ProbedMethod(Method):
                     "Raise tol, or use method='exact' (or 'auto')."
                 )
             if goal > MOST_PROBES:
-                raise _too_many_probes(self.name, request, goal, sums.probes, result, backend)
-
-
-class _Found(NamedTuple):
-    """Answers to a tolerance, sample by sample: the first that met it, as the number of probes is doubled."""
-
-    result: LogDet
-    done: Array
-
-    @classmethod
-    def with_further(cls, xp: Any, found: "_Found | None", result: LogDet, tol: float) -> "_Found":
-        """Take a later answer where none has met the tolerance, or what its own bias leaves of it."""
-        met = result.std_error <= xp.maximum(result.bias_bound, xp.full_like(result.bias_bound, tol))
-        if found is None:
-            return cls(result, met)
-        return cls(_merged(xp, found.done, found.result, result), found.done | met)
-
-    def are_all(self, xp: Any) -> bool:
-        """Whether all samples have met the tolerance."""
-        return bool(xp.all(self.done))
-
-    def or_exact(self, problem: Problem) -> LogDet:
-        """Return the exact answer for the samples that have not met the tolerance."""
-        exact = EXACT.answer(problem)[1]
-        assert exact is not None
-        method = f"{self.result.method}+{exact.method}"
-        return _merged(problem.backend.xp, self.done, self.result, exact)._replace(method=method)
-
-
-def _merged(xp: Any, done: Array, first: LogDet, second: LogDet) -> LogDet:
-    """Return the first answer where it is done, else the second."""
-    return second._replace(
-        **{name: xp.where(done, getattr(first, name), getattr(second, name)) for name in LogDet._fields[:4]}
-    )
-
-
-def _too_many_probes(
-    method: str, request: Request, goal: int, probes: int, result: LogDet, backend: Backend
-) -> NotConvergedError:
-    xp = backend.xp
-    return NotConvergedError(
-        f"logdet: tol={request.tol:g} nats would take {goal} probes of method {method!r} (std_error "
-        f"{float(xp.max(result.std_error)):.3g}, bias_bound {float(xp.max(result.bias_bound)):.3g} after {probes}). "
-        "Raise tol, or use method='exact' (or 'auto')."
-    )
-
-
-def _above_its_floor(backend: Backend, result: LogDet, tol: float) -> LogDet:
-    """Say so where the rounding is above the tolerance."""
-    bias = float(backend.xp.max(result.bias_bound))
-    if bias <= tol:
-        return result
-    return result._replace(reason=f"the rounding in bias_bound, {bias:.2g} nats, is above tol={tol:g}")
-
-
-def _next_goal(backend: Backend, result: LogDet, sums: "Sums", source: ProbeSource, request: Request) -> int:
-    """How many probes the tolerance needs in all, judged by the sample that needs most.
-
-    Where the bias is above the tolerance, no number of probes meets it, and the noise need not be below the bias.
-    """
-    assert request.tol is not None
-    worst = float(backend.xp.max(result.std_error))
-    tol = max(request.tol, float(backend.xp.max(result.bias_bound)))
-    if worst <= tol:
-        return sums.probes
-    needed = math.ceil(1.2 * sums.probes * (worst / tol) ** 2)
-    needed = max(needed, sums.probes + 1)
-    order = source.exhausted_after
-    if order is not None and sums.probes < order and request.terms is None:
-        # A full set of Hadamard rows has no noise left; below that the correction helps.
-        corrected = math.ceil(needed / (1 + needed / order))
-        needed = min(order, max(corrected, sums.probes + 1))
-    return needed
+                raise too_many_probes(self.name, request, goal, sums.probes, result, backend)
 
 
 def rounding_of_products(problem: Problem) -> float:
@@ -372,7 +299,8 @@ class Estimator:
     def _remainder_image(self, v: Array) -> Array | None:
         """T^T B^T v for probes v: what the known trace lacks."""
         remainder, products = self.prepared.remainder, self.prepared.products
-        return None if remainder is None else remainder(products.pulled_back(v))
+        with nullcontext() if self.joint is None else self.backend.no_grad():
+            return None if remainder is None else remainder(products.pulled_back(v))
 
     def _surrogate(self, form: FormEstimate, v: Array, image: Array | None) -> Array:
         """Sum over the probes of w^T J v (batch,), whose derivative for fixed w is that of the value; else zeros."""
@@ -444,6 +372,7 @@ class Estimator:
             joint.products(v)
         g, value, *slopes = joint.recorded(result.value, w, plain, with_slopes=trace is not None)
         if trace is not None:
+            assert self.prepared.linear is not None
             trace, remainder = joint.trace(slopes)
             trace = self.prepared.linear * trace
             if remainder is not None:
