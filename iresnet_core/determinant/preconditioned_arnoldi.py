@@ -7,7 +7,7 @@ With B near (I + J0)^-1 and I + E = B (I + J), see `preconditioning`,
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend
 from iresnet_core.branches import Linearization, layer_product, linearize
@@ -191,9 +191,7 @@ class PreconditionedArnoldi(ProbedMethod):
             value, result = super().answer(problem)
             if result is None or problem.x.dtype == x.dtype:
                 return value, result
-            value, std_error = (backend.xp.astype(part, x.dtype) for part in result[:2])
-            bias_bound = round_up(backend, result.bias_bound, x.dtype)
-            return linearization.value, result._replace(value=value, std_error=std_error, bias_bound=bias_bound)
+            return linearization.value, _narrowed(backend, result, x.dtype)
         if linearization.mean_matrix is None:
             raise no_mean_jacobian()
         flat = flatten(backend.xp, x)
@@ -234,6 +232,18 @@ class PreconditionedArnoldi(ProbedMethod):
         about = None if about is None else [backend.xp.astype(slopes, wide) for slopes in about]
         request = request._replace(reference=_Known(mean, about))
         return problem._replace(g=g, x=x, linearization=linearize(backend, g, x), request=request)
+
+
+def _narrowed(backend: Backend, result: LogDet, dtype: Any) -> LogDet:
+    """Round a result of float64; what that does to the value is part of its error."""
+    xp = backend.xp
+    value = xp.astype(result.value, dtype)
+    rounding = xp.abs(backend.stop_gradient(result.value - xp.astype(value, result.value.dtype)))
+    return result._replace(
+        value=value,
+        std_error=xp.astype(result.std_error, dtype),
+        bias_bound=round_up(backend, result.bias_bound + rounding, dtype),
+    )
 
 
 def _inflation(norm: float, c: float) -> float:

@@ -65,8 +65,7 @@ def test_rounding_of_the_mean_jacobian_near_an_isometry(backend, c):
     assert bias.max() <= 2e-3
     wide = logdet(g.astype(backend.xp.float64), backend.xp.astype(x, backend.xp.float64), method="exact")
     gap = np.abs(host(backend, result.value) - host(backend, wide.value))
-    unit = np.finfo(np.float32).eps * np.abs(host(backend, wide.value))
-    assert (gap <= 5 * host(backend, result.std_error) + bias + unit).all()
+    assert (gap <= 5 * host(backend, result.std_error) + bias).all()
     alone = logdet(g, x[1:2, ...], method="mean-jacobian", rng="sample")
     np.testing.assert_allclose(host(backend, alone.value), host(backend, result.value)[1:2], rtol=1e-6)
 
