@@ -97,7 +97,7 @@ def train_command(
     dtype: Annotated[str | None, _option("--dtype", help="float32 (default) or float64.")] = None,
     seed: Annotated[int | None, _option("--seed", help="Seed of everything (0).")] = None,
     evaluate_every: Annotated[
-        int | None, _option("--evaluate-every", metavar="N", help="Steps between evaluations (100).")
+        int | None, _option("--evaluate-every", metavar="N", help="Steps between evaluations (100; of conv 250).")
     ] = None,
     checkpoint_every: Annotated[
         int | None, _option("--checkpoint-every", metavar="N", help="Steps between checkpoints (500).")

@@ -98,3 +98,11 @@ def test_a_run_that_was_begun_with_another_alpha_keeps_it():
     assert with_changes(read, {"steps": 9}, "run").model.alpha == 0.02
     with pytest.raises(RunError, match=r"alpha 0\.02 instead of 0\.05"):
         with_changes(read, {"alpha": 0.05}, "run")
+
+
+def test_convolutions_are_trained_with_sines_at_a_higher_rate():
+    source = DatasetSource("digits")
+    settings = default_settings(source, load_dataset(source), "torch", {"kind": "conv"})
+    assert (settings.model.activation, settings.training.lr, settings.training.batch) == ("sin", 1e-2, 64)
+    rows = default_settings(source, load_dataset(source), "torch", {})
+    assert (rows.model.activation, rows.training.lr, rows.training.batch) == ("elu", 5e-3, 256)
