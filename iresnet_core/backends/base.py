@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 from iresnet_core.errors import DerivativeError
 
-__all__ = ["NO_FORWARD_MODE", "NO_HOST_DRAW", "Array", "Backend", "NoiseKind", "Pullback", "device_of"]
+__all__ = ["NO_FORWARD_MODE", "NO_HOST_DRAW", "Array", "Backend", "NoiseKind", "Noted", "Pullback", "device_of"]
 
 Array = Any
 Pullback = Callable[[Array], Array]
 NoiseKind = Literal["rademacher", "gaussian"]
+Noted = tuple[tuple[Array, ...], Any]
 
 # What a backend says where `map_cotangent` meets forward mode.
 NO_FORWARD_MODE = (
@@ -402,6 +403,18 @@ class Backend(ABC):
         """Return A^-1 and log|det A| () of a regular matrix A (n, n)."""
         linalg = self.xp.linalg
         return linalg.inv(matrix), linalg.slogdet(matrix)[1]
+
+    def recomputed(self, fn: Callable[..., Noted], arrays: Sequence[Array]) -> Noted:
+        """Return ``fn(*arrays)``, a tuple of floating-point arrays and a note, for whose derivative `arrays` are kept.
+
+        On the way back `fn` is called again, and has to compute the same: nothing random, and it changes nothing.
+        Derivatives flow to `arrays` and to what `fn` closes over (on TensorFlow to variables only).
+        """
+        return fn(*arrays)
+
+    def recomputes_pullbacks(self) -> bool:
+        """Say whether `recomputed` may call `vjp` at this place."""
+        return True
 
     # --- derivatives written by hand, which save memory in training ---
 

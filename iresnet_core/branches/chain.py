@@ -145,6 +145,23 @@ class Chain(Copyable):
             [layer.astype(dtype) if isinstance(layer, LinearLayer | Shift) else layer for layer in self.layers]
         )
 
+    @property
+    def width(self) -> int | None:
+        """The narrowest width, the order of the determinant by Sylvester; None where the chain changes the shape."""
+        return min(self._widths) if self.input_shape == self.output_shape else None
+
+    def with_arrays(self, arrays: Sequence[Array]) -> "Chain":
+        """Return the same chain with other arrays of the same values in place of `arrays`, in their order."""
+        left = iter(arrays)
+        layers: list[ChainLayer] = []
+        for layer in self.layers:
+            if isinstance(layer, LinearLayer):
+                layer = layer.with_arrays(next(left), None if layer.bias is None else next(left))
+            elif isinstance(layer, Shift):
+                layer = Shift(next(left))
+            layers.append(layer)
+        return Chain(layers)
+
     def _constant(self, fn: Callable[[], Any]) -> Any:
         """``fn()``, a function of the weights alone, as concrete numbers wherever the weights are concrete."""
         backend = self.operators[0].backend
@@ -215,7 +232,7 @@ class Chain(Copyable):
             mean_matrix=product.mean_matrix if planned else None,
             matrix=product.matrix if square else None,
             sylvester_matrix=product.sylvester_matrix if square else None,
-            width=min(self._widths) if square else None,
+            width=self.width,
             leading_axes=True,
             structure=structure,
         )

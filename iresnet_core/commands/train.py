@@ -105,6 +105,10 @@ def train_command(
     evaluation_samples: Annotated[
         int | None, _option("--evaluation-samples", metavar="N", help="Of the validation set (1000).")
     ] = None,
+    recompute: Annotated[
+        bool | None,
+        _option("--recompute/--no-recompute", help="Blocks once more on the way back: less memory, more time."),
+    ] = None,
     samples: Annotated[int | None, _option("--samples", metavar="N", help="How much data to draw or to use.")] = None,
     file: Annotated[str | None, _option("--file", metavar="FILE", help="Where mnist.npz is.")] = None,
     key: Annotated[str | None, _option("--key", metavar="NAME", help="Which array of a .npz file.")] = None,
@@ -145,6 +149,7 @@ def train_command(
         "evaluate_every": evaluate_every,
         "checkpoint_every": checkpoint_every,
         "evaluation_samples": evaluation_samples,
+        "recompute": recompute,
     }
     asked = {name: value for name, value in asked.items() if value is not None}
     of_data = {"samples": samples, "file": file, "key": key, "levels": levels}

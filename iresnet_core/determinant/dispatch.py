@@ -2,8 +2,16 @@
 
 from typing import Any, Unpack
 
-from iresnet_core.backends import Array, get_backend
-from iresnet_core.branches import evaluate, layer_growth, linearize, linearize_jointly, of_samples, stated_lipschitz
+from iresnet_core.backends import Array, Backend, get_backend
+from iresnet_core.branches import (
+    Chain,
+    evaluate,
+    layer_growth,
+    linearize,
+    linearize_jointly,
+    of_samples,
+    stated_lipschitz,
+)
 from iresnet_core.common import (
     require_batch,
     require_contraction,
@@ -16,6 +24,7 @@ from iresnet_core.determinant.choice import exact_choice
 from iresnet_core.determinant.exact import EXACT, determinant_order
 from iresnet_core.determinant.preconditioned_arnoldi import MEAN_JACOBIAN, PRECONDITIONED_WIDTH
 from iresnet_core.determinant.preconditioning import MeanJacobian, require_reference
+from iresnet_core.determinant.recomputation import recomputed
 from iresnet_core.determinant.request import (
     LogDetOptions,
     Method,
@@ -63,7 +72,7 @@ def logdet(
         The options that follow, which layers and flows take too (`LogDetOptions`). By default::
 
             method="auto", tol=None, probes=1, noise=None, rng=None, unbiased=False, terms=None,
-            probe_kind="rademacher", control_variate="auto", errors=True, exact_up_to=None
+            probe_kind="rademacher", control_variate="auto", errors=True, exact_up_to=None, checkpoint=False
 
     method : {"auto", "exact", "series", "roulette", "arnoldi", "mean-jacobian"}
         "exact": determinant of the explicit matrix, of order min(d, narrowest width of a Chain) by Sylvester.
@@ -118,6 +127,12 @@ def logdet(
     exact_up_to : int, optional
         "auto" is exact up to this order of the determinant; default 64, and 32 with ``errors=False``. The choice
         depends on nothing else, so that all runs, machines and compiled programs choose alike.
+    checkpoint : bool
+        Whether all that lies between x and the answer is computed again on the way back instead of being kept: for the
+        derivative, by x, the weights and what else g closes over, only x, the weights and the probes are. Values and
+        gradients are the same to rounding; time is that of one evaluation more. It has no effect on an answer to a
+        `tol`, whose probes are not known beforehand, and where nothing is differentiated. On JAX and TensorFlow first
+        derivatives only; a plain callable's parameters are variables on TensorFlow, to be found.
 
     Returns
     -------
@@ -197,15 +212,41 @@ def value_and_logdet(
             g, x, request = in_dtype(backend, g, x, request, working)
         if reference is not None:
             require_reference(reference, x)
-        everything, branch = x, g
+        # A chain that certifies the constant itself is balanced, and an answer without errors promises nothing.
+        growth = layer_growth(g) if request.errors and lipschitz is not None else 1.0
+
+        def answer(g: Any, x: Array, request: Request) -> tuple[Array, LogDet]:
+            return _answered(backend, g, x, part, request, constant=constant, growth=growth)
+
+        # The probes for a tolerance are not known beforehand.
+        again = request.checkpoint and request.tol is None and (isinstance(g, Chain) or backend.recomputes_pullbacks())
+        if again:
+            method = METHODS.get(request.method)
+            value, result = recomputed(backend, g, x, request, answer, method=method, growth=growth, part=part)
+        else:
+            value, result = answer(g, x, request)
+        return value if working == given else backend.xp.astype(value, given), result
+
+
+def _answered(
+    backend: Backend,
+    branch: Any,
+    everything: Array,
+    part: int | None,
+    request: Request,
+    *,
+    constant: float,
+    growth: float,
+) -> tuple[Array, LogDet]:
+    """Choose the method, and let it answer in the dtype of the samples."""
+    with backend.full_precision(), backend.batch_of_unknown_size(everything):  # once more, with `checkpoint`
+        x, g = everything, branch
         if part is not None:
             x, g = x[:part, ...], of_samples(branch, 0, part)
         if _recorded_later(x, request):
             linearization = linearize_jointly(backend, branch, everything, part)
         else:
             linearization = linearize(backend, g, x)
-        # A chain that certifies the constant itself is balanced, and an answer without errors promises nothing.
-        growth = layer_growth(g) if request.errors and lipschitz is not None else 1.0
         problem = Problem(backend, g, x, linearization, constant, request, growth=growth)
         method, reason = METHODS.get(request.method), ""
         if method is None:
@@ -223,8 +264,8 @@ def value_and_logdet(
             rest = everything[part:, ...]
             others = evaluate(backend, of_samples(branch, part, everything.shape[0]), rest)
             value = backend.xp.concat([value, others], axis=0)
-        reason = "; ".join(part for part in (reason, result.reason) if part)
-        return value if working == given else backend.xp.astype(value, given), result._replace(reason=reason)
+        reason = "; ".join(word for word in (reason, result.reason) if word)
+        return value, result._replace(reason=reason)
 
 
 def uses_own_seeds(options: LogDetOptions) -> bool:

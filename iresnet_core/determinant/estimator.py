@@ -17,7 +17,7 @@ from iresnet_core.determinant.forms import (
     mean_resolvent_bound,
     with_derivative,
 )
-from iresnet_core.determinant.probes import ExplicitProbes, ProbeSource, make_source
+from iresnet_core.determinant.probes import DrawnProbes, ExplicitProbes, ProbeSource, make_source
 from iresnet_core.determinant.request import (
     Method,
     Problem,
@@ -222,7 +222,8 @@ class Estimator:
         """Where the probes come from, and how many to begin with."""
         backend, request, noise = self.backend, self.request, self.request.noise
         if noise is None:
-            self.rng = request.rng if self.by_sample else backend.generator(request.rng)
+            known = self.by_sample or isinstance(request.rng, DrawnProbes)
+            self.rng = request.rng if known else backend.generator(request.rng)
             flat = flatten(backend.xp, self.x)
             return make_source(backend, request.probe_kind, flat, self.rng), request.probes
         if self.roulette is not None:

@@ -11,7 +11,7 @@ from iresnet_core.determinant.request import Method, Problem
 from iresnet_core.errors import NotContractiveError
 from iresnet_core.results import LogDet
 
-__all__ = ["EXACT", "determinant_order"]
+__all__ = ["EXACT", "determinant_order", "order_of"]
 
 # Entries of the explicit Jacobians that are held at a time (256 MiB in float64).
 ENTRIES_AT_A_TIME = 2**25
@@ -30,10 +30,13 @@ def determinant_order(linearization: Linearization, x: Array, growth: float) -> 
     (I + M)^-1 = I - A (I + J)^-1 B, of norm 1 + L / (1 - c), so that its errors grow by up to 2 L^2 as much as those of
     a contraction.
     """
-    d: int = math.prod(x.shape[1:])
-    if linearization.width is None or linearization.sylvester_matrix is None or growth > LARGEST_GROWTH_OF_A_CUT:
-        return d
-    return min(d, linearization.width)
+    width = None if linearization.sylvester_matrix is None else linearization.width
+    return order_of(width, math.prod(x.shape[1:]), growth)
+
+
+def order_of(width: int | None, d: int, growth: float) -> int:
+    """Return the order of the determinant for a branch whose narrowest width is known, or None; see above."""
+    return d if width is None or growth > LARGEST_GROWTH_OF_A_CUT else min(d, width)
 
 
 def samples_at_a_time(order: int, d: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend
 from iresnet_core.branches import Linearization
+from iresnet_core.determinant.probes import DrawnProbes
 from iresnet_core.determinant.quadrature import Rule, contraction_rule
 from iresnet_core.determinant.tails import series_tail
 
@@ -45,7 +46,7 @@ class Roulette(NamedTuple):
         first, keep = self
         if first <= 0:
             return [0] * probes
-        uniforms = 1.0 - backend.uniform((probes,), rng)
+        uniforms = 1.0 - (rng.uniform(probes) if isinstance(rng, DrawnProbes) else backend.uniform((probes,), rng))
         return sorted(
             (0 if u > first else 1 + math.floor(math.log(u / first) / math.log(keep)) for u in uniforms), reverse=True
         )

@@ -10,6 +10,7 @@ from iresnet_core.determinant.sample_seed import SampleSeed
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 
 __all__ = [
+    "DrawnProbes",
     "ExplicitProbes",
     "HadamardProbes",
     "IndependentProbes",
@@ -159,6 +160,36 @@ class ExplicitProbes(ProbeSource):
         return self._probes
 
 
+class DrawnProbes(ProbeSource):
+    """Probes of another source that were drawn before, for a computation that is repeated, and numbers for a roulette.
+
+    `values` are (probes, batch, d); `uniforms`, on the host, decide the lengths of an unbiased answer.
+    """
+
+    def __init__(self, source: ProbeSource, values: Array, uniforms: Any = None) -> None:
+        self.kind, self.order = source.kind, getattr(source, "order", None)
+        self.values, self.uniforms = values, uniforms
+        self._handed_out = self._decided = 0
+
+    def with_values(self, values: Array) -> "DrawnProbes":
+        """Return the same probes from the first on, as another array that holds them."""
+        return DrawnProbes(self, values, self.uniforms)
+
+    def draw(self, count: int) -> Array:
+        """Hand out the next probes."""
+        self._handed_out += count
+        return self.values[self._handed_out - count : self._handed_out, ...]
+
+    def uniform(self, count: int) -> Any:
+        """Hand out the next numbers in [0, 1)."""
+        self._decided += count
+        return self.uniforms[self._decided - count : self._decided]
+
+    def remaining_variance(self, used: int) -> float:
+        """As of the source."""
+        return 1.0 if self.order is None else _remaining_variance(self.order, used)
+
+
 def explicit_probes(backend: Backend, x: Array, noise: Array) -> Array:
     """Check given probes, (probes, *x.shape) or x.shape for a single one, and return them as (probes, batch, d)."""
     get_backend(x, noise)
@@ -190,6 +221,8 @@ def _require_moderate(backend: Backend, noise: Array, d: int) -> None:
 
 def make_source(backend: Backend, kind: str, like: Array, rng: Any) -> ProbeSource:
     """Return the source of probes of a kind, for samples like (batch, d)."""
+    if isinstance(rng, DrawnProbes):
+        return rng
     if isinstance(rng, SampleSeed) and kind in ("rademacher", "gaussian"):
         return OwnProbes(backend, "rademacher" if kind == "rademacher" else "gaussian", like, rng)
     if kind == "rademacher":

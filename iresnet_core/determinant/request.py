@@ -40,6 +40,7 @@ class LogDetOptions(TypedDict, total=False):
     control_variate: str
     errors: bool
     exact_up_to: int | None
+    checkpoint: bool
 
 
 LOGDET_OPTIONS = frozenset(LogDetOptions.__annotations__)
@@ -59,6 +60,7 @@ class Request(NamedTuple):
     control_variate: str = "auto"
     errors: bool = True
     exact_up_to: int | None = None
+    checkpoint: bool = False
     reference: Any = None
 
 
@@ -156,6 +158,7 @@ def checked_request(options: LogDetOptions, reference: Any, methods: Mapping[str
         unbiased=bool(request.unbiased),
         terms=None if terms is None else require_positive_int(terms, "terms"),
         errors=bool(request.errors),
+        checkpoint=bool(request.checkpoint),
         exact_up_to=None if exact_up_to is None else require_nonnegative_int(exact_up_to, "exact_up_to"),
     )
 

@@ -89,6 +89,7 @@ class Logit(Layer):
     def _require_domain(self, backend: Backend, x: Array) -> None:
         if backend.is_tracing(x) or not x.shape[0]:
             return
+        x = backend.stop_gradient(x)
         low, high = float(backend.xp.min(x)), float(backend.xp.max(x))
         margin = self.alpha / (1 - 2 * self.alpha)
         p, q = self._pair(x)

@@ -118,7 +118,11 @@ class LinearLayer(LinearOperator):
 
     def with_bias(self, bias: Array | None) -> Self:
         """Return the same layer with another bias; its bound and constant are the same."""
-        layer = self.with_parameters(self.weight, bias, self._bound)
+        return self.with_arrays(self.weight, bias)
+
+    def with_arrays(self, weight: Array, bias: Array | None) -> Self:
+        """Return the same layer with other arrays of the same weight, and so of the same bound and constant."""
+        layer = self.with_parameters(weight, bias, self._bound)
         layer._constant = self._constant
         return layer
 

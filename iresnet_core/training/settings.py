@@ -21,7 +21,7 @@ DTYPES = ("float32", "float64")
 _SEEDS = 2**63  # what all frameworks take
 _LARGEST_RATE = 1e6  # far beyond all that trains, and within the range of every dtype
 # A resumed training may change these settings; all others would make it another training.
-CHANGEABLE = frozenset({"steps", "minutes", "evaluate_every", "checkpoint_every"})
+CHANGEABLE = frozenset({"steps", "minutes", "evaluate_every", "checkpoint_every", "recompute"})
 _CONV_FROM = 16 * 16  # images with at least so many pixels get convolutions by default
 # Up to this dimension narrow layers suffice, with sines between them. Sines keep the slope of a block near its cap,
 # where lipswish and elu halve it at every layer, so that a few blocks bend the plane much further in the same time. So
@@ -71,6 +71,9 @@ class TrainingSettings:
         Steps between evaluations on the validation set, and between checkpoints.
     evaluation_samples : int
         How many samples of the validation set an evaluation takes.
+    recompute : bool
+        Whether a step keeps only the inputs of the blocks, and computes each block again on its way back: less memory,
+        more time, the same training.
     """
 
     framework: str
@@ -88,6 +91,7 @@ class TrainingSettings:
     evaluate_every: int
     checkpoint_every: int
     evaluation_samples: int
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "evaluate_every", "checkpoint_every", "evaluation_samples"):
@@ -195,6 +199,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         "evaluate_every": 250 if kind == "conv" else 100,  # an evaluation of images takes as long as thirty steps
         "checkpoint_every": 500,
         "evaluation_samples": 1000,
+        "recompute": False,
     }
     for name, value in asked.items():
         (model if name in model else training)[name] = value
@@ -280,8 +285,8 @@ def settings_from_json(node: Any, where: str) -> RunSettings:
         # Run folders that were begun before the setting had its name are resumed too.
         training = {("framework" if name == "engine" else name): value for name, value in training.items()}
         node = {**node, "training": training}
-    if isinstance(training, dict) and "share" not in training:
-        node = {**node, "training": {**training, "share": 1.0}}  # as before there was the setting
+    if isinstance(training, dict):  # as before there were these settings
+        node = {**node, "training": {"share": 1.0, "recompute": False, **training}}
     model = node.get("model")
     if isinstance(model, dict) and "standardize" not in model:
         node = {**node, "model": {**model, "standardize": False}}  # as before there was the setting

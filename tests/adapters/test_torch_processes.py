@@ -20,11 +20,12 @@ def test_two_processes_are_one_training():
         [*command, str(folder / "ddp_worker.py")], capture_output=True, text=True, env=environment, timeout=300
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    ranks, single, state, probes = map(float, run.stdout.split()[-4:])
+    ranks, single, state, probes, checkpointed = map(float, run.stdout.split()[-5:])
     assert ranks == 0
     assert single < 1e-6
     assert state == 0
     assert probes > 1e-3
+    assert checkpointed < 1e-7  # with blocks that keep only their input
 
 
 @pytest.mark.filterwarnings("ignore::iresnet_core.errors.EstimateWarning")

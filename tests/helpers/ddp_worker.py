@@ -39,11 +39,14 @@ def main():
     share = slice(rank * 16 // world, (rank + 1) * 16 // world)
     model = DistributedDataParallel(Loss(vector_flow(D)))
     parameters = trained(model, x[share], [part[:, share] for part in noise])
+    again = vector_flow(D)
+    again.checkpoint = True
+    checkpointed = trained(DistributedDataParallel(Loss(again)), x[share], [part[:, share] for part in noise])
     torch.manual_seed(1)  # the same on every rank, and yet the probes must differ
     value = model.module.flow.log_prob(x).detach()
     state = torch.cat([b.double().flatten() for b in model.module.buffers()])
     found = [None] * world
-    dist.all_gather_object(found, (parameters, value, state))
+    dist.all_gather_object(found, (parameters, value, state, checkpointed))
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:
@@ -54,6 +57,7 @@ def main():
             float((first[0] - single).abs().max()),
             float((first[2] - second[2]).abs().max()),
             float((first[1] - second[1]).abs().max()),
+            float((first[3] - first[0]).abs().max()),
         )
 
 

@@ -178,6 +178,7 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
             "terms": self.terms,
             "penalty": self.penalty,
             "share": self.share,
+            "checkpoint": self.checkpoint,
             "seed": self.seed,
         }
 

@@ -46,7 +46,14 @@ class Trainer:
         seed = settings.seed % 2**32  # Keras takes no larger ones
         keras.utils.set_random_seed(seed)
         layers = build_layers(plan, settings.dtype, start=settings.start)
-        self.model = Flow(layers, event_shape=model_shape, seed=seed, dtype=settings.dtype, share=settings.share)
+        self.model = Flow(
+            layers,
+            event_shape=model_shape,
+            seed=seed,
+            dtype=settings.dtype,
+            share=settings.share,
+            checkpoint=settings.recompute,
+        )
         self.model.initialize(first)
         self.optimizer = keras.optimizers.AdamW(
             settings.lr, weight_decay=settings.weight_decay, epsilon=1e-8, global_clipnorm=settings.clip

@@ -43,7 +43,7 @@ class Trainer:
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(settings.seed)
-        flow = Flow(build_layers(plan, start=settings.start), event_shape=model_shape)
+        flow = Flow(build_layers(plan, start=settings.start), event_shape=model_shape, checkpoint=settings.recompute)
         self.flow = flow.to(device=self.device, dtype=getattr(torch, settings.dtype))
         self.flow.initialize(self._tensor(first))
         groups = [

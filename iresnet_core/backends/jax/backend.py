@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from iresnet_core.backends.base import NO_FORWARD_MODE, NO_HOST_DRAW, Array, Backend, NoiseKind, Pullback, device_of
+from iresnet_core.backends.base import (
+    NO_FORWARD_MODE,
+    NO_HOST_DRAW,
+    Array,
+    Backend,
+    NoiseKind,
+    Noted,
+    Pullback,
+    device_of,
+)
 from iresnet_core.backends.host_noise import draw, generator
 from iresnet_core.backends.jax.keys import KeyStream, draw_native
 from iresnet_core.backends.jax.namespace import EXACT, namespace
@@ -257,7 +266,54 @@ class JaxBackend(Backend):
         value.defvjp(forward, backward)
         return self._reverse_only(value, x, *closed_over)
 
-    def _reverse_only(self, fn: Callable[..., Array], *args: Array) -> Array:
+    def recomputed(self, fn: Callable[..., Noted], arrays: Sequence[Array]) -> Noted:
+        """Return ``fn(*arrays)`` with a derivative rule of its own, which keeps `arrays` and what `fn` closes over.
+
+        Not `jax.checkpoint`, for the reason in `differentiated_in_float64`, and because XLA drops its barriers on a
+        CPU, finds that the second evaluation is the first, and keeps that. So the arguments of the second get a zero
+        added that depends on the cotangents.
+        """
+        if not self.may_differentiate(*arrays):
+            return fn(*arrays)
+        said = None
+
+        def evaluated(*arrays: Array) -> tuple[Array, ...]:
+            nonlocal said
+            out, said = fn(*arrays)
+            return out
+
+        converted, closed_over = converted_closure(evaluated, *arrays)
+        count, wide = len(arrays), has_float64()
+
+        @jax.custom_vjp
+        def value(*arguments: Array) -> Any:
+            return converted(arguments[count:], *arguments[:count])
+
+        def forward(*arguments: Array) -> tuple[Any, Any]:
+            with x64(wide):
+                return converted(arguments[count:], *arguments[:count]), arguments
+
+        def backward(kept: Any, cotangents: Any) -> Any:
+            with x64(wide):
+                inexact = [jnp.issubdtype(a.dtype, jnp.inexact) for a in kept]
+                first = jnp.ravel(cotangents[0])[:1]
+                nothing = jnp.sum(jnp.where(first == first, -0.0, 0.0))
+                later = (a + jnp.astype(nothing, a.dtype) if m else a for m, a in zip(inexact, kept, strict=True))
+                kept = tuple(map(once_derivable, later))
+
+                def of_inexact(moving: list[Array]) -> Any:
+                    moved = iter(moving)
+                    merged = [next(moved) if m else a for m, a in zip(inexact, kept, strict=True)]
+                    return converted(merged[count:], *merged[:count])
+
+                _, pullback = jax.vjp(of_inexact, [a for m, a in zip(inexact, kept, strict=True) if m])
+                found = iter(pullback(cotangents)[0])
+                return tuple(next(found) if m else no_cotangent(a) for m, a in zip(inexact, kept, strict=True))
+
+        value.defvjp(forward, backward)
+        return self._reverse_only(value, *arrays, *closed_over), said
+
+    def _reverse_only(self, fn: Callable[..., Any], *args: Array) -> Any:
         """Call a function with a derivative rule of its own, which JAX knows in reverse mode only."""
         try:
             return fn(*args)

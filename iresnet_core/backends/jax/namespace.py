@@ -60,9 +60,9 @@ def _tensordot(a: Array, b: Array, /, *, axes: Any = 2) -> Array:
 # The places have 32 bits: those that are 64 bits wide inside of `full_precision` could not be compiled outside of it.
 
 
-def _argsort(x: Array, /, *, axis: int = -1, descending: bool = False) -> Array:
+def _argsort(x: Array, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
     places = lax.broadcasted_iota(jnp.int32, x.shape, axis % x.ndim)
-    return lax.sort((-x if descending else x, places), dimension=axis % x.ndim, num_keys=1)[1]
+    return lax.sort((-x if descending else x, places), dimension=axis % x.ndim, num_keys=1, is_stable=stable)[1]
 
 
 _PRODUCTS = {"matmul": _matmul, "vecdot": _vecdot, "tensordot": _tensordot}

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from iresnet_core.backends import convolution
-from iresnet_core.backends.base import NO_HOST_DRAW, Array, Backend, NoiseKind, Pullback
+from iresnet_core.backends.base import NO_HOST_DRAW, Array, Backend, NoiseKind, Noted, Pullback
 from iresnet_core.backends.host_noise import draw
 from iresnet_core.backends.host_noise import generator as numpy_generator
 from iresnet_core.backends.numpy import NumPyBackend
@@ -218,6 +218,19 @@ class TensorFlowBackend(Backend):
             return tf.identity(x), pulled_back
 
         return unchanged(x)
+
+    def recomputed(self, fn: Callable[..., Noted], arrays: Sequence[Array]) -> Noted:
+        """Call ``tf.recompute_grad``, which orders the second evaluation behind what its cotangents need."""
+        if not self.may_differentiate(*arrays):
+            return fn(*arrays)
+        said = None
+
+        def evaluated(*arrays: Array) -> tuple[Array, ...]:
+            nonlocal said
+            out, said = fn(*arrays)
+            return out
+
+        return tuple(tf.recompute_grad(evaluated)(*arrays)), said
 
     # --- programs ---
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
-from iresnet_core.backends.base import NO_HOST_DRAW, Array, Backend, NoiseKind, Pullback
+from iresnet_core.backends.base import NO_HOST_DRAW, Array, Backend, NoiseKind, Noted, Pullback
 from iresnet_core.backends.host_noise import draw
 from iresnet_core.backends.host_noise import generator as numpy_generator
 from iresnet_core.backends.kept_constants import KeptConstants
@@ -38,6 +38,7 @@ from iresnet_core.backends.torch.compilation import (
 from iresnet_core.backends.torch.layout import evenly_padded, in_plain_layout
 from iresnet_core.backends.torch.noise import TracedSeed, last_draw, random_signs, seeded_generator
 from iresnet_core.backends.torch.precision import full_precision, own_dtype
+from iresnet_core.backends.torch.recomputation import pullback, recomputed
 from iresnet_core.errors import InvalidArgumentError
 
 __all__ = ["TorchBackend"]
@@ -45,6 +46,8 @@ __all__ = ["TorchBackend"]
 # Steps between two looks at the condition of a loop on an accelerator, each of which waits for the device.
 STEPS_A_LOOK = 8
 _CONSTANTS = KeptConstants()
+
+
 _CONVOLUTIONS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
 
 
@@ -285,23 +288,7 @@ class TorchBackend(Backend):
 
     def vjp(self, fn: Callable[[Array], Array], x: Array) -> tuple[Array, Pullback]:
         """Let one retained graph serve all products; use `torch.func.vjp` where no graph can be retained."""
-        if torch.compiler.is_compiling() or inside_functorch() or torch.is_inference_mode_enabled():
-            value, pullback, *_ = torch.func.vjp(fn, x)
-            return value, lambda u: pullback(u)[0]
-        recorded = torch.is_grad_enabled()
-        with torch.enable_grad():
-            point = x if recorded and x.requires_grad else x.detach().requires_grad_()
-            value = fn(point)
-
-        def product(u: Array) -> Array:
-            if not value.requires_grad:
-                return torch.zeros_like(x)
-            (out,) = torch.autograd.grad(
-                value, point, u, retain_graph=True, create_graph=torch.is_grad_enabled(), materialize_grads=True
-            )
-            return out
-
-        return value if recorded else value.detach(), product
+        return pullback(fn, x)
 
     def may_differentiate(self, *arrays: Array) -> bool:
         """Whether a graph is being recorded for one of the arrays, or PyTorch is transforming the program.
@@ -353,6 +340,15 @@ class TorchBackend(Backend):
             return plainly(arrays, kept) if self.may_differentiate(*known) else plain
         outputs: tuple[Array, ...] = ByHand.apply(forward, backward, plainly, *arrays)  # type: ignore[no-untyped-call]
         return outputs
+
+    def recomputed(self, fn: Callable[..., Noted], arrays: Sequence[Array]) -> Noted:
+        """Go through ``torch.utils.checkpoint``."""
+        out: Noted = recomputed(fn, arrays)
+        return out
+
+    def recomputes_pullbacks(self) -> bool:
+        """Say no under torch.compile, where ``torch.func.vjp`` refuses what checkpoints are made of."""
+        return not torch.compiler.is_compiling()
 
     def first_order_only(self, x: Array) -> Array:
         """Return `x` as it is while compiling, where PyTorch itself refuses second derivatives."""

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils import _pytree as pytree
 
-__all__ = ["full_precision", "own_dtype"]
+__all__ = ["full_precision", "in_same_precision", "own_dtype", "saving_hooks"]
 
 Array = Any
 
@@ -59,6 +59,22 @@ def full_precision() -> AbstractContextManager[Any]:
     return _full_precision()
 
 
+def in_same_precision(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that will be called again on the way back, with the contexts of this place that matter then.
+
+    A checkpoint of PyTorch's restores whether autocast is on, but not what we do to the derivatives of products.
+    """
+    if torch.compiler.is_compiling():
+        return fn
+    lowered = any(isinstance(mode, _OwnDtypeOnTheWayBack) for mode in _get_current_function_mode_stack())
+
+    def again(*arrays: Array) -> Any:
+        with _without_autocast() if lowered else nullcontext():
+            return fn(*arrays)
+
+    return again
+
+
 @contextmanager
 def _without_autocast() -> Iterator[None]:
     with _autocast_off(), _OwnDtypeOnTheWayBack():
@@ -76,7 +92,7 @@ class _OwnDtypeOnTheWayBack(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hooks = _saving_hooks()
+        self.hooks = saving_hooks()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -86,7 +102,7 @@ class _OwnDtypeOnTheWayBack(TorchFunctionMode):
             return func(*args, **kwargs)
         # Forward mode computes its derivatives here and now. A checkpoint inside of this context is computed again
         # outside of it, and has to save as many tensors as before.
-        if forward_ad._current_level >= 0 or _saving_hooks() != self.hooks:
+        if forward_ad._current_level >= 0 or saving_hooks() != self.hooks:
             return func(*args, **kwargs)
         leaves, structure = pytree.tree_flatten((args, kwargs))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
@@ -110,9 +126,23 @@ class _OwnDtypeOnTheWayBack(TorchFunctionMode):
         return kind(out) if isinstance(out, tuple) else out  # the named tuples of PyTorch
 
 
-def _saving_hooks() -> Any:
-    """What is at work on the tensors that operations save."""
+def saving_hooks() -> Any:
+    """What is at work on the tensors that operations save, such as a checkpoint; None if nothing is."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
+@contextmanager
+def _without_saving_hooks() -> Iterator[None]:
+    """Context without these hooks, which the transforms of torch.func refuse; they save nothing for later."""
+    found = []
+    while (hooks := saving_hooks()) is not None:
+        found.append(hooks)
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pack, unpack in reversed(found):
+            torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)
 
 
 class _OwnDtype(torch.autograd.Function):
@@ -143,7 +173,7 @@ class _OwnDtype(torch.autograd.Function):
                 out = ctx.fn(*(next(left) if need else a for a, need in zip(arrays, needed, strict=True)))
                 return tuple(out[i] for i in reached) if isinstance(out, tuple) else (out,)
 
-            with _autocast_off():
+            with _autocast_off(), _without_saving_hooks():
                 _, pullback, *_ = torch.func.vjp(outputs, *(a for a, need in zip(arrays, needed, strict=True) if need))
                 found: tuple[Array, ...] = pullback(cotangents)
             return found

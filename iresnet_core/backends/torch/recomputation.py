@@ -1,0 +1,64 @@
+"""Functions that are evaluated once more on the way back, by PyTorch's checkpoints, and pullbacks inside of them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+from iresnet_core.backends.base import Array, Pullback
+from iresnet_core.backends.torch.compilation import inside_functorch
+from iresnet_core.backends.torch.precision import in_same_precision, saving_hooks
+
+__all__ = ["pullback", "recomputed"]
+
+
+def recomputed(fn: Callable[..., Any], arrays: Sequence[Array]) -> Any:
+    """Return ``fn(*arrays)``, of which a backward pass keeps the arrays; as it is where no such pass is recorded.
+
+    The transforms of torch.func do not take the hooks that checkpoints are made of.
+    """
+    transformed = not torch.compiler.is_compiling() and (inside_functorch() or forward_ad._current_level >= 0)
+    if transformed or not torch.is_grad_enabled():
+        return fn(*arrays)
+    return checkpoint(in_same_precision(fn), *arrays, use_reentrant=False, preserve_rng_state=False)
+
+
+def pullback(fn: Callable[[Array], Array], x: Array) -> tuple[Array, Pullback]:
+    """Return ``fn(x)`` and the map u -> J^T u; see `Backend.vjp`."""
+    if torch.compiler.is_compiling() or inside_functorch() or torch.is_inference_mode_enabled():
+        value, pullback, *_ = torch.func.vjp(fn, x)
+        return value, lambda u: pullback(u)[0]
+    recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        point = x if recorded and x.requires_grad else x.detach().requires_grad_()
+        value = fn(point)
+    constant = point, value
+    if recorded and saving_hooks() is not None:
+        constant = _kept_graph(fn, x)
+
+    def product(u: Array) -> Array:
+        if not value.requires_grad:
+            return torch.zeros_like(x)
+        source, image = (point, value) if torch.is_grad_enabled() else constant
+        (out,) = torch.autograd.grad(
+            image, source, u, retain_graph=True, create_graph=torch.is_grad_enabled(), materialize_grads=True
+        )
+        return out
+
+    return value if recorded else value.detach(), product
+
+
+def _kept_graph(fn: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    """Return a leaf with the values of x and `fn` of it, for derivatives inside of a checkpoint.
+
+    That keeps nothing of what is recorded in it, and would evaluate all anew for each of them.
+    """
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged):
+        point = x.detach().requires_grad_()
+        return point, fn(point)
+
+
+def _unchanged(x: Array) -> Array:
+    return x
