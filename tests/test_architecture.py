@@ -67,6 +67,7 @@ WITH_EXTRA = {"report_plots", "flow_plots", "plots_of_a_run"}
 # Where NumPy and SciPy compute, and why. All other modules work on the backend's arrays alone.
 HOST_MODULES = {
     "branches.convolution_traces": "the paths through the taps are counted on the host",
+    "branches.local_traces": "the numbers of neighbouring positions are constants, made on the host",
     "commands": "prints and plots on the host",
     "determinant.quadrature": "nodes and weights are constants, made on the host",
     "determinant.sample_seed": "the words of counters are constants, made on the host",

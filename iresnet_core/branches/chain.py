@@ -13,6 +13,7 @@ from iresnet_core.branches.curvature import Curvature, curvature_of
 from iresnet_core.branches.dense_traces import SlopePlan, slope_plan, trace_kernel, trace_plan
 from iresnet_core.branches.expanded_traces import expanded_cycle
 from iresnet_core.branches.linearization import Branch, ChainStructure, Linearization
+from iresnet_core.branches.local_traces import local_plan
 from iresnet_core.branches.rounding import RoundingScale, rounding_scales, value_with_rounding
 from iresnet_core.common import Copyable, kept_property, require_same_device
 from iresnet_core.errors import InvalidArgumentError, ShapeError
@@ -21,6 +22,8 @@ from iresnet_core.operators import Dense, LinearLayer
 __all__ = ["Activation", "Branch", "Chain", "Linearization"]
 
 ChainLayer = LinearLayer | Activation | Shift
+# What a chain keeps for itself at most; there is something new for every constant that is declared for it.
+MOST_KEPT = 8
 
 
 class Chain(Copyable):
@@ -93,9 +96,11 @@ class Chain(Copyable):
         self._trace_plan = trace_plan(self.layers) if square else None
         self._convolution_plan = convolution_plan(self.layers) if square else None
         self._expanded_cycle = expanded_cycle(self.layers) if square else None
-        self._slope_plan: SlopePlan | None = slope_plan(self.layers) if square else None
+        self._local_plan = local_plan(self.layers) if square else None
+        self._slope_plan: SlopePlan | None = self._local_plan or (slope_plan(self.layers) if square else None)
         self._casts: dict[Any, Chain] = {}
-        self._kept: dict[str, Any] = {}
+        self._kept: dict[Any, Any] = {}
+        self.keeper: Chain | None = None  # itself would be a cycle, which is not freed at once
 
     def __repr__(self) -> str:
         return f"Chain([{', '.join(map(repr, self.layers))}])"
@@ -167,16 +172,21 @@ class Chain(Copyable):
         backend = self.operators[0].backend
         return backend.concretely(fn) if backend.is_constant(*self.arrays) else fn()
 
-    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+    def kept(self, name: Any, make: Callable[[], Any]) -> Any:
         """``make()``, a function of the weights alone; the same again for a `name` wherever they are constants.
 
-        Threads that meet here first all make the same.
+        It is kept by the `keeper`, by default the chain itself: another chain of the same weights where this one is
+        made anew for every call. Threads that meet here first all make the same.
         """
         if self.operators[0].backend.is_tracing() or self.operators[0].backend.may_differentiate(*self.arrays):
             return make()
-        if name not in self._kept:
-            self._kept[name] = self._constant(make)
-        return self._kept[name]
+        known = (self if self.keeper is None else self.keeper)._kept
+        if name not in known:
+            if len(known) >= MOST_KEPT:
+                known.clear()
+            known[name] = made = self._constant(make)
+            return made
+        return known[name]
 
     def linearize(self, x: Array) -> Linearization:
         """Return value and Jacobian products at x (batch, *input_shape); costs one evaluation.
@@ -220,6 +230,7 @@ class Chain(Copyable):
             depth=len(self.operators),
             preconditioned_trace=product.preconditioned_trace if planned else None,
             mean_slopes=product.mean_slopes if planned else None,
+            trace_kernels=product.trace_kernels if self._local_plan is not None else None,
             expanded_trace=product.expanded_trace if self._expanded_cycle is not None else None,
             channel_means=product.channel_means if self._expanded_cycle is not None else None,
             cheap_mean=all(isinstance(operator, Dense) for operator in self.operators),

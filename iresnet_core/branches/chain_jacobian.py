@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from iresnet_core.backends import Array, device_of, get_backend
-from iresnet_core.branches.convolution_traces import Factors, convolution_trace
+from iresnet_core.branches.convolution_traces import Cycle, Factors, convolution_trace
 from iresnet_core.branches.dense_traces import (
     SlopePlan,
     SlopeTrace,
@@ -16,6 +16,14 @@ from iresnet_core.branches.dense_traces import (
     trace_form,
 )
 from iresnet_core.branches.expanded_traces import Term, channel_means, expanded_terms, expanded_trace
+from iresnet_core.branches.local_traces import (
+    LocalKernels,
+    local_kernels,
+    local_mean_matrix,
+    local_remainder,
+    local_trace,
+    position_means,
+)
 from iresnet_core.branches.slopes import Diagonal, PairSwap
 from iresnet_core.common import flatten
 from iresnet_core.operators import Convolution, Dense, LinearLayer
@@ -107,10 +115,9 @@ class ChainJacobian:
 
     def _cycle_slopes(self) -> list[Array]:
         """The groups of slopes of a cycle of convolutions, (batch, channels, *spatial)."""
-        cycle, first = self.chain._expanded_cycle, self.chain.operators[0]
+        cycle = self.chain._expanded_cycle
         assert cycle is not None
-        assert isinstance(first, Convolution)
-        return [first.channels_first(self._slopes(group)) for group in cycle.groups]
+        return self._images(cycle)
 
     def _vjp_with(self, slopes: Sequence[Array], u: Array) -> Array:
         """J^T u for flat u (..., batch, d) with other slopes (batch, channels, *spatial) in place of a cycle's groups.
@@ -141,17 +148,53 @@ class ChainJacobian:
 
     def mean_matrix(self) -> Array:
         """Return the Jacobian (d, d) at the mean slopes of the batch."""
+        backend, layers, plan = get_backend(self.value), self.chain.layers, self.chain._local_plan
+        if plan is not None:
+            return local_mean_matrix(backend, layers, plan, position_means(backend, self._images(plan), constant=False))
         plan, slopes = self._planned_slopes()
-        return mean_matrix(get_backend(self.value), self.chain.layers, plan, slopes)
+        return mean_matrix(backend, layers, plan, slopes)
 
     def mean_slopes(self) -> list[Array]:
         """Return the means over the batch of every group of slopes, as constants."""
-        return mean_slopes(get_backend(self.value), self._planned_slopes()[1])
+        backend, plan = get_backend(self.value), self.chain._local_plan
+        if plan is not None:
+            return position_means(backend, self._images(plan))
+        return mean_slopes(backend, self._planned_slopes()[1])
 
-    def preconditioned_trace(self, B: Array, about: Sequence[Array] | None = None) -> SlopeTrace:
-        """Return tr(B J) (batch,), but for a remainder of third order, see `dense_traces`."""
-        plan, slopes = self._planned_slopes()
-        return preconditioned_trace(get_backend(self.value), self.chain.layers, plan, slopes, B, self.value, about)
+    def trace_kernels(self, B: Array, about: Sequence[Array]) -> LocalKernels:
+        """Return what `preconditioned_trace` takes from B, the slopes `about` and the weights, without derivative."""
+        backend, plan = get_backend(self.value), self.chain._local_plan
+        assert plan is not None
+        with backend.no_grad():
+            kernels = local_kernels(backend, self.chain.layers, plan, about, backend.stop_gradient(B))
+        stop = backend.stop_gradient
+        return LocalKernels(
+            stop(kernels.value),
+            [stop(k) for k in kernels.linear],
+            [(*pair[:3], stop(pair[3])) for pair in kernels.pairs],
+        )
+
+    def preconditioned_trace(
+        self, B: Array, about: Sequence[Array] | None = None, kernels: LocalKernels | None = None
+    ) -> SlopeTrace:
+        """Return tr(B J) (batch,), but for a remainder of third order, see `dense_traces` and `local_traces`."""
+        backend, layers, plan = get_backend(self.value), self.chain.layers, self.chain._local_plan
+        if plan is None:
+            plan, slopes = self._planned_slopes()
+            return preconditioned_trace(backend, layers, plan, slopes, B, self.value, about)
+        about = self.mean_slopes() if about is None else about
+        kernels = self.trace_kernels(B, about) if kernels is None else kernels
+        slopes = self._images(plan)
+        value = local_trace(backend, layers, kernels, slopes, about)
+        if len(slopes) <= 2:
+            return SlopeTrace(value, None)
+        return SlopeTrace(value, lambda u: local_remainder(backend, layers, plan, slopes, about, u))
+
+    def _images(self, plan: SlopePlan | Cycle) -> list[Array]:
+        """The groups of slopes of a chain of convolutions, (batch, channels, *spatial)."""
+        first = self.chain.operators[0]
+        assert isinstance(first, Convolution)
+        return [first.channels_first(self._slopes(group)) for group in plan.groups]
 
     def _planned_slopes(self) -> tuple[SlopePlan, list[Array]]:
         plan = self.chain._slope_plan

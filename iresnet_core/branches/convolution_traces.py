@@ -29,6 +29,7 @@ __all__ = [
     "convolution_cycle",
     "convolution_kernels",
     "convolution_plan",
+    "convolution_taps",
     "convolution_trace",
 ]
 
@@ -207,9 +208,12 @@ def _products(
 
 
 def _taps(layer: Convolution | None, axes: int) -> tuple[tuple[Offset, ...], Array | None]:
-    """Offsets of the taps of a convolution and their matrices (taps, out, in); one tap and None for the identity."""
-    if layer is None:
-        return ((0,) * axes,), None
+    """As `convolution_taps`; one tap and None for the identity."""
+    return (((0,) * axes,), None) if layer is None else convolution_taps(layer)
+
+
+def convolution_taps(layer: Convolution) -> tuple[tuple[Offset, ...], Array]:
+    """Offsets of the taps of a convolution and their matrices (taps, out, in)."""
     offsets = tuple(
         tuple(k * d - before for k, d, (before, _) in zip(at, layer.dilation, layer.padding, strict=True))
         for at in product(*map(range, layer.window))

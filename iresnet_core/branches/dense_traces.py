@@ -25,6 +25,8 @@ __all__ = [
     "mean_slopes",
     "preconditioned_trace",
     "slope_plan",
+    "slope_runs",
+    "third_order",
     "trace_form",
     "trace_kernel",
     "trace_plan",
@@ -52,12 +54,18 @@ class SlopeTrace(NamedTuple):
 
 def slope_plan(layers: Sequence[Any]) -> SlopePlan | None:
     """Where a chain's weights and slopes stand; None if an activation is not entrywise, or a convolution large."""
+    others = [layer for layer in layers if isinstance(layer, LinearLayer) and not isinstance(layer, Dense)]
+    if any(math.prod(layer.input_shape + layer.output_shape) > MATRIX_ENTRIES for layer in others):
+        return None
+    return slope_runs(layers)
+
+
+def slope_runs(layers: Sequence[Any]) -> SlopePlan | None:
+    """Where a chain's weights and slopes stand; None if an activation is not entrywise."""
     segments: list[list[int]] = [[]]
     groups: list[list[int]] = []
     for place, layer in enumerate(layers):
         if isinstance(layer, LinearLayer):
-            if not isinstance(layer, Dense) and math.prod(layer.input_shape + layer.output_shape) > MATRIX_ENTRIES:
-                return None
             segments[-1].append(place)
         elif not layer.entrywise:
             return None
@@ -221,16 +229,20 @@ def _second_order(
     return value
 
 
-def _remainder(
-    backend: Backend, matrices: list[Array | None], means: Sequence[Array], deviations: list[Array], u: Array
+def third_order(
+    backend: Backend,
+    transposed: Callable[[int, Array], Array],
+    means: Sequence[Array],
+    deviations: Sequence[Array],
+    u: Array,
 ) -> Array:
-    """T^T u for u (probes, batch, d): the paths that take a deviation in at least three groups.
+    """T^T u: the paths that take a deviation in at least three groups; `transposed` (i, u) multiplies by M_i^T.
 
     One vector for every number of deviations so far is carried through the chain, but those which can no longer reach
     the third order are left out.
     """
-    xp, count = backend.xp, len(means)
-    carried: dict[int, Array] = {0: _through(backend, matrices[-1], u)}
+    count = len(means)
+    carried: dict[int, Array] = {0: transposed(count, u)}
     for place in reversed(range(count)):
         grown: dict[int, Array] = {}
         for order, vector in carried.items():
@@ -240,8 +252,15 @@ def _remainder(
                     continue
                 term = scale * vector
                 grown[reached] = grown[reached] + term if reached in grown else term
-        carried = {order: _through(backend, matrices[place], vector) for order, vector in grown.items()}
-    return carried[REMAINDER_ORDER] if carried else xp.zeros_like(u)
+        carried = {order: transposed(place, vector) for order, vector in grown.items()}
+    return carried[REMAINDER_ORDER] if carried else backend.xp.zeros_like(u)
+
+
+def _remainder(
+    backend: Backend, matrices: list[Array | None], means: Sequence[Array], deviations: list[Array], u: Array
+) -> Array:
+    """T^T u for u (probes, batch, d)."""
+    return third_order(backend, lambda place, u: _through(backend, matrices[place], u), means, deviations, u)
 
 
 def _through(backend: Backend, matrix: Array | None, u: Array) -> Array:

@@ -1,6 +1,6 @@
 """A branch at one batch: its value and the products with its Jacobian."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -38,8 +38,9 @@ class ChainStructure:
     depth : int
         Number of linear layers; it scales the allowance for rounding.
     preconditioned_trace : callable, optional
-        B (d, d), slopes or None -> `SlopeTrace`: tr(B J) (batch,), exact, but for the trace of B T with a small T whose
-        transposed products it knows. T is of third order in the deviations from these slopes, by default the means.
+        B (d, d), slopes or None, kernels or None -> `SlopeTrace`: tr(B J) (batch,), exact, but for the trace of B T
+        with a small T whose transposed products it knows. T is of third order in the deviations from these slopes, by
+        default the means.
     mean_slopes : callable, optional
         () -> the means of the slopes over the batch, a list of arrays for `preconditioned_trace`.
     expanded_trace : callable, optional
@@ -47,6 +48,9 @@ class ChainStructure:
         T of third order in the deviations from these means, by default those of the batch; see `expanded_traces`.
     channel_means : callable, optional
         () -> the means of the slopes over batch and positions, a list of arrays for `expanded_trace`.
+    trace_kernels : callable, optional
+        B, slopes -> what of `preconditioned_trace` depends on these and the weights alone, to be passed to it; for
+        chains of convolutions, whose trace has no derivative then by the weights.
     cheap_mean : bool
         Whether `mean_matrix` and `preconditioned_trace` cost little beside the products, so that "auto" may ask for
         them at every batch.
@@ -57,6 +61,7 @@ class ChainStructure:
     depth: int = 1
     preconditioned_trace: Callable[..., SlopeTrace] | None = None
     mean_slopes: Callable[[], list[Array]] | None = None
+    trace_kernels: Callable[[Array, Sequence[Array]], Any] | None = None
     expanded_trace: Callable[..., SlopeTrace] | None = None
     channel_means: Callable[[], list[Array]] | None = None
     cheap_mean: bool = True

@@ -84,7 +84,7 @@ def logdet(
         dense layers, or convolutions on small images, and entrywise activations (or a branch whose linearisation has
         `mean_matrix`). "auto": "exact" up to a fixed order of the determinant (see `exact_up_to`), or where the
         tolerance would cost as much; else "mean-jacobian" where the branch allows it and d is at most 1024 (with
-        convolutions: and a `reference` is given), else "arnoldi".
+        convolutions: and a `reference` is given, or rng="sample"), else "arnoldi".
     tol : float, optional
         Spend products and probes until std_error and bias_bound are at most this, for every sample, in nats; at most
         4096 probes. The rounding in bias_bound cannot be brought down; where it is above `tol`, so may std_error be, up
@@ -98,7 +98,7 @@ def logdet(
         Source of the probes: None is the framework's own generator, an int a seed. "sample": a hash of the bits of each
         sample (rounded to float32), so that a sample has the same answer in any batch, order and program, on every
         backend up to rounding; the evaluation of a flow takes that by default. The preconditioner of "mean-jacobian" is
-        then made at fixed points instead of the batch.
+        then made at fixed points instead of the batch; that of convolutions is kept with the weights.
     unbiased : bool
         Whether the mean of `value` over probes and lengths, and that of its gradient, is to be exact but for rounding,
         whatever was truncated: what the products of "series", "arnoldi" or "mean-jacobian" leave is added by Russian

@@ -69,6 +69,8 @@ class Prepared(NamedTuple):
         Relative rounding error of a product.
     known_error : float or array (batch,)
         Rounding error of `trace`.
+    gradient_by_probes : bool
+        Whether `trace` and `remainder` have no derivative, so that the probes estimate all of it.
     """
 
     products: JacobianProducts
@@ -77,6 +79,7 @@ class Prepared(NamedTuple):
     product_error: float
     remainder: Callable[[Array], Array] | None = None
     known_error: Any = 0.0
+    gradient_by_probes: bool = False
 
 
 class ProbedMethod(Method):
@@ -311,7 +314,8 @@ class Estimator:
         if self.joint is not None:
             self.forms = form.resolvent, v
             return xp.zeros_like(form.value[0, ...])
-        w = self.backend.stop_gradient(self.prepared.products.pulled_back(form.resolvent))
+        resolvent, image = (form.resolvent + v, None) if self.prepared.gradient_by_probes else (form.resolvent, image)
+        w = self.backend.stop_gradient(self.prepared.products.pulled_back(resolvent))
         left, right = (xp.reshape(a, (*a.shape[:2], *self.event)) for a in (w, v))
         if self.linearization.jvp is None:
             left, right = self.linearization.transposed_products(left), right
@@ -333,7 +337,8 @@ class Estimator:
         xp, p, trace = self.backend.xp, sums.probes, self.prepared.trace
         value, surrogate = sums.value / p, sums.surrogate / p
         if trace is not None:
-            value, surrogate = value + self.backend.stop_gradient(trace), surrogate + trace
+            value = value + self.backend.stop_gradient(trace)
+            surrogate = surrogate if self.prepared.gradient_by_probes else surrogate + trace
         if self.differentiable and self.joint is None:
             value = with_derivative(self.backend, value, surrogate)
         products = xp.full(value.shape, sums.products, dtype=xp.int32, device=device_of(value))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend
-from iresnet_core.branches import Linearization, layer_product, linearize
+from iresnet_core.branches import Chain, Linearization, layer_product, linearize, without_condition
 from iresnet_core.common import flatten, round_up, widest
 from iresnet_core.determinant.arnoldi import arnoldi_estimate, with_roulette
 from iresnet_core.determinant.estimator import DEFAULT_BIAS, Prepared, ProbedMethod, rounding_of_products
@@ -39,10 +39,14 @@ COMPILED_PRODUCTS = 4
 
 
 class _Known(NamedTuple):
-    """A preconditioner, and the slopes about which the known trace is expanded, unless they are those of the batch."""
+    """A preconditioner; the slopes about which the known trace is expanded, unless they are those of the batch.
+
+    `kernels` are what else of the trace is known beforehand, for chains of convolutions.
+    """
 
     mean: MeanJacobian
-    about: Sequence[Array] | None
+    about: Sequence[Array] | None = None
+    kernels: Any = None
 
 
 class PreconditionedProducts(JacobianProducts):
@@ -140,11 +144,12 @@ class PreconditionedArnoldi(ProbedMethod):
     def applies_to(self, problem: Problem) -> bool:
         """Where the branch has mean slopes and a trace, and its matrices are of moderate size.
 
-        The matrices of convolutions are many times the size of their kernels: worth it with a reference alone.
+        That of convolutions takes d products, many times what an answer takes: it is made where it is given, or kept
+        with the weights, for samples with seeds of their own.
         """
         linearization, request = problem.linearization, problem.request
         known = linearization.mean_matrix is not None and linearization.preconditioned_trace is not None
-        known = known and (linearization.cheap_mean or request.reference is not None)
+        known = known and (linearization.cheap_mean or request.reference is not None or _keeps(problem))
         wanted = request.control_variate != "none"
         if not request.errors:
             # The answer to given probes should be that of the sample alone, whatever else is in the batch.
@@ -160,16 +165,19 @@ class PreconditionedArnoldi(ProbedMethod):
         """Take what is known with B: -log det B + tr E is exact."""
         backend, _, x, linearization, c, request, *_ = problem
         xp, d = backend.xp, math.prod(x.shape[1:])
-        mean, about = request.reference
+        mean, about, kernels = request.reference
         products = PreconditionedProducts(backend, linearization, tuple(x.shape[1:]), c, mean, needs_gradient)
         assert linearization.preconditioned_trace is not None
         B = backend.stop_gradient(mean.inverse)
-        exact, remainder = linearization.preconditioned_trace(B, about)
+        exact, remainder = linearization.preconditioned_trace(B, about, *(() if kernels is None else (kernels,)))
         known = mean.log_determinant + xp.linalg.trace(xp.astype(B, xp.float64)) - d
         trace = exact + xp.astype(backend.stop_gradient(known), exact.dtype)
         error = 2 * rounding_of_products(problem)  # a product with E rounds like one with B and one with J
         known_error = error * d * products.inflation
-        return Prepared(products, trace, None, error, remainder, xp.astype(known_error, exact.dtype))
+        known_error = xp.astype(known_error, exact.dtype)
+        structure = linearization.structure
+        constant = structure is not None and structure.trace_kernels is not None
+        return Prepared(products, trace, None, error, remainder, known_error, gradient_by_probes=constant)
 
     def form(self, products: JacobianProducts, v: Array, linear: Array | None, steps: Steps) -> FormEstimate:
         """Estimate v^T (log(I + E) - E) v for probes v (probes, batch, d)."""
@@ -212,25 +220,25 @@ class PreconditionedArnoldi(ProbedMethod):
         the same B: the bound on the norm decides, which is the same for all samples.
         """
         backend, g, x, linearization, c, request, *_ = problem
-        about = None
         if request.reference is not None:
-            mean = require_reference(request.reference, x)
+            known = _Known(require_reference(request.reference, x))
         elif isinstance(request.rng, SampleSeed):
-            with backend.no_grad():
-                mean, about = fixed_preconditioner(backend, g, x, c)
+            known = _kept(problem, x.dtype)
         else:
             with backend.no_grad():
-                mean = preconditioner(backend, linearization, x, c, layer_product(g))
-        problem = problem._replace(request=request._replace(reference=_Known(mean, about)))
-        wide = widest(backend)
+                known = _Known(preconditioner(backend, linearization, x, c, layer_product(g)))
+        problem = problem._replace(request=request._replace(reference=known))
+        wide, mean = widest(backend), known.mean
         if not request.errors or x.dtype == wide or not hasattr(g, "astype") or backend.is_tracing(x, mean.norm):
             return problem
         if 2 * rounding_of_products(problem) * _inflation(float(mean.norm), c) <= DEFAULT_BIAS:
             return problem
+        if known.about is None:
+            known = known._replace(mean=mean._replace(inverse=backend.xp.astype(mean.inverse, wide)))
+        else:
+            known = _kept(problem._replace(request=request), wide)
         g, x, request = in_dtype(backend, g, x, request, wide)
-        mean = mean._replace(inverse=backend.xp.astype(mean.inverse, wide))
-        about = None if about is None else [backend.xp.astype(slopes, wide) for slopes in about]
-        request = request._replace(reference=_Known(mean, about))
+        request = request._replace(reference=known)
         return problem._replace(g=g, x=x, linearization=linearize(backend, g, x), request=request)
 
 
@@ -244,6 +252,40 @@ def _narrowed(backend: Backend, result: LogDet, dtype: Any) -> LogDet:
         std_error=xp.astype(result.std_error, dtype),
         bias_bound=round_up(backend, result.bias_bound + rounding, dtype),
     )
+
+
+def _keeps(problem: Problem) -> bool:
+    """Whether a mean Jacobian at fixed points is kept with the weights of a chain of convolutions."""
+    structure, request = problem.linearization.structure, problem.request
+    conditional = problem.g is not without_condition(problem.g)  # such a chain is made anew for every call
+    own = isinstance(request.rng, SampleSeed) and request.errors and not conditional
+    return own and structure is not None and structure.trace_kernels is not None
+
+
+def _kept(problem: Problem, dtype: Any) -> _Known:
+    """What depends on the weights alone: a mean Jacobian at fixed points, and what its trace is made of.
+
+    In a wider dtype than that of the problem it belongs to the same preconditioner, of which nothing else is rounded.
+    """
+    backend, g, x, _, c, *_ = problem
+
+    def make() -> _Known:
+        if dtype == x.dtype:
+            there, mean = fixed_preconditioner(backend, g, x, c)
+            structure = there.structure
+            slopes = None if structure is None or structure.mean_slopes is None else structure.mean_slopes()
+        else:
+            mean, narrow, _ = _kept(problem, x.dtype)
+            mean = mean._replace(inverse=backend.xp.astype(mean.inverse, dtype))
+            slopes = None if narrow is None else [backend.xp.astype(a, dtype) for a in narrow]
+            there = linearize(backend, without_condition(g.astype(dtype)), backend.xp.astype(x[:1, ...], dtype))
+            structure = there.structure
+        if structure is None or structure.trace_kernels is None or slopes is None:
+            return _Known(mean, slopes)
+        return _Known(mean, slopes, structure.trace_kernels(mean.inverse, slopes))
+
+    with backend.no_grad():
+        return g.kept(("mean Jacobian", c, dtype), make) if isinstance(g, Chain) else make()
 
 
 def _inflation(norm: float, c: float) -> float:

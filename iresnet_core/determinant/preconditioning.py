@@ -17,7 +17,6 @@ This is the use of a preconditioner as a control variate, known from Gaussian pr
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -187,18 +186,14 @@ def preconditioner(
     return MeanJacobian(B, log_determinant, norm, 1 + norm, constant)
 
 
-def fixed_preconditioner(
-    backend: Backend, g: Any, x: Array, constant: float
-) -> tuple[MeanJacobian, Sequence[Array] | None]:
-    """The mean Jacobian of a branch over fixed standard normal points, and the mean slopes there.
+def fixed_preconditioner(backend: Backend, g: Any, x: Array, constant: float) -> tuple[Linearization, MeanJacobian]:
+    """The linearisation of a branch at fixed standard normal points, and its mean Jacobian there.
 
     It depends on the weights alone, for answers that are the same in any batch; of the samples `x` it takes shape and
     dtype. An ActNorm before the block makes the inputs of much the same size. A conditioning is left out.
     """
     there = fixed_linearization(backend, g, x)
-    slopes = None if there.structure is None else there.structure.mean_slopes
-    mean = preconditioner(backend, there, x, constant, layer_product(g))
-    return mean, None if slopes is None else slopes()
+    return there, preconditioner(backend, there, x, constant, layer_product(g))
 
 
 def fixed_linearization(backend: Backend, g: Any, x: Array) -> Linearization:

@@ -79,6 +79,43 @@ class TestConvolutions:
         x = array(backend, np.zeros((2, *g.input_shape)))
         assert logdet(g, x, rng=0, exact_up_to=8).method == "arnoldi"
 
+    def test_auto_keeps_it_for_scoring(self, backend):
+        """Samples with seeds of their own are scored about fixed points: once for the weights, and in any batch."""
+        g = self.chain(backend)
+        x = array(backend, 0.5 * np.random.default_rng(1).standard_normal((6, *g.input_shape)))
+        options = {"rng": "sample", "exact_up_to": 8}
+        result = logdet(g, x, **options)
+        assert result.method == "mean-jacobian"
+        kept = next(iter(g._kept.values()))
+        error = np.abs(host(backend, result.value) - reference.logdet(g, x))
+        assert np.all(error <= 6 * host(backend, result.std_error) + host(backend, result.bias_bound))
+        alone = logdet(g, x[2:3], **options)
+        assert next(iter(g._kept.values())) is kept
+        np.testing.assert_allclose(host(backend, alone.value), host(backend, result.value)[2:3], rtol=1e-9)
+        bars = host(backend, logdet(g, x, method="arnoldi", rng=0).std_error)
+        assert np.mean(host(backend, result.std_error)) < 0.3 * np.mean(bars)
+        assert logdet(g, x, errors=False, **options).method == "arnoldi"
+
+    @pytest.mark.parametrize("mode", ["zeros", "circular"])
+    @pytest.mark.parametrize("ends", [(True, False), (True, True)])
+    def test_activations_at_the_ends(self, backend, ends, mode):
+        """Terms between groups that are no neighbours, windows that are even, dilated, and wider than the image."""
+        rng = np.random.default_rng(2)
+        layers = [Activation("sin")] * ends[0]
+        for out, channels, window, dilation in ((3, 2, (3, 2), 1), (4, 3, (1, 3), 2), (2, 4, (3, 3), 1)):
+            kernel = array(backend, 0.3 * rng.standard_normal((out, channels, *window)))
+            given = {"padding": "same", "padding_mode": mode, "dilation": (1, dilation)}
+            layers += [Convolution(kernel, input_shape=(channels, 3, 5), **given), Activation("tanh")]
+        g = Chain(layers if ends[1] else layers[:-1])
+        x = array(backend, rng.standard_normal((2, *g.input_shape)))
+        at, J, B = g.linearize(x), reference.jacobian(g, x), rng.standard_normal((30, 30))
+        units = array(backend, np.broadcast_to(np.eye(30)[:, None, :], (30, 2, 30)))
+        elsewhere = g.linearize(array(backend, rng.standard_normal((1, *g.input_shape)))).structure.mean_slopes()
+        for about in (None, elsewhere):
+            value, remainder = at.preconditioned_trace(array(backend, B), about)
+            T = host(backend, remainder(units)).transpose(1, 0, 2)
+            np.testing.assert_allclose(host(backend, value), np.trace(B @ (J - T), axis1=1, axis2=2), atol=1e-11)
+
     def test_without_errors(self, backend):
         g = self.chain(backend)
         x = array(backend, 0.5 * np.random.default_rng(1).standard_normal((6, *g.input_shape)))

@@ -7,7 +7,7 @@ from typing import Any, Self
 import iresnet_core as core
 from iresnet_core.adapters.shared.layer import LayerMethods, Weights
 from iresnet_core.adapters.shared.weight import CappedLayer, training_layers, with_newest
-from iresnet_core.backends import Array, get_backend
+from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.branches import Activation, conditioned
 from iresnet_core.common import require_nonnegative
 from iresnet_core.errors import InvalidArgumentError, ShapeError
@@ -191,12 +191,24 @@ class ResidualMethods(LayerMethods):
         return core.Chain([step if isinstance(step, Activation) else next(following) for step in self._steps()])
 
     def _certified_chain(self, capped: list[CappedLayer]) -> core.Chain:
-        """Return the chain of certified weights; the last one again, if neither they nor the biases have changed."""
+        """Return the chain of certified weights; the last one again, if neither they nor the biases have changed.
+
+        Where derivatives are taken it is another one each time, which keeps what it makes once with the last one.
+        """
         parameters = [array for layer in capped for array in (layer.weight, layer.bias) if array is not None]
         backend = get_backend(*parameters)
         # A compiler or a batching transformation hides the values; other transformations make arrays that die with it.
-        if backend.is_tracing(*parameters) or backend.may_differentiate(*parameters):
+        if backend.is_tracing(*parameters):
             return self._chain([layer.certified() for layer in capped])
+        if not backend.may_differentiate(*parameters):
+            return self._kept_chain(backend, capped, parameters)
+        chain = self._chain([layer.certified() for layer in capped])
+        with backend.no_grad():
+            if not backend.may_differentiate(*parameters):
+                chain.keeper = self._kept_chain(backend, capped, parameters)
+        return chain
+
+    def _kept_chain(self, backend: Backend, capped: list[CappedLayer], parameters: list[Array]) -> core.Chain:
         size = tuple(layer.input_shape for layer in capped)
         kept = self._kept
         if kept is not None and not all(map(backend.are_equal, kept.parameters, parameters)):
