@@ -10,6 +10,7 @@ from torch import nn  # noqa: E402
 from torch_models import image_flow, images, mlp, samples, vector_flow  # noqa: E402
 
 from iresnet_core.adapters.torch import ActNorm, Flow, InvertibleResidual  # noqa: E402
+from iresnet_core.errors import InvalidArgumentError  # noqa: E402
 
 
 class Tanh(nn.Module):
@@ -168,6 +169,8 @@ def test_the_option_of_the_flow_and_of_a_call():
     assert flow.checkpoint
     assert not vector_flow(4).checkpoint
     assert set(flow.state_dict()) == set(Flow(list(flow.layers), event_shape=(4,)).state_dict())
+    with pytest.raises(InvalidArgumentError, match="True or False"):
+        Flow([ActNorm(4)], event_shape=(4,), checkpoint="inverse")
     x = samples(8, 4)
     flow.initialize(x)
     assert torch.equal(flow.log_prob(x, method="exact", checkpoint=False), flow.log_prob(x, method="exact"))

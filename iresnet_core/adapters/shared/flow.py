@@ -95,7 +95,9 @@ class FlowMethods(TrainingMethods):
         self.event_shape = require_shape(event_shape, "event_shape")
         self.terms, self.penalty = terms, require_nonnegative(penalty, "penalty")
         self.share = require_share(share)
-        self.checkpoint = bool(checkpoint)
+        if not isinstance(checkpoint, bool):
+            raise InvalidArgumentError(f"checkpoint is True or False, got {checkpoint!r}.")
+        self.checkpoint = checkpoint
         self._shapes = bound_shapes(self._flow_layers(), self.event_shape)
         self.latent_shape = self._shapes[-1]
 
