@@ -198,13 +198,15 @@ def _products(
     backend: Backend, before: Array | None, rows: list[int], behind: Array | None, columns: list[int]
 ) -> Array:
     """K1[o1] K3[o3] for pairs of numbers of taps, where None stands for the identity: (pairs, h1, h2)."""
-    taps = [
-        None if stack is None else backend.xp.stack([stack[n, ...] for n in numbers])
-        for stack, numbers in ((before, rows), (behind, columns))
-    ]
-    if taps[0] is None or taps[1] is None:
-        return taps[1] if taps[0] is None else taps[0]
-    return backend.xp.matmul(taps[0], taps[1])
+    xp = backend.xp
+
+    def chosen(stack: Array, numbers: list[int]) -> Array:
+        matrices = xp.unstack(stack)  # whose derivative is a stack again, while each index would make one of zeros
+        return xp.stack([matrices[n] for n in numbers])
+
+    if before is None or behind is None:
+        return chosen(behind, columns) if before is None else chosen(before, rows)
+    return xp.matmul(chosen(before, rows), chosen(behind, columns))
 
 
 def _taps(layer: Convolution | None, axes: int) -> tuple[tuple[Offset, ...], Array | None]:
@@ -245,8 +247,7 @@ def convolution_trace(
     axes = inner.ndim - 2
     total: Any = 0.0
     padded = None if outer is None or middle is None else _extended(xp, middle, outer)
-    for b, box in enumerate(kernels.boxes):
-        kernel = kernels.kernels[b, ...]
+    for box, kernel in zip(kernels.boxes, xp.unstack(kernels.kernels), strict=True):
         here = inner[(slice(None), slice(None), *(slice(a, b) for a, b in box))]
         if padded is None or middle is None:
             image = xp.reshape(kernel, (kernel.shape[0], *(1,) * axes))

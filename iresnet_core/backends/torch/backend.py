@@ -35,7 +35,7 @@ from iresnet_core.backends.torch.compilation import (
     makes_plain_tensors,
     records_plainly,
 )
-from iresnet_core.backends.torch.layout import evenly_padded, in_plain_layout
+from iresnet_core.backends.torch.layout import evenly_padded, in_plain_layout, layout_for
 from iresnet_core.backends.torch.noise import TracedSeed, last_draw, random_signs, seeded_generator
 from iresnet_core.backends.torch.precision import full_precision, own_dtype
 from iresnet_core.backends.torch.recomputation import pullback, recomputed
@@ -139,13 +139,14 @@ class TorchBackend(Backend):
         dilation: Sequence[int],
         groups: int,
     ) -> Array:
-        """Call PyTorch's convolution in plain layout; uneven padding is put on beforehand."""
+        """Call PyTorch's convolution in the layout that is fast; uneven padding is put on beforehand."""
         x, even = evenly_padded(x, padding)
         convolution = _CONVOLUTIONS[len(padding)]
-        x, kernel = in_plain_layout(x), in_plain_layout(kernel)
+        layout = layout_for(x, stride, groups)
+        x, kernel = layout(x), layout(kernel)
         with own_dtype(x):
             y = convolution(x, kernel, None, tuple(stride), tuple(even), tuple(dilation), groups)
-        return in_plain_layout(y)
+        return layout(y)
 
     def conv_transpose(
         self,
@@ -158,7 +159,15 @@ class TorchBackend(Backend):
         dilation: Sequence[int],
         groups: int,
     ) -> Array:
-        """Call PyTorch's transposed convolution in plain layout on the padded extent, and keep the inside."""
+        """Call PyTorch's transposed convolution in plain layout on the padded extent, and keep the inside.
+
+        Without strides and groups it is the convolution with the kernel turned around, whose kernels are faster.
+        """
+        reach = [(k - 1) * d for k, d in zip(kernel.shape[2:], dilation, strict=True)]
+        if groups == 1 and set(stride) == {1} and all(max(p) <= r for p, r in zip(padding, reach, strict=True)):
+            turned = kernel.flip(tuple(range(2, kernel.ndim))).transpose(0, 1)
+            rest = [(r - before, r - after) for (before, after), r in zip(padding, reach, strict=True)]
+            return self.conv(y, turned, stride=stride, padding=rest, dilation=dilation, groups=1)
         padded = [n + sum(pair) for n, pair in zip(spatial, padding, strict=True)]
         # Rows that the strided window never reached are outputs all the same.
         missed = [
@@ -200,7 +209,8 @@ class TorchBackend(Backend):
     ) -> Array:
         """Call PyTorch's backward pass for the kernel alone."""
         x, even = evenly_padded(x, padding)
-        x, u, kernel = in_plain_layout(x), in_plain_layout(u), in_plain_layout(kernel)
+        layout = layout_for(x, stride, groups)
+        x, u, kernel = layout(x), layout(u), layout(kernel)
         with own_dtype(x):
             of_kernel: Array = torch.ops.aten.convolution_backward.default(
                 *(u, x, kernel, None, list(stride), even, list(dilation)),
