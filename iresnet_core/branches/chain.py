@@ -233,6 +233,7 @@ class Chain(Copyable):
             trace_kernels=product.trace_kernels if self._local_plan is not None else None,
             expanded_trace=product.expanded_trace if self._expanded_cycle is not None else None,
             channel_means=product.channel_means if self._expanded_cycle is not None else None,
+            keeps_mean=self._local_plan is not None and bool(self._local_plan.segments[0]),
             cheap_mean=all(isinstance(operator, Dense) for operator in self.operators),
         )
         return Linearization(

@@ -54,6 +54,9 @@ class ChainStructure:
     cheap_mean : bool
         Whether `mean_matrix` and `preconditioned_trace` cost little beside the products, so that "auto" may ask for
         them at every batch.
+    keeps_mean : bool
+        Whether "auto" may keep a mean Jacobian at fixed points with the weights, where `trace_kernels` are known. If an
+        activation comes first, its slopes differ from place to place as those of fixed points do not.
     joint : JointPass, optional
         Where it is there, nothing of the linearisation has a derivative: the joint pass records one.
     """
@@ -65,6 +68,7 @@ class ChainStructure:
     expanded_trace: Callable[..., SlopeTrace] | None = None
     channel_means: Callable[[], list[Array]] | None = None
     cheap_mean: bool = True
+    keeps_mean: bool = False
     joint: "JointPass | None" = None
 
 

@@ -36,7 +36,7 @@ __all__ = [
 
 Offset = tuple[int, ...]
 # Entries up to which images of all units at one layer, and the matrices of one pair, are worked on.
-MOST_ENTRIES = 2**25
+MOST_ENTRIES = 2**24
 
 
 class LocalOperator(NamedTuple):

@@ -84,7 +84,7 @@ def logdet(
         dense layers, or convolutions on small images, and entrywise activations (or a branch whose linearisation has
         `mean_matrix`). "auto": "exact" up to a fixed order of the determinant (see `exact_up_to`), or where the
         tolerance would cost as much; else "mean-jacobian" where the branch allows it and d is at most 1024 (with
-        convolutions: and a `reference` is given, or rng="sample"), else "arnoldi".
+        convolutions: and a `reference` is given, or rng="sample" and one comes first), else "arnoldi".
     tol : float, optional
         Spend products and probes until std_error and bias_bound are at most this, for every sample, in nats; at most
         4096 probes. The rounding in bias_bound cannot be brought down; where it is above `tol`, so may std_error be, up

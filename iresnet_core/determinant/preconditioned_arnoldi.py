@@ -259,7 +259,7 @@ def _keeps(problem: Problem) -> bool:
     structure, request = problem.linearization.structure, problem.request
     conditional = problem.g is not without_condition(problem.g)  # such a chain is made anew for every call
     own = isinstance(request.rng, SampleSeed) and request.errors and not conditional
-    return own and structure is not None and structure.trace_kernels is not None
+    return own and structure is not None and structure.keeps_mean
 
 
 def _kept(problem: Problem, dtype: Any) -> _Known:

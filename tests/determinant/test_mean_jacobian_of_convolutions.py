@@ -95,6 +95,7 @@ class TestConvolutions:
         bars = host(backend, logdet(g, x, method="arnoldi", rng=0).std_error)
         assert np.mean(host(backend, result.std_error)) < 0.3 * np.mean(bars)
         assert logdet(g, x, errors=False, **options).method == "arnoldi"
+        assert logdet(Chain([Activation("elu"), *g.layers]), x, **options).method == "arnoldi"
 
     @pytest.mark.parametrize("mode", ["zeros", "circular"])
     @pytest.mark.parametrize("ends", [(True, False), (True, True)])
