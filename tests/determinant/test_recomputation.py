@@ -140,3 +140,17 @@ def test_memory_of_deep_flows_on_jax(backend):
     kept, few, many = temporary(9, False), temporary(3, True), temporary(9, True)
     assert many - few < 6 * 7  # a block: its input, two probes, its weights and what they are scaled by
     assert many < 0.5 * kept
+
+
+def test_the_trace_of_convolutions_compiles(backend):
+    """What is kept of the geometry is a constant of the program; no derivative, to be quick."""
+    if backend.name != "torch":
+        pytest.skip("other compilers take any function for a constant")
+    flow, (x, *weights) = problem(backend, "convolutional")
+
+    def trace(x, *weights):
+        return flow(*weights).layers[0].branch.linearize(x).trace()
+
+    np.testing.assert_allclose(
+        host(backend, compiled(backend, "eager", trace)(x, *weights)), host(backend, trace(x, *weights)), rtol=1e-12
+    )
