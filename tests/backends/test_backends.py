@@ -356,3 +356,12 @@ def test_gradient_hooks_return_the_value(backend):
     for same in (backend.stop_gradient(x), backend.map_cotangent(x, lambda cotangent: 2 * cotangent)):
         assert bool(backend.xp.all(same == x))
     assert backend.is_tracing(x) is False
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_places_in_order(backend, descending):
+    """With the options that the standard gives to `argsort`."""
+    x = np.array([[3.0, 1.0, 2.0, 1.0]])
+    expected = [[0, 2, 1, 3]] if descending else [[1, 3, 2, 0]]
+    found = backend.xp.argsort(backend.from_numpy(x), axis=-1, descending=descending, stable=True)
+    assert backend.to_numpy(found).tolist() == expected

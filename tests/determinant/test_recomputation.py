@@ -70,7 +70,12 @@ def values_and_gradients(backend, flow, arguments, *, compiler=None, **options):
     ("kind", "options"),
     [
         *(("exact", TRAINING), ("dense", TRAINING), ("convolutional", TRAINING), ("conditional", TRAINING)),
-        *(("dense", UNBIASED), ("convolutional", {}), ("dense", {"method": "mean-jacobian", "probes": 3})),
+        ("dense", UNBIASED),
+        # JAX compiles these for half a minute.
+        *(
+            pytest.param(kind, options, marks=pytest.mark.strict_suite)
+            for kind, options in (("convolutional", {}), ("dense", {"method": "mean-jacobian", "probes": 3}))
+        ),
     ],
 )
 def test_values_and_gradients_are_those_without(backend, kind, options):
@@ -126,20 +131,20 @@ def test_memory_of_deep_flows_on_jax(backend):
     rng = np.random.default_rng(0)
     x = backend.from_numpy(rng.standard_normal((100, 40)))
 
-    def temporary(blocks, checkpoint):
+    def temporary(blocks):
         weights = [backend.from_numpy(0.4 * rng.standard_normal(s) / 9) for s in [(80, 40), (40, 80)]]
 
         def loss(x, *weights):
             block = ResidualBlock(Chain([Dense(weights[0]), Activation("lipswish"), Dense(weights[1])]), lipschitz=0.9)
             flow = Flow([block] * blocks, event_shape=(40,))
-            return flow.log_prob(x, checkpoint=checkpoint, **TRAINING).value.mean()
+            return flow.log_prob(x, checkpoint=True, **TRAINING).value.mean()
 
         program = jax.jit(jax.grad(loss, argnums=(1, 2))).lower(x, *weights).compile()
         return program.memory_analysis().temp_size_in_bytes / x.nbytes
 
-    kept, few, many = temporary(9, False), temporary(3, True), temporary(9, True)
-    assert many - few < 6 * 7  # a block: its input, two probes, its weights and what they are scaled by
-    assert many < 0.5 * kept
+    few, many = temporary(2), temporary(5)
+    # A block: its input, two probes, its weights and what they are scaled by; 17 without.
+    assert many - few < 3 * 7
 
 
 def test_the_trace_of_convolutions_compiles(backend):
