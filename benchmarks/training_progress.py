@@ -141,11 +141,9 @@ def show(report, found):
         rows = []
         for name, curve in curves.items():
             seconds, steps, _, error = curve[-1]
-            rows.append(
-                (name, steps, f"{1e3 * seconds / steps:.0f}", *(f"{curve[i][2]:.3f}" for i in looks), f"{error:.3f}")
-            )
-        total = max(curve[-1][0] for _, curve in curves.items())
-        heads = ["model", "steps", "ms a step", *(f"{total * LOOKS[i]:.0f} s" for i in looks), "±"]
+            values = [f"{curve[i][2]:.3f}" for i in looks]
+            rows.append((name, steps, f"{1e3 * seconds / steps:.0f}", *values, f"{seconds:.0f}", f"{error:.3f}"))
+        heads = ["model", "steps", "ms a step", *(f"{LOOKS[i]:g} of the time" for i in looks), "seconds", "±"]
         report.table(f"{data}: {unit}", heads, rows)
 
 
