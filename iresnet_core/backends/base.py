@@ -367,23 +367,18 @@ class Backend(ABC):
         first = self.multiply_add(a[:m, ...], x, y)
         return first if m == a.shape[0] else self.xp.concat([first, a[m:, ...]], axis=0)
 
-    def conv_kernel_gradient(
-        self,
-        x: Array,
-        u: Array,
-        kernel: Array,
-        *,
-        stride: Sequence[int],
-        padding: Sequence[tuple[int, int]],
-        dilation: Sequence[int],
-        groups: int,
-    ) -> Array:
-        """Return the derivative of ``sum(u * conv(x, kernel))`` by the kernel, of which only the shape matters."""
+    def conv_kernel_gradient(self, x: Array, u: Array, kernel: Array, **geometry: Any) -> Array:
+        """Return the derivative of ``sum(u * conv(x, kernel, **geometry))`` by the kernel, whose shape alone counts."""
+        return self.vjp(lambda kernel: self.conv(x, kernel, **geometry), kernel)[1](u)
 
-        def image(kernel: Array) -> Array:
-            return self.conv(x, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    def swish(self, x: Array) -> Array:
+        """Return x / (1 + exp(-x))."""
+        return x * self.logistic(x)
 
-        return self.vjp(image, kernel)[1](u)
+    def swish_pullback(self, x: Array, u: Array) -> Array:
+        """Return u times the derivative of `swish` at x, without a derivative of its own."""
+        t = self.logistic(x)
+        return u * (t + x * t * (1 - t))
 
     def logistic(self, x: Array) -> Array:
         """Return 1 / (1 + exp(-x)), without overflow."""

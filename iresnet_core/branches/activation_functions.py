@@ -79,6 +79,7 @@ class Entrywise(ActivationFunction):
     """
 
     entrywise = True
+    keeps_transcendental: ClassVar[bool] = True  # for a way back: not where a backend makes the function at once
 
     def require_parameter(self, key: str, value: Any) -> float:
         """Refuse parameters that are not positive."""
@@ -111,12 +112,15 @@ class Entrywise(ActivationFunction):
     def value_and_slope(self, x: Array, t: Array = None) -> tuple[Array, ...]:
         """Return value and slope at x, and what else `second_derivative` is to get; `t` may be given if it is known."""
         t = self.transcendental(x) if t is None else t
-        value = self.value(x, t)
-        return value, self.slope(x, value, t)
+        return (value := self.value(x, t)), self.slope(x, value, t)
 
     def __call__(self, x: Array) -> Array:
         """Return the value at every entry of x."""
         return self.value(x, self.transcendental(x))
+
+    def pulled_back(self, x: Array, u: Array, t: Array = None) -> Array:
+        """Return u times the slope at x; `t` may be given if it is known."""
+        return u * self.value_and_slope(x, t)[1]
 
     def linearize(self, x: Array) -> tuple[Array, Diagonal]:
         """Return the value at x and the slopes, both differentiable."""
@@ -133,6 +137,18 @@ class Lipswish(Entrywise):
     def slope_lipschitz(self) -> float:
         """Second derivative at zero, rounded up."""
         return (0.5 + 1e-15) / SWISH_SLOPE * float(self.parameters["beta"])
+
+    keeps_transcendental = False
+
+    def __call__(self, x: Array) -> Array:
+        """Return the value at every entry of x, by the backend's swish."""
+        value = get_backend(x).swish(self._times_beta(x))
+        value *= float(_NORMALIZATION) / self.parameters["beta"]
+        return value
+
+    def pulled_back(self, x: Array, u: Array, t: Array = None) -> Array:
+        """Return u times the slope at x, by the backend's swish."""
+        return get_backend(x).swish_pullback(self._times_beta(x), u * float(_NORMALIZATION))
 
     def transcendental(self, x: Array) -> Array:
         """Return t = 1 / (1 + exp(-beta x))."""
@@ -410,9 +426,7 @@ class Maxmin(ActivationFunction):
         """The axis counted from the end, where the leading axes of stacks do not move it."""
         axis = int(self.parameters["axis"])
         if not -x.ndim < axis < x.ndim or axis % x.ndim == 0:
-            raise ShapeError(
-                f"Activation('maxmin', axis={axis}) has no such axis in an array of shape {tuple(x.shape)}."
-            )
+            raise ShapeError(f"Activation('maxmin', axis={axis}) has no such axis in shape {tuple(x.shape)}.")
         from_end = axis - x.ndim if axis > 0 else axis
         if x.shape[from_end] % 2:
             raise ShapeError(

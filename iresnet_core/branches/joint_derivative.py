@@ -163,17 +163,24 @@ class JointPass:
                     continue
                 value, slope, t = self._activated(_function(layer, h), h)
                 self._arguments.append(h)
-                # Those of convolutions are as large as the arguments, and quickly made again.
-                self._transcendentals.append(t if self.is_dense else None)
+                self._transcendentals.append(t)
                 self.jacobians.append(Diagonal(slope))
                 h = value
         self.value = h
 
     def _activated(self, function: Entrywise, h: Array) -> tuple[Array, Array, Any]:
-        """Return the values of all samples, the slopes of the part, and what takes time of both."""
-        t, part = function.transcendental(h), self.part
+        """Return the values of all samples, the slopes of the part, and what is kept of the transcendental part.
+
+        Those of convolutions are as large as the arguments, and quickly made again.
+        """
+        part = self.part
         if part == h.shape[0]:
-            return (*function.value_and_slope(h, t)[:2], t)
+            t = function.transcendental(h)
+            value, slope, *_ = function.value_and_slope(h, t)
+            return value, slope, t if self.is_dense else None
+        if not (self.is_dense and function.keeps_transcendental):
+            return function(h), function.value_and_slope(h[:part, ...])[1], None
+        t = function.transcendental(h)
         first = None if t is None else t[:part, ...]
         return function.value(h, t), function.value_and_slope(h[:part, ...], first)[1], t
 
@@ -376,10 +383,15 @@ class _Backward:
             return self.x, self.kept.v, ()
         if place - 1 in self.linear:  # only for the last place, where nobody asks
             return self.x, self.kept.v, ()
-        number = self.number[place - 1]
+        number, part = self.number[place - 1], self.part
         x, t = self.kept.arguments[number], self.kept.transcendentals[number]
-        known = _function(self.layers[place - 1], x).value_and_slope(x, t)
-        return known[0], known[1][: self.part, ...] * self.kept.tangents[number], known
+        function = _function(self.layers[place - 1], x)
+        if part == x.shape[0]:
+            known = function.value_and_slope(x, t)
+            return known[0], known[1] * self.kept.tangents[number], known
+        known = function.value_and_slope(x[:part, ...], None if t is None else t[:part, ...])
+        value = function(x) if t is None else function.value(x, t)
+        return value, known[1] * self.kept.tangents[number], known
 
     def _of_weight(
         self, place: int, layer: Any, of_value: Array, of_images: Array, of_mean: Array | None, before: Any
@@ -422,12 +434,14 @@ class _Backward:
             for p in range(tangents.shape[0]):
                 image, tangent = of_images[p, ...], tangents[p, ...]
                 of_slope = image * tangent if of_slope is None else backend.multiply_add(of_slope, image, tangent)
-        first = slice(None) if part == x.shape[0] else slice(part)
-        x, value, *more = (a if a is None else a[first, ...] for a in (x, value, *more))
-        own = slope[first, ...]
-        second = _function(self.layers[place], x).second_derivative(x, value, own, *more)
-        of_value = backend.add_to_first(of_value * slope, of_slope, second)
-        of_images = own * of_images
+        function = _function(self.layers[place], x)
+        if part == x.shape[0]:
+            of_value = of_value * slope
+        else:
+            of_value = function.pulled_back(x, of_value, kept.transcendentals[number])
+        second = function.second_derivative(x[:part, ...], value, slope, *more)
+        of_value = backend.add_to_first(of_value, of_slope, second)
+        of_images = slope * of_images
         if tangents.shape[1] != part:
             of_images = xp.sum(of_images, axis=1, keepdims=True)
         return of_value, of_images, of_mean

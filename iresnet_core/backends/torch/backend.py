@@ -196,19 +196,10 @@ class TorchBackend(Backend):
             full = full.narrow(axis, before, n)
         return full
 
-    def conv_kernel_gradient(
-        self,
-        x: Array,
-        u: Array,
-        kernel: Array,
-        *,
-        stride: Sequence[int],
-        padding: Sequence[tuple[int, int]],
-        dilation: Sequence[int],
-        groups: int,
-    ) -> Array:
+    def conv_kernel_gradient(self, x: Array, u: Array, kernel: Array, **geometry: Any) -> Array:
         """Call PyTorch's backward pass for the kernel alone."""
-        x, even = evenly_padded(x, padding)
+        stride, dilation, groups = (geometry[name] for name in ("stride", "dilation", "groups"))
+        x, even = evenly_padded(x, geometry["padding"])
         layout = layout_for(x, stride, groups)
         x, u, kernel = layout(x), layout(u), layout(kernel)
         with own_dtype(x):
@@ -267,6 +258,15 @@ class TorchBackend(Backend):
     def bits(self, x: Array) -> Array:
         """Read the memory in another way."""
         return x.detach().view(torch.int32)
+
+    def swish(self, x: Array) -> Array:
+        """Call ``torch.nn.functional.silu``."""
+        return torch.nn.functional.silu(x)
+
+    def swish_pullback(self, x: Array, u: Array) -> Array:
+        """Call its backward pass."""
+        pulled_back: Array = torch.ops.aten.silu_backward.default(u, x)
+        return pulled_back
 
     def logistic(self, x: Array) -> Array:
         """Call ``torch.sigmoid``."""
