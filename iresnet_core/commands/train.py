@@ -92,7 +92,8 @@ def train_command(
     ] = None,
     clip: Annotated[float | None, _option("--clip", help="Largest norm of the gradient (10).")] = None,
     share: Annotated[
-        float | None, _option("--share", help="Part of a batch whose log-determinants are taken (0.25).")
+        float | None,
+        _option("--share", help="Part of a batch for the log-determinants (a quarter)."),
     ] = None,
     dtype: Annotated[str | None, _option("--dtype", help="float32 (default) or float64.")] = None,
     seed: Annotated[int | None, _option("--seed", help="Seed of everything (0).")] = None,

@@ -25,8 +25,8 @@ def known_trace(problem: Problem) -> SlopeTrace | None:
     if linearization.trace is not None:
         return SlopeTrace(linearization.trace(), None)
     structure = linearization.structure
-    if structure is None or structure.expanded_trace is None or backend.is_tracing(x, linearization.value):
-        return None  # torch.compile does not get through it yet, and all compiled programs do the same
+    if structure is None or structure.expanded_trace is None:
+        return None
     if request.noise is None and not isinstance(request.rng, SampleSeed):
         return structure.expanded_trace()
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from iresnet_core.branches import Activation
 from iresnet_core.errors import InvalidArgumentError, RunError
-from iresnet_core.flows import DEFAULT_SHARE, require_share
+from iresnet_core.flows import require_share
 from iresnet_core.training.datasets import Dataset, DatasetSource, is_image_shape
 from iresnet_core.training.plans import ModelSettings
 
@@ -61,8 +61,8 @@ class TrainingSettings:
         samples, which a flow learns by heart.
     clip : float
         Largest norm of the gradient; longer ones are shortened to it.
-    share : float
-        Part of a batch whose log-determinants are taken in a step.
+    share : float or None
+        Part of a batch whose log-determinants are taken in a step; None for the default of `training_loss`.
     seed : int
         Seed of the initialisation, the order of the samples, the dequantisation and the probes.
     dtype : {"float32", "float64"}
@@ -85,7 +85,7 @@ class TrainingSettings:
     start: str
     weight_decay: float
     clip: float
-    share: float
+    share: float | None
     seed: int
     dtype: str
     evaluate_every: int
@@ -193,7 +193,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         "start": "uniform" if few else "orthogonal",
         "weight_decay": 2.0 if few else 0.0,
         "clip": 10.0,
-        "share": DEFAULT_SHARE,
+        "share": None,
         "seed": source.seed,
         "dtype": "float32",
         "evaluate_every": 250 if kind == "conv" else 100,  # an evaluation of images takes as long as thirty steps

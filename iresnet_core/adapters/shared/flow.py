@@ -16,7 +16,7 @@ from iresnet_core.common import require_nonnegative, require_shape
 from iresnet_core.determinant import LogDetOptions, uses_own_seeds
 from iresnet_core.errors import EstimateWarning, InvalidArgumentError
 from iresnet_core.files import save
-from iresnet_core.flows import DEFAULT_SHARE, Shape, require_share, training_log_prob
+from iresnet_core.flows import Shape, require_share, training_log_prob
 
 __all__ = ["FlowMethods"]
 
@@ -35,7 +35,7 @@ class FlowMethods(TrainingMethods):
         Jacobian products a probe in training.
     penalty : float
         Weight of the spectral penalty in the loss.
-    share : float
+    share : float or None
         Part of a batch whose log-determinants `training_loss` takes.
     checkpoint : bool
         Whether blocks keep only their inputs for the way back.
@@ -55,7 +55,7 @@ class FlowMethods(TrainingMethods):
         *,
         terms: int | None = None,
         penalty: float = 0.0,
-        share: float = DEFAULT_SHARE,
+        share: float | None = None,
         checkpoint: bool = False,
         **options: Any,
     ) -> None:
@@ -72,9 +72,9 @@ class FlowMethods(TrainingMethods):
             as many as `logdet` takes without errors: 1 for blocks of dense layers, 4 for others.
         penalty : float
             Weight of `spectral_penalty` in `training_loss`, and in the loss of Keras' `fit`.
-        share : float
-            Part of a batch whose log-determinants `training_loss` and Keras' `fit` take, drawn at random. A quarter
-            hardly adds to the noise of a gradient, and takes about half of its time.
+        share : float, optional
+            Part of a batch whose log-determinants `training_loss` and Keras' `fit` take, drawn at random. By default a
+            quarter, and at least 256 entries of samples: it hardly adds to the noise of a gradient.
         checkpoint : bool
             Whether the gradient of a log-density keeps only the inputs of the blocks, and computes each block again on
             its way back from input, weights and probes: the memory of a training step hardly grows with the number of

@@ -14,7 +14,7 @@ class TrainingMethods:
     """Methods of `FlowMethods` that a training calls."""
 
     penalty: float
-    share: float
+    share: float | None
     # The methods of `FlowMethods` that they rest on.
     _received: Any
     _prepared: Any

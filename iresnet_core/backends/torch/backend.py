@@ -110,7 +110,8 @@ class TorchBackend(Backend):
             return self.from_numpy(draw(kind, shape, source), like).to(like.dtype)
         device = like.device if source is None else source.device
         if kind == "gaussian":
-            noise = torch.randn(shape, dtype=like.dtype, device=device, generator=source)
+            own: Any = {} if source is None else {"generator": source}  # with None the compiler knows no unknown sizes
+            noise = torch.randn(shape, dtype=like.dtype, device=device, **own)
         elif kind == "rademacher":
             noise = random_signs(shape, like.dtype, device, source)
         else:
