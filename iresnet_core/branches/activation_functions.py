@@ -118,6 +118,10 @@ class Entrywise(ActivationFunction):
         """Return the value at every entry of x."""
         return self.value(x, self.transcendental(x))
 
+    def quick_value(self, x: Array) -> Array:
+        """Return the value at every entry of x, to rounding."""
+        return self(x)
+
     def pulled_back(self, x: Array, u: Array, t: Array = None) -> Array:
         """Return u times the slope at x; `t` may be given if it is known."""
         return u * self.value_and_slope(x, t)[1]
@@ -140,7 +144,7 @@ class Lipswish(Entrywise):
 
     keeps_transcendental = False
 
-    def __call__(self, x: Array) -> Array:
+    def quick_value(self, x: Array) -> Array:
         """Return the value at every entry of x, by the backend's swish."""
         value = get_backend(x).swish(self._times_beta(x))
         value *= float(_NORMALIZATION) / self.parameters["beta"]
@@ -166,8 +170,7 @@ class Lipswish(Entrywise):
         """Return value, slope and 1 - t; what they share is computed once, for the sake of training steps."""
         t = self.transcendental(x) if t is None else t
         scaled, rest = t * float(_NORMALIZATION), 1 - t
-        value = x * scaled
-        return value, get_backend(x).multiply_add(scaled, self._times_beta(value), rest), rest
+        return (value := x * scaled), get_backend(x).multiply_add(scaled, self._times_beta(value), rest), rest
 
     def second_derivative(self, x: Array, value: Array, slope: Array, rest: Array = None) -> Array:
         """Return beta (1 - t) (2 slope - beta value), where `rest` is 1 - t."""
@@ -429,10 +432,7 @@ class Maxmin(ActivationFunction):
             raise ShapeError(f"Activation('maxmin', axis={axis}) has no such axis in shape {tuple(x.shape)}.")
         from_end = axis - x.ndim if axis > 0 else axis
         if x.shape[from_end] % 2:
-            raise ShapeError(
-                f"Activation('maxmin', axis={axis}) sorts pairs, got {x.shape[from_end]} channels in shape "
-                f"{tuple(x.shape)}."
-            )
+            raise ShapeError(f"Activation('maxmin', axis={axis}) sorts pairs, not the channels in {tuple(x.shape)}.")
         return from_end
 
 

@@ -179,7 +179,7 @@ class JointPass:
             value, slope, *_ = function.value_and_slope(h, t)
             return value, slope, t if self.is_dense else None
         if not (self.is_dense and function.keeps_transcendental):
-            return function(h), function.value_and_slope(h[:part, ...])[1], None
+            return function.quick_value(h), function.value_and_slope(h[:part, ...])[1], None
         t = function.transcendental(h)
         first = None if t is None else t[:part, ...]
         return function.value(h, t), function.value_and_slope(h[:part, ...], first)[1], t
@@ -390,7 +390,7 @@ class _Backward:
             known = function.value_and_slope(x, t)
             return known[0], known[1] * self.kept.tangents[number], known
         known = function.value_and_slope(x[:part, ...], None if t is None else t[:part, ...])
-        value = function(x) if t is None else function.value(x, t)
+        value = function.quick_value(x) if t is None else function.value(x, t)
         return value, known[1] * self.kept.tangents[number], known
 
     def _of_weight(

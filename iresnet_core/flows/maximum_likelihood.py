@@ -87,8 +87,8 @@ def with_part_first(backend: Backend, x: Array, share: float | None, rng: Any) -
     if share == 1 or n is None or (known and n <= fewest):
         return PartFirst(None, None)
     part = (n * max(1, round(share * SHARES)) + SHARES - 1) // SHARES
-    if known:
-        part = min(n, max(part, fewest))
+    if known and (part := max(part, fewest)) >= n:
+        return PartFirst(None, None)
     like = backend.xp.astype(backend.xp.reshape(x, (n, -1))[:, 0], backend.xp.float32)
     return PartFirst(backend.xp.argsort(backend.sample("gaussian", (n,), like, rng)), part)
 

@@ -70,7 +70,7 @@ def test_share_and_order(backend):
     assert first.part == 3
     assert sorted(host(backend, first.order).tolist()) == list(range(10))
     np.testing.assert_array_equal(host(backend, first.undone(backend, first.of(backend, x))), host(backend, x))
-    assert with_part_first(backend, x, 1, None) == (None, None)
+    assert with_part_first(backend, x, 1, None) == with_part_first(backend, x, 0.95, None) == (None, None)
     assert with_part_first(backend, x[:1, ...], 0.5, None) == (None, None)
     assert with_part_first(backend, x, 1e-9, backend.generator(0)).part == 1
     for share in (0, -0.5, 1.5, float("nan"), True, "all"):
