@@ -364,8 +364,9 @@ class Estimator:
     def recorded(self, result: LogDet) -> tuple[Array, LogDet]:
         """Return g(x) with a result, and record the derivatives of both where that was left to a joint pass."""
         joint, backend, trace = self.joint, self.backend, self.prepared.trace
-        if joint is None or self.forms is None:
+        if joint is None:
             return self.linearization.value, result
+        assert self.forms is not None  # else the derivative would be lost
         xp = backend.xp
         w, v = (xp.reshape(a, (*a.shape[:2], *self.event)) for a in self.forms)
         w = w / w.shape[0] if w.shape[0] > 1 else w

@@ -37,6 +37,26 @@ def test_the_mean_over_all_parts_is_the_whole(backend):
         assert np.std(losses) > 1e-6  # else nothing was left out
 
 
+def test_the_mean_of_the_gradients_is_that_of_the_whole(backend):
+    """By the samples, on every backend that differentiates."""
+    if not backend.differentiates:
+        pytest.skip(f"{backend.name} does not differentiate")
+    flow, x, weights = problem(backend, n=4)
+
+    def gradient(chosen):
+        def loss(x):
+            nats = training_log_prob(flow, chosen.of(backend, x), chosen.part, method="exact", errors=False).value
+            return mean_loss(chosen.undone(backend, nats), weights)
+
+        value, pullback = backend.vjp(loss, x)
+        return host(backend, pullback(backend.xp.ones_like(value)))
+
+    orders = [backend.from_numpy(np.roll(np.arange(4), -first)) for first in (0, 2)]
+    found = [gradient(PartFirst(order, 2)) for order in orders]
+    np.testing.assert_allclose(np.mean(found, axis=0), gradient(PartFirst(None, None)), rtol=1e-9, atol=1e-12)
+    assert np.abs(found[0] - found[1]).max() > 1e-6
+
+
 def test_the_whole_batch_is_the_mean_of_log_densities(backend):
     flow, x, weights = problem(backend)
     exact = host(backend, flow.log_prob(x, method="exact").value)
