@@ -4,6 +4,7 @@ They share no formula with the core: matrices are written out entry by entry, ac
 and the inverse is found by Newton's method. `iresnet validate` holds every estimator against them.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import logm, svdvals
-from scipy.special import expit
+from scipy.special import expit, ndtr
 
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.branches import SWISH_SLOPE, Activation, Chain
@@ -108,6 +109,16 @@ def _activate(layer: Activation, x: Floats) -> tuple[Floats, Floats]:
         case "lipswish":
             s = expit(p["beta"] * x)
             return x * s / SWISH_SLOPE, s * (1 + p["beta"] * x * expit(-p["beta"] * x)) / SWISH_SLOPE
+        case "silu":
+            s = expit(p["beta"] * x)
+            return x * s, s * (1 + p["beta"] * x * expit(-p["beta"] * x))
+        case "gelu":
+            below = ndtr(x.astype(np.float64)).astype(x.dtype)  # SciPy has it in float64 at most
+            density = np.exp(-(np.minimum(abs(x), 50) ** 2) / 2) / math.sqrt(2 * math.pi)
+            return x * below, below + x * density
+        case "mish":
+            y = np.logaddexp(0, x)
+            return x * np.tanh(y), np.tanh(y) + x * expit(x) * 4 * expit(2 * y) * expit(-2 * y)
         case "elu":
             negative = np.minimum(x, 0)
             return np.where(x > 0, x, p["alpha"] * np.expm1(negative)), np.where(
@@ -116,6 +127,19 @@ def _activate(layer: Activation, x: Floats) -> tuple[Floats, Floats]:
         case "celu":
             ratio = np.minimum(x, 0) / p["alpha"]
             return np.where(x > 0, x, p["alpha"] * np.expm1(ratio)), np.where(x > 0, 1, np.exp(ratio))
+        case "selu":
+            negative, scale, alpha = np.minimum(x, 0), 1.0507009873554805, 1.6732632423543772
+            return scale * np.where(x > 0, x, alpha * np.expm1(negative)), scale * np.where(
+                x > 0, 1, alpha * np.exp(negative)
+            )
+        case "leakyrelu":
+            return np.where(x > 0, x, p["slope"] * x), np.where(x > 0, 1.0, p["slope"])
+        case "hardtanh":
+            return np.clip(x, -p["limit"], p["limit"]), np.where(abs(x) < p["limit"], 1.0, 0.0)
+        case "softshrink":
+            return np.sign(x) * np.maximum(abs(x) - p["threshold"], 0), np.where(abs(x) > p["threshold"], 1.0, 0.0)
+        case "softsign":
+            return x / (1 + abs(x)), (1 + abs(x)) ** -2.0
         case "relu":
             return np.maximum(x, 0), np.where(x > 0, 1.0, 0.0)
         case "softplus":

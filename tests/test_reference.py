@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from activation_cases import other_parameters
 from branches_for_tests import array, host
 from scipy.sparse.linalg import LinearOperator
 
@@ -67,8 +68,7 @@ def test_matrix_of_a_convolution_agrees_with_its_products(data_format, options):
 
 # Every row of the table, so that one without a reference fails.
 EVERY_ACTIVATION = [
-    Activation(name, **(dict.fromkeys(function.defaults, 1.7) if function.entrywise else {}))
-    for name, function in ACTIVATIONS.items()
+    Activation(name, **(other_parameters(name) if function.entrywise else {})) for name, function in ACTIVATIONS.items()
 ]
 
 

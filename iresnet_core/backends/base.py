@@ -384,6 +384,10 @@ class Backend(ABC):
         """Return 1 / (1 + exp(-x)), without overflow."""
         return 0.5 * (1 + self.xp.tanh(0.5 * x))
 
+    def erf(self, x: Array) -> Array:
+        """Return the error function of every entry."""
+        raise NotImplementedError
+
     def all_finite(self, x: Array) -> bool:
         """Say whether no entry is NaN or infinite."""
         return bool(self.xp.all(self.xp.isfinite(x)))

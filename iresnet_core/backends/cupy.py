@@ -138,6 +138,13 @@ class CuPyBackend(NumPyFamily):
         """Return True: every CuPy array is on a GPU."""
         return True
 
+    def erf(self, x: Array) -> Array:
+        """Call ``cupyx.scipy.special.erf``."""
+        from cupyx.scipy.special import erf
+
+        with x.device:
+            return erf(x)
+
     def is_positive_definite(self, matrix: Array) -> bool:
         """Ask cuSOLVER, whose refusal CuPy ignores unless it is told to raise."""
         from cupyx import errstate

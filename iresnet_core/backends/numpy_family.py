@@ -26,6 +26,12 @@ class NumPyFamily(OffsetConvolution):
         """Draw from the same generator as `sample`."""
         return np.asarray(generator(rng).random(shape))
 
+    def erf(self, x: Array) -> Array:
+        """Ask SciPy, on the host."""
+        from scipy.special import erf
+
+        return self.from_numpy(erf(self.to_numpy(x)), x)
+
     def is_positive_definite(self, matrix: Array) -> bool:
         """Ask for the Cholesky factor and take the refusal as the answer."""
         xp = self.xp

@@ -15,11 +15,13 @@ class Activation(Copyable):
     Parameters
     ----------
     name : str
-        "lipswish" (``beta=1``; swish divided by the supremum of its slope), "elu" (``alpha=1``), "celu" (``alpha=1``),
-        "relu", "softplus" (``beta=1``), "tanh", "sigmoid", "sin", "identity" or "maxmin" (``axis=1``: the channel axis
-        of (batch, ...), whose neighbours 2k and 2k + 1 become their maximum and minimum).
+        "lipswish" (``beta=1``; swish divided by the supremum of its slope), "silu" (``beta=1``; swish itself), "gelu"
+        (with the error function), "mish", "elu" (``alpha=1``), "celu" (``alpha=1``), "selu", "relu", "leakyrelu"
+        (``slope=0.01``), "softplus" (``beta=1``), "softsign", "tanh", "hardtanh" (``limit=1``), "softshrink"
+        (``threshold=0.5``), "sigmoid", "sin", "identity" or "maxmin" (``axis=1``: the channel axis of (batch, ...),
+        whose neighbours 2k and 2k + 1 become their maximum and minimum).
     **parameters : float
-        The parameters in brackets above; alpha and beta are positive.
+        The parameters in brackets above; the slope lies between -1 and 1, the others are positive.
 
     Attributes
     ----------
@@ -29,7 +31,7 @@ class Activation(Copyable):
         Supremum of the slope (for maxmin: norm of the Jacobian).
     slope_lipschitz : float
         Supremum of the second derivative: the Lipschitz constant of the Jacobian. Infinite where the slope jumps, as
-        that of relu, maxmin and elu with another alpha than 1.
+        that of relu and all that is piecewise linear, maxmin, selu, and elu with another alpha than 1.
     entrywise, has_unit_slope : bool
         Whether the Jacobian is diagonal, as it is for all but maxmin; whether it is the identity.
 

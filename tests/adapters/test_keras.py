@@ -24,6 +24,7 @@ from iresnet_core.adapters.keras import (  # noqa: E402
     InvertibleResidual,
     Squeeze,
 )
+from iresnet_core.adapters.keras import branch as keras_branch  # noqa: E402
 from iresnet_core.errors import (  # noqa: E402
     InvalidArgumentError,
     ShapeError,
@@ -347,3 +348,14 @@ def test_other_backends_of_keras(tmp_path, name):
     assert in_a_process("other_backend", tmp_path, **environment)[-1] == "trained"
     expected = [float(word) for word in in_a_process("load", tmp_path, **environment)]
     np.testing.assert_allclose(expected, np.load(tmp_path / "expected.npy"), rtol=1e-5)
+
+
+def test_activations_are_those_of_keras():
+    x = np.linspace(-3, 3, 8, dtype="float32").reshape(2, 4)
+    layers = [keras.layers.Activation(function) for function in keras_branch._FUNCTIONS]
+    for layer in (*layers, keras.layers.LeakyReLU(), keras.layers.ELU(0.5)):
+        net = [Dense(4), layer]
+        block = InvertibleResidual(net, 0.9)
+        z = block(x)
+        step = block.core_layer(training=False).branch.layers[0]
+        np.testing.assert_allclose(z - x, layer(step(keras.ops.convert_to_tensor(x))), atol=1e-5)

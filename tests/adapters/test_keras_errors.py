@@ -34,13 +34,15 @@ def test_unknown_layers_are_named():
         (keras.layers.LayerNormalization(), "LayerNormalization"),
         (keras.layers.BatchNormalization(), "BatchNormalization"),
         (keras.layers.MultiHeadAttention(2, 2), "MultiHeadAttention"),
-        (Dense(2, activation="gelu"), "gelu"),
-        (keras.layers.Activation("gelu"), "gelu"),
+        (Dense(2, activation="softmax"), "softmax"),
+        (keras.layers.Activation("exponential"), "exponential"),
     ):
         with pytest.raises(UnknownLipschitzError, match=name):
             InvertibleResidual([Dense(2), layer])
-    with pytest.raises(UnknownLipschitzError, match="LeakyReLU"):
-        InvertibleResidual(keras.Sequential([keras.Sequential([keras.layers.LeakyReLU()]), Dense(2)]))
+    with pytest.raises(UnknownLipschitzError, match="PReLU"):
+        InvertibleResidual(keras.Sequential([keras.Sequential([keras.layers.PReLU()]), Dense(2)]))
+    with pytest.raises(InvalidArgumentError, match="slope must lie between -1 and 1"):
+        InvertibleResidual([keras.layers.LeakyReLU(1.5), Dense(2)])
     with pytest.raises(UnknownLipschitzError, match="ReLU"):
         InvertibleResidual([keras.layers.ReLU(max_value=6.0), Dense(2)])
 

@@ -352,8 +352,11 @@ def test_other_dimensions(kind):
 
 def test_activations_are_those_of_torch():
     x = torch.randn(4, 6)
-    modules = [kind(*(0.7 for _ in parameters)) for kind, (_, parameters) in branch._ACTIVATIONS.items()]
-    for module in (*modules, nn.CELU(2.0), nn.Softplus()):
+    modules = [
+        kind(**dict.fromkeys(parameters.values(), 0.7), **({"min_val": -0.7} if kind is nn.Hardtanh else {}))
+        for kind, (_, parameters) in branch._ACTIVATIONS.items()
+    ]
+    for module in (*modules, nn.CELU(2.0), nn.Softplus(), nn.LeakyReLU(-1.0)):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(6, 6), nn.Sequential(module), nn.Linear(6, 6))
         block = InvertibleResidual(net).eval()
@@ -375,7 +378,16 @@ def test_activations_are_those_of_torch():
         (lambda: Flow([nn.Linear(4, 4)], (4,)), InvalidArgumentError, "no layer of a flow"),
         (lambda: Flow([], (4,)), InvalidArgumentError, "at least one"),
         (lambda: Flow([ActNorm(4)], 4), InvalidArgumentError, "event_shape must be a sequence"),
-        (lambda: InvertibleResidual(nn.Sequential(nn.Linear(4, 4), nn.Softplus(2.0))), UnknownLipschitzError, "got 2"),
+        *(
+            (lambda module=module: InvertibleResidual(nn.Sequential(nn.Linear(4, 4), module)), error, match)
+            for module, error, match in (
+                (nn.Softplus(2.0, threshold=1.0), UnknownLipschitzError, "threshold of 15"),
+                (nn.GELU("tanh"), UnknownLipschitzError, "exact form"),
+                (nn.Hardtanh(0.0, 1.0), UnknownLipschitzError, "opposite limits"),
+                (nn.LeakyReLU(1.5), InvalidArgumentError, "slope must lie between -1 and 1"),
+                (nn.ReLU6(), UnknownLipschitzError, "ReLU6 is not known"),
+            )
+        ),
         (lambda: FactorOut(2, [InjectivePad(2)])(torch.zeros(1, 4)), InvalidArgumentError, "part of"),
         (lambda: vector_flow(4).eval().to_core(), InvalidArgumentError, "initialised"),
         (lambda: vector_flow(4).log_prob(samples(3, 5)), ShapeError, "shape"),

@@ -8,6 +8,7 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
+from activation_cases import CASES, IDS
 from frameworks_for_tests import gradients
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,12 +18,7 @@ from iresnet_core import Activation, reference
 from iresnet_core.branches.activation_functions import ACTIVATIONS, SWISH_SLOPE
 from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownArrayError
 
-# Every entrywise activation of the table, with its defaults and with other values of each parameter; its closed form is
-# the one of `iresnet_core.reference`, which is written down independently.
-NAMES = [name for name, function in ACTIVATIONS.items() if function.entrywise]
-CASES = [(name, {}) for name in NAMES]
-CASES += [(name, {key: value}) for name in NAMES for key in ACTIVATIONS[name].defaults for value in (0.25, 3.0, 7.0)]
-IDS = ["-".join([name, *map(str, parameters.values())]) for name, parameters in CASES]
+# The closed form of each is the one of `iresnet_core.reference`, which is written down independently.
 every_case = pytest.mark.parametrize(("name", "parameters"), CASES, ids=IDS)
 
 
@@ -80,9 +76,12 @@ def test_slope_against_the_complex_step(name, parameters):
     np.testing.assert_allclose(activation.slope(x), derivative, rtol=0, atol=1e-14)
 
 
+KINKS = [("relu", {}, 0), ("elu", {"alpha": 3.0}, 3), ("celu", {"alpha": 3.0}, 1), ("leakyrelu", {"slope": -0.5}, -0.5)]
+
+
 def test_slope_at_the_kink_of_relu_and_elu(backend):
     zero = backend.from_numpy(np.zeros((1, 1)))
-    for name, parameters, left in (("relu", {}, 0), ("elu", {"alpha": 3.0}, 3), ("celu", {"alpha": 3.0}, 1)):
+    for name, parameters, left in KINKS:
         assert float(Activation(name, **parameters).slope(zero)[0, 0]) == left
 
 
@@ -103,6 +102,10 @@ def test_constant_is_the_supremum_of_the_slope(backend, name, parameters):
         ("celu", {"alpha": 3.0}, 1),
         ("sigmoid", {}, 0.25),
         ("maxmin", {}, 1),
+        ("selu", {}, 1.0507009873554805 * 1.6732632423543772 * (1 + 1e-15)),
+        ("leakyrelu", {"slope": -0.5}, 1),
+        ("softshrink", {"threshold": 3.0}, 1),
+        ("silu", {"beta": 3.0}, SWISH_SLOPE),
     ],
 )
 def test_constants_that_are_known(name, parameters, constant):
@@ -134,6 +137,28 @@ def test_no_two_values_are_further_apart_than_the_constant_allows(backend, case,
     value = backend.to_numpy(activation(backend.from_numpy(pair)))
     rounding = 8 * np.finfo(float).eps * (abs(value).max() + activation.lipschitz * abs(pair).max())
     assert abs(value[0, 1] - value[0, 0]) <= activation.lipschitz * (pair[0, 1] - pair[0, 0]) + rounding
+
+
+# Those whose slope is largest somewhere in between; that of the others is by its formula no larger than the constant.
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("lipswish", {}), ("silu", {}), ("silu", {"beta": 3.0}), ("gelu", {}), ("mish", {})]
+)
+def test_constant_is_proven_by_halving_intervals(name, parameters):
+    """No slope within an interval is further from the one in the middle than the second derivative allows.
+
+    Intervals for which that is not enough are halved. Beyond 40 the slope is 0 or 1 and monotonic.
+    """
+    activation = Activation(name, **parameters)
+    allowed, radius, looked_at = activation.lipschitz * (1 + 1e-9), 0.5, 0
+    middle = np.arange(-40, 40) + radius
+    while middle.size:
+        assert radius > 1e-10
+        slope = abs(activation.slope(middle.reshape(1, -1))[0])
+        assert slope.max() <= activation.lipschitz
+        middle, looked_at = middle[slope + radius * activation.slope_lipschitz > allowed], looked_at + middle.size
+        radius /= 2
+        middle = np.concatenate([middle - radius, middle + radius])
+    assert 80 < looked_at < 10**6
 
 
 def test_constant_of_swish():
@@ -212,13 +237,19 @@ def test_maxmin_needs_an_even_channel_axis(backend, axis, shape):
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("swish", {}, "no activation 'swish'; there are lipswish, elu.*maxmin"),
+        ("swish", {}, "no activation 'swish'; there are lipswish, silu.*maxmin"),
         ("relu", {"alpha": 1.0}, r"relu has the parameters \[\], not \['alpha'\]"),
         ("elu", {"beta": 1.0}, r"\['alpha'\], not \['beta'\]"),
         ("elu", {"alpha": 0.0}, "alpha must be a positive finite number, got 0"),
         ("celu", {"alpha": -1.0}, "got -1"),
         ("softplus", {"beta": float("nan")}, "got nan"),
         ("lipswish", {"beta": float("inf")}, "got inf"),
+        ("softplus", {"beta": -2.0}, "beta must be a positive finite number, got -2"),
+        ("silu", {"beta": -1.0}, "got -1"),
+        ("leakyrelu", {"slope": 1.5}, r"slope must lie between -1 and 1.*got 1.5.*next linear layer"),
+        ("leakyrelu", {"slope": float("nan")}, "got nan"),
+        ("hardtanh", {"limit": 0.0}, "limit must be a positive"),
+        ("gelu", {"beta": 1.0}, r"gelu has the parameters \[\], not"),
         ("maxmin", {"axis": 0}, "axis 0 would mix the samples"),
         ("maxmin", {"axis": 1.0}, "whole number axis"),
         ("maxmin", {"beta": 1.0}, r"\['axis'\], not \['beta'\]"),

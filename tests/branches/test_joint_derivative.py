@@ -5,6 +5,7 @@ import math
 import weakref
 
 import pytest
+from activation_cases import other_parameters
 
 import iresnet_core as core
 from iresnet_core.backends import get_backend
@@ -283,7 +284,7 @@ def test_which_chains_can_be_joined():
 @pytest.mark.parametrize("name", NAMES)
 def test_second_derivatives_are_those_of_the_backend(name):
     """Away from the kinks, and the same from a transcendental part that was kept."""
-    parameters = dict.fromkeys(ACTIVATIONS[name].defaults, 1.7)
+    parameters = other_parameters(name)
     x = torch.linspace(-3, 4, 50, dtype=torch.float64).requires_grad_()
     function = core.Activation(name, **parameters).function_for(x)
     value, slope, *more = function.value_and_slope(x)

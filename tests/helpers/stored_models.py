@@ -1,6 +1,7 @@
 """A model for every class that can be stored, and what it means that two of them are the same."""
 
 import numpy as np
+from activation_cases import other_parameters
 from flow_examples import actnorm, array, conv_block, dense_block, host, image_flow, vector_flow
 
 from iresnet_core.branches.activation_functions import ACTIVATIONS
@@ -56,12 +57,7 @@ MODELS = {
     "circular convolution": lambda e, t: Convolution(
         normal(e, t, 2, 2, 3), input_shape=(2, 7), padding=1, padding_mode="circular"
     ),
-    **{
-        name: lambda e, t, name=name, defaults=function.defaults: Activation(
-            name, **{key: default + 1 for key, default in defaults.items()}
-        )
-        for name, function in ACTIVATIONS.items()
-    },
+    **{name: lambda e, t, name=name: Activation(name, **other_parameters(name)) for name in ACTIVATIONS},
 }
 
 ROWS = {row.kind: row for row in STORABLE}

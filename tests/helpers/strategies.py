@@ -8,12 +8,12 @@ import math
 
 import numpy as np
 import scipy.signal
+from activation_cases import ENTRYWISE
 from capabilities import missing
 from hypothesis import assume, settings
 from hypothesis import strategies as st
 
 from iresnet_core import Activation
-from iresnet_core.branches.activation_functions import ACTIVATIONS
 
 # --- kinds of matrices: (rng, m, n) -> float64 (m, n), entries of order one ---
 
@@ -277,14 +277,7 @@ def torus_norm(kernel, sizes):
 # --- layouts of chains: an int is a dense layer of that width, a string an activation ---
 
 
-def _jump(name, h=1e-7):
-    """Change of the slope over a short step across zero, where a kink would be."""
-    left, right = Activation(name).slope(np.array([[-h, h]]))[0]
-    return abs(right - left)
-
-
-ENTRYWISE = tuple(name for name, function in ACTIVATIONS.items() if function.entrywise)
-SMOOTH = tuple(name for name in ENTRYWISE if _jump(name) < 0.1)
+SMOOTH = tuple(name for name in ENTRYWISE if math.isfinite(Activation(name).slope_lipschitz))
 
 
 @st.composite

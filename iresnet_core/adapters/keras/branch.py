@@ -59,15 +59,24 @@ class Activation(keras.layers.Layer):
         return {"name": self.core.name, "dtype": config["dtype"], **self.core.parameters}
 
 
-_FUNCTIONS: dict[Callable[..., Any], str] = {
-    keras.activations.linear: "identity",
-    keras.activations.elu: "elu",
-    keras.activations.celu: "celu",
-    keras.activations.relu: "relu",
-    keras.activations.softplus: "softplus",
-    keras.activations.tanh: "tanh",
-    keras.activations.sigmoid: "sigmoid",
-    keras.ops.sin: "sin",
+# With the parameters that Keras' function has by default, where they are not the core's own defaults.
+_FUNCTIONS: dict[Callable[..., Any], CoreActivation] = {
+    keras.activations.linear: CoreActivation("identity"),
+    keras.activations.elu: CoreActivation("elu"),
+    keras.activations.celu: CoreActivation("celu"),
+    keras.activations.selu: CoreActivation("selu"),
+    keras.activations.relu: CoreActivation("relu"),
+    keras.activations.leaky_relu: CoreActivation("leakyrelu", slope=0.2),
+    keras.activations.silu: CoreActivation("silu"),
+    keras.activations.gelu: CoreActivation("gelu"),
+    keras.activations.mish: CoreActivation("mish"),
+    keras.activations.softplus: CoreActivation("softplus"),
+    keras.activations.softsign: CoreActivation("softsign"),
+    keras.activations.tanh: CoreActivation("tanh"),
+    keras.activations.hard_tanh: CoreActivation("hardtanh"),
+    keras.activations.soft_shrink: CoreActivation("softshrink"),
+    keras.activations.sigmoid: CoreActivation("sigmoid"),
+    keras.ops.sin: CoreActivation("sin"),
 }
 
 
@@ -75,8 +84,7 @@ def _of_function(function: Any) -> CoreActivation | None:
     """Return the core's activation for what a layer has as its `activation`, or None if the core does not know it."""
     if isinstance(function, keras.layers.Layer):
         return _of_layer(function)
-    name = _FUNCTIONS.get(function)
-    return None if name is None else CoreActivation(name)
+    return _FUNCTIONS.get(function)
 
 
 def _of_layer(layer: keras.layers.Layer) -> CoreActivation | None:
@@ -88,6 +96,8 @@ def _of_layer(layer: keras.layers.Layer) -> CoreActivation | None:
         return _of_function(layer.activation)
     if kind is keras.layers.ELU:
         return CoreActivation("elu", alpha=float(layer.alpha))
+    if kind is keras.layers.LeakyReLU:
+        return CoreActivation("leakyrelu", slope=float(layer.negative_slope))
     plain = kind is keras.layers.ReLU and layer.max_value is None and not (layer.negative_slope or layer.threshold)
     if plain:
         return CoreActivation("relu")
@@ -183,11 +193,11 @@ def _unknown(layer: Any, linear: bool) -> str:
         kind = f"the activation {function} of {kind} {layer.name!r}"
     elif isinstance(layer, keras.layers.Activation):
         kind = f"the activation {getattr(layer.activation, '__name__', layer.activation)} of {layer.name!r}"
-    known = ", ".join(sorted(set(_FUNCTIONS.values()) - {"identity"}))
+    known = ", ".join(sorted({activation.name for activation in _FUNCTIONS.values()} - {"identity"}))
     return (
         f"the Lipschitz constant of {kind} is not known, so that no block with it can be certified. Known are "
-        f"{', '.join(kind.__name__ for kind in _LINEAR)}, the activations {known}, ELU, ReLU, Activation(name), and "
-        "lists and Sequential of them. For a layer whose constant you know pass "
+        f"{', '.join(kind.__name__ for kind in _LINEAR)}, the activations {known}, ELU, LeakyReLU, ReLU, "
+        "Activation(name), and lists and Sequential of them. For a layer whose constant you know pass "
         "InvertibleResidual(layer, lipschitz=...)."
     )
 

@@ -1,6 +1,6 @@
 """What a residual branch may be made of in PyTorch, and the core's layers for it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -57,26 +57,48 @@ def _activation_of(module: nn.Module) -> CoreActivation | None:
     """Return the core's activation that a module computes, or None if it is no activation that the core knows."""
     if isinstance(module, Activation) and _computes_as(module, Activation):
         return module.core
-    if type(module) in _ACTIVATIONS:
-        name, parameters = _ACTIVATIONS[type(module)]
-        values = backend("torch").as_program_constants(*(getattr(module, key) for key in parameters))
-        return CoreActivation(name, **dict(zip(parameters, values, strict=True)))
-    if type(module) is nn.Softplus:
-        if module.beta != 1:
-            raise UnknownLipschitzError(
-                f"{described(module)}: softplus is known with beta = 1 only, got {module.beta:g}."
-            )
-        return CoreActivation("softplus", beta=1.0)
-    return None
+    if type(module) not in _ACTIVATIONS:
+        return None
+    refused = _OTHER_FUNCTIONS.get(type(module))
+    if refused is not None and refused[0](module):
+        raise UnknownLipschitzError(f"{described(module)}: {refused[1]}.")
+    name, parameters = _ACTIVATIONS[type(module)]
+    values = backend("torch").as_program_constants(*(getattr(module, key) for key in parameters.values()))
+    return CoreActivation(name, **dict(zip(parameters, values, strict=True)))
 
 
-_ACTIVATIONS: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
-    nn.ELU: ("elu", ("alpha",)),
-    nn.CELU: ("celu", ("alpha",)),
-    nn.ReLU: ("relu", ()),
-    nn.Tanh: ("tanh", ()),
-    nn.Sigmoid: ("sigmoid", ()),
-    nn.Identity: ("identity", ()),
+# The name in the core, and its parameters with the attributes that hold them.
+_ACTIVATIONS: dict[type[nn.Module], tuple[str, dict[str, str]]] = {
+    nn.ELU: ("elu", {"alpha": "alpha"}),
+    nn.CELU: ("celu", {"alpha": "alpha"}),
+    nn.SELU: ("selu", {}),
+    nn.ReLU: ("relu", {}),
+    nn.LeakyReLU: ("leakyrelu", {"slope": "negative_slope"}),
+    nn.SiLU: ("silu", {}),
+    nn.GELU: ("gelu", {}),
+    nn.Mish: ("mish", {}),
+    nn.Softplus: ("softplus", {"beta": "beta"}),
+    nn.Softsign: ("softsign", {}),
+    nn.Tanh: ("tanh", {}),
+    nn.Hardtanh: ("hardtanh", {"limit": "max_val"}),
+    nn.Softshrink: ("softshrink", {"threshold": "lambd"}),
+    nn.Sigmoid: ("sigmoid", {}),
+    nn.Identity: ("identity", {}),
+}
+# When a module of these classes computes another function than the core's, and what to say then.
+_OTHER_FUNCTIONS: dict[type[nn.Module], tuple[Callable[[Any], bool], str]] = {
+    nn.GELU: (
+        lambda module: module.approximate != "none",
+        "the constant of gelu is known in its exact form, not in the approximation by tanh; use nn.GELU()",
+    ),
+    nn.Hardtanh: (
+        lambda module: module.min_val != -module.max_val,
+        "the constant of hardtanh is known between opposite limits; use nn.Hardtanh(-limit, limit)",
+    ),
+    nn.Softplus: (
+        lambda module: module.threshold < 15,
+        "below a threshold of 15 softplus jumps where it becomes the identity; leave the threshold as it is",
+    ),
 }
 
 
@@ -135,7 +157,7 @@ def steps_of(net: nn.Module) -> list[Any]:
     for layer in _layers(net):
         step = layer if _computes_as(layer, *_LINEAR) else _activation_of(layer)
         if step is None:
-            known = ", ".join(kind.__name__ for kind in (*_LINEAR, *_ACTIVATIONS, nn.Softplus))
+            known = ", ".join(kind.__name__ for kind in (*_LINEAR, *_ACTIVATIONS))
             name = type(layer).__name__.removeprefix("Parametrized")
             derived = isinstance(layer, (*_LINEAR, nn.Sequential, Activation))
             raise UnknownLipschitzError(

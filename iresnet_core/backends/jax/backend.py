@@ -387,6 +387,10 @@ class JaxBackend(Backend):
         """Call ``jax.nn.sigmoid``."""
         return jax.nn.sigmoid(x)
 
+    def erf(self, x: Array) -> Array:
+        """Call ``lax.erf``."""
+        return lax.erf(x)
+
     def is_positive_definite(self, matrix: Array) -> bool:
         """Look for the NaN that JAX puts where a pivot is not positive."""
         return bool(jnp.all(jnp.isfinite(jnp.linalg.cholesky(matrix))))

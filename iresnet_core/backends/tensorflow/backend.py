@@ -167,6 +167,10 @@ class TensorFlowBackend(Backend):
         """Call ``tf.sigmoid``."""
         return tf.sigmoid(x)
 
+    def erf(self, x: Array) -> Array:
+        """Call ``tf.math.erf``."""
+        return tf.math.erf(x)
+
     def is_positive_definite(self, matrix: Array) -> bool:
         """LAPACK's potrf on the host.
 

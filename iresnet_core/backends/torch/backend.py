@@ -46,8 +46,6 @@ __all__ = ["TorchBackend"]
 # Steps between two looks at the condition of a loop on an accelerator, each of which waits for the device.
 STEPS_A_LOOK = 8
 _CONSTANTS = KeptConstants()
-
-
 _CONVOLUTIONS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
 
 
@@ -266,12 +264,13 @@ class TorchBackend(Backend):
 
     def swish_pullback(self, x: Array, u: Array) -> Array:
         """Call its backward pass."""
-        pulled_back: Array = torch.ops.aten.silu_backward.default(u, x)
-        return pulled_back
+        return torch.ops.aten.silu_backward.default(u, x)  # type: ignore[no-any-return]
 
     def logistic(self, x: Array) -> Array:
         """Call ``torch.sigmoid``."""
         return torch.sigmoid(x)
+
+    erf = staticmethod(torch.erf)  # type: ignore[assignment]
 
     def is_positive_definite(self, matrix: Array) -> bool:
         """Call potrf of LAPACK or of the device, which reports its refusal as a number."""
