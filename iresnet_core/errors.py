@@ -9,6 +9,7 @@ __all__ = [
     "IResNetError",
     "InvalidArgumentError",
     "MissingDependencyError",
+    "MissingProductError",
     "MixedBackendsError",
     "NonFiniteError",
     "NotContractiveError",
@@ -44,6 +45,10 @@ class DeviceError(IResNetError, ValueError):
 
 class UnknownArrayError(IResNetError, TypeError):
     """An argument is not an array of a known framework."""
+
+
+class MissingProductError(UnknownArrayError, TypeError):
+    """An operator does not offer the products with its transpose that are needed here."""
 
 
 class MixedBackendsError(IResNetError, TypeError):

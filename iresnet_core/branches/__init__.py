@@ -16,6 +16,7 @@ from iresnet_core.branches.linearization import (
     linearize,
     stated_lipschitz,
 )
+from iresnet_core.branches.operator_branch import OperatorBranch
 
 __all__ = [
     "ACTIVATIONS",
@@ -27,6 +28,7 @@ __all__ = [
     "Control",
     "JointPass",
     "Linearization",
+    "OperatorBranch",
     "SlopeTrace",
     "conditioned",
     "evaluate",

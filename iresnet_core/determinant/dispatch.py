@@ -22,6 +22,7 @@ from iresnet_core.common import (
 from iresnet_core.determinant.arnoldi import ARNOLDI
 from iresnet_core.determinant.choice import exact_choice
 from iresnet_core.determinant.exact import EXACT, determinant_order
+from iresnet_core.determinant.of_operator import operator_logdet
 from iresnet_core.determinant.preconditioned_arnoldi import MEAN_JACOBIAN, PRECONDITIONED_WIDTH
 from iresnet_core.determinant.preconditioning import MeanJacobian, require_reference
 from iresnet_core.determinant.recomputation import recomputed
@@ -37,6 +38,7 @@ from iresnet_core.determinant.roulette import ROULETTE
 from iresnet_core.determinant.sample_seed import SampleSeed
 from iresnet_core.determinant.series import SERIES
 from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.operators import is_operator
 from iresnet_core.results import LogDet
 
 __all__ = ["METHODS", "logdet", "own_seed", "uses_own_seeds", "value_and_logdet"]
@@ -44,23 +46,35 @@ __all__ = ["METHODS", "logdet", "own_seed", "uses_own_seeds", "value_and_logdet"
 # All methods by name; "auto" takes the first of them that applies to the problem.
 METHODS: dict[str, Method] = {method.name: method for method in (EXACT, MEAN_JACOBIAN, ARNOLDI, SERIES, ROULETTE)}
 
+# Those that answer for a linear operator, see `of_operator`.
+OPERATOR_METHODS: dict[str, Method] = {method.name: method for method in (ARNOLDI, SERIES, ROULETTE)}
+
 
 def logdet(
     g: Any,
-    x: Array,
+    x: Array | None = None,
     *,
     lipschitz: float | None = None,
+    spectrum: tuple[float, float | None] | None = None,
+    disc: tuple[float, float | None] | None = None,
     reference: MeanJacobian | None = None,
     **options: Unpack[LogDetOptions],
 ) -> LogDet:
-    """Estimate or compute log|det(I + J_g(x))|, sample by sample, in nats.
+    """Estimate or compute log|det(I + J_g(x))|, sample by sample, in nats; or log det(I + A) of a linear operator.
 
     Parameters
     ----------
-    g : Branch or callable
-        The contraction; a plain callable needs a backend with automatic differentiation.
+    g : Branch or callable; or, without `x`, a linear operator
+        The contraction; a plain callable needs a backend with automatic differentiation. A linear operator is a square
+        matrix (..., d, d), a SciPy sparse matrix or LinearOperator, a `Dense`, or what `as_operator` makes of two
+        functions; products with A alone, without A^T, are enough where something bounds A.
     x : array (batch, ...)
-        Where the Jacobian is taken; a sample has d entries.
+        Where the Jacobian is taken; a sample has d entries. That of a linear operator is the same everywhere.
+    spectrum : (low, high), optional
+        For an operator of any norm: it is symmetric, and its eigenvalues lie there, low > -1; None for a `high` that is
+        to be found. Implicit Euler for diffusion has (0, None).
+    disc : (s, r), optional
+        For an operator of any norm: ||A - s I|| <= r < 1 + s; None for an `r` that is to be found.
     lipschitz : float, optional
         Lipschitz constant c < 1 of g; default ``g.lipschitz``. All bounds rest on it. Where it is below the product of
         the layers' norms, the errors count that rounding grows by the latter on its way through the layers. A compiled
@@ -142,7 +156,7 @@ def logdet(
         d > 4 it then errs upwards, up to twice. Where one direction dominates J, and single probes may miss it, its
         eigenvalue is taken from the products. `bias_bound` bounds the truncation error of this very draw, plus an
         allowance for the rounding of the products; that of the slopes, where the inputs of activations are huge, is
-        not in it.
+        not in it. For an operator all arrays are (), or (...,) for a stack of matrices (..., d, d).
 
     Raises
     ------
@@ -182,6 +196,19 @@ def logdet(
     >>> round(float(result.value[0]), 4), result.method
     (0.2231, 'exact')
     """
+    if x is None:
+        if hasattr(g, "linearize"):
+            raise InvalidArgumentError(f"logdet of a {type(g).__name__} needs the x at which its Jacobian is taken.")
+        request = checked_request(options, reference, {EXACT.name: EXACT, **OPERATOR_METHODS})
+        return operator_logdet(
+            g, lipschitz=lipschitz, spectrum=spectrum, disc=disc, request=request, methods=OPERATOR_METHODS
+        )
+    if is_operator(g):
+        raise InvalidArgumentError(
+            f"the log-determinant of a linear operator, here {type(g).__name__}, is the same at every x: leave x out."
+        )
+    if spectrum is not None or disc is not None:
+        raise InvalidArgumentError("spectrum= and disc= are for linear operators, that is without x.")
     return value_and_logdet(g, x, lipschitz=lipschitz, reference=reference, **options)[1]
 
 

@@ -2,13 +2,14 @@
 
 import math
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.common import (
     refuse_expansion,
     require_finite,
     require_nonnegative,
+    require_options,
     require_positive_int,
     require_same_device,
     require_same_dtype,
@@ -25,9 +26,12 @@ from iresnet_core.errors import (
 )
 from iresnet_core.inverse.fixed_point import STALLED, FixedPoint, Progress
 from iresnet_core.inverse.implicit_gradient import with_implicit_gradient
+from iresnet_core.inverse.of_operator import OperatorEquation
 from iresnet_core.inverse.problem import Problem, checked_problem, evaluated
 from iresnet_core.inverse.scaling import length_unit
 from iresnet_core.inverse.solvers import SOLVERS, Solver
+from iresnet_core.lipschitz import Known
+from iresnet_core.operators import is_operator
 from iresnet_core.results import Inverse
 
 __all__ = ["invert"]
@@ -51,15 +55,17 @@ def invert(
     max_iter: int | None = None,
     start: Array | None = None,
     on_failure: OnFailure = "raise",
+    **known: Unpack[Known],
 ) -> Inverse:
     """Solve x + g(x) = y, sample by sample: ||x - exact|| <= (||r|| + rounding of r) / (1 - c), r = x + g(x) - y.
 
     Parameters
     ----------
-    g : Branch or callable
-        The contraction; g(x) has the shape of x (batch, ...).
+    g : Branch or callable; or a linear operator
+        The contraction; g(x) has the shape of x (batch, ...). For a linear operator A, anything square that
+        `as_operator` takes but a layer, or two functions (matvec, rmatvec), the solution is (I + A)^-1 y.
     y : array (batch, ...)
-        Right-hand sides.
+        Right-hand sides; of an operator (d,) or (batch, d), for a stack of matrices (..., d).
     lipschitz : float, optional
         Lipschitz constant c < 1 of g in the Euclidean norm; default ``g.lipschitz``. All bounds rest on it.
     solver : {"anderson", "picard", "newton"}
@@ -77,13 +83,16 @@ def invert(
         First iterate; default y.
     on_failure : {"raise", "warn", "return"}
         What to do where a sample has not converged.
+    **known
+        What is known of an operator of any norm, as for `logdet`: ``spectrum=(low, high)``, A is symmetric with its
+        eigenvalues there, or ``disc=(s, r)``, ||A - s I|| <= r.
 
     Returns
     -------
     Inverse
         value x (batch, ...) in the dtype of y; error_bound, the certified right side above; residual ``||r||``;
         iterations, the evaluations of g (products with its Jacobian count as such); converged. All but value are per
-        sample, (batch,), in the units of y.
+        sample, (batch,), in the units of y; () for a single right-hand side (d,) of an operator.
 
     Raises
     ------
@@ -124,6 +133,15 @@ def invert(
     >>> bool(result.converged[0]), bool(result.error_bound[0] < 1e-9)
     (True, True)
     """
+    if known:
+        require_options(known, set(Known.__annotations__))
+    if is_operator(g):
+        equation = OperatorEquation(g, y, lipschitz=lipschitz, **known)
+        first = None if start is None else equation.as_rows(start, "start")
+        options: dict[str, Any] = {"solver": solver, "rtol": rtol, "atol": atol, "max_iter": max_iter}
+        return equation.answer(invert(equation.branch, equation.right, start=first, on_failure=on_failure, **options))
+    if known:
+        raise InvalidArgumentError("spectrum= and disc= are for linear operators that are no layers; pass the matrix.")
     backend = get_backend(y)
     if not isinstance(solver, str) or solver not in SOLVERS:
         raise InvalidArgumentError(f"invert has the solvers {', '.join(SOLVERS)}; got {solver!r}.")

@@ -3,6 +3,7 @@
 from iresnet_core.lipschitz.batched_bounds import lipschitz_bounds
 from iresnet_core.lipschitz.bounds import BOUNDS, bound_methods, lipschitz_bound
 from iresnet_core.lipschitz.certificates import gram_bound
+from iresnet_core.lipschitz.enclosure import Enclosed, Known, enclosed, square_operator
 from iresnet_core.lipschitz.estimates import ESTIMATES, spectral_norm
 from iresnet_core.lipschitz.normalization import normalize, spectral_penalty
 from iresnet_core.lipschitz.training_caps import (
@@ -24,11 +25,14 @@ __all__ = [
     "BOUNDS",
     "ESTIMATES",
     "Certificate",
+    "Enclosed",
+    "Known",
     "any_size_bound",
     "basis_shape",
     "bound_methods",
     "capped_constant",
     "certificate",
+    "enclosed",
     "gram_bound",
     "layer_cap",
     "lipschitz_bound",
@@ -41,5 +45,6 @@ __all__ = [
     "scaled_to_cap",
     "spectral_norm",
     "spectral_penalty",
+    "square_operator",
     "training_constant",
 ]

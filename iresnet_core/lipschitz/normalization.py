@@ -9,7 +9,15 @@ from iresnet_core.common import require_finite, require_nonnegative, unit_roundo
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.lipschitz.bounds import lipschitz_bound
 from iresnet_core.lipschitz.estimates import spectral_norm
-from iresnet_core.operators import Convolution, LinearLayer, LinearOperator, Matrices, as_operator
+from iresnet_core.operators import (
+    Convolution,
+    LinearLayer,
+    LinearOperator,
+    Matrices,
+    Shifted,
+    SparseMatrix,
+    as_operator,
+)
 from iresnet_core.results import LipschitzBound
 
 __all__ = ["cap_share", "normalize", "scaled_within", "spectral_penalty"]
@@ -23,9 +31,10 @@ def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
 
     Parameters
     ----------
-    A : array (..., m, n), Dense, Convolution or Chain
+    A : array (..., m, n), Dense, Convolution, Chain, or anything `as_operator` takes
         Matrices (each of a stack on its own), a layer (its bias is kept), or a branch: there `coeff` bounds the whole
-        chain, and each of its L linear layers is capped at (coeff / product of the activations' constants)^(1 / L).
+        chain, and each of its L linear layers is capped at (coeff / product of the activations' constants)^(1 / L). A
+        sparse matrix is divided; of an operator that is known by its products the products are.
     coeff : float
         The cap, positive.
     bound : float, array (...,) or LipschitzBound, optional
@@ -38,7 +47,7 @@ def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
     Raises
     ------
     InvalidArgumentError
-        If `coeff` is not positive, `A` has no entries to scale, or the bound is negative.
+        If `coeff` is not positive, or the bound is negative.
     ShapeError, DtypeError, NonFiniteError, UnknownArrayError
         As for `lipschitz_bound`.
 
@@ -63,9 +72,7 @@ def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
         return _normalized_chain(A, cap)
     operator = as_operator(A)
     if not isinstance(operator, Matrices | LinearLayer):
-        raise InvalidArgumentError(
-            f"normalize needs entries to scale; {type(A).__name__} is known by its products only."
-        )
+        return _normalized_products(A, operator, cap, bound)
     unit = 1.0
     if bound is None:
         operand, unit = _without_overflow(operator)
@@ -74,6 +81,21 @@ def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
     value = known.value if isinstance(known, LipschitzBound) else known
     with operator.backend.full_precision():
         return _normalized(operator, known, value, cap, unit)
+
+
+def _normalized_products(A: Any, operator: LinearOperator, cap: float, bound: Any) -> Any:
+    """Divide a sparse matrix, or the products of an operator, whose own rounding is not bounded."""
+    known = lipschitz_bound(operator) if bound is None else bound
+    value = known.value if isinstance(known, LipschitzBound) else known
+    norm = require_nonnegative(value, "bound")
+    if norm <= cap:
+        return A
+    backend = operator.backend
+    # The quotient is rounded, and so is every entry or product with it.
+    divisor = norm / cap * (1 + 8 * unit_roundoff(backend, operator.like.dtype))
+    if isinstance(operator, SparseMatrix):
+        return A.astype(operator.like.dtype) / divisor
+    return Shifted(operator, 0.0, divisor)
 
 
 def _entries(operator: Any) -> Array:

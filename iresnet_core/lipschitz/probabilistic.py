@@ -17,13 +17,14 @@ CLOSE_ENOUGH = 5e-3
 MAX_STEPS = 100
 
 
-def probabilistic_bound(operator: LinearOperator, rng: Any = None) -> Array:
+def probabilistic_bound(operator: LinearOperator, rng: Any = None, close: float = CLOSE_ENOUGH) -> Array:
     """Bound the norm of an operator or of each matrix of a stack (...,), with probability 1 - 1e-10 each.
 
     After k steps from a random unit vector v, the Lanczos polynomial p_k of A^T A satisfies
     ``|p_k(sigma^2)| |v^T x| <= 1``, x the top singular vector; with the stated probability ``|v^T x| >= delta``, hence
     sigma^2 is at most the root of p_k(t) = 1 / delta above the largest Ritz value. The start must be fresh and random:
-    a warm start voids the bound. Cost: two products a step, 100 steps at most.
+    a warm start voids the bound. Cost: two products a step, 100 steps at most; fewer where a bound that is up to
+    `close` above the norm, relative to it, is close enough.
     """
     if operator.shape[0] < operator.shape[1]:
         operator = Transposed(operator)  # the shorter side, whose Krylov space is complete after n steps
@@ -39,7 +40,7 @@ def probabilistic_bound(operator: LinearOperator, rng: Any = None) -> Array:
         if k % 4 and k < min(operator.shape):
             continue
         ritz, bounds = _roots(backend, state, count, log_delta, bounds)
-        if np.all(bounds <= (1 + CLOSE_ENOUGH) * ritz):
+        if np.all(bounds <= (1 + close) * ritz):
             break
     rounding = 1 + 64 * n * float(xp.finfo(operator.like.dtype).eps)
     result = backend.from_numpy((bounds * rounding).reshape(operator.batch_shape), operator.like)

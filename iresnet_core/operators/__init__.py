@@ -3,23 +3,35 @@
 from iresnet_core.operators.base import LinearLayer, LinearOperator
 from iresnet_core.operators.convolution import Convolution, wrapped
 from iresnet_core.operators.dense import Dense
+from iresnet_core.operators.derived import Counted, Shifted
+from iresnet_core.operators.linearity import require_linear
 from iresnet_core.operators.matrices import (
+    ForeignOperator,
     Matrices,
     Scaled,
     Transposed,
     as_operator,
     detached_operator,
+    is_operator,
 )
+from iresnet_core.operators.sparse import SparseMatrix, is_sparse
 
 __all__ = [
     "Convolution",
+    "Counted",
     "Dense",
+    "ForeignOperator",
     "LinearLayer",
     "LinearOperator",
     "Matrices",
     "Scaled",
+    "Shifted",
+    "SparseMatrix",
     "Transposed",
     "as_operator",
     "detached_operator",
+    "is_operator",
+    "is_sparse",
+    "require_linear",
     "wrapped",
 ]

@@ -31,6 +31,9 @@ class LinearOperator(Copyable, ABC):
     shape: tuple[int, int]
     batch_shape: tuple[int, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} of shape {(*self.batch_shape, *self.shape)}"
+
     @property
     def entries(self) -> Array | None:
         """The array that the operator is made of, if there is one."""

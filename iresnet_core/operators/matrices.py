@@ -4,21 +4,31 @@ Every operator has ``shape`` (m, n), flat products ``matvec`` (..., n) -> (..., 
 a layer also acts on samples, ``layer(x)``, with ``apply`` as its linear part and ``adjoint`` as the transpose of that.
 """
 
-import sys
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 from iresnet_core.backends import Array, backend, get_backend
 from iresnet_core.common import require_finite, require_floating
-from iresnet_core.errors import DtypeError, ShapeError, UnknownArrayError
+from iresnet_core.errors import (
+    DtypeError,
+    InvalidArgumentError,
+    IResNetError,
+    MissingProductError,
+    ShapeError,
+    UnknownArrayError,
+)
 from iresnet_core.operators.base import LinearLayer, LinearOperator
+from iresnet_core.operators.sparse import SparseMatrix, is_sparse
 
 __all__ = [
     "ForeignOperator",
     "Matrices",
+    "Products",
     "Scaled",
     "Transposed",
     "as_operator",
     "detached_operator",
+    "is_operator",
 ]
 
 
@@ -85,7 +95,7 @@ class Transposed(LinearOperator):
 
 
 class Scaled(LinearOperator):
-    """An operator divided by a power of two."""
+    """An operator divided by a number, such as a power of two."""
 
     def __init__(self, operator: LinearOperator, scale: Array) -> None:
         self.operator, self.scale = operator, scale
@@ -101,25 +111,53 @@ class Scaled(LinearOperator):
         return self.operator.rmatvec(u / self.scale)
 
 
-class ForeignOperator(LinearOperator):
-    """An object with shape, matvec and rmatvec on single vectors, such as a SciPy LinearOperator."""
+class Products(NamedTuple):
+    """An operator by two functions of single vectors; `rmatvec` is None where the transpose is not known."""
 
-    def __init__(self, operator: Any, like: Array) -> None:
+    shape: tuple[int, int]
+    matvec: Callable[[Array], Array]
+    rmatvec: Callable[[Array], Array] | None = None
+
+
+class ForeignOperator(LinearOperator):
+    """An object with shape, matvec and, if it is known, rmatvec on single vectors, such as a SciPy LinearOperator."""
+
+    def __init__(self, operator: Any, like: Array, pattern: Any = None) -> None:
         shape = tuple(operator.shape)
         if len(shape) != 2 or not all(int(n) > 0 for n in shape):
             raise ShapeError(f"an operator must have shape (m, n), both positive, got {shape}.")
-        self.operator, self.like = operator, like
+        self.operator, self.like, self.pattern = operator, like, pattern
         self.backend = get_backend(like)
         require_floating(self.backend, like, "`like`")
         self.shape = (int(shape[0]), int(shape[1]))
+        if pattern is not None and (not is_sparse(pattern) or tuple(pattern.shape) != self.shape):
+            raise ShapeError(f"pattern must be a SciPy sparse matrix of shape {self.shape}, got {pattern!r}.")
+
+    def __repr__(self) -> str:
+        if isinstance(self.operator, Products):
+            return f"operator of shape {self.shape} by products"
+        return repr(self.operator)
+
+    @property
+    def has_transpose(self) -> bool:
+        """Whether a product with the transpose is offered; one of SciPy may refuse it all the same."""
+        return getattr(self.operator, "rmatvec", None) is not None
 
     def matvec(self, v: Array) -> Array:
-        """Multiply v (n,) or every row of v (k, n)."""
+        """Multiply v (n,) or every row of v (..., n)."""
         return self._product(self.operator.matvec, v, "matvec", self.shape[0])
 
     def rmatvec(self, u: Array) -> Array:
-        """Multiply u (m,) or every row of u (k, m) by the transpose."""
+        """Multiply u (m,) or every row of u (..., m) by the transpose."""
+        if not self.has_transpose:
+            raise self._lacking("rmatvec")
         return self._product(self.operator.rmatvec, u, "rmatvec", self.shape[1])
+
+    def _lacking(self, name: str) -> MissingProductError:
+        return MissingProductError(
+            f"{self!r} has no {name}, which is needed here; an operator needs shape, matvec and rmatvec. "
+            "The log-determinant and the inverse do without rmatvec where lipschitz=, spectrum= or disc= is given."
+        )
 
     def _product(self, product: Any, v: Array, name: str, length: int) -> Array:
         if v.ndim > 1:
@@ -128,44 +166,59 @@ class ForeignOperator(LinearOperator):
         try:
             out = product(v)
         except NotImplementedError:
-            raise UnknownArrayError(
-                f"{self.operator!r} has no {name}; an operator needs shape, matvec and rmatvec."
-            ) from None
+            raise self._lacking(name) from None
+        except ValueError as error:
+            if isinstance(error, IResNetError):
+                raise
+            raise ShapeError(
+                f"{name} of {self!r} failed on a vector of shape {tuple(v.shape)}, and should return one of shape "
+                f"({length},): {error}"
+            ) from error
         get_backend(self.like, out)
         if tuple(out.shape) != (length,):
-            raise ShapeError(f"{name} of {self.operator!r} returned shape {tuple(out.shape)}, expected ({length},).")
+            raise ShapeError(f"{name} of {self!r} returned shape {tuple(out.shape)}, expected ({length},).")
         if self.backend.xp.isdtype(out.dtype, "complex floating"):
-            raise DtypeError(f"{name} of {self.operator!r} returned complex numbers; real operators are supported.")
-        require_finite(self.backend, out, f"{name} of {self.operator!r}")
+            raise DtypeError(f"{name} of {self!r} returned complex numbers; real operators are supported.")
+        require_finite(self.backend, out, f"{name} of {self!r}")
         return self.backend.xp.astype(out, self.like.dtype)
 
 
-def as_operator(A: Any, *, like: Array | None = None) -> LinearOperator:
+def as_operator(
+    A: Any, *, like: Array | None = None, shape: tuple[int, int] | None = None, pattern: Any = None
+) -> LinearOperator:
     """Return `A` as a linear operator: an object with ``shape`` (m, n), products A v and products A^T u.
 
-    `spectral_norm`, `lipschitz_bound` and `normalize` call it on what they are given.
+    `spectral_norm`, `lipschitz_bound`, `normalize`, `invert` and `logdet` call it on what they are given.
 
     Parameters
     ----------
-    A : array (..., m, n), Dense, Convolution, SciPy sparse matrix or LinearOperator, or any object with
-        ``shape`` (m, n), ``matvec`` and ``rmatvec`` on single vectors.
+    A : array (..., m, n), Dense, Convolution, SciPy sparse matrix or LinearOperator, any object with
+        ``shape`` (m, n), ``matvec`` and ``rmatvec`` on single vectors, or a pair of functions (matvec, rmatvec).
+        Without ``rmatvec`` (or with None in its place) `logdet` and `invert` still answer, since
+        det(I + A) = det(I + A^T), where something bounds A.
     like : array, optional
         For a foreign operator: an array with the backend, dtype and device of its vectors; default NumPy float64 (or
         float32, where ``A.dtype`` says so).
+    shape : (int, int), optional
+        For functions: their shape (m, n); default square, of the length of `like`.
+    pattern : SciPy sparse matrix (m, n), optional
+        For a foreign operator: where its entries may differ from zero, so that `logdet` can place its probes as it does
+        for a sparse matrix.
 
     Raises
     ------
     UnknownArrayError
         If `A` is none of these.
+    ShapeError, InvalidArgumentError
+        If functions come without a size, or the pattern has another shape.
     DtypeError
         If `A` is complex.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from scipy.sparse.linalg import LinearOperator
-    >>> shift = LinearOperator((3, 3), matvec=lambda v: np.roll(v, 1), rmatvec=lambda v: np.roll(v, -1), dtype=float)
-    >>> as_operator(shift).matvec(np.array([1.0, 2.0, 3.0]))
+    >>> shift = as_operator((lambda v: np.roll(v, 1), lambda u: np.roll(u, -1)), shape=(3, 3))
+    >>> shift.matvec(np.array([1.0, 2.0, 3.0]))
     array([3., 1., 2.])
     """
     if isinstance(A, LinearOperator):
@@ -175,12 +228,17 @@ def as_operator(A: Any, *, like: Array | None = None) -> LinearOperator:
             f"a {type(A).__name__} is no linear operator: its linear layers are its `operators`, its certified "
             "constant is its `lipschitz`."
         )
-    if "scipy.sparse" in sys.modules and sys.modules["scipy.sparse"].issparse(A):
+    if is_sparse(A):
+        host = _vector_like(A)
+        if like is None or get_backend(like) is get_backend(host):
+            return SparseMatrix(A, host if like is None else like)
         from scipy.sparse.linalg import aslinearoperator
 
-        A = aslinearoperator(A)
-    if all(hasattr(A, name) for name in ("shape", "matvec", "rmatvec")):
-        return ForeignOperator(A, _vector_like(A) if like is None else like)
+        A, pattern = aslinearoperator(A), A
+    if _are_functions(A):
+        A = _by_products(A, like, shape)
+    if all(hasattr(A, name) for name in ("shape", "matvec")):
+        return ForeignOperator(A, _vector_like(A) if like is None else like, pattern)
     try:
         return Matrices(A)
     except UnknownArrayError as error:
@@ -188,6 +246,31 @@ def as_operator(A: Any, *, like: Array | None = None) -> LinearOperator:
         raise UnknownArrayError(
             f"{error} An operator needs shape, matvec and rmatvec; this {type(A).__name__} lacks {lacking}."
         ) from None
+
+
+def is_operator(g: Any) -> bool:
+    """Whether `g` is known as a linear operator, and is no branch, layer or function of samples."""
+    if hasattr(g, "linearize") or hasattr(g, "operators") or isinstance(g, LinearLayer):
+        return False
+    return hasattr(g, "matvec") or (not callable(g) and (hasattr(g, "shape") or isinstance(g, tuple)))
+
+
+def _are_functions(A: Any) -> bool:
+    """Whether `A` is a pair (matvec, rmatvec), or one function that is no object with products of its own."""
+    if isinstance(A, tuple) and not isinstance(A, Products):
+        return 1 <= len(A) <= 2 and callable(A[0]) and all(one is None or callable(one) for one in A)
+    return callable(A) and not hasattr(A, "matvec") and not hasattr(A, "shape")
+
+
+def _by_products(A: Any, like: Array | None, shape: tuple[int, int] | None) -> Products:
+    if shape is None:
+        if like is None or len(like.shape) != 1:
+            raise InvalidArgumentError(
+                "functions do not say how long their vectors are: as_operator((matvec, rmatvec), shape=(d, d)), or "
+                "like= with a vector of the right length, dtype and framework."
+            )
+        shape = (like.shape[0], like.shape[0])
+    return Products((shape[0], shape[1]), *(A if isinstance(A, tuple) else (A,)))
 
 
 def detached_operator(operator: LinearOperator) -> LinearOperator:

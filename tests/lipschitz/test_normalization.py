@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 from scipy.sparse.linalg import aslinearoperator
 from strategies import (
     DTYPES,
@@ -289,9 +290,18 @@ def test_bad_matrices(backend, A, error):
         normalize(backend.from_numpy(A), 0.9)
 
 
+def test_operators_without_entries_are_divided():
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((30, 30))
+    sparse = normalize(csr_array(A), 0.9)
+    assert np.linalg.norm(sparse.toarray(), 2) <= 0.9
+    by_products = normalize(aslinearoperator(A), 0.9, bound=2 * np.linalg.norm(A, 2))
+    np.testing.assert_allclose(by_products.matvec(A[0]), A @ A[0] * 0.45 / np.linalg.norm(A, 2), rtol=1e-12)
+    small = aslinearoperator(A / 1e3)
+    assert normalize(small, 0.9) is small
+
+
 def test_what_cannot_be_scaled(backend):
-    with pytest.raises(InvalidArgumentError, match="needs entries to scale; MatrixLinearOperator"):
-        normalize(aslinearoperator(np.eye(2)), 0.9)
     with pytest.raises(UnknownArrayError, match="list"):
         normalize([[1.0]], 0.9)
     with pytest.raises(InvalidArgumentError, match="no bound for a chain"):

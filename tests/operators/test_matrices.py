@@ -11,7 +11,14 @@ from scipy.sparse.linalg import aslinearoperator
 from strategies import DTYPES, SEEDS, matrices, sides
 
 from iresnet_core import Convolution, Dense, as_operator, lipschitz_bound
-from iresnet_core.errors import DtypeError, MixedBackendsError, NonFiniteError, ShapeError, UnknownArrayError
+from iresnet_core.errors import (
+    DtypeError,
+    MissingProductError,
+    MixedBackendsError,
+    NonFiniteError,
+    ShapeError,
+    UnknownArrayError,
+)
 from iresnet_core.operators.matrices import ForeignOperator, Matrices, Scaled, Transposed
 
 
@@ -341,8 +348,11 @@ def test_what_lacks_a_product_is_named(backend):
         def matvec(self, v):
             return v
 
-    with pytest.raises(UnknownArrayError, match=r"this Half lacks rmatvec\.$"):
-        as_operator(Half(), like=backend.from_numpy(np.ones(1)))
+    half = as_operator(Half(), like=backend.from_numpy(np.ones(1)))
+    with pytest.raises(MissingProductError, match="has no rmatvec"):
+        half.rmatvec(backend.from_numpy(np.ones(2)))
+    with pytest.raises(UnknownArrayError, match="this Neither lacks matvec, rmatvec"):
+        as_operator(type("Neither", (), {"shape": (2, 2)})())
     with pytest.raises(UnknownArrayError, match="this list lacks shape, matvec, rmatvec"):
         as_operator([[1.0]])
     one_way = ScipyOperator((2, 2), matvec=lambda v: v, dtype=float)

@@ -1,0 +1,307 @@
+"""Where a square operator is: a disc around a multiple of the identity, which makes a contraction of it.
+
+With ||A - s I|| <= r < 1 + s is I + A = (1 + s) (I + B), B = (A - s I) / (1 + s) of norm c = r / (1 + s) < 1. So
+operators of any size are within reach whose spectrum keeps away from -1 to one side: for a symmetric A with eigenvalues
+in [low, high] s is the middle and r half the length, and c is below 1 exactly where low is above -1.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypedDict
+
+from iresnet_core.backends import device_of
+from iresnet_core.errors import InvalidArgumentError, NotContractiveError, ShapeError, UnknownLipschitzError
+from iresnet_core.lipschitz.bounds import lipschitz_bound
+from iresnet_core.lipschitz.probabilistic import probabilistic_bound
+from iresnet_core.lipschitz.scaling import prepared
+from iresnet_core.operators import (
+    Counted,
+    Dense,
+    LinearLayer,
+    LinearOperator,
+    Matrices,
+    Shifted,
+    SparseMatrix,
+    as_operator,
+    require_linear,
+)
+
+__all__ = ["Enclosed", "Known", "enclosed", "square_operator"]
+
+# What is said where nothing is known that would make a contraction of A.
+HOW = (
+    "Pass spectrum=(low, high) with low > -1 if A is symmetric (spectrum=(0, None) for diffusion), disc=(s, r) with "
+    "||A - s I|| <= r < 1 + s if it is not, or make A smaller: a shorter time step, normalize(A, 0.9)."
+)
+# How much a computed bound on the entries of a sparse matrix is raised for its rounding.
+SLACK = 1e-12
+# How far above the norm a probabilistic bound may be: some 120 products, and some 200.
+INTERVAL, DISC = 0.02, 0.005
+# Middles of a disc that are tried for sparse matrices, in units of the middle of the diagonal, and for others, in units
+# of the norm: the first suits operators without a large antisymmetric part.
+SPARSE_MIDDLES, MIDDLES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0), (0.5, 2.0)
+
+
+class Known(TypedDict, total=False):
+    """What may be said of an operator of any norm, see `enclosed`."""
+
+    spectrum: tuple[float, float | None] | None
+    disc: tuple[float, float | None] | None
+
+
+class Enclosed(NamedTuple):
+    """An operator A with ||A - centre I|| <= radius.
+
+    Attributes
+    ----------
+    operator : Counted
+        A; it knows how many products were taken of it.
+    centre, radius : float
+        The disc.
+    symmetric : bool
+        Whether A is known to be symmetric.
+    transpose : bool
+        Whether products with A^T are there.
+    """
+
+    operator: Counted
+    centre: float
+    radius: float
+    symmetric: bool
+    transpose: bool
+
+    @property
+    def divisor(self) -> float:
+        """1 + s, by which I + A is divided."""
+        return 1 + self.centre
+
+    @property
+    def constant(self) -> float:
+        """A bound on the norm of B."""
+        return self.radius / self.divisor
+
+    @property
+    def contraction(self) -> LinearOperator:
+        """B."""
+        return self.operator if self.centre == 0 else Shifted(self.operator, self.centre, self.divisor)
+
+
+def square_operator(A: Any, *, like: Any = None) -> LinearOperator:
+    """Return `A` as a square operator of which there is I + A."""
+    operator = as_operator(A, like=like)
+    if operator.shape[0] != operator.shape[1]:
+        raise ShapeError(f"I + A needs a square operator, got {operator!r} of shape {operator.shape}.")
+    return operator
+
+
+def enclosed(
+    A: Any,
+    *,
+    lipschitz: float | None = None,
+    spectrum: tuple[float, float | None] | None = None,
+    disc: tuple[float, float | None] | None = None,
+    rng: Any = None,
+) -> Enclosed:
+    """Return an operator with a disc that makes a contraction of it.
+
+    What is stated is taken on trust; what is not is found: for a sparse matrix from its entries (Gershgorin, and
+    ||A||^2 <= ||A||_1 ||A||_inf), for other operators by `lipschitz_bound`.
+
+    Parameters
+    ----------
+    A : anything `as_operator` takes, square
+    lipschitz : float, optional
+        A bound on ||A||, below 1.
+    spectrum : (low, high), optional
+        A is symmetric with its eigenvalues there; None for a `high` that is to be found.
+    disc : (s, r), optional
+        ||A - s I|| <= r; None for an `r` that is to be found.
+    rng : None, int or generator
+        For probabilistic bounds.
+
+    Raises
+    ------
+    NotContractiveError
+        If no such disc keeps away from -1.
+    UnknownLipschitzError
+        If nothing bounds A, because neither entries nor products with the transpose are there.
+    InvalidArgumentError, ShapeError
+        For arguments that make no sense, products that are not linear, and a transpose that is none.
+    """
+    operator = square_operator(A)
+    stated = [name for name, value in _stated(lipschitz, spectrum, disc) if value is not None]
+    if len(stated) > 1:
+        raise InvalidArgumentError(f"state one of lipschitz, spectrum and disc, got {' and '.join(stated)}.")
+    symmetric = _is_symmetric(operator, spectrum is not None)
+    counted, transpose = Counted(operator, symmetric and operator.entries is None), True
+    if operator.entries is None and not isinstance(operator, SparseMatrix):
+        transpose = require_linear(counted, symmetric=symmetric)
+
+    # An end of an interval may be off by more than a disc, which has to keep away from -1.
+    close = INTERVAL if spectrum is not None else DISC
+
+    def bound(of: LinearOperator) -> float:
+        return _bound(of, transpose, rng, close)
+
+    centre: float
+    radius: float | None
+    if lipschitz is not None:
+        centre, radius = 0.0, _number(lipschitz, "lipschitz")
+    elif spectrum is not None:
+        centre, radius = _of_interval(counted, spectrum, bound)
+    elif disc is not None:
+        centre, radius = _pair(disc, "disc")
+        if centre > -1 and radius is None:
+            radius = bound(Shifted(counted, centre, 1.0))
+    elif isinstance(operator, SparseMatrix):
+        centre, radius = _of_entries(operator, symmetric)
+        if not radius < 1 + centre:
+            centre, radius = _of_norms(counted, bound)
+    else:
+        centre, radius = _of_norms(counted, bound)
+    if not (centre > -1 and radius is not None and 0 <= radius < 1 + centre):
+        raise _refusal(operator, centre, radius, stated)
+    radius = max(radius, 1e-12 * (1 + centre))
+    return Enclosed(counted, centre, radius, symmetric, transpose)
+
+
+def _stated(lipschitz: Any, spectrum: Any, disc: Any) -> list[tuple[str, Any]]:
+    return [("lipschitz", lipschitz), ("spectrum", spectrum), ("disc", disc)]
+
+
+def _refusal(operator: LinearOperator, centre: float, radius: float | None, stated: list[str]) -> NotContractiveError:
+    what = f"{stated[0]}= says" if stated else "its bounds say"
+    disc = f"||A|| <= {radius:.6g}" if centre == 0 else f"||A - s I|| <= {radius} with s = {centre:.6g}"
+    return NotContractiveError(
+        f"nothing keeps I + A regular, A the {operator!r}: {what} {disc}, which does not exclude the eigenvalue -1. "
+        f"{HOW} If A has eigenvalues below -1, the step is unstable and log det(I + A) may not exist."
+    )
+
+
+def _is_symmetric(operator: LinearOperator, stated: bool) -> bool:
+    """Whether A is known to be symmetric; refuses entries that are not, where it is said to be."""
+    if isinstance(operator, SparseMatrix):
+        rows = operator.rows
+        known, off = operator.is_symmetric(), abs(rows - rows.T).max()
+        near = off <= 1e-6 * abs(rows).max()
+    elif operator.entries is not None and tuple(operator.entries.shape[-2:]) == operator.shape:
+        backend, entries = operator.backend, operator.entries
+        if backend.is_tracing(entries):
+            return stated
+        xp = backend.xp
+        entries = backend.stop_gradient(entries)
+        off = float(xp.max(xp.abs(entries - xp.matrix_transpose(entries))))
+        known, near = off == 0, off <= 1e-6 * float(xp.max(xp.abs(entries)))
+    else:
+        return stated
+    if stated and not near:
+        raise InvalidArgumentError(
+            f"spectrum= is for symmetric operators, and {operator!r} differs from its transpose by {off:.3g}. Use "
+            "disc=(s, r) with ||A - s I|| <= r < 1 + s."
+        )
+    return known or stated
+
+
+def _bound(operator: LinearOperator, transpose: bool, rng: Any, close: float) -> float:
+    """An upper bound on the norm, as a number."""
+    backend = operator.backend
+    if not transpose:
+        raise UnknownLipschitzError(
+            "nothing bounds an operator that is known by matvec alone. Pass rmatvec, lipschitz= with a bound on ||A||, "
+            "or spectrum=(low, high) if A is symmetric."
+        )
+    if backend.is_tracing(operator.like):
+        raise UnknownLipschitzError("a program that is being compiled cannot look for bounds: pass lipschitz=.")
+    plain = _plain(operator)
+    with backend.no_grad():
+        if isinstance(plain, Matrices | LinearLayer):
+            value = backend.stop_gradient(lipschitz_bound(plain).value)
+        else:
+            scaled, scale = prepared(plain)
+            value = scale * probabilistic_bound(scaled, rng, close)
+        return float(backend.xp.max(value))
+
+
+def _plain(operator: LinearOperator) -> LinearOperator:
+    """The operator as a matrix or a layer, where it is one, whose norm more is known of than of products."""
+    if isinstance(operator, Counted):
+        return operator if operator.operator.entries is None else operator.operator
+    if not isinstance(operator, Shifted):
+        return operator
+    inner = _plain(operator.operator)
+    if not isinstance(inner, Matrices | Dense):
+        return operator
+    identity = inner.backend.xp.eye(inner.shape[0], dtype=inner.like.dtype, device=device_of(inner.like))
+    return Matrices((inner.matrix() - operator.shift * identity) / operator.divisor)
+
+
+def _of_interval(
+    operator: Counted, spectrum: tuple[float, float | None], bound: Callable[[LinearOperator], float]
+) -> tuple[float, float]:
+    low, high = _pair(spectrum, "spectrum")
+    if low <= -1:
+        raise NotContractiveError(
+            f"spectrum= allows eigenvalues of A from {low:g} on, and I + A is regular for certain only above -1. {HOW}"
+        )
+    if high is None:
+        inner = operator.operator
+        if isinstance(inner, SparseMatrix):
+            centre, radius = _of_entries(inner, True)
+            high = centre + radius
+        else:
+            high = bound(operator)
+        high = max(high, low)
+    if high < low:
+        raise InvalidArgumentError(f"spectrum must be (low, high) with low <= high, got {spectrum!r}.")
+    return 0.5 * (low + high), 0.5 * (high - low) * (1 + SLACK)
+
+
+def _of_entries(matrix: SparseMatrix, symmetric: bool) -> tuple[float, float]:
+    """A disc from the entries, certified: Gershgorin's if A is symmetric, else the norms of the rows and columns."""
+    xp, diagonal = matrix.backend.xp, matrix.diagonal()
+    rows, columns = (matrix.row_sums(transposed) - xp.abs(diagonal) for transposed in (False, True))
+    if symmetric:
+        low, high = float(xp.min(diagonal - rows)), float(xp.max(diagonal + rows))
+        return 0.5 * (low + high), 0.5 * (high - low) * (1 + SLACK) + SLACK * max(abs(low), abs(high))
+    middle, best = 0.5 * (float(xp.min(diagonal)) + float(xp.max(diagonal))), (0.0, math.inf)
+    for share in SPARSE_MIDDLES:
+        centre = share * middle
+        if centre <= -1:
+            continue
+        moved = xp.abs(diagonal - centre)
+        radius = math.sqrt(float(xp.max(rows + moved)) * float(xp.max(columns + moved))) * (1 + SLACK)
+        if radius / (1 + centre) < best[1] / (1 + best[0]):
+            best = centre, radius
+    return best
+
+
+def _of_norms(operator: Counted, bound: Callable[[LinearOperator], float]) -> tuple[float, float]:
+    """A disc from bounds on norms: that of A itself, or of A less a multiple of the identity."""
+    norm = bound(operator)
+    if norm < 1:
+        return 0.0, norm
+    radius = math.inf
+    for share in MIDDLES:
+        radius = bound(Shifted(operator, share * norm, 1.0))
+        if radius < 1 + share * norm:
+            return share * norm, radius
+    return 0.0, norm
+
+
+def _pair(pair: Any, name: str) -> tuple[float, float | None]:
+    """Check two numbers, of which the second may be None."""
+    try:
+        first, second = pair
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(f"{name} must be a pair of numbers, got {pair!r}.") from None
+    return _number(first, name), None if second is None else _number(second, name)
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(f"{name} must hold numbers, got {value!r}.") from None
+    if not math.isfinite(number):
+        raise InvalidArgumentError(f"{name} must be finite, got {value!r}.")
+    return number
