@@ -10,6 +10,7 @@ from iresnet_core.errors import IResNetError
 from iresnet_core.files import load, save
 from iresnet_core.flows import (
     ActNorm,
+    Condition,
     FactorOut,
     Flow,
     InjectivePad,
@@ -34,6 +35,7 @@ __all__ = [
     "Activation",
     "Branch",
     "Chain",
+    "Condition",
     "Convolution",
     "Dense",
     "FactorOut",

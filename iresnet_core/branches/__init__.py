@@ -3,7 +3,7 @@
 from iresnet_core.branches.activation_functions import ACTIVATIONS, SWISH_SLOPE
 from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.chain import Chain
-from iresnet_core.branches.conditioning import conditioned, of_samples, without_condition
+from iresnet_core.branches.conditioning import conditioned, entries, of_samples, without_condition
 from iresnet_core.branches.dense_traces import SlopeTrace
 from iresnet_core.branches.joint_derivative import Control, JointPass, linearize_jointly
 from iresnet_core.branches.linearization import (
@@ -31,6 +31,7 @@ __all__ = [
     "OperatorBranch",
     "SlopeTrace",
     "conditioned",
+    "entries",
     "evaluate",
     "layer_growth",
     "layer_product",

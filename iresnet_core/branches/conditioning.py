@@ -10,7 +10,7 @@ from iresnet_core.common import Copyable
 from iresnet_core.errors import ShapeError
 from iresnet_core.operators import Convolution
 
-__all__ = ["Shift", "conditioned", "of_samples", "without_condition"]
+__all__ = ["Shift", "conditioned", "entries", "of_samples", "without_condition"]
 
 
 class Shift(Copyable):
@@ -45,7 +45,10 @@ class Shift(Copyable):
     def __call__(self, x: Array) -> Array:
         """Return x + value for x (batch, ...)."""
         if x.shape[0] != self.value.shape[0]:
-            raise ShapeError(f"the conditioning has {self.value.shape[0]} samples, but the input has {x.shape[0]}.")
+            raise ShapeError(
+                f"the context has {self.value.shape[0]} rows, but there are {x.shape[0]} samples: give one row for "
+                "each sample, or one condition for all."
+            )
         return x + self.value
 
     def linearize(self, x: Array) -> tuple[Array, Diagonal]:
@@ -57,28 +60,56 @@ class Shift(Copyable):
         return Shift(get_backend(self.value).xp.astype(self.value, dtype))
 
 
+def entries(layers: Sequence[Any]) -> tuple[int, ...]:
+    """Return the channels of each place where a condition may enter: behind every linear layer but the last one.
+
+    Behind the only one, where there is one.
+    """
+    linear = [layer for layer in layers if not isinstance(layer, Activation | Shift)]
+    return tuple(layer.output_shape[_channel_axis(layer)] for layer in linear[: max(1, len(linear) - 1)])
+
+
+def _channel_axis(layer: Any) -> int:
+    return -1 if isinstance(layer, Convolution) and layer.data_format == "channels_last" else 0
+
+
 def conditioned(layers: Sequence[Any], added: Array, *, single: bool = False) -> list[Any]:
-    """Return the layers of a chain, with the values of a conditioning added after its first linear layer.
+    """Return the layers of a chain, with the values of a condition added behind linear layers.
 
     Parameters
     ----------
     layers : sequence of Dense, Convolution and Activation
         One linear layer at least.
     added : array (batch, width)
-        One number for each channel of that layer's output.
+        One number for each channel of the first linear layer's output, or those of all `entries` side by side.
     single : bool
         Whether `added` is one row that stands for all samples: it then becomes part of the bias, which files can hold.
     """
-    place = next(i for i, layer in enumerate(layers) if not isinstance(layer, Activation))
-    first = layers[place]
-    if single:
-        bias = added[0, ...] if first.bias is None else first.bias + added[0, ...]
-        return [*layers[:place], first.with_bias(bias), *layers[place + 1 :]]
-    ones = (1,) * (len(first.output_shape) - 1)
-    last = isinstance(first, Convolution) and first.data_format == "channels_last"
-    batch, width = added.shape
-    shape = (batch, *ones, width) if last else (batch, width, *ones)
-    return [*layers[: place + 1], Shift(get_backend(added).xp.reshape(added, shape)), *layers[place + 1 :]]
+    widths = list(entries(layers))
+    if added.shape[1] == widths[0]:
+        widths = widths[:1]
+    out: list[Any] = []
+    begin = 0
+    for layer in layers:
+        if isinstance(layer, Activation) or not widths:
+            out.append(layer)
+            continue
+        width = widths.pop(0)
+        own = added[:, begin : begin + width]
+        begin += width
+        if single:
+            out.append(layer.with_bias(own[0, ...] if layer.bias is None else layer.bias + own[0, ...]))
+        else:
+            out.extend([layer, Shift(_over_pixels(layer, own))])
+    return out
+
+
+def _over_pixels(layer: Any, own: Array) -> Array:
+    """Return values (batch, channels) in a shape that broadcasts over the pixels of a layer's output."""
+    ones = (1,) * (len(layer.output_shape) - 1)
+    batch, width = own.shape
+    shape = (batch, *ones, width) if _channel_axis(layer) == -1 else (batch, width, *ones)
+    return get_backend(own).xp.reshape(own, shape)
 
 
 def without_condition(g: Any) -> Any:

@@ -15,6 +15,7 @@ from iresnet_core.errors import InvalidArgumentError, IResNetError, StorageError
 from iresnet_core.files.limits import require_modest_convolution, require_modest_flow
 from iresnet_core.flows import (
     ActNorm,
+    Condition,
     FactorOut,
     Flow,
     InjectivePad,
@@ -57,10 +58,13 @@ class FieldKind(NamedTuple):
         Returns plain data, and puts the arrays of the value into the sink under names that start with `path`.
     read : callable (data, path, source)
         Returns the value; raises StorageError if the data are not of this kind.
+    left_out : bool
+        Whether a field of the value None is not written, as in files from before there was such a field.
     """
 
     write: Callable[[Any, str, TensorSink], Any]
     read: Callable[[Any, str, TensorSource], Any]
+    left_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ def describe(part: Any, path: str, sink: TensorSink) -> Node:
             f"{', '.join(_ROW_OF_NAME)}; write a branch as a Chain."
         )
     values = row.values_of(part)
-    fields = {name: kind.write(values[name], f"{path}{name}", sink) for name, kind in row.fields.items()}
+    written = {name: kind for name, kind in row.fields.items() if values[name] is not None or not kind.left_out}
+    fields = {name: kind.write(values[name], f"{path}{name}", sink) for name, kind in written.items()}
     return {"type": row.kind.__name__, **fields}
 
 
@@ -135,7 +140,9 @@ def build(node: Any, path: str, source: TensorSource) -> Any:
         )
     row = _ROW_OF_NAME[kind]
     values = {
-        name: field.read(_field(node, name, path, source), f"{path}{name}", source)
+        name: None
+        if field.left_out and name not in node
+        else field.read(_field(node, name, path, source), f"{path}{name}", source)
         for name, field in row.fields.items()
     }
     _refuse_unknown(node, {"type", *row.fields}, where, source)
@@ -207,6 +214,11 @@ def _or_none(kind: FieldKind) -> FieldKind:
     )
 
 
+def _new(kind: FieldKind) -> FieldKind:
+    """Return the kind of a field that older files lack: one of the value None is left out."""
+    return kind._replace(left_out=True)
+
+
 def _is_integer(value: Any) -> TypeGuard[int]:
     """Whole numbers of 64 bits: JSON has larger ones, which no float holds and no shape needs."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
@@ -264,6 +276,14 @@ _NUMBERS = _data(
 _LIST = _data(
     "a list of numbers", lambda value: isinstance(value, list) and all(map(_is_number, value)), write=list, read=tuple
 )
+_LABELS = _data(
+    "a list of lists of numbers, or of null",
+    lambda value: (
+        isinstance(value, list)
+        and all(own is None or (isinstance(own, list) and all(map(_is_number, own))) for own in value)
+    ),
+    write=lambda labels: [None if own is None else list(own) for own in labels],
+)
 _ARRAY = FieldKind(_write_array, _read_array)
 _PART = FieldKind(
     lambda part, path, sink: describe(part, f"{path}.", sink),
@@ -296,15 +316,20 @@ def _built_activation(name: str, parameters: dict[str, Any]) -> Activation:
 STORABLE = (
     Storable(
         Flow,
-        {"event_shape": _INTEGERS, "base": _TEXT, "layers": _PARTS},
+        {"event_shape": _INTEGERS, "base": _TEXT, "layers": _PARTS, "condition": _new(_PART)},
         build=lambda **fields: require_modest_flow(Flow(**fields)),
     ),
     Storable(
         ResidualBlock,
-        {"declared_lipschitz": _or_none(_NUMBER), "branch": _PART},
-        build=lambda declared_lipschitz, branch: ResidualBlock(branch, lipschitz=declared_lipschitz),
+        {"declared_lipschitz": _or_none(_NUMBER), "branch": _PART, "condition": _new(_PART)},
+        build=lambda declared_lipschitz, branch, condition: ResidualBlock(
+            branch, lipschitz=declared_lipschitz, condition=condition
+        ),
     ),
-    Storable(ActNorm, {"log_scale": _or_none(_ARRAY), "bias": _or_none(_ARRAY), "axis": _INTEGER}),
+    Storable(
+        ActNorm,
+        {"log_scale": _or_none(_ARRAY), "bias": _or_none(_ARRAY), "axis": _INTEGER, "condition": _new(_PART)},
+    ),
     Storable(Squeeze, {"factor": _INTEGER, "data_format": _TEXT}),
     Storable(InjectivePad, {"padding": _INTEGER, "axis": _INTEGER}),
     Storable(Logit, {"alpha": _NUMBER}),
@@ -333,6 +358,10 @@ STORABLE = (
         build=lambda weight, **options: require_modest_convolution(Convolution(weight, **options)),
     ),
     Storable(Activation, {"name": _TEXT, "parameters": _NUMBERS}, build=_built_activation),
+    Storable(
+        Condition,
+        {"net": _or_none(_PART), "labels": _or_none(_LABELS), "mean": _or_none(_LIST), "std": _or_none(_LIST)},
+    ),
 )
 _ROW_OF_TYPE = {row.kind: row for row in STORABLE}
 _ROW_OF_NAME = {row.kind.__name__: row for row in STORABLE}

@@ -1,6 +1,7 @@
 """Flows: residual blocks and the other layers, pure functions of arrays, and their composition."""
 
 from iresnet_core.flows.actnorm import ActNorm
+from iresnet_core.flows.condition import Condition, as_condition
 from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow, LogProb
 from iresnet_core.flows.layer import Layer, Shape, Transformed, located
@@ -22,6 +23,7 @@ from iresnet_core.flows.standardize import Standardize
 __all__ = [
     "DEFAULT_SHARE",
     "ActNorm",
+    "Condition",
     "FactorOut",
     "Flow",
     "InjectivePad",
@@ -33,6 +35,7 @@ __all__ = [
     "Squeeze",
     "Standardize",
     "Transformed",
+    "as_condition",
     "located",
     "mean_loss",
     "require_share",

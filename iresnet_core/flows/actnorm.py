@@ -15,6 +15,7 @@ from iresnet_core.common import (
 )
 from iresnet_core.determinant import LogDetOptions
 from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.flows.condition import Condition, as_condition, require_rows
 from iresnet_core.flows.layer import (
     InverseOptions,
     Layer,
@@ -44,13 +45,17 @@ class ActNorm(Layer):
         returned a layer that has them.
     axis : int
         The channel axis of a batch; 1 for vectors and images with the channels first, -1 for channels last.
+    condition : Condition, Dense or Chain, optional
+        Map of a condition to (2 channels,) numbers, of which the first half is added to log_scale and the second to
+        bias, for every sample apart. Weights of zero to begin with leave the layer as it is without a condition.
 
     Raises
     ------
     ShapeError, DtypeError, NonFiniteError, MixedBackendsError
         If the parameters do not fit each other or are not finite.
     InvalidArgumentError
-        If only one of them is given, or a scale or its reciprocal is not a normal number of the dtype.
+        If only one of them is given, or a scale or its reciprocal is not a normal number of the dtype; under a
+        condition from `forward` and `inverse`.
 
     Examples
     --------
@@ -68,7 +73,9 @@ class ActNorm(Layer):
     bias: Array | None
     axis: int
 
-    def __init__(self, log_scale: Array | None = None, bias: Array | None = None, *, axis: int = 1) -> None:
+    def __init__(
+        self, log_scale: Array | None = None, bias: Array | None = None, *, axis: int = 1, condition: Any = None
+    ) -> None:
         if isinstance(axis, bool) or not isinstance(axis, int) or axis == 0:
             raise InvalidArgumentError(f"axis must be a whole number other than 0, the batch axis, got {axis!r}.")
         if (log_scale is None) != (bias is None):
@@ -86,11 +93,15 @@ class ActNorm(Layer):
                 )
             _require_normal_scales(backend, log_scale)
             log_scale, bias = backend.frozen(log_scale), backend.frozen(bias)
-        self._keep(log_scale=log_scale, bias=bias, axis=axis)
+        condition = as_condition(condition)
+        if condition is not None:
+            _require_pairs(condition, log_scale)
+        self._keep(log_scale=log_scale, bias=bias, axis=axis, condition=condition)
 
     def __repr__(self) -> str:
-        channels = "not initialised" if self.log_scale is None else f"{self.log_scale.shape[0]} channels"
-        return f"ActNorm({channels}, axis={self.axis})"
+        channels = "not initialised" if self.log_scale is None else f"{self.log_scale.shape[-1]} channels"
+        condition = "" if self.condition is None else f", condition={self.condition!r}"
+        return f"ActNorm({channels}, axis={self.axis}{condition})"
 
     @classmethod
     def initialize(cls, x: Array, axis: int = 1) -> "ActNorm":
@@ -126,29 +137,35 @@ class ActNorm(Layer):
             require_visible_bulk(backend, x, position)
             return cls(*_statistics(backend, x, position), axis=axis)
 
-    def initialized(self, x: Array) -> "ActNorm":
+    def initialized(self, x: Array, context: Array | None = None) -> "ActNorm":
         """Return `ActNorm.initialize(x)`, or the layer itself if it has its parameters already."""
-        return ActNorm.initialize(x, axis=self.axis) if self.log_scale is None else self
+        if self.log_scale is not None:
+            return self
+        found = ActNorm.initialize(x, axis=self.axis)
+        if self.condition is None:
+            return found
+        return ActNorm(found.log_scale, found.bias, axis=self.axis, condition=self.condition)
 
     @property
     def arrays(self) -> tuple[Array, ...]:
-        """The two parameters, or nothing."""
-        return () if self.log_scale is None else (self.log_scale, self.bias)
+        """The two parameters, or nothing, and those of the map of the condition."""
+        own = () if self.log_scale is None else (self.log_scale, self.bias)
+        return own if self.condition is None else own + self.condition.arrays
 
     @property
     def inverse_lipschitz(self) -> Any:
-        """Largest reciprocal scale, as an array ()."""
+        """Largest reciprocal scale, as an array (); (batch,) for the layer under one condition a sample."""
         backend, log_scale, _ = self._parameters()
         xp = backend.xp
         with backend.full_precision():
-            return xp.max(xp.exp(-xp.astype(log_scale, widest(backend)))) * (
+            return xp.max(xp.exp(-xp.astype(log_scale, widest(backend))), axis=-1) * (
                 1 + 4 * unit_roundoff(backend, widest(backend))
             )
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return the same shape."""
         position = channel_axis(self.axis, len(input_shape) + 1, repr(self)) - 1
-        if self.log_scale is not None and input_shape[position] != self.log_scale.shape[0]:
+        if self.log_scale is not None and input_shape[position] != self.log_scale.shape[-1]:
             raise ShapeError(
                 f"{self!r} does not fit samples of shape {tuple(input_shape)}: {input_shape[position]} channels."
             )
@@ -160,10 +177,24 @@ class ActNorm(Layer):
 
     def astype(self, dtype: Any) -> Self:
         """Return the layer with parameters of another dtype."""
-        if self.log_scale is None or self.log_scale.dtype == dtype:
+        condition = None if self.condition is None else self.condition.astype(dtype)
+        if self.log_scale is None:
+            return self if condition is None else type(self)(axis=self.axis, condition=condition)
+        if self.log_scale.dtype == dtype and condition is None:
             return self
         backend, log_scale, bias = self._parameters()
-        return type(self)(backend.xp.astype(log_scale, dtype), backend.xp.astype(bias, dtype), axis=self.axis)
+        cast = backend.xp.astype(log_scale, dtype), backend.xp.astype(bias, dtype)
+        return type(self)(*cast, axis=self.axis, condition=condition)
+
+    def _given(self, backend: Backend, rows: Array, single: bool) -> "ActNorm":
+        if self.condition is None:
+            return self
+        _, log_scale, bias = self._parameters()
+        channels = log_scale.shape[0]
+        log_scale, bias = log_scale + rows[:, :channels], bias + rows[:, channels:]
+        if single:
+            return ActNorm(log_scale[0, ...], bias[0, ...], axis=self.axis)
+        return ActNormPerSample(log_scale, bias, axis=self.axis)
 
     def _parameters(self) -> tuple[Backend, Array, Array]:
         if self.log_scale is None:
@@ -188,11 +219,12 @@ class ActNorm(Layer):
         value = self._map(backend, x)
         xp = backend.xp
         log_scale = xp.astype(self.log_scale, widest(backend))
-        channels = log_scale.shape[0]
+        channels = log_scale.shape[-1]
         pixels = math.prod(x.shape[1:]) // channels
         u = unit_roundoff(backend, widest(backend))
-        logdet = xp.broadcast_to(pixels * xp.sum(log_scale), (x.shape[0],))
-        rounding = xp.broadcast_to((channels + 2) * u * pixels * xp.sum(xp.abs(log_scale)), (x.shape[0],))
+        logdet = xp.broadcast_to(pixels * xp.sum(log_scale, axis=-1), (x.shape[0],))
+        magnitude = pixels * xp.sum(xp.abs(log_scale), axis=-1)
+        rounding = xp.broadcast_to((channels + 2) * u * magnitude, (x.shape[0],))
         return Transformed(value, closed_form_logdet(backend, logdet, rounding, x.dtype))
 
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
@@ -205,6 +237,32 @@ class ActNorm(Layer):
             math.prod(z.shape[1:])
         ) * float(info.smallest_normal)
         return closed_form_inverse(backend, x, rounding)
+
+
+class ActNormPerSample(ActNorm):
+    """The layer under one condition for each sample: log_scale and bias have shape (batch, channels)."""
+
+    def __init__(self, log_scale: Array, bias: Array, *, axis: int = 1, condition: None = None) -> None:
+        backend = get_backend(log_scale, bias)
+        for parameter, name in ((log_scale, "log_scale"), (bias, "bias")):
+            require_finite(backend, parameter, f"{name} under the conditions", samples=True)
+        _require_normal_scales(backend, log_scale)
+        self._keep(log_scale=log_scale, bias=bias, axis=axis)
+
+    def _per_channel(self, backend: Backend, x: Array) -> tuple[Array, Array]:
+        _, log_scale, bias = self._parameters()
+        require_rows(backend, log_scale, x)
+        shape = [1] * x.ndim
+        shape[0], shape[channel_axis(self.axis, x.ndim, repr(self))] = log_scale.shape
+        return backend.xp.reshape(log_scale, tuple(shape)), backend.xp.reshape(bias, tuple(shape))
+
+
+def _require_pairs(condition: Condition, log_scale: Array | None) -> None:
+    """Refuse a map that does not return a pair of numbers a channel."""
+    channels = condition.width / 2 if log_scale is None else log_scale.shape[0]
+    if condition.width != 2 * channels or condition.width % 2:
+        seen = "two numbers a channel" if log_scale is None else f"{2 * log_scale.shape[0]}, two a channel"
+        raise ShapeError(f"the map of the condition of an ActNorm returns {seen}; this one returns {condition.width}.")
 
 
 def _statistics(backend: Backend, x: Array, position: int) -> tuple[Array, Array]:
@@ -236,7 +294,7 @@ def _scale_limit(backend: Backend, dtype: Any) -> float:
 
 
 def _require_normal_scales(backend: Backend, log_scale: Array) -> None:
-    if backend.is_tracing(log_scale):
+    if backend.is_tracing(log_scale) or 0 in log_scale.shape:
         return
     limit = _scale_limit(backend, log_scale.dtype)
     largest = float(backend.xp.max(backend.xp.abs(backend.stop_gradient(log_scale))))

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from iresnet_core.backends import Array, Backend
 from iresnet_core.common import flatten, require_positive_int
 from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.flows.condition import Labels, agreed
 from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shape, Transformed, channel_axis
 from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
@@ -52,6 +53,7 @@ class FactorOut(Layer):
     axis: int
     flow: Flow | None
     layers: tuple[Layer, ...]
+    _takes: tuple[int | None, Labels | None]
 
     def __init__(self, keep: int, flow: Flow | Sequence[Layer], *, axis: int = 1) -> None:
         keep = require_positive_int(keep, "keep")
@@ -72,6 +74,7 @@ class FactorOut(Layer):
             flow=known,
             layers=layers,
             residual_blocks=sum(layer.residual_blocks for layer in layers),
+            _takes=agreed([known] if known is not None else layers),
         )
 
     def __repr__(self) -> str:
@@ -82,6 +85,21 @@ class FactorOut(Layer):
     def arrays(self) -> tuple[Array, ...]:
         """The parameters of the inner layers."""
         return tuple(array for layer in self.layers for array in layer.arrays)
+
+    @property
+    def context_features(self) -> int | None:
+        """Entries of a condition, of the inner layers."""
+        return self._takes[0]
+
+    @property
+    def context_labels(self) -> Labels | None:
+        """Labels that it may hold."""
+        return self._takes[1]
+
+    def _under(self, backend: Backend, rows: Array) -> "FactorOut":
+        if self.flow is not None:
+            return FactorOut(self.keep, cast(Flow, self.flow._under(backend, rows)), axis=self.axis)
+        return FactorOut(self.keep, [layer._under(backend, rows) for layer in self.layers], axis=self.axis)
 
     @property
     def inverse_lipschitz(self) -> Any:
@@ -129,10 +147,10 @@ class FactorOut(Layer):
         self.flow.output_shape(kept)
         return self
 
-    def initialized(self, x: Array) -> "FactorOut":
+    def initialized(self, x: Array, context: Array | None = None) -> "FactorOut":
         """Return the layer with every inner ActNorm initialised from the channels that it will see."""
         placed = self.at_shape(tuple(x.shape[1:]))
-        return FactorOut(self.keep, placed._known().initialize(placed._split(x)[0]), axis=self.axis)
+        return FactorOut(self.keep, placed._known().initialize(placed._split(x)[0], context), axis=self.axis)
 
     def astype(self, dtype: Any) -> Self:
         """Return the layer with parameters of another dtype."""

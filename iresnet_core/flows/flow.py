@@ -1,9 +1,7 @@
 """Flows: layers in a row, their log-densities and samples, and how the layers' errors add up."""
 
-import hashlib
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, Literal, NamedTuple, Self, Unpack, cast
 
 from iresnet_core.backends import Array, Backend, get_backend
@@ -11,7 +9,6 @@ from iresnet_core.common import (
     flatten,
     require_finite,
     require_floating,
-    require_nonnegative,
     require_nonnegative_int,
     require_options,
     require_positive_int,
@@ -20,10 +17,11 @@ from iresnet_core.common import (
     unit_roundoff,
     which_samples,
     widest,
-    working_dtype,
 )
 from iresnet_core.determinant import LOGDET_OPTIONS, LogDetOptions, SampleSeed, own_seed, uses_own_seeds
 from iresnet_core.errors import DtypeError, InvalidArgumentError, NonFiniteError, ShapeError, UnknownArrayError
+from iresnet_core.flows.composition import distributed, summed
+from iresnet_core.flows.condition import Condition, Labels, agreed, as_condition, require_condition
 from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shape, Transformed, located
 from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
 from iresnet_core.results import Inverse, LogDet
@@ -74,6 +72,9 @@ class Flow(Layer):
         Shape of one sample, without the batch axis.
     base : {"normal"}
         Density of the latents.
+    condition : Condition, Dense or Chain, optional
+        Map of a condition to what enters all layers that take one: an embedding that they share. Without it the
+        condition itself enters them.
 
     Attributes
     ----------
@@ -85,7 +86,7 @@ class Flow(Layer):
     Raises
     ------
     ShapeError
-        If the layers do not fit each other and `event_shape`; a note says which.
+        If the layers do not fit each other, `event_shape` or the map of the condition; a note says which.
     InvalidArgumentError
         If an entry is no layer, or there is no such base.
     MixedBackendsError, DtypeError
@@ -110,9 +111,15 @@ class Flow(Layer):
     latent_shape: Shape
     base: Literal["normal"]
     arrays: tuple[Array, ...] = ()
+    _takes: tuple[int | None, Labels | None]
 
     def __init__(
-        self, layers: Sequence[Layer], event_shape: Sequence[int], *, base: Literal["normal"] = "normal"
+        self,
+        layers: Sequence[Layer],
+        event_shape: Sequence[int],
+        *,
+        base: Literal["normal"] = "normal",
+        condition: Any = None,
     ) -> None:
         if base != "normal":
             raise InvalidArgumentError(f"there is no base density {base!r}; there is 'normal'.")
@@ -128,13 +135,23 @@ class Flow(Layer):
                 shape = placed[-1].output_shape(shape)
         if not placed:
             raise InvalidArgumentError("a flow needs at least one layer.")
+        condition, takes = as_condition(condition), agreed(placed)
+        if condition is not None:
+            if takes[0] != condition.width:
+                takers = "no layer takes a condition" if takes[0] is None else f"the layers take {takes[0]}"
+                raise ShapeError(f"the map of the condition returns {condition.width} entries, but {takers}.")
+            takes = condition.features, condition.labels
+        parts = placed if condition is None else [*placed, condition]
         self._keep(
             layers=tuple(placed),
             event_shape=start,
             latent_shape=shape,
             base=base,
             residual_blocks=sum(layer.residual_blocks for layer in placed),
-            arrays=tuple(array for layer in placed for array in layer.arrays),  # asked for many times in every call
+            # Asked for many times in every call.
+            arrays=tuple(array for part in parts for array in part.arrays),
+            condition=condition,
+            _takes=takes,
         )
         if self.arrays:
             get_backend(*self.arrays)
@@ -143,7 +160,25 @@ class Flow(Layer):
                 raise DtypeError(f"the parameters have the dtypes {', '.join(sorted(dtypes))}; use flow.astype(dtype).")
 
     def __repr__(self) -> str:
-        return f"Flow([{', '.join(map(repr, self.layers))}], event_shape={self.event_shape})"
+        condition = "" if self.condition is None else f", condition={self.condition!r}"
+        return f"Flow([{', '.join(map(repr, self.layers))}], event_shape={self.event_shape}{condition})"
+
+    @property
+    def context_features(self) -> int | None:
+        """Entries of a condition; None for a flow that takes none."""
+        return self._takes[0]
+
+    @property
+    def context_labels(self) -> Labels | None:
+        """Labels that it may hold, see `Condition`."""
+        return self._takes[1]
+
+    def _with(self, layers: Sequence[Layer], condition: Condition | None) -> Self:
+        """Return the flow of other layers, with the same shapes and base."""
+        return type(self)(layers, self.event_shape, base=self.base, condition=condition)
+
+    def _given(self, backend: Backend, rows: Array, single: bool) -> Self:
+        return self._with([layer._under(backend, rows) for layer in self.layers], None)
 
     @property
     def inverse_lipschitz(self) -> Any:
@@ -169,9 +204,10 @@ class Flow(Layer):
 
     def astype(self, dtype: Any) -> Self:
         """Return the flow with parameters of another dtype."""
-        return type(self)([layer.astype(dtype) for layer in self.layers], self.event_shape, base=self.base)
+        condition = None if self.condition is None else self.condition.astype(dtype)
+        return self._with([layer.astype(dtype) for layer in self.layers], condition)
 
-    def initialize(self, x: Array) -> "Flow":
+    def initialize(self, x: Array, context: Array | None = None) -> "Flow":
         """Return the flow with every ActNorm initialised from data.
 
         The data pass through the layers in order, so that each ActNorm sees what it will be given. One that has its
@@ -181,31 +217,48 @@ class Flow(Layer):
         ----------
         x : array (batch, *event_shape)
             At least one sample; a hundred or more estimate mean and variance well.
+        context : array (batch, features), or (features,) for all samples
+            The conditions of a flow that takes them.
 
         Raises
         ------
         ShapeError, DtypeError, MixedBackendsError, NonFiniteError
-            If `x` does not fit or is empty.
+            If `x` or `context` does not fit, or is empty.
         """
         backend = self._admit(x, "the data of the initialisation")
         self._require_input(x)
-        layers = []
+        rows = self._entering(backend, x, context)
+        layers: list[Layer] = []
         for index, layer in enumerate(self.layers):
             with located(index, layer), backend.full_precision():
-                layers.append(layer.initialized(x))
-                x = layers[-1]._map(backend, x)
+                if rows is None or layer.context_features is None:
+                    layers.append(layer.initialized(x))
+                    x = layers[-1]._map(backend, x)
+                else:
+                    layers.append(layer.initialized(x, rows))
+                    x = layers[-1]._for(x, rows)._map(backend, x)
                 require_finite(backend, x, "the output of the layer")
-        return Flow(layers, self.event_shape, base=self.base)
+        return self._with(layers, self.condition)
+
+    def _entering(self, backend: Backend, x: Array, context: Array | None) -> Array | None:
+        """Return what enters the layers for samples x under a context."""
+        rows = self.context_rows(x, context)
+        if rows is None:
+            return None
+        with backend.full_precision():
+            return rows if self.condition is None else self.condition.mapped(backend, rows, x)
 
     initialized = initialize
 
-    def log_prob(self, x: Array, **options: Unpack[LogDetOptions]) -> LogProb:
-        """Return the log-density of samples.
+    def log_prob(self, x: Array, context: Array | None = None, **options: Unpack[LogDetOptions]) -> LogProb:
+        """Return the log-density of samples, under their conditions where the flow takes any.
 
         Parameters
         ----------
         x : array (batch, *event_shape)
             Samples.
+        context : array (batch, features), or (features,) for all samples
+            Conditions, see `given`.
         method, tol, probes, noise, rng, unbiased, terms, probe_kind, control_variate, errors, exact_up_to
             As in `logdet`, for every residual block, but: `tol` is for the sum over all blocks, of which each gets an
             equal part; `rng` is "sample" if it is left out, but for training (``errors=False``) and unbiased answers,
@@ -225,7 +278,7 @@ class Flow(Layer):
             looks at no value, and returns -inf.
         """
         require_options(options, LOGDET_OPTIONS)
-        return self._scored(x, cast(ForwardOptions, options))
+        return self._for(x, context)._scored(x, cast(ForwardOptions, options))
 
     def _scored(self, x: Array, options: ForwardOptions) -> LogProb:
         """As `log_prob`, with options that are known."""
@@ -254,13 +307,17 @@ class Flow(Layer):
             logdet.reason,
         )
 
-    def bits_per_dim(self, x: Array, *, levels: int = 256, **options: Unpack[LogDetOptions]) -> LogProb:
+    def bits_per_dim(
+        self, x: Array, context: Array | None = None, *, levels: int = 256, **options: Unpack[LogDetOptions]
+    ) -> LogProb:
         """Return the negative log-density in bits per dimension: log2(levels) - log p(x) / (d log 2).
 
         Parameters
         ----------
         x : array (batch, *event_shape)
             Samples scaled to [0, 1] from `levels` grey levels, dequantised.
+        context : array (batch, features), or (features,) for all samples
+            As in `log_prob`.
         levels : int
             Number of levels; 1 for data that were never quantised.
         **options
@@ -273,7 +330,7 @@ class Flow(Layer):
         """
         shift = math.log2(require_positive_int(levels, "levels"))
         scale = 1 / (math.prod(self.event_shape) * math.log(2))
-        nats = self.log_prob(x, **options)
+        nats = self.log_prob(x, context, **options)
         backend = get_backend(nats.value)
         value = shift - scale * nats.value
         rounding = 4 * unit_roundoff(backend, value.dtype) * (backend.xp.abs(value) + shift)
@@ -281,7 +338,13 @@ class Flow(Layer):
         return nats._replace(value=value, std_error=scale * nats.std_error, bias_bound=bias)
 
     def sample(
-        self, n: int, *, rng: Any = None, like: Array | None = None, **options: Unpack[InverseOptions]
+        self,
+        n: int,
+        context: Array | None = None,
+        *,
+        rng: Any = None,
+        like: Array | None = None,
+        **options: Unpack[InverseOptions],
     ) -> Inverse:
         """Draw samples: the preimages of standard normal latents.
 
@@ -289,6 +352,8 @@ class Flow(Layer):
         ----------
         n : int
             How many; 0 gives an empty batch.
+        context : array (n, features), or (features,) for all samples
+            As in `log_prob`.
         rng : None, int or the backend's own generator
             An int is a seed; None draws from the framework's own global generator.
         like : array, optional
@@ -317,7 +382,8 @@ class Flow(Layer):
         backend = get_backend(like, *self.arrays)
         require_floating(backend, like, "`like`")
         count = require_nonnegative_int(n, "n") if n is None or backend.knows_size(n) else n
-        return self.inverse(backend.sample("gaussian", (count, *self.latent_shape), like, rng), **options)
+        require_condition(context, self.context_features, "this Flow")  # before random numbers are used up
+        return self.inverse(backend.sample("gaussian", (count, *self.latent_shape), like, rng), context, **options)
 
     def _map(self, backend: Backend, x: Array) -> Array:
         for index, layer in enumerate(self.layers):
@@ -331,11 +397,11 @@ class Flow(Layer):
             options = {**options, "rng": SampleSeed(x) if uses_own_seeds(options) else None}
         elif isinstance(options["rng"], str):
             options = {**options, "rng": own_seed(options, x[: options.get("part"), ...])}
-        for index, (layer, own) in enumerate(zip(self.layers, _distribute(backend, self.layers, options), strict=True)):
+        for index, (layer, own) in enumerate(zip(self.layers, distributed(backend, self.layers, options), strict=True)):
             with located(index, layer):
                 x, logdet = layer._forward(backend, x, own)
                 logdets.append(logdet)
-        return Transformed(x, _sum(backend, self.layers, logdets, x.dtype))
+        return Transformed(x, summed(backend, self.layers, logdets, x.dtype))
 
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
         state = self._back(backend, begun(backend, z), options)
@@ -348,41 +414,6 @@ class Flow(Layer):
         return state
 
 
-def _distribute(backend: Backend, layers: Sequence[Layer], options: ForwardOptions) -> list[ForwardOptions]:
-    """Give every layer its options: independent streams of one seed, its own noise, its part of the tolerance."""
-    blocks = [layer.residual_blocks for layer in layers]
-    total = sum(blocks)
-    shared = {name: value for name, value in options.items() if name not in ("tol", "noise", "rng")}
-    own: list[dict[str, Any]] = [dict(shared) for _ in layers]
-    rng, tol, noise = options.get("rng"), options.get("tol"), options.get("noise")
-    if tol is not None:
-        part = require_nonnegative(tol, "tol") / max(total, 1)
-        for entry, count in zip(own, blocks, strict=True):
-            entry["tol"] = part * max(count, 1)
-    if isinstance(rng, SampleSeed):
-        for index, entry in enumerate(own):
-            entry["rng"] = rng.child(index)
-    elif rng is None:
-        for entry in own:  # said, since an inner flow has a default of its own
-            entry["rng"] = None
-    else:
-        seeded = isinstance(rng, Integral) and not isinstance(rng, bool)
-        stream = None if seeded else backend.generator(rng)  # a seed tensor is the beginning of one stream
-        for index, entry in enumerate(own):
-            entry["rng"] = backend.host_constant(_child_seed, int(rng), index) if seeded else stream
-    if noise is not None:
-        if not isinstance(noise, list) or len(noise) != total:
-            got = f"{len(noise)} entries" if isinstance(noise, list) else type(noise).__name__
-            raise InvalidArgumentError(
-                f"noise for a flow is a list with one entry for each of its {total} residual blocks, got {got}."
-            )
-        start = 0
-        for layer, entry, count in zip(layers, own, blocks, strict=True):
-            entry["noise"] = noise[start] if layer.is_block else list(noise[start : start + count])
-            start += count
-    return [cast(ForwardOptions, entry) for entry in own]
-
-
 def _require_representable(backend: Backend, log_prob: Array, dtype: Any) -> None:
     """Refuse float64 log-densities (batch,) that are below the range of a dtype; programs look at no value."""
     if backend.is_tracing(log_prob):
@@ -393,33 +424,3 @@ def _require_representable(backend: Backend, log_prob: Array, dtype: Any) -> Non
             f"the log-density of {which_samples(backend, representable)} is below the range of {dtype}. Look at these "
             "data, which are far from all that the flow describes."
         )
-
-
-def _child_seed(seed: int, index: int) -> int:
-    """Derive the seed of layer `index` by a hash, so that neither neighbouring seeds nor nested flows share streams."""
-    if seed < 0:
-        raise InvalidArgumentError(f"rng={seed}: a seed must not be negative.")
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=4).digest()) >> 1
-
-
-def _sum(backend: Backend, layers: Sequence[Layer], logdets: Sequence[LogDet], dtype: Any) -> LogDet:
-    """Log-determinant of a composition from those of its independent parts; the method is that of residual blocks."""
-    blocks = [part for layer, part in zip(layers, logdets, strict=True) if layer.residual_blocks]
-    xp, wide = backend.xp, widest(backend)
-    target = working_dtype(backend, dtype)
-    values, deviations, biases = (xp.astype(xp.stack([part[field] for part in logdets]), wide) for field in range(3))
-    value = xp.sum(values, axis=0)
-    rounding = len(logdets) * unit_roundoff(backend, wide) * xp.sum(xp.abs(values), axis=0)
-    rounding = rounding + unit_roundoff(backend, target) * xp.abs(value)
-    products = logdets[0].products
-    for part in logdets[1:]:
-        products = products + part.products
-    methods = dict.fromkeys(method for part in blocks or logdets for method in part.method.split("+"))
-    return LogDet(
-        value=xp.astype(value, target),
-        std_error=xp.astype(xp.sqrt(xp.sum(deviations**2, axis=0)), target),
-        bias_bound=backend.stop_gradient(round_up(backend, xp.sum(biases, axis=0) + rounding, target)),
-        products=products,
-        method="+".join(methods),
-        reason="; ".join(dict.fromkeys(part.reason for part in logdets if part.reason)),
-    )

@@ -26,6 +26,7 @@ from iresnet_core.common import (
 )
 from iresnet_core.determinant import LOGDET_OPTIONS, LogDetOptions
 from iresnet_core.errors import IResNetError, ShapeError
+from iresnet_core.flows.condition import Condition, Labels, checked_rows, require_condition, require_rows
 from iresnet_core.flows.preimage import Preimage, nearest
 from iresnet_core.results import Inverse, LogDet
 
@@ -99,10 +100,15 @@ class Layer(Copyable, ABC):
         Whether the layer is one residual block itself, which takes its noise as an array and not as a list.
     inverse_lipschitz : float or array ()
         Lipschitz constant of the inverse: an error in its argument grows at most by this factor.
+    condition : Condition or None
+        The map of a condition to what enters the layer.
+    context_features : int or None
+        Entries of a condition; None for a layer that takes none.
     """
 
     residual_blocks: int = 0
     is_block: bool = False
+    condition: Condition | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{type(self).__name__} never changes; build another one to have another {name}.")
@@ -121,6 +127,78 @@ class Layer(Copyable, ABC):
     @abstractmethod
     def inverse_lipschitz(self) -> Any:
         """Lipschitz constant of the inverse."""
+
+    @property
+    def context_features(self) -> int | None:
+        """Entries of a condition; None for a layer that takes none."""
+        return None if self.condition is None else self.condition.features
+
+    @property
+    def context_labels(self) -> Labels | None:
+        """The labels that a condition may hold, column by column, see `Condition`; None where all are numbers."""
+        return None if self.condition is None else self.condition.labels
+
+    def given(self, context: Array | None, like: Array | None = None) -> "Layer":
+        """Return the layer under one condition, or under one for each sample of a batch, as a layer without any.
+
+        With many calls under the same condition it saves the time of its map in each. Under one condition of shape
+        (features,) the result takes batches of every size and can be saved.
+
+        Parameters
+        ----------
+        context : array (batch, features), or (features,) for all samples
+            Of the backend, dtype and device of the parameters; or whole numbers, where the `Condition` has labels.
+        like : array, optional
+            Gives the dtype of a layer without parameters.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the layer needs a condition and gets none, or the other way round, or a label is not known.
+        ShapeError, DtypeError, MixedBackendsError, NonFiniteError
+            If the context does not fit or holds NaN or infinity.
+        """
+        require_condition(context, self.context_features, f"this {type(self).__name__}")
+        if context is None:
+            return self
+        return self._under(*self._rows(context, like))
+
+    def _rows(self, context: Array, like: Array | None = None) -> tuple[Backend, Array]:
+        """Return a context as checked rows, one for each sample or one for all."""
+        assert self.context_features is not None
+        like = self.arrays[0] if self.arrays else like
+        return checked_rows(context, self.context_features, self.context_labels, like)
+
+    def _under(self, backend: Backend, rows: Array) -> "Layer":
+        """Return the layer under checked conditions (batch, features)."""
+        single = backend.knows_size(rows.shape[0]) and rows.shape[0] == 1
+        if self.condition is not None:
+            with backend.full_precision():
+                rows = self.condition.mapped(backend, rows, self.arrays[0] if self.arrays else None)
+        return self._given(backend, rows, single)
+
+    def _given(self, backend: Backend, rows: Array, single: bool) -> "Layer":
+        """Return the layer with what the map of its condition made of one, or, if `single`, of that of all samples."""
+        return self
+
+    def context_rows(self, x: Array, context: Array | None) -> Array | None:
+        """Return the context of samples x (batch, ...) as checked rows, one a sample or (1, features) for all.
+
+        None for a layer without a condition. Errors as `given`.
+        """
+        require_condition(context, self.context_features, f"this {type(self).__name__}")
+        if context is None:
+            return None
+        get_backend(x, context)
+        require_batch(x, "the input")
+        backend, rows = self._rows(context, x)
+        require_rows(backend, rows, x)
+        return rows
+
+    def _for(self, x: Array, context: Array | None) -> Self:
+        """Return the layer as it is for samples x (batch, ...)."""
+        rows = self.context_rows(x, context)
+        return self if rows is None else cast(Self, self._under(get_backend(rows), rows))
 
     @abstractmethod
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
@@ -187,32 +265,36 @@ class Layer(Copyable, ABC):
             estimate=(state.estimate + off) * growth + own,
         )
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Transform samples `x` (batch, ...) without the log-determinant; as `forward` otherwise."""
         backend = self._admit(x, "the input")
+        if context is not None or self.context_features is not None:
+            return self._for(x, context)(x)
         self._require_input(x)
         with backend.batch_of_unknown_size(x):
             return self._admissible(backend, self._map(backend, x), "output")
 
-    def forward(self, x: Array, **options: Unpack[LogDetOptions]) -> Transformed:
+    def forward(self, x: Array, context: Array | None = None, **options: Unpack[LogDetOptions]) -> Transformed:
         """Transform samples and return log|det| of the Jacobian at each.
 
         Parameters
         ----------
         x : array (batch, ...)
             Real floating point, of the backend and dtype of the parameters. The batch may be empty.
+        context : array (batch, features), or (features,) for all samples
+            The condition, where the layer takes one, see `given`.
         **options
             Passed on to `logdet` by residual blocks; other layers need none.
 
         Raises
         ------
         ShapeError, DtypeError, MixedBackendsError, NonFiniteError
-            If `x` has the wrong shape, dtype or backend, or holds NaN or infinity.
+            If `x` or `context` has the wrong shape, dtype or backend, or holds NaN or infinity.
         InvalidArgumentError
-            If there is no such option.
+            If there is no such option, or a condition is missing or given to a layer without one.
         """
         require_options(options, LOGDET_OPTIONS)
-        return self._checked_forward(x, cast(ForwardOptions, options))
+        return self._for(x, context)._checked_forward(x, cast(ForwardOptions, options))
 
     def _checked_forward(self, x: Array, options: ForwardOptions) -> Transformed:
         """As `forward`, with options that are known."""
@@ -223,13 +305,16 @@ class Layer(Copyable, ABC):
         self._admissible(backend, out.value, "output")
         return out
 
-    def inverse(self, z: Array, **options: Unpack[InverseOptions]) -> Inverse:
+    def inverse(self, z: Array, context: Array | None = None, **options: Unpack[InverseOptions]) -> Inverse:
         """Return the samples that the layer maps to `z`.
 
         Parameters
         ----------
         z : array (batch, ...)
             As `forward` returns them.
+        context : array (batch, features), or (features,) for all samples
+            The condition that belongs to `z`, where the layer takes one. What its map gives in the dtype of the layer
+            is taken as exact by the bounds.
         errors : bool
             Whether to certify the answer (default). Without, a flow neither refines its points in float64 nor bounds
             their errors, which takes most of the time where blocks are wide: `error_bound` and `error_estimate` are
@@ -253,12 +338,14 @@ class Layer(Copyable, ABC):
         require_options(options, INVERSE_OPTIONS)
         backend = self._admit(z, "the latents")
         self.input_shape(tuple(z.shape[1:]))
+        if context is not None or self.context_features is not None:
+            return self._for(z, context).inverse(z, **options)
         with backend.full_precision(), backend.batch_of_unknown_size(z):
             out = self._inverse(backend, z, options)
         self._admissible(backend, out.value, "preimage")
         return out
 
-    def initialized(self, x: Array) -> "Layer":
+    def initialized(self, x: Array, context: Array | None = None) -> "Layer":
         """Return the layer with its data-dependent parameters set from samples `x`; most layers have none."""
         return self
 

@@ -23,6 +23,7 @@ from iresnet_core.common import (
 )
 from iresnet_core.determinant import LOGDET_OPTIONS, LogDetOptions
 from iresnet_core.errors import InvalidArgumentError, NonFiniteError, ShapeError
+from iresnet_core.flows.condition import usable_rows
 from iresnet_core.flows.flow import Flow, LogProb
 from iresnet_core.flows.layer import ForwardOptions
 
@@ -61,8 +62,10 @@ class PartFirst(NamedTuple):
     part: int | None
 
     def of(self, backend: Backend, a: Any) -> Any:
-        """Return an array (batch, ...) in the order; None for None."""
-        return a if a is None or self.order is None else backend.xp.take(a, self.order, axis=0)
+        """Return an array (batch, ...) in the order; None for None, and what stands for all samples as it is."""
+        if a is None or self.order is None or (backend.knows_size(a.shape[0]) and a.shape[0] == 1):
+            return a
+        return backend.xp.take(a, self.order, axis=0)
 
     def undone(self, backend: Backend, a: Array) -> Array:
         """Return an array (batch, ...) that has the order as it was before."""
@@ -96,6 +99,7 @@ def with_part_first(backend: Backend, x: Array, share: float | None, rng: Any) -
 def training_loss(
     flow: Flow,
     x: Array,
+    context: Array | None = None,
     *,
     weights: Array | None = None,
     share: float | None = None,
@@ -113,6 +117,8 @@ def training_loss(
         The flow.
     x : array (batch, *event_shape)
         Samples.
+    context : array (batch, features), or (features,) for all samples
+        Their conditions, where the flow takes any; the loss is differentiable with respect to it and to its map.
     weights : array (batch,), optional
         Weights of the samples; default ones. The mean is not divided by theirs.
     share : float, optional
@@ -145,10 +151,12 @@ def training_loss(
     backend = get_backend(x, *flow.arrays)
     require_batch(x, "x")
     options = {"errors": False, **options, "rng": backend.generator(options.get("rng"))}
+    rows = flow.context_rows(x, context)
     first = with_part_first(backend, x, share, options["rng"])
 
     def scored(first: PartFirst) -> Array:
-        nats = training_log_prob(flow, first.of(backend, x), first.part, **options).value
+        own = first.of(backend, rows)
+        nats = training_log_prob(flow, first.of(backend, x), first.part, context=own, **options).value
         return first.undone(backend, nats)
 
     return mean_loss(with_own_numbers(first, scored), weights)
@@ -178,16 +186,18 @@ def mean_loss(nats: Array, weights: Array | None) -> Array:
     return -backend.xp.mean(weights * nats)
 
 
-def training_log_prob(flow: Flow, x: Array, part: int | None = None, **options: Unpack[LogDetOptions]) -> LogProb:
+def training_log_prob(
+    flow: Flow, x: Array, part: int | None = None, *, context: Array | None = None, **options: Unpack[LogDetOptions]
+) -> LogProb:
     """Return `Flow.log_prob` for a step of training, which is refused where its gradient would overflow.
 
     The gradient of a log-density is about as large as itself. Optimisers such as Adam keep squares of gradients: one
     that overflows stops a weight for good, and one that is infinite destroys it. So log-densities must be smaller than
     a quarter of the root of the largest number of the dtype, 4.6e18 nats in float32, which a latent of 3e9 reaches.
 
-    A compiled program cannot raise. There such samples, and those with entries that are not finite or so large that the
-    flow would overflow, have the log-density NaN and no gradient: the loss says NaN, and the weights learn from the
-    other samples of the batch.
+    A compiled program cannot raise. There such samples, and those with entries, of theirs or of their conditions, that
+    are not finite or so large that the flow would overflow, or with labels that are not known, have the log-density NaN
+    and no gradient: the loss says NaN, and the weights learn from the other samples of the batch.
 
     With `part` the log-determinants of the first samples stand for all, see `ForwardOptions`.
 
@@ -202,13 +212,19 @@ def training_log_prob(flow: Flow, x: Array, part: int | None = None, **options: 
     xp = backend.xp
     require_options(options, LOGDET_OPTIONS)
     known = cast(ForwardOptions, options if part is None else {**options, "part": part})
+    rows = flow.context_rows(x, context)
     if backend.is_tracing(x):
         small = xp.abs(x) < _largest_entry(backend, x)
         axes = tuple(range(1, x.ndim))
-        result = flow._scored(xp.where(xp.all(small, axis=axes, keepdims=True), x, xp.zeros_like(x)), known)
-        usable = xp.all(small, axis=axes) & (xp.abs(result.value) < _largest_value(backend, result.value))
+        usable = xp.all(small, axis=axes)
+        if rows is not None:
+            allowed, rows = usable_rows(backend, rows, flow.context_labels, _largest_entry(backend, x))
+            usable = usable & allowed
+        x = xp.where(xp.all(small, axis=axes, keepdims=True), x, xp.zeros_like(x))
+        result = flow._for(x, rows)._scored(x, known)
+        usable = usable & (xp.abs(result.value) < _largest_value(backend, result.value))
         return result._replace(value=xp.where(usable, result.value, xp.full_like(result.value, math.nan)))
-    result = flow._scored(x, known)
+    result = flow._for(x, rows)._scored(x, known)
     largest = _largest_value(backend, result.value)
     usable = xp.abs(result.value) < largest
     if not bool(xp.all(usable)):

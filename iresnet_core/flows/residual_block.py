@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from iresnet_core.backends import Array, Backend, device_of
-from iresnet_core.branches import evaluate, stated_lipschitz
+from iresnet_core.branches import Chain, conditioned, entries, evaluate, stated_lipschitz
 from iresnet_core.common import require_contraction
 from iresnet_core.determinant import value_and_logdet
 from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.flows.condition import Condition, as_condition
 from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shape, Transformed
 from iresnet_core.flows.preimage import Preimage, nearest
 from iresnet_core.inverse import invert, refined
@@ -31,6 +32,10 @@ class ResidualBlock(Layer):
     lipschitz : float, optional
         Constant to use instead of the branch's own certified one: a declaration of the caller's, on which every error
         bound then rests.
+    condition : Condition, Dense or Chain, optional
+        Map of a condition to what is added behind the first linear layer of a branch that is a `Chain`, one number a
+        channel; or behind all but the last one, side by side, where it returns as many. It may have any constant: the
+        branch stays as contractive as it is, under every condition.
 
     Attributes
     ----------
@@ -44,9 +49,9 @@ class ResidualBlock(Layer):
     Raises
     ------
     InvalidArgumentError
-        If the branch is not callable.
+        If the branch is not callable, or has a condition and is no Chain.
     ShapeError
-        If the branch states that it changes the shape.
+        If the branch states that it changes the shape, or the map of the condition does not fit it.
     NotContractiveError
         If the declared constant is not below 1. A branch's own constant is looked at when it is needed: `inverse`
         raises where it is not below 1.
@@ -75,7 +80,7 @@ class ResidualBlock(Layer):
     residual_blocks = 1
     is_block = True
 
-    def __init__(self, branch: Any, *, lipschitz: float | None = None) -> None:
+    def __init__(self, branch: Any, *, lipschitz: float | None = None, condition: Any = None) -> None:
         if not callable(branch):
             raise InvalidArgumentError(f"a residual branch must be callable, got {type(branch).__name__}.")
         before, after = getattr(branch, "input_shape", None), getattr(branch, "output_shape", None)
@@ -83,11 +88,15 @@ class ResidualBlock(Layer):
             raise ShapeError(f"a residual branch keeps the shape: {branch!r} takes {before} to {after}.")
         if lipschitz is not None:
             lipschitz = require_contraction(lipschitz, "the argument lipschitz")
-        self._keep(branch=branch, declared_lipschitz=lipschitz)
+        condition = as_condition(condition)
+        if condition is not None:
+            _require_fitting(condition, branch)
+        self._keep(branch=branch, declared_lipschitz=lipschitz, condition=condition)
 
     def __repr__(self) -> str:
         declared = "" if self.declared_lipschitz is None else f", lipschitz={self.declared_lipschitz:g}"
-        return f"ResidualBlock({self.branch!r}{declared})"
+        condition = "" if self.condition is None else f", condition={self.condition!r}"
+        return f"ResidualBlock({self.branch!r}{declared}{condition})"
 
     @property
     def lipschitz(self) -> float:
@@ -102,10 +111,11 @@ class ResidualBlock(Layer):
 
     @property
     def arrays(self) -> tuple[Array, ...]:
-        """Weights and biases, where the branch lists its linear layers."""
+        """Weights and biases, where the branch lists its linear layers, and those of the map of the condition."""
         operators = getattr(self.branch, "operators", ())
         parameters = (p for operator in operators for p in (operator.weight, operator.bias))
-        return tuple(p for p in parameters if p is not None)
+        own = tuple(p for p in parameters if p is not None)
+        return own if self.condition is None else own + self.condition.arrays
 
     @property
     def inverse_lipschitz(self) -> float:
@@ -136,7 +146,14 @@ class ResidualBlock(Layer):
         """
         if not hasattr(self.branch, "astype"):
             raise InvalidArgumentError(f"the branch {self.branch!r} has no method astype(dtype).")
-        return type(self)(self.branch.astype(dtype), lipschitz=self.declared_lipschitz)
+        condition = None if self.condition is None else self.condition.astype(dtype)
+        return type(self)(self.branch.astype(dtype), lipschitz=self.declared_lipschitz, condition=condition)
+
+    def _given(self, backend: Backend, rows: Array, single: bool) -> "ResidualBlock":
+        if self.condition is None:
+            return self
+        branch = Chain(conditioned(self.branch.layers, rows, single=single))
+        return type(self)(branch, lipschitz=self.declared_lipschitz)
 
     def _map(self, backend: Backend, x: Array) -> Array:
         return x + evaluate(backend, self.branch, x)
@@ -162,6 +179,22 @@ class ResidualBlock(Layer):
             refined=found.x,
             error=found.error,
             estimate=state.estimate + found.residual,
+        )
+
+
+def _require_fitting(condition: Condition, branch: Any) -> None:
+    """Refuse a condition that has no place to enter a branch."""
+    if not isinstance(branch, Chain):
+        raise InvalidArgumentError(
+            f"a condition enters behind the linear layers of a Chain; {branch!r} is none. Write the branch as a Chain, "
+            "or let a callable take the condition itself, and make a block for each condition."
+        )
+    widths = entries(branch.layers)
+    if condition.width not in (widths[0], sum(widths)):
+        every = f", or {sum(widths)} for all places behind linear layers" if len(widths) > 1 else ""
+        raise ShapeError(
+            f"the map of the condition returns {condition.width} entries, but the first linear layer of {branch!r} has "
+            f"{widths[0]} channels{every}."
         )
 
 

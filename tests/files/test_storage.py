@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flow_examples import (
     array,
+    conditional_flow,
     contents_of_file,
     host,
     image_flow,
@@ -200,3 +201,23 @@ def test_what_cannot_be_described_is_named_and_nothing_is_written(path, part, me
     with pytest.raises(StorageError, match=r"the model is a builtins\.dict"):
         save({}, path)
     assert not os.listdir(path.parent)
+
+
+def test_conditions_do_not_change_the_files_without_any(numpy_backend, path):
+    """Older files lack the field; and a model without a condition can be read by older versions."""
+    save(vector_flow(numpy_backend, 1), path)
+    _, description = contents_of_file(path)
+    parts = [description["model"], *description["model"]["layers"]]
+    assert not any("condition" in part for part in parts)
+    conditional = conditional_flow(numpy_backend, 1, classes=3)
+    save(conditional, path)
+    x, labels = vectors(numpy_backend, 2, 3), np.array([0, 2, 1])
+    loaded = load(path)
+    np.testing.assert_array_equal(
+        loaded.log_prob(x, labels, method="exact").value, conditional.log_prob(x, labels, method="exact").value
+    )
+    tensors, description = contents_of_file(path)
+    description["model"]["condition"]["labels"] = [[0.0, 0.0, 1.0]]
+    write_file(path, tensors, description)
+    with pytest.raises(StorageError, match="distinct"):
+        load(path)

@@ -11,6 +11,7 @@ from iresnet_core.backends import get_backend
 from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.chain import Chain
 from iresnet_core.flows.actnorm import ActNorm
+from iresnet_core.flows.condition import Condition
 from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.logit import Logit
@@ -70,6 +71,30 @@ def vector_flow(backend, seed, d=3, blocks=2, coeff=0.7, dtype="float64"):
         layers.append(actnorm(backend, rng, d, dtype))
         layers.append(dense_block(backend, rng, d, coeff, dtype=dtype, activation=ACTIVATIONS[k % len(ACTIVATIONS)]))
     return Flow(layers, (d,))
+
+
+def a_map(backend, rng, into, out, dtype="float64"):
+    """A map of a condition, of any constant."""
+    layers = [(6, into), (out, 6)]
+    dense = [Dense(*(array(backend, rng.normal(0, 0.5, n), dtype) for n in (size, size[0]))) for size in layers]
+    return Chain([dense[0], Activation("relu"), dense[1]])
+
+
+def conditional_flow(backend, seed, features=2, dtype="float64", **condition):
+    """A flow whose layers take a condition each in another way: at one place, at all of them, and as two numbers."""
+    rng = np.random.default_rng(seed)
+    norm = actnorm(backend, rng, 3, dtype)
+    first, second = (dense_block(backend, rng, 3, dtype=dtype, activation=name).branch for name in ("lipswish", "sin"))
+    longer = Chain([*first.layers, Activation("tanh"), *second.layers])
+    entering = 4
+    layers = [
+        ActNorm(norm.log_scale, norm.bias, condition=Condition(a_map(backend, rng, entering, 6, dtype))),
+        ResidualBlock(first, condition=a_map(backend, rng, entering, 5, dtype)),
+        ResidualBlock(longer, condition=a_map(backend, rng, entering, 13, dtype)),
+        actnorm(backend, rng, 3, dtype),
+    ]
+    encoded = condition.get("classes", features)
+    return Flow(layers, (3,), condition=Condition(a_map(backend, rng, encoded, entering, dtype), **condition))
 
 
 def image_flow(backend, seed, coeff=0.7, dtype="float64"):

@@ -2,12 +2,23 @@
 
 import numpy as np
 from activation_cases import other_parameters
-from flow_examples import actnorm, array, conv_block, dense_block, host, image_flow, vector_flow
+from flow_examples import (
+    a_map,
+    actnorm,
+    array,
+    conditional_flow,
+    conv_block,
+    dense_block,
+    host,
+    image_flow,
+    vector_flow,
+)
 
 from iresnet_core.branches.activation_functions import ACTIVATIONS
 from iresnet_core.branches.activations import Activation
 from iresnet_core.files.description import STORABLE
 from iresnet_core.flows.actnorm import ActNorm
+from iresnet_core.flows.condition import Condition
 from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.logit import Logit
@@ -31,6 +42,10 @@ MODELS = {
     "flow": lambda e, t: vector_flow(e, 1, dtype=t),
     "multiscale flow": lambda e, t: image_flow(e, 1, dtype=t),
     "flow without arrays": lambda e, t: Flow([Squeeze(), InjectivePad(1)], (1, 2, 2)),
+    "conditional flow": lambda e, t: conditional_flow(e, 1, dtype=t, mean=[0.1, 2.0], std=[1e-8, 3.0]),
+    "flow of classes": lambda e, t: conditional_flow(e, 1, dtype=t, classes=3),
+    "condition": lambda e, t: Condition(a_map(e, np.random.default_rng(4), 4, 2, t), labels=[None, (0.5, 7, -1)]),
+    "condition without net": lambda e, t: Condition(mean=[0.0], std=[0.1]),
     "block": block,
     "declared block": lambda e, t: ResidualBlock(block(e, t).branch, lipschitz=0.875),
     "convolutional block": lambda e, t: conv_block(e, np.random.default_rng(2), (2, 3, 3), dtype=t),
