@@ -54,7 +54,9 @@ class _Swish(Entrywise):
 
     def pulled_back(self, x: Array, u: Array, t: Array = None) -> Array:
         """Return u times the slope at x, by the backend's swish."""
-        return get_backend(x).swish_pullback(self._times_beta(x), u * float(self.factor))
+        pulled = get_backend(x).swish_pullback(self._times_beta(x), u)
+        pulled *= float(self.factor)
+        return pulled
 
     def transcendental(self, x: Array) -> Array:
         """Return t = 1 / (1 + exp(-beta x))."""
