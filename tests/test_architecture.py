@@ -69,6 +69,7 @@ HOST_MODULES = {
     "branches.convolution_traces": "the paths through the taps are counted on the host",
     "branches.local_traces": "the numbers of neighbouring positions are constants, made on the host",
     "commands": "prints and plots on the host",
+    "determinant.coloring": "patterns of sparse matrices are SciPy's, and colours are found entry by entry",
     "determinant.far_side": "eigenvalues of matrices without symmetry, which the standard does not have",
     "determinant.quadrature": "nodes and weights are constants, made on the host",
     "determinant.sample_seed": "the words of counters are constants, made on the host",

@@ -22,6 +22,7 @@ from iresnet_core.common import (
 from iresnet_core.determinant.arnoldi import ARNOLDI
 from iresnet_core.determinant.choice import exact_choice
 from iresnet_core.determinant.exact import EXACT, determinant_order
+from iresnet_core.determinant.lanczos_quadrature import LANCZOS
 from iresnet_core.determinant.of_operator import operator_logdet
 from iresnet_core.determinant.preconditioned_arnoldi import MEAN_JACOBIAN, PRECONDITIONED_WIDTH
 from iresnet_core.determinant.preconditioning import MeanJacobian, require_reference
@@ -47,7 +48,7 @@ __all__ = ["METHODS", "logdet", "own_seed", "uses_own_seeds", "value_and_logdet"
 METHODS: dict[str, Method] = {method.name: method for method in (EXACT, MEAN_JACOBIAN, ARNOLDI, SERIES, ROULETTE)}
 
 # Those that answer for a linear operator, see `of_operator`.
-OPERATOR_METHODS: dict[str, Method] = {method.name: method for method in (ARNOLDI, SERIES, ROULETTE)}
+OPERATOR_METHODS: dict[str, Method] = {method.name: method for method in (LANCZOS, ARNOLDI, SERIES, ROULETTE)}
 
 
 def logdet(
@@ -200,9 +201,9 @@ def logdet(
         if hasattr(g, "linearize"):
             raise InvalidArgumentError(f"logdet of a {type(g).__name__} needs the x at which its Jacobian is taken.")
         request = checked_request(options, reference, {EXACT.name: EXACT, **OPERATOR_METHODS})
-        return operator_logdet(
-            g, lipschitz=lipschitz, spectrum=spectrum, disc=disc, request=request, methods=OPERATOR_METHODS
-        )
+        known: dict[str, Any] = {"lipschitz": lipschitz, "spectrum": spectrum, "disc": disc}
+        asked = "probes" in options
+        return operator_logdet(g, request=request, methods=OPERATOR_METHODS, probes_asked=asked, **known)
     if is_operator(g):
         raise InvalidArgumentError(
             f"the log-determinant of a linear operator, here {type(g).__name__}, is the same at every x: leave x out."

@@ -11,6 +11,8 @@ from typing import Any
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.branches import OperatorBranch
 from iresnet_core.common import round_up, unit_roundoff, widest, working_dtype
+from iresnet_core.determinant.colored_probes import LARGEST_EXACT, colored_logdet
+from iresnet_core.determinant.estimator import ProbedMethod
 from iresnet_core.determinant.far_side import is_beyond_singular
 from iresnet_core.determinant.request import Method, Problem, Request
 from iresnet_core.errors import InvalidArgumentError, NotContractiveError, UnknownLipschitzError
@@ -23,6 +25,9 @@ __all__ = ["operator_logdet"]
 # Up to this order "auto" is exact for an operator that is known by its products, and for one whose matrix is at hand: a
 # single determinant of order 1024 takes a tenth of a second.
 PRODUCTS_LIMIT, MATRIX_LIMIT = 64, 1024
+# Order of the colours of a sparse matrix where nobody says how many probes there are to be: 5 colours on a line, 13 or
+# more on a grid.
+DEFAULT_ORDER = 4
 
 
 def operator_logdet(
@@ -33,8 +38,12 @@ def operator_logdet(
     disc: tuple[float, float | None] | None,
     request: Request,
     methods: dict[str, Method],
+    probes_asked: bool,
 ) -> LogDet:
-    """Answer `logdet` without an x; the arrays have the shape of the stack, () for a single operator."""
+    """Answer `logdet` without an x; the arrays have the shape of the stack, () for a single operator.
+
+    `probes_asked` says whether somebody chose the number of probes, or it is the default of branches.
+    """
     operator = square_operator(A)
     backend = operator.backend
     if request.rng == "sample":
@@ -52,7 +61,7 @@ def operator_logdet(
                 chosen = "nothing bounds the operator"
         if chosen is not None:
             return _exact(operator, chosen)
-        return _estimated(found, request, methods)
+        return _estimated(found, request, methods, probes_asked)
 
 
 def _seed(request: Request) -> Any:
@@ -120,7 +129,7 @@ def _reaches_zero(backend: Backend, whole: Array) -> bool:
         return is_beyond_singular(backend.to_numpy(fixed))
 
 
-def _estimated(found: Enclosed, request: Request, methods: dict[str, Method]) -> LogDet:
+def _estimated(found: Enclosed, request: Request, methods: dict[str, Method], probes_asked: bool) -> LogDet:
     """Return log det(I + A) = d log(1 + s) + log det(I + B), by the method that was asked for."""
     operator = found.operator
     backend, given = operator.backend, operator.like.dtype
@@ -130,14 +139,29 @@ def _estimated(found: Enclosed, request: Request, methods: dict[str, Method]) ->
         raise InvalidArgumentError(f"log-determinants of operators need at least float32 products, got {given}.")
     branch = OperatorBranch(found.contraction, found.constant, transpose=found.transpose)
     origin = xp.zeros((count, d), dtype=working, device=device_of(operator.like))
-    name = "arnoldi" if request.method == "auto" else request.method
-    method = methods[name]
+    suited = "lanczos" if found.symmetric and not request.unbiased else "arnoldi"
+    method = methods[suited if request.method == "auto" else request.method]
+    if method.name == "lanczos" and not found.symmetric:
+        raise InvalidArgumentError("method 'lanczos' is for symmetric operators: state spectrum=, or use 'arnoldi'.")
     problem = Problem(backend, branch, origin, branch.jacobian_of_determinant(origin), found.constant, request)
     if request.control_variate == "trace":
         raise InvalidArgumentError("operators have no trace as a control variate; use control_variate='auto'.")
-    _, result = method.answer(problem)
+    result = _from_colors(found, problem, method, probes_asked)
+    if result is None and request.tol is not None and d <= LARGEST_EXACT:
+        return _exact(operator.operator, f"tol={request.tol:g} would cost as much as the exact answer")
+    if result is None:
+        _, result = method.answer(problem)
     assert result is not None
     return _scaled(backend, found, result)
+
+
+def _from_colors(found: Enclosed, problem: Problem, method: Method, probes_asked: bool) -> LogDet | None:
+    """The answer from coloured probes, where the pattern of the operator is known and probes are not given."""
+    request, pattern = problem.request, getattr(found.operator.operator, "pattern", None)
+    plain = request.noise is not None or request.probe_kind != "rademacher" or request.unbiased or not request.errors
+    if pattern is None or plain or not isinstance(method, ProbedMethod) or method.always_unbiased:
+        return None
+    return colored_logdet(problem, method, pattern, None if probes_asked else DEFAULT_ORDER)
 
 
 def _scaled(backend: Backend, found: Enclosed, result: LogDet) -> LogDet:

@@ -1,0 +1,52 @@
+"""Colours of the entries of a vector, so that entries of one colour are far apart in the pattern of a sparse matrix."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+__all__ = ["color_count", "colorings", "masks"]
+
+
+def colorings(pattern: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield for k = 1, 2, ... the colours (d,) of an order k, and k: entries of one colour are more than k steps apart.
+
+    A step leads from i to j where the pattern has an entry (i, j) or (j, i). The colours are found greedily, entry by
+    entry; no more of them are used than the largest number of entries within k steps of one. They end with the order
+    that tells all entries of a connected pattern apart.
+    """
+    entries = pattern.tocsr()
+    step = ((abs(entries) + abs(entries.T)) != 0).astype(np.int32).tocsr()
+    step.setdiag(1)
+    near, order = step, 1
+    while True:
+        colors = _greedy(near)
+        yield order, colors
+        grown = ((near @ step) != 0).astype(np.int32).tocsr()
+        if grown.nnz == near.nnz:
+            return
+        near, order = grown, order + 1
+
+
+def color_count(colors: np.ndarray) -> int:
+    """How many colours there are."""
+    return int(colors.max()) + 1
+
+
+def masks(colors: np.ndarray, begin: int, end: int) -> np.ndarray:
+    """Ones where an entry has the colour, for the colours from `begin` to before `end`; (colours, d)."""
+    return np.asarray(colors[None, :] == np.arange(begin, end)[:, None], dtype=np.float64)
+
+
+def _greedy(near: Any) -> np.ndarray:
+    """The first colour that no neighbour has."""
+    d = near.shape[0]
+    begins, others = near.indptr, near.indices
+    colors = np.full(d, -1)
+    for i in range(d):
+        taken = set(colors[others[begins[i] : begins[i + 1]]].tolist())
+        color = 0
+        while color in taken:
+            color += 1
+        colors[i] = color
+    return colors
