@@ -241,8 +241,7 @@ class Backend(ABC):
     def concretely(self, fn: Callable[[], Any]) -> Any:
         """Return ``fn()``, computed from concrete arrays also where a compiler is tracing the program around it.
 
-        For constants that are kept, such as the Lipschitz constant of weights that are no arguments of the traced
-        function: what is returned serves everywhere, whatever mode the program is in here.
+        For constants that are kept, such as a Lipschitz constant: what is returned serves in every mode of programs.
         """
         return fn()
 
@@ -271,7 +270,6 @@ class Backend(ABC):
         """Context in which float64 arrays can be made, and arrays are computed with in the dtype that they have.
 
         The precision that the program around has chosen for its layers (autocast, TF32) would break the error bounds.
-        A backend that knows nothing of the kind has nothing to do.
         """
         return nullcontext()
 
@@ -356,6 +354,10 @@ class Backend(ABC):
     def bilinear_form(self, left: Array, matrix: Array, right: Array) -> Array:
         """Return left^T A right (...) for (..., m), (..., m, n) and (..., n); differentiable in A alone."""
         return self.xp.sum(matrix * (left[..., :, None] * right[..., None, :]), axis=(-2, -1))
+
+    def split(self, x: Array, sizes: Sequence[int], axis: int) -> Sequence[Array]:
+        """Return the parts, of those sizes along an axis, that make up an array."""
+        return [x[(*(slice(None),) * axis, slice(sum(sizes[:k]), sum(sizes[: k + 1])))] for k in range(len(sizes))]
 
     def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
         """Return a + x y, entry by entry, for arrays of one dtype."""

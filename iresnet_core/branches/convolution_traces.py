@@ -132,7 +132,10 @@ class Factors(NamedTuple):
 
 
 class Kernels(NamedTuple):
-    """What the slopes are multiplied by: for every box of positions a kernel (h1, h2, *window), or a vector (h1,)."""
+    """What the slopes are multiplied by: for every box of positions a kernel (h1, h2, *window), or a vector (h1,).
+
+    Where K2 has one tap it is a matrix (h2, h1), as K2 itself is: of 256 channels, turned ones take twice as long.
+    """
 
     boxes: tuple[Box, ...]
     kernels: Array
@@ -151,12 +154,15 @@ def convolution_kernels(backend: Backend, factors: Factors, means: Array | None 
         before = before * means
     geometry = (first, between, last, known.spatial, known.padding_mode == "circular")
     boxes, rows, columns, _ = backend.host_constant(_paths, geometry)
-    products = _products(backend, before, rows, behind, columns)
+    one_tap = weight is not None and len(between) == 1
+    products = _products(backend, before, rows, behind, columns, turned=one_tap)
     flat = xp.reshape(products, (len(rows), -1))
     counts = xp.astype(backend.constant_array(_counts, geometry, like=flat), flat.dtype)
     sums = xp.reshape(xp.matmul(counts, flat), (len(boxes), len(between), *products.shape[1:]))
     if weight is None or factors.middle is None:
         return Kernels(boxes, xp.linalg.diagonal(sums[:, 0, ...]))
+    if one_tap:
+        return Kernels(boxes, sums[:, 0, ...] * weight[0, ...])
     kernels = xp.moveaxis(sums * xp.matrix_transpose(weight), 1, -1)
     kernels = xp.reshape(xp.flip(kernels, axis=-1), (*kernels.shape[:-1], *factors.middle.window))
     return Kernels(boxes, kernels)
@@ -200,15 +206,18 @@ def _counts(geometry: Geometry) -> np.ndarray:
 
 
 def _products(
-    backend: Backend, before: Array | None, rows: list[int], behind: Array | None, columns: list[int]
+    backend: Backend, before: Array | None, rows: list[int], behind: Array | None, columns: list[int], *, turned: bool
 ) -> Array:
-    """K1[o1] K3[o3] for pairs of numbers of taps, where None stands for the identity: (pairs, h1, h2)."""
+    """K1[o1] K3[o3] for pairs of numbers of taps, where None stands for the identity: (pairs, h1, h2) or turned."""
     xp = backend.xp
 
     def chosen(stack: Array, numbers: list[int]) -> Array:
         matrices = xp.unstack(stack)  # whose derivative is a stack again, while each index would make one of zeros
         return xp.stack([matrices[n] for n in numbers])
 
+    if turned:
+        behind, before = (None if K is None else xp.matrix_transpose(K) for K in (before, behind))
+        rows, columns = columns, rows
     if before is None or behind is None:
         return chosen(behind, columns) if before is None else chosen(before, rows)
     return xp.matmul(chosen(before, rows), chosen(behind, columns))
@@ -250,10 +259,14 @@ def convolution_trace(
     """Return tr J (batch,) for slopes D1 and D2, given as (batch, channels, *spatial), and the K2 between them."""
     xp = backend.xp
     axes = inner.ndim - 2
-    total: Any = 0.0
+    matrices = xp.unstack(kernels.kernels)
+    if outer is not None and middle is not None and math.prod(middle.window) == 1:
+        # With the channels last its products are those of matrices.
+        parts = [_parts(backend, xp.moveaxis(slopes, 1, -1), kernels.boxes, 1) for slopes in (inner, outer)]
+        return _summed(xp, [D1 * backend.rows_times(D2, K) for D1, D2, K in zip(*parts, matrices, strict=True)])
     padded = None if outer is None or middle is None else _extended(xp, middle, outer)
-    for box, kernel in zip(kernels.boxes, xp.unstack(kernels.kernels), strict=True):
-        here = inner[(slice(None), slice(None), *(slice(a, b) for a, b in box))]
+    products = []
+    for box, here, kernel in zip(kernels.boxes, _parts(backend, inner, kernels.boxes, 2), matrices, strict=True):
         if padded is None or middle is None:
             image = xp.reshape(kernel, (kernel.shape[0], *(1,) * axes))
         else:
@@ -262,7 +275,24 @@ def convolution_trace(
             image = backend.conv(
                 slab, kernel, stride=(1,) * axes, padding=((0, 0),) * axes, dilation=middle.dilation, groups=1
             )
-        total = total + xp.sum(xp.reshape(here * image, (inner.shape[0], math.prod(here.shape[1:]))), axis=-1)
+        products.append(here * image)
+    return _summed(xp, products)
+
+
+def _parts(backend: Backend, x: Array, boxes: Sequence[Box], axis: int) -> list[Array]:
+    """The parts of an array that lie in the boxes, whose sides are along its axes from `axis` on."""
+    parts = [x]
+    for side, cuts in enumerate(zip(*boxes, strict=True)):
+        sizes = [end - begin for begin, end in sorted(set(cuts))]
+        parts = [piece for part in parts for piece in backend.split(part, sizes, axis + side)]
+    return parts
+
+
+def _summed(xp: Any, parts: Sequence[Array]) -> Array:
+    """The sums of arrays (batch, ...) over all but the samples, added up."""
+    total: Any = 0.0
+    for part in parts:
+        total = total + xp.sum(xp.reshape(part, (part.shape[0], math.prod(part.shape[1:]))), axis=-1)
     return total
 
 

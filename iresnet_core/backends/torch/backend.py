@@ -35,7 +35,12 @@ from iresnet_core.backends.torch.compilation import (
     makes_plain_tensors,
     records_plainly,
 )
-from iresnet_core.backends.torch.layout import evenly_padded, in_plain_layout, layout_for
+from iresnet_core.backends.torch.layout import (
+    evenly_padded,
+    in_plain_layout,
+    layout_for,
+    transposed_in_plain_layout,
+)
 from iresnet_core.backends.torch.noise import TracedSeed, last_draw, random_signs, seeded_generator
 from iresnet_core.backends.torch.precision import full_precision, own_dtype
 from iresnet_core.backends.torch.recomputation import pullback, recomputed
@@ -158,42 +163,13 @@ class TorchBackend(Backend):
         dilation: Sequence[int],
         groups: int,
     ) -> Array:
-        """Call PyTorch's transposed convolution in plain layout on the padded extent, and keep the inside.
-
-        Without strides and groups it is the convolution with the kernel turned around, whose kernels are faster.
-        """
+        """Without strides and groups, call the convolution with the kernel turned around, whose kernels are faster."""
         reach = [(k - 1) * d for k, d in zip(kernel.shape[2:], dilation, strict=True)]
         if groups == 1 and set(stride) == {1} and all(max(p) <= r for p, r in zip(padding, reach, strict=True)):
             turned = kernel.flip(tuple(range(2, kernel.ndim))).transpose(0, 1)
             rest = [(r - before, r - after) for (before, after), r in zip(padding, reach, strict=True)]
             return self.conv(y, turned, stride=stride, padding=rest, dilation=dilation, groups=1)
-        padded = [n + sum(pair) for n, pair in zip(spatial, padding, strict=True)]
-        # Rows that the strided window never reached are outputs all the same.
-        missed = [
-            n - ((out - 1) * s + d * (k - 1) + 1)
-            for n, out, s, d, k in zip(padded, y.shape[2:], stride, dilation, kernel.shape[2:], strict=True)
-        ]
-        y, kernel = in_plain_layout(y), in_plain_layout(kernel)
-        with own_dtype(y):
-            full = torch.ops.aten.convolution.default(
-                y,
-                kernel,
-                None,
-                list(stride),
-                [0] * len(padded),
-                list(dilation),
-                True,
-                [min(m, max(s, d) - 1) for m, s, d in zip(missed, stride, dilation, strict=True)],
-                groups,
-            )
-        full = in_plain_layout(full)
-        for axis, (n, (before, _)) in enumerate(zip(spatial, padding, strict=True), start=2):
-            lacking = before + n - full.shape[axis]
-            if lacking > 0:
-                pad = [0, 0] * (full.ndim - 1 - axis) + [0, lacking]
-                full = torch.nn.functional.pad(full, pad)
-            full = full.narrow(axis, before, n)
-        return full
+        return transposed_in_plain_layout(y, kernel, spatial, stride, padding, dilation, groups)
 
     def conv_kernel_gradient(self, x: Array, u: Array, kernel: Array, **geometry: Any) -> Array:
         """Call PyTorch's backward pass for the kernel alone."""
@@ -245,6 +221,10 @@ class TorchBackend(Backend):
             return self.multiply_add(a, x, y)
         a[:m].addcmul_(x, y)
         return a
+
+    def split(self, x: Array, sizes: Sequence[int], axis: int) -> Sequence[Array]:
+        """Call ``torch.split``, whose derivative is put together once, without an array of zeros for every part."""
+        return torch.split(x, list(sizes), axis)
 
     def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
         """Call ``torch.addcmul``."""

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from iresnet_core.backends.base import Array
+from iresnet_core.backends.torch.precision import own_dtype
 
-__all__ = ["evenly_padded", "in_plain_layout", "layout_for"]
+__all__ = ["evenly_padded", "in_plain_layout", "layout_for", "transposed_in_plain_layout"]
 
 
 def in_plain_layout(x: Array) -> Array:
@@ -49,3 +50,42 @@ def evenly_padded(x: Array, padding: Sequence[tuple[int, int]]) -> tuple[Array, 
         pairs = [tuple(extra[i : i + 2]) for i in range(0, len(extra), 2)]
         x = torch.nn.functional.pad(x, [side for pair in reversed(pairs) for side in pair])
     return x, even
+
+
+def transposed_in_plain_layout(
+    y: Array,
+    kernel: Array,
+    spatial: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+    groups: int,
+) -> Array:
+    """Call PyTorch's transposed convolution in plain layout on the padded extent, and keep the inside."""
+    padded = [n + sum(pair) for n, pair in zip(spatial, padding, strict=True)]
+    # Rows that the strided window never reached are outputs all the same.
+    missed = [
+        n - ((out - 1) * s + d * (k - 1) + 1)
+        for n, out, s, d, k in zip(padded, y.shape[2:], stride, dilation, kernel.shape[2:], strict=True)
+    ]
+    y, kernel = in_plain_layout(y), in_plain_layout(kernel)
+    with own_dtype(y):
+        full = torch.ops.aten.convolution.default(
+            y,
+            kernel,
+            None,
+            list(stride),
+            [0] * len(padded),
+            list(dilation),
+            True,
+            [min(m, max(s, d) - 1) for m, s, d in zip(missed, stride, dilation, strict=True)],
+            groups,
+        )
+    full = in_plain_layout(full)
+    for axis, (n, (before, _)) in enumerate(zip(spatial, padding, strict=True), start=2):
+        lacking = before + n - full.shape[axis]
+        if lacking > 0:
+            pad = [0, 0] * (full.ndim - 1 - axis) + [0, lacking]
+            full = torch.nn.functional.pad(full, pad)
+        full = full.narrow(axis, before, n)
+    return full
