@@ -4,7 +4,17 @@ Three primitives, written once against the Python array API: spectral norm (`spe
 contraction inverse (`invert`) and log-determinant (`logdet`). Every answer carries its error.
 """
 
-from iresnet_core.branches import Activation, Branch, Chain, Linearization
+from iresnet_core.branches import (
+    Activation,
+    Branch,
+    Chain,
+    Fixed,
+    FourierFeatures,
+    Linearization,
+    OwnLayer,
+    Reshape,
+    average_pooling,
+)
 from iresnet_core.determinant import MeanJacobian, logdet, mean_jacobian
 from iresnet_core.errors import IResNetError
 from iresnet_core.files import load, save
@@ -25,7 +35,7 @@ from iresnet_core.flows import (
 )
 from iresnet_core.inverse import invert
 from iresnet_core.lipschitz import lipschitz_bound, lipschitz_bounds, normalize, spectral_norm, spectral_penalty
-from iresnet_core.operators import Convolution, Dense, as_operator
+from iresnet_core.operators import Convolution, ConvolutionTranspose, Dense, as_operator
 from iresnet_core.results import Inverse, LipschitzBound, LogDet, SpectralNorm
 
 __version__ = "0.1.0"
@@ -37,9 +47,12 @@ __all__ = [
     "Chain",
     "Condition",
     "Convolution",
+    "ConvolutionTranspose",
     "Dense",
     "FactorOut",
+    "Fixed",
     "Flow",
+    "FourierFeatures",
     "IResNetError",
     "InjectivePad",
     "Inverse",
@@ -50,12 +63,15 @@ __all__ = [
     "LogProb",
     "Logit",
     "MeanJacobian",
+    "OwnLayer",
+    "Reshape",
     "ResidualBlock",
     "SpectralNorm",
     "Squeeze",
     "Standardize",
     "Transformed",
     "as_operator",
+    "average_pooling",
     "invert",
     "lipschitz_bound",
     "lipschitz_bounds",

@@ -15,9 +15,17 @@ from scipy.linalg import logm, svdvals
 from scipy.special import expit, ndtr
 
 from iresnet_core.backends import Array, get_backend
-from iresnet_core.branches import SWISH_SLOPE, Activation, Chain
+from iresnet_core.branches import SWISH_SLOPE, Activation, BranchLayer, Chain
 from iresnet_core.errors import NotConvergedError, ShapeError
-from iresnet_core.operators import Convolution, Dense, LinearLayer, LinearOperator, Matrices, as_operator
+from iresnet_core.operators import (
+    Convolution,
+    ConvolutionTranspose,
+    Dense,
+    LinearLayer,
+    LinearOperator,
+    Matrices,
+    as_operator,
+)
 
 __all__ = ["inverse", "jacobian", "log_matrix", "logdet", "matrix", "probe_value", "spectral_norm"]
 
@@ -210,7 +218,7 @@ def _bias(layer: LinearLayer) -> Floats:
     if layer.bias is None:
         return per_entry.reshape(-1)
     bias = _to_numpy(layer.bias)
-    if isinstance(layer, Convolution) and layer.data_format == "channels_first":
+    if isinstance(layer, Convolution | ConvolutionTranspose) and layer.data_format == "channels_first":
         bias = bias.reshape(-1, *[1] * len(layer.window))
     return (per_entry + bias).reshape(-1)
 
@@ -243,7 +251,8 @@ def _written(g: Any, x: Array) -> tuple[_Written | _Called, Floats]:
     values = _to_numpy(x)
     if values.ndim < 2:
         raise ShapeError(f"x must have shape (batch, ...), got {values.shape}.")
-    return (_Written(g) if isinstance(g, Chain) else _Called(g, x)), values
+    written = isinstance(g, Chain) and not any(isinstance(layer, BranchLayer) for layer in g.layers)
+    return (_Written(g) if written else _Called(g, x)), values
 
 
 def jacobian(g: Any, x: Array) -> Floats:
@@ -252,7 +261,8 @@ def jacobian(g: Any, x: Array) -> Floats:
     Parameters
     ----------
     g : Chain or callable
-        A Chain is multiplied out matrix by matrix; anything else is differenced in float64, to about 1e-12.
+        A Chain of linear layers and activations is multiplied out matrix by matrix; anything else is differenced in
+        float64, to about 1e-12.
     x : array (batch, ...)
 
     Returns

@@ -2,9 +2,11 @@
 
 from iresnet_core.branches.activation_functions import ACTIVATIONS, SWISH_SLOPE
 from iresnet_core.branches.activations import Activation
+from iresnet_core.branches.branch_layer import BranchLayer
 from iresnet_core.branches.chain import Chain
 from iresnet_core.branches.conditioning import conditioned, entries, of_samples, without_condition
 from iresnet_core.branches.dense_traces import SlopeTrace
+from iresnet_core.branches.fixed_layers import Fixed, FourierFeatures, Reshape, average_pooling
 from iresnet_core.branches.joint_derivative import Control, JointPass, linearize_jointly
 from iresnet_core.branches.linearization import (
     Branch,
@@ -17,19 +19,27 @@ from iresnet_core.branches.linearization import (
     stated_lipschitz,
 )
 from iresnet_core.branches.operator_branch import OperatorBranch
+from iresnet_core.branches.own_layer import OwnLayer, StatedLayer
 
 __all__ = [
     "ACTIVATIONS",
     "SWISH_SLOPE",
     "Activation",
     "Branch",
+    "BranchLayer",
     "Chain",
     "ChainStructure",
     "Control",
+    "Fixed",
+    "FourierFeatures",
     "JointPass",
     "Linearization",
     "OperatorBranch",
+    "OwnLayer",
+    "Reshape",
     "SlopeTrace",
+    "StatedLayer",
+    "average_pooling",
     "conditioned",
     "entries",
     "evaluate",

@@ -6,6 +6,7 @@ from typing import Any
 
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.branches.activations import Activation
+from iresnet_core.branches.branch_layer import BranchLayer
 from iresnet_core.branches.chain_jacobian import ChainJacobian, Jacobian
 from iresnet_core.branches.conditioning import Shift
 from iresnet_core.branches.convolution_traces import Factors, convolution_kernels, convolution_plan
@@ -14,14 +15,15 @@ from iresnet_core.branches.dense_traces import SlopePlan, slope_plan, trace_kern
 from iresnet_core.branches.expanded_traces import expanded_cycle
 from iresnet_core.branches.linearization import Branch, ChainStructure, Linearization
 from iresnet_core.branches.local_traces import local_plan
+from iresnet_core.branches.own_layer import StatedLayer, is_own_layer
 from iresnet_core.branches.rounding import RoundingScale, rounding_scales, value_with_rounding
 from iresnet_core.common import Copyable, kept_property, require_same_device
-from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownLipschitzError
 from iresnet_core.operators import Dense, LinearLayer
 
 __all__ = ["Activation", "Branch", "Chain", "Linearization"]
 
-ChainLayer = LinearLayer | Activation | Shift
+ChainLayer = LinearLayer | Activation | Shift | BranchLayer
 # What a chain keeps for itself at most; there is something new for every constant that is declared for it.
 MOST_KEPT = 8
 
@@ -34,7 +36,7 @@ class Chain(Copyable):
 
     Parameters
     ----------
-    layers : sequence of Dense, Convolution, Activation or Chain
+    layers : sequence of Dense, Convolution, Activation, Chain, another layer of this package, or `OwnLayer`
         In the order of application; nested chains are flattened.
 
     Attributes
@@ -43,6 +45,8 @@ class Chain(Copyable):
         The layers.
     lipschitz : float
         Certified constant: the product of the layers' bounds, rounding included.
+    certificate : {"certified", "stated"}
+        "stated" if that of one of the layers is what somebody gave: a layer of one's own, or a bound for `normalize`.
     operators : tuple
         The linear layers.
     arrays : tuple
@@ -73,24 +77,23 @@ class Chain(Copyable):
         for layer in layers:
             if isinstance(layer, Chain):
                 flat.extend(layer.layers)
-            elif isinstance(layer, LinearLayer | Activation | Shift):
-                flat.append(layer)
             else:
-                raise InvalidArgumentError(
-                    f"a Chain is made of Dense, Convolution, Activation and Chain, got {type(layer).__name__}."
-                )
+                flat.append(_as_layer(layer))
         self.layers: tuple[ChainLayer, ...] = tuple(flat)
         self.operators = tuple(layer for layer in flat if isinstance(layer, LinearLayer))
         if not self.operators:
             raise InvalidArgumentError("a Chain needs at least one linear layer.")
         backend = get_backend(*(operator.weight for operator in self.operators))
-        for before, after in zip(self.operators, self.operators[1:], strict=False):
+        shaped: list[Any] = _shaped(flat)
+        for place in range(len(shaped) - 1):
+            before, after = shaped[place : place + 2]
             if before.output_shape != after.input_shape:
                 raise ShapeError(f"{before!r} is followed by {after!r}, which takes samples of another shape.")
+        for before, after in zip(self.operators, self.operators[1:], strict=False):
             require_same_device(backend, before.weight, f"the weight of {before!r}", after.weight, f"that of {after!r}")
         self.arrays = tuple(array for layer in flat for array in _arrays_of(layer) if array is not None)
-        self.input_shape = self.operators[0].input_shape
-        self.output_shape = self.operators[-1].output_shape
+        self.input_shape: tuple[int, ...] = shaped[0].input_shape
+        self.output_shape: tuple[int, ...] = shaped[-1].output_shape
         self._widths = _widths(self)
         square = self.input_shape == self.output_shape
         self._trace_plan = trace_plan(self.layers) if square else None
@@ -120,6 +123,18 @@ class Chain(Copyable):
             return mantissa and math.inf
         return math.ldexp(mantissa, exponent) + (5e-324 if exponent < -1020 else 0.0)
 
+    @property
+    def certificate(self) -> str:
+        """Where the constant comes from."""
+        linear = (layer._bound.certificate for layer in self.operators if layer._bound is not None)
+        others = (layer.certificate for layer in self.layers if isinstance(layer, BranchLayer))
+        return "stated" if "stated" in (*linear, *others) else "certified"
+
+    @property
+    def has_own_layers(self) -> bool:
+        """Whether a layer of one's own is among the layers, whose arrays are not among `arrays`."""
+        return any(isinstance(layer, StatedLayer) for layer in self.layers)
+
     @kept_property
     def curvature(self) -> Curvature | None:
         """How fast the Jacobian changes and how far rounding moves it; None where no norm has a value yet."""
@@ -146,9 +161,7 @@ class Chain(Copyable):
         return self._casts[key]
 
     def _cast(self, dtype: Any) -> "Chain":
-        return Chain(
-            [layer.astype(dtype) if isinstance(layer, LinearLayer | Shift) else layer for layer in self.layers]
-        )
+        return Chain([layer if isinstance(layer, Activation) else layer.astype(dtype) for layer in self.layers])
 
     @property
     def width(self) -> int | None:
@@ -164,6 +177,8 @@ class Chain(Copyable):
                 layer = layer.with_arrays(next(left), None if layer.bias is None else next(left))
             elif isinstance(layer, Shift):
                 layer = Shift(next(left))
+            elif isinstance(layer, BranchLayer) and layer.arrays:
+                layer = layer.with_arrays([next(left) for _ in layer.arrays])
             layers.append(layer)
         return Chain(layers)
 
@@ -225,7 +240,8 @@ class Chain(Copyable):
     def linearization_of(self, jacobians: tuple[Jacobian, ...], value: Array) -> Linearization:
         """Return the linearisation from the value and the Jacobians of the layers."""
         product = ChainJacobian(self, jacobians, value)
-        square, planned = self.input_shape == self.output_shape, self._slope_plan is not None
+        forward = all(layer.has_products for layer in self.layers if isinstance(layer, BranchLayer))
+        square, planned = forward and self.input_shape == self.output_shape, self._slope_plan is not None
         structure = ChainStructure(
             depth=len(self.operators),
             preconditioned_trace=product.preconditioned_trace if planned else None,
@@ -239,12 +255,12 @@ class Chain(Copyable):
         return Linearization(
             value=value,
             vjp=product.vjp,
-            jvp=product.jvp,
+            jvp=product.jvp if forward else None,
             trace=product.trace if self._trace_plan is not None or self._convolution_plan is not None else None,
             mean_matrix=product.mean_matrix if planned else None,
             matrix=product.matrix if square else None,
             sylvester_matrix=product.sylvester_matrix if square else None,
-            width=self.width,
+            width=self.width if forward else None,
             leading_axes=True,
             structure=structure,
         )
@@ -280,7 +296,51 @@ class Chain(Copyable):
 def _arrays_of(layer: ChainLayer) -> tuple[Array | None, ...]:
     if isinstance(layer, LinearLayer):
         return layer.weight, layer.bias
+    if isinstance(layer, BranchLayer):
+        return layer.arrays
     return (layer.value,) if isinstance(layer, Shift) else ()
+
+
+def _as_layer(layer: Any) -> ChainLayer:
+    """Return a layer of the package as it is, and one of one's own as a `StatedLayer`; refuse everything else."""
+    for kind, computing in _COMPUTING.items():
+        if isinstance(layer, kind):
+            own = [name for name in computing if _is_overridden(type(layer), name)]
+            if own:
+                raise UnknownLipschitzError(
+                    f"{type(layer).__name__} computes {', '.join(own)} in its own way, so that the constant of the "
+                    f"class that it is made from does not hold for it. Write it as a class of its own, with apply(x), "
+                    "linearize(x) and lipschitz."
+                )
+            known: ChainLayer = layer
+            return known
+    if isinstance(layer, BranchLayer):
+        return layer
+    if is_own_layer(layer):
+        return StatedLayer(layer)
+    raise InvalidArgumentError(
+        f"a Chain is made of Dense, Convolution, Activation and Chain, of other layers of this package, and of objects "
+        f"with apply(x), linearize(x) and lipschitz, got {type(layer).__name__}."
+    )
+
+
+_LINEAR_METHODS = ("apply", "adjoint", "biased", "_affine", "matvec", "rmatvec", "__call__", "lipschitz", "bound")
+_COMPUTING: dict[Any, tuple[str, ...]] = {
+    LinearLayer: _LINEAR_METHODS,
+    Activation: ("__call__", "slope", "linearize", "function_for"),
+    Shift: ("__call__", "linearize"),
+}
+
+
+def _is_overridden(kind: type, name: str) -> bool:
+    """Whether the first class that defines a method is none of this package."""
+    owner = next((base for base in kind.__mro__ if name in vars(base)), None)
+    return owner is not None and not owner.__module__.startswith("iresnet_core.")
+
+
+def _shaped(layers: Sequence[Any]) -> list[Any]:
+    """Return the layers that say which shape they take; the others keep every shape."""
+    return [layer for layer in layers if getattr(layer, "input_shape", None) is not None]
 
 
 def _widths(chain: Chain) -> tuple[int, ...]:
@@ -288,6 +348,6 @@ def _widths(chain: Chain) -> tuple[int, ...]:
     widths, width = [], math.prod(chain.input_shape)
     for layer in chain.layers:
         widths.append(width)
-        if isinstance(layer, LinearLayer):
-            width = math.prod(layer.output_shape)
+        if (after := getattr(layer, "output_shape", None)) is not None:
+            width = math.prod(after)
     return tuple(widths)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from iresnet_core.backends import Array, device_of, get_backend
+from iresnet_core.branches.branch_layer import LayerJacobian
 from iresnet_core.branches.convolution_traces import Cycle, Factors, convolution_trace
 from iresnet_core.branches.dense_traces import (
     SlopePlan,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChainJacobian", "Jacobian"]
 
-Jacobian = LinearLayer | Diagonal | PairSwap
+Jacobian = LinearLayer | Diagonal | PairSwap | LayerJacobian
 
 
 def _applied(jacobians: Sequence[Jacobian], v: Array) -> Array:
@@ -216,8 +217,7 @@ class ChainJacobian:
         chain, xp = self.chain, get_backend(self.value).xp
         shape = chain.input_shape
         for layer in chain.layers[:cut]:
-            if isinstance(layer, LinearLayer):
-                shape = layer.output_shape
+            shape = shape if (after := getattr(layer, "output_shape", None)) is None else after
         r, batch = math.prod(shape), self.value.shape[0]
         v = xp.eye(r, dtype=self.value.dtype, device=device_of(self.value))
         v = xp.reshape(v, (r, 1, *shape))

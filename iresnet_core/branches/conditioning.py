@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from iresnet_core.backends import Array, get_backend
-from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.slopes import Diagonal
 from iresnet_core.common import Copyable
 from iresnet_core.errors import ShapeError
-from iresnet_core.operators import Convolution
+from iresnet_core.operators import LinearLayer
 
 __all__ = ["Shift", "conditioned", "entries", "of_samples", "without_condition"]
 
@@ -65,12 +64,12 @@ def entries(layers: Sequence[Any]) -> tuple[int, ...]:
 
     Behind the only one, where there is one.
     """
-    linear = [layer for layer in layers if not isinstance(layer, Activation | Shift)]
+    linear = [layer for layer in layers if isinstance(layer, LinearLayer)]
     return tuple(layer.output_shape[_channel_axis(layer)] for layer in linear[: max(1, len(linear) - 1)])
 
 
 def _channel_axis(layer: Any) -> int:
-    return -1 if isinstance(layer, Convolution) and layer.data_format == "channels_last" else 0
+    return -1 if getattr(layer, "data_format", None) == "channels_last" else 0
 
 
 def conditioned(layers: Sequence[Any], added: Array, *, single: bool = False) -> list[Any]:
@@ -91,7 +90,7 @@ def conditioned(layers: Sequence[Any], added: Array, *, single: bool = False) ->
     out: list[Any] = []
     begin = 0
     for layer in layers:
-        if isinstance(layer, Activation) or not widths:
+        if not isinstance(layer, LinearLayer) or not widths:
             out.append(layer)
             continue
         width = widths.pop(0)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from iresnet_core.branches.branch_layer import BranchLayer
 from iresnet_core.branches.rounding import RoundingScale
 from iresnet_core.common import gamma
 
@@ -48,7 +49,10 @@ def curvature_of(layers: Sequence[Any], scales: Sequence[RoundingScale | None]) 
             absolute, terms = absolute * scale.absolute_norm, terms + scale.terms + 4
         else:
             bend = layer.slope_lipschitz
-            absolute, terms = absolute * layer.lipschitz, terms + 8
+            if isinstance(layer, BranchLayer):
+                absolute, terms = absolute * layer.absolute_norm(), terms + layer.terms()
+            else:
+                absolute, terms = absolute * layer.lipschitz, terms + 8
         if bend:
             sensitivity += bend * norm
         second = layer.lipschitz * second + (bend * norm**2 if bend else 0.0)

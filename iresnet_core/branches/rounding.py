@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
+from iresnet_core.branches.branch_layer import BranchLayer
 from iresnet_core.common import gamma, safe_sample_norms, unit_roundoff
-from iresnet_core.operators import Convolution, LinearLayer
+from iresnet_core.operators import Convolution, ConvolutionTranspose, LinearLayer
 
 __all__ = ["RoundingScale", "rounding_scales", "value_with_rounding"]
 
@@ -35,7 +36,8 @@ class RoundingScale(NamedTuple):
 
 def rounding_scales(layers: Sequence[Any]) -> tuple[RoundingScale | None, ...]:
     """Return the scale of every linear layer, and None for the others."""
-    return tuple(_scale(layer) if isinstance(layer, LinearLayer) else None for layer in layers)
+    linear = (layer if isinstance(layer, LinearLayer) else getattr(layer, "linear", None) for layer in layers)
+    return tuple(None if layer is None else _scale(layer) for layer in linear)
 
 
 def value_with_rounding(layers: Sequence[Any], scales: Sequence[RoundingScale | None], x: Array) -> tuple[Array, Array]:
@@ -45,6 +47,10 @@ def value_with_rounding(layers: Sequence[Any], scales: Sequence[RoundingScale | 
     u = unit_roundoff(backend, x.dtype)
     error = xp.zeros((x.shape[0],), dtype=x.dtype, device=device_of(x))
     for layer, scale in zip(layers, scales, strict=True):
+        if scale is None and isinstance(layer, BranchLayer):
+            x, own = layer.with_rounding(x)
+            error = error * layer.lipschitz + own
+            continue
         size = safe_sample_norms(xp, backend.stop_gradient(x))
         x = layer(x)
         if scale is not None:
@@ -63,6 +69,13 @@ def value_with_rounding(layers: Sequence[Any], scales: Sequence[RoundingScale | 
 
 def _scale(layer: LinearLayer) -> RoundingScale:
     xp = layer.backend.xp
+    if isinstance(layer, ConvolutionTranspose):  # the absolute values of the transpose
+        convolution = _scale(layer.convolution)
+        terms, repeats = layer.weight.shape[0 if layer.data_format == "channels_first" else -1], 1
+        terms = terms // layer.groups * math.prod(layer.window)
+        repeats = math.prod(layer.output_shape) // layer.output_shape[layer.channel_axis]
+        bias = 0.0 if layer.bias is None else math.sqrt(repeats) * _frobenius(layer.backend, layer.bias)
+        return RoundingScale(terms, convolution.absolute_norm, bias)
     if isinstance(layer, Convolution):
         kernel = xp.reshape(layer.standard_kernel, (*layer.standard_kernel.shape[:2], math.prod(layer.window)))
         # Young's inequality: the norm is at most the sum of the taps' Frobenius norms.

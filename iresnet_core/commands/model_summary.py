@@ -100,7 +100,11 @@ def _of_chain(chain: Chain, depth: int) -> Iterator[SummaryRow]:
             yield SummaryRow(depth, kind, shape, layer.output_shape, count, layer.lipschitz, layer.bound.certificate)
             shape = layer.output_shape
         else:
-            yield SummaryRow(depth, layer.name, shape, shape, 0, layer.lipschitz, "exact")
+            after = shape if (changed := getattr(layer, "output_shape", None)) is None else changed
+            count = sum(math.prod(array.shape) for array in getattr(layer, "arrays", ()))
+            certificate = getattr(layer, "certificate", "exact")
+            yield SummaryRow(depth, layer.name, shape, after, count, layer.lipschitz, certificate)
+            shape = after
 
 
 def _certificate(block: ResidualBlock) -> str:
@@ -108,6 +112,7 @@ def _certificate(block: ResidualBlock) -> str:
     if block.declared_lipschitz is not None:
         return "stated"
     kinds = {layer.bound.certificate for layer in getattr(block.branch, "operators", ())}
+    kinds |= {layer.certificate for layer in getattr(block.branch, "layers", ()) if hasattr(layer, "certificate")}
     return next((kind for kind in ("stated", "probabilistic", "certified") if kind in kinds), "exact")
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeGuard
 
 from iresnet_core.backends import Array
-from iresnet_core.branches import ACTIVATIONS, Activation, Chain
+from iresnet_core.branches import ACTIVATIONS, Activation, Chain, Fixed, FourierFeatures, Reshape, StatedLayer
 from iresnet_core.errors import InvalidArgumentError, IResNetError, StorageError
-from iresnet_core.files.limits import require_modest_convolution, require_modest_flow
+from iresnet_core.files.limits import require_modest_convolution, require_modest_flow, require_modest_shape
 from iresnet_core.flows import (
     ActNorm,
     Condition,
@@ -24,7 +24,7 @@ from iresnet_core.flows import (
     Squeeze,
     Standardize,
 )
-from iresnet_core.operators import Convolution, Dense
+from iresnet_core.operators import Convolution, ConvolutionTranspose, Dense
 
 __all__ = ["STORABLE", "Storable", "TensorSink", "TensorSource", "brief", "build", "describe", "some"]
 
@@ -106,6 +106,7 @@ def describe(part: Any, path: str, sink: TensorSink) -> Node:
         If the part, or one inside it, is of no type that can be stored.
     """
     _refuse_depth(path, "the model")
+    part = part.layer if isinstance(part, StatedLayer) else part
     row = _ROW_OF_TYPE.get(type(part))
     if row is None:
         where = f"{path.rstrip('.')} is" if path else "the model is"
@@ -313,6 +314,25 @@ def _built_activation(name: str, parameters: dict[str, Any]) -> Activation:
     return Activation(name, **parameters)
 
 
+def _built_transpose(weight: Array, bias: Array | None, output_shape: tuple[int, ...], **options: Any) -> Any:
+    convolution = Convolution(weight, input_shape=output_shape, **options)
+    require_modest_convolution(convolution)
+    return ConvolutionTranspose(weight, bias, output_shape=output_shape, **options)
+
+
+def _built_reshape(input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Reshape:
+    require_modest_shape(input_shape, "a sample")
+    return Reshape(input_shape, output_shape)
+
+
+_GEOMETRY = {
+    "stride": _INTEGERS,
+    "padding": _PAIRS,
+    "dilation": _INTEGERS,
+    "groups": _INTEGER,
+    "data_format": _TEXT,
+    "padding_mode": _TEXT,
+}
 STORABLE = (
     Storable(
         Flow,
@@ -344,19 +364,17 @@ STORABLE = (
     Storable(Dense, {"weight": _ARRAY, "bias": _or_none(_ARRAY)}),
     Storable(
         Convolution,
-        {
-            "weight": _ARRAY,
-            "bias": _or_none(_ARRAY),
-            "input_shape": _INTEGERS,
-            "stride": _INTEGERS,
-            "padding": _PAIRS,
-            "dilation": _INTEGERS,
-            "groups": _INTEGER,
-            "data_format": _TEXT,
-            "padding_mode": _TEXT,
-        },
+        {"weight": _ARRAY, "bias": _or_none(_ARRAY), "input_shape": _INTEGERS, **_GEOMETRY},
         build=lambda weight, **options: require_modest_convolution(Convolution(weight, **options)),
     ),
+    Storable(
+        ConvolutionTranspose,
+        {"weight": _ARRAY, "bias": _or_none(_ARRAY), "output_shape": _INTEGERS, **_GEOMETRY},
+        build=_built_transpose,
+    ),
+    Storable(Fixed, {"linear": _PART}),
+    Storable(Reshape, {"input_shape": _INTEGERS, "output_shape": _INTEGERS}, build=_built_reshape),
+    Storable(FourierFeatures, {"frequencies": _ARRAY, "passed": _INTEGERS}),
     Storable(Activation, {"name": _TEXT, "parameters": _NUMBERS}, build=_built_activation),
     Storable(
         Condition,

@@ -114,7 +114,8 @@ class ResidualBlock(Layer):
         """Weights and biases, where the branch lists its linear layers, and those of the map of the condition."""
         operators = getattr(self.branch, "operators", ())
         parameters = (p for operator in operators for p in (operator.weight, operator.bias))
-        own = tuple(p for p in parameters if p is not None)
+        others = (p for layer in getattr(self.branch, "layers", ()) for p in getattr(layer, "arrays", ()))
+        own = tuple(p for p in (*parameters, *others) if p is not None)
         return own if self.condition is None else own + self.condition.arrays
 
     @property

@@ -27,7 +27,7 @@ def with_implicit_gradient(
     to ``||error|| <= rtol ||w||``. Cost: one evaluation of g, and in the backward pass one more and some ten to forty
     Jacobian products. A second derivative is refused.
     """
-    if isinstance(g, Chain) and not backend.may_differentiate(y, *g.arrays):
+    if isinstance(g, Chain) and not g.has_own_layers and not backend.may_differentiate(y, *g.arrays):
         return solution
     xp, dtype = backend.xp, y.dtype
     working = working_dtype(backend, dtype)

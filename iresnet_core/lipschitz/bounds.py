@@ -20,7 +20,15 @@ from iresnet_core.lipschitz.one_tap import GroupMatrices, simplified
 from iresnet_core.lipschitz.probabilistic import probabilistic_bound
 from iresnet_core.lipschitz.scaling import prepared
 from iresnet_core.lipschitz.symbol import certified_bound
-from iresnet_core.operators import Convolution, Dense, LinearOperator, Matrices, as_operator, detached_operator
+from iresnet_core.operators import (
+    Convolution,
+    ConvolutionTranspose,
+    Dense,
+    LinearOperator,
+    Matrices,
+    as_operator,
+    detached_operator,
+)
 from iresnet_core.results import Certificate, LipschitzBound
 
 __all__ = ["BOUNDS", "BoundMethod", "bound_methods", "lipschitz_bound"]
@@ -118,6 +126,8 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
     (5.0, 'exact', 'svd')
     """
     operator = as_operator(A)
+    if isinstance(operator, ConvolutionTranspose):
+        operator = operator.convolution  # whose norm is the same
     if method == "auto":
         method = _automatic(simplified(operator))
     if not isinstance(method, str) or method not in BOUNDS:

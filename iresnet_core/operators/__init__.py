@@ -15,9 +15,11 @@ from iresnet_core.operators.matrices import (
     is_operator,
 )
 from iresnet_core.operators.sparse import SparseMatrix, is_sparse
+from iresnet_core.operators.transposed_convolution import ConvolutionTranspose
 
 __all__ = [
     "Convolution",
+    "ConvolutionTranspose",
     "Counted",
     "Dense",
     "ForeignOperator",

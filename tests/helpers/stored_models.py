@@ -16,6 +16,7 @@ from flow_examples import (
 
 from iresnet_core.branches.activation_functions import ACTIVATIONS
 from iresnet_core.branches.activations import Activation
+from iresnet_core.branches.fixed_layers import Fixed, FourierFeatures, Reshape
 from iresnet_core.files.description import STORABLE
 from iresnet_core.flows.actnorm import ActNorm
 from iresnet_core.flows.condition import Condition
@@ -27,6 +28,7 @@ from iresnet_core.flows.residual_block import ResidualBlock
 from iresnet_core.flows.standardize import Standardize
 from iresnet_core.operators.convolution import Convolution
 from iresnet_core.operators.dense import Dense
+from iresnet_core.operators.transposed_convolution import ConvolutionTranspose
 
 
 def normal(backend, dtype, *shape, seed=0):
@@ -69,6 +71,19 @@ MODELS = {
         groups=2,
         data_format="channels_last",
     ),
+    "transposed convolution": lambda e, t: ConvolutionTranspose(
+        normal(e, t, 3, 2, 4),
+        normal(e, t, 4),
+        output_shape=(9, 4),
+        stride=2,
+        padding=[(1, 2)],
+        dilation=2,
+        groups=2,
+        data_format="channels_last",
+    ),
+    "fixed": lambda e, t: Fixed(Dense(normal(e, t, 2, 5))),
+    "reshape": lambda e, t: Reshape((2, 3), (3, 2, 1)),
+    "fourier features": lambda e, t: FourierFeatures(normal(e, t, 2, 5), [3, 0]),
     "circular convolution": lambda e, t: Convolution(
         normal(e, t, 2, 2, 3), input_shape=(2, 7), padding=1, padding_mode="circular"
     ),
