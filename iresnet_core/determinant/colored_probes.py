@@ -28,8 +28,6 @@ SETS = 2
 # Share of what the a-priori rate leaves of the noise that the truncation may have where no tolerance is given. Its
 # bound is certified whatever it is.
 SHARE = 0.01
-# The noise falls faster than the a-priori rate; orders are raised by this share of what that would take.
-HASTE = 0.75
 # Vectors of a Krylov basis that are held for each probe, as far as memory is concerned.
 BASIS = 16
 # Probes at most, and the order up to which the exact determinant takes their place: where they would cost more than its
@@ -48,6 +46,7 @@ def colored_logdet(problem: Problem, method: ProbedMethod, pattern: Any, least_o
         chosen = _within(orders, request.probes, least_order)
         return None if chosen is None else _answer(problem, method, *chosen)[1]
     d, wanted, order, colors = problem.x.shape[1], 2, 0, None
+    rate, before = _rate(problem.constant), None
     for order, colors in orders:
         if order < wanted:
             continue
@@ -57,8 +56,10 @@ def colored_logdet(problem: Problem, method: ProbedMethod, pattern: Any, least_o
         noise, result = _answer(problem, method, order, colors)
         if noise <= request.tol:
             return result
-        missing = math.log(noise / request.tol) / -math.log(_rate(problem.constant))
-        wanted = order + max(1, math.ceil(HASTE * missing))
+        if before is not None and noise < before[1]:
+            rate = (noise / before[1]) ** (1 / (order - before[0]))
+        before, missing = (order, noise), math.log(noise / request.tol) / -math.log(rate)
+        wanted = min(2 * order, order + max(1, math.ceil(missing)))
     return _answer(problem, method, order, colors)[1]  # tells all entries apart, and has no noise
 
 

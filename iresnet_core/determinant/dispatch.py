@@ -58,6 +58,7 @@ def logdet(
     lipschitz: float | None = None,
     spectrum: tuple[float, float | None] | None = None,
     disc: tuple[float, float | None] | None = None,
+    half_plane: float | None = None,
     reference: MeanJacobian | None = None,
     **options: Unpack[LogDetOptions],
 ) -> LogDet:
@@ -76,6 +77,9 @@ def logdet(
         to be found. Implicit Euler for diffusion has (0, None).
     disc : (s, r), optional
         For an operator of any norm: ||A - s I|| <= r < 1 + s; None for an `r` that is to be found.
+    half_plane : float, optional
+        For an operator of any norm: v^T A v >= low ||v||^2 for all v, low > -1, as with advection. Half the logarithm
+        of det (I + A)^T (I + A) is taken then, at two products a step.
     lipschitz : float, optional
         Lipschitz constant c < 1 of g; default ``g.lipschitz``. All bounds rest on it. Where it is below the product of
         the layers' norms, the errors count that rounding grows by the latter on its way through the layers. A compiled
@@ -201,15 +205,15 @@ def logdet(
         if hasattr(g, "linearize"):
             raise InvalidArgumentError(f"logdet of a {type(g).__name__} needs the x at which its Jacobian is taken.")
         request = checked_request(options, reference, {EXACT.name: EXACT, **OPERATOR_METHODS})
-        known: dict[str, Any] = {"lipschitz": lipschitz, "spectrum": spectrum, "disc": disc}
+        known: dict[str, Any] = {"lipschitz": lipschitz, "spectrum": spectrum, "disc": disc, "half_plane": half_plane}
         asked = "probes" in options
-        return operator_logdet(g, request=request, methods=OPERATOR_METHODS, probes_asked=asked, **known)
+        return operator_logdet(g, request=request, methods=OPERATOR_METHODS, probes_asked=asked, known=known)
     if is_operator(g):
         raise InvalidArgumentError(
             f"the log-determinant of a linear operator, here {type(g).__name__}, is the same at every x: leave x out."
         )
-    if spectrum is not None or disc is not None:
-        raise InvalidArgumentError("spectrum= and disc= are for linear operators, that is without x.")
+    if any(known is not None for known in (spectrum, disc, half_plane)):
+        raise InvalidArgumentError("spectrum=, disc= and half_plane= are for linear operators, that is without x.")
     return value_and_logdet(g, x, lipschitz=lipschitz, reference=reference, **options)[1]
 
 

@@ -33,16 +33,15 @@ DEFAULT_ORDER = 4
 def operator_logdet(
     A: Any,
     *,
-    lipschitz: float | None,
-    spectrum: tuple[float, float | None] | None,
-    disc: tuple[float, float | None] | None,
     request: Request,
     methods: dict[str, Method],
     probes_asked: bool,
+    known: dict[str, Any],
 ) -> LogDet:
     """Answer `logdet` without an x; the arrays have the shape of the stack, () for a single operator.
 
-    `probes_asked` says whether somebody chose the number of probes, or it is the default of branches.
+    `probes_asked` says whether somebody chose the number of probes, or it is the default of branches; `known` holds
+    what was stated of the operator, see `lipschitz.enclosure.enclosed`.
     """
     operator = square_operator(A)
     backend = operator.backend
@@ -54,7 +53,7 @@ def operator_logdet(
         chosen = _is_exact(operator, request)
         if chosen is None:
             try:
-                found = enclosed(operator, lipschitz=lipschitz, spectrum=spectrum, disc=disc, rng=_seed(request))
+                found = enclosed(operator, rng=_seed(request), may_square=True, **known)
             except UnknownLipschitzError:
                 if request.method != "auto" or operator.shape[0] > MATRIX_LIMIT:
                     raise
@@ -158,6 +157,9 @@ def _estimated(found: Enclosed, request: Request, methods: dict[str, Method], pr
 def _from_colors(found: Enclosed, problem: Problem, method: Method, probes_asked: bool) -> LogDet | None:
     """The answer from coloured probes, where the pattern of the operator is known and probes are not given."""
     request, pattern = problem.request, getattr(found.operator.operator, "pattern", None)
+    if pattern is not None and found.normal:
+        step = abs(pattern) + abs(pattern.T)
+        pattern = step + step @ step
     plain = request.noise is not None or request.probe_kind != "rademacher" or request.unbiased or not request.errors
     if pattern is None or plain or not isinstance(method, ProbedMethod) or method.always_unbiased:
         return None
@@ -169,12 +171,15 @@ def _scaled(backend: Backend, found: Enclosed, result: LogDet) -> LogDet:
     xp, operator = backend.xp, found.operator
     shape, d = operator.batch_shape, operator.shape[0]
 
+    share = 0.5 if found.normal else 1.0
+
     def shaped(a: Array) -> Array:
-        return xp.reshape(a, shape)
+        return xp.reshape(share * a, shape)
 
     value = result.value + d * math.log(found.divisor)
     bias = result.bias_bound + 4 * unit_roundoff(backend, value.dtype) * xp.abs(backend.stop_gradient(value))
     products = xp.full(shape, operator.products, dtype=xp.int32, device=device_of(value))
-    where = f"||A - {found.centre:.4g} I|| <= {found.radius:.4g}, c = {found.constant:.4g}"
+    name = "(I + A)^T (I + A) - I" if found.normal else "A"
+    where = f"||{name} - {found.centre:.4g} I|| <= {found.radius:.4g}, c = {found.constant:.4g}"
     reason = "; ".join(word for word in (where, result.reason) if word)
     return LogDet(shaped(value), shaped(result.std_error), shaped(bias), products, result.method, reason)

@@ -20,6 +20,7 @@ from iresnet_core.operators import (
     LinearLayer,
     LinearOperator,
     Matrices,
+    Normal,
     Shifted,
     SparseMatrix,
     as_operator,
@@ -31,12 +32,15 @@ __all__ = ["Enclosed", "Known", "enclosed", "square_operator"]
 # What is said where nothing is known that would make a contraction of A.
 HOW = (
     "Pass spectrum=(low, high) with low > -1 if A is symmetric (spectrum=(0, None) for diffusion), disc=(s, r) with "
-    "||A - s I|| <= r < 1 + s if it is not, or make A smaller: a shorter time step, normalize(A, 0.9)."
+    "||A - s I|| <= r < 1 + s or, for logdet, half_plane=low with v^T A v >= low ||v||^2 if it is not; or make A "
+    "smaller by a shorter time step, or normalize(A, 0.9)."
 )
 # How much a computed bound on the entries of a sparse matrix is raised for its rounding.
 SLACK = 1e-12
 # How far above the norm a probabilistic bound may be: some 120 products, and some 200.
 INTERVAL, DISC = 0.02, 0.005
+# Constant of a contraction beyond which the square is the better way to a determinant.
+LARGEST_CONSTANT = 0.99
 # Middles of a disc that are tried for sparse matrices, in units of the middle of the diagonal, and for others, in units
 # of the norm: the first suits operators without a large antisymmetric part.
 SPARSE_MIDDLES, MIDDLES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0), (0.5, 2.0)
@@ -62,6 +66,8 @@ class Enclosed(NamedTuple):
         Whether A is known to be symmetric.
     transpose : bool
         Whether products with A^T are there.
+    normal : bool
+        Whether the disc is that of (I + A)^T (I + A) - I, whose logarithm of the determinant is twice that of I + A.
     """
 
     operator: Counted
@@ -69,6 +75,7 @@ class Enclosed(NamedTuple):
     radius: float
     symmetric: bool
     transpose: bool
+    normal: bool = False
 
     @property
     def divisor(self) -> float:
@@ -83,7 +90,8 @@ class Enclosed(NamedTuple):
     @property
     def contraction(self) -> LinearOperator:
         """B."""
-        return self.operator if self.centre == 0 else Shifted(self.operator, self.centre, self.divisor)
+        operator = Normal(self.operator) if self.normal else self.operator
+        return operator if self.centre == 0 else Shifted(operator, self.centre, self.divisor)
 
 
 def square_operator(A: Any, *, like: Any = None) -> LinearOperator:
@@ -100,6 +108,8 @@ def enclosed(
     lipschitz: float | None = None,
     spectrum: tuple[float, float | None] | None = None,
     disc: tuple[float, float | None] | None = None,
+    half_plane: float | None = None,
+    may_square: bool = False,
     rng: Any = None,
 ) -> Enclosed:
     """Return an operator with a disc that makes a contraction of it.
@@ -116,6 +126,11 @@ def enclosed(
         A is symmetric with its eigenvalues there; None for a `high` that is to be found.
     disc : (s, r), optional
         ||A - s I|| <= r; None for an `r` that is to be found.
+    half_plane : float, optional
+        v^T A v >= low ||v||^2, with low > -1: the numerical range is to the right of -1. No disc around a multiple of
+        the identity follows from that which would be of use, but one for (I + A)^T (I + A).
+    may_square : bool
+        Whether that may be answered where nothing is stated, and the entries of a sparse matrix tell a half-plane.
     rng : None, int or generator
         For probabilistic bounds.
 
@@ -129,9 +144,11 @@ def enclosed(
         For arguments that make no sense, products that are not linear, and a transpose that is none.
     """
     operator = square_operator(A)
-    stated = [name for name, value in _stated(lipschitz, spectrum, disc) if value is not None]
+    stated = [name for name, value in _stated(lipschitz, spectrum, disc, half_plane) if value is not None]
     if len(stated) > 1:
-        raise InvalidArgumentError(f"state one of lipschitz, spectrum and disc, got {' and '.join(stated)}.")
+        raise InvalidArgumentError(
+            f"state one of lipschitz, spectrum, disc and half_plane, got {' and '.join(stated)}."
+        )
     symmetric = _is_symmetric(operator, spectrum is not None)
     counted, transpose = Counted(operator, symmetric and operator.entries is None), True
     if operator.entries is None and not isinstance(operator, SparseMatrix):
@@ -153,8 +170,14 @@ def enclosed(
         centre, radius = _pair(disc, "disc")
         if centre > -1 and radius is None:
             radius = bound(Shifted(counted, centre, 1.0))
+    elif half_plane is not None:
+        return _of_half_plane(counted, _number(half_plane, "half_plane"), bound)
     elif isinstance(operator, SparseMatrix):
         centre, radius = _of_entries(operator, symmetric)
+        if may_square and not symmetric and radius > LARGEST_CONSTANT * (1 + centre):
+            low = _left_end(operator)
+            if low > -1:
+                return _of_half_plane(counted, low, bound)
         if not radius < 1 + centre:
             centre, radius = _of_norms(counted, bound)
     else:
@@ -165,8 +188,8 @@ def enclosed(
     return Enclosed(counted, centre, radius, symmetric, transpose)
 
 
-def _stated(lipschitz: Any, spectrum: Any, disc: Any) -> list[tuple[str, Any]]:
-    return [("lipschitz", lipschitz), ("spectrum", spectrum), ("disc", disc)]
+def _stated(lipschitz: Any, spectrum: Any, disc: Any, half_plane: Any) -> list[tuple[str, Any]]:
+    return [("lipschitz", lipschitz), ("spectrum", spectrum), ("disc", disc), ("half_plane", half_plane)]
 
 
 def _refusal(operator: LinearOperator, centre: float, radius: float | None, stated: list[str]) -> NotContractiveError:
@@ -256,11 +279,37 @@ def _of_interval(
     return 0.5 * (low + high), 0.5 * (high - low) * (1 + SLACK)
 
 
+def _of_half_plane(operator: Counted, low: float, bound: Callable[[LinearOperator], float]) -> Enclosed:
+    """Singular values of I + A lie between 1 + low and 1 + ||A||."""
+    if low <= -1:
+        raise NotContractiveError(f"half_plane={low:g} does not exclude the eigenvalue -1 of A. {HOW}")
+    inner = operator.operator
+    norm = _norm_of_entries(inner, 0.0) if isinstance(inner, SparseMatrix) else bound(operator)
+    least, largest = (1 + low) ** 2 * (1 - SLACK), (1 + max(norm, low)) ** 2 * (1 + SLACK)
+    return Enclosed(operator, 0.5 * (least + largest) - 1, 0.5 * (largest - least), True, True, normal=True)
+
+
+def _left_end(matrix: SparseMatrix) -> float:
+    """Below the eigenvalues of the symmetric part, by Gershgorin's discs."""
+    xp = matrix.backend.xp
+    symmetric = SparseMatrix(0.5 * (matrix.rows + matrix.rows.T), matrix.like)
+    diagonal, sums = symmetric.diagonal(), symmetric.row_sums()
+    return float(xp.min(diagonal - (sums - xp.abs(diagonal)))) - SLACK * float(xp.max(sums))
+
+
+def _norm_of_entries(matrix: SparseMatrix, centre: float) -> float:
+    """A bound on ||A - s I|| from the sums of the rows and the columns."""
+    xp, diagonal = matrix.backend.xp, matrix.diagonal()
+    moved = xp.abs(diagonal - centre) - xp.abs(diagonal)
+    sums = [float(xp.max(matrix.row_sums(transposed) + moved)) for transposed in (False, True)]
+    return math.sqrt(sums[0] * sums[1]) * (1 + SLACK)
+
+
 def _of_entries(matrix: SparseMatrix, symmetric: bool) -> tuple[float, float]:
     """A disc from the entries, certified: Gershgorin's if A is symmetric, else the norms of the rows and columns."""
     xp, diagonal = matrix.backend.xp, matrix.diagonal()
-    rows, columns = (matrix.row_sums(transposed) - xp.abs(diagonal) for transposed in (False, True))
     if symmetric:
+        rows = matrix.row_sums() - xp.abs(diagonal)
         low, high = float(xp.min(diagonal - rows)), float(xp.max(diagonal + rows))
         return 0.5 * (low + high), 0.5 * (high - low) * (1 + SLACK) + SLACK * max(abs(low), abs(high))
     middle, best = 0.5 * (float(xp.min(diagonal)) + float(xp.max(diagonal))), (0.0, math.inf)
@@ -268,8 +317,7 @@ def _of_entries(matrix: SparseMatrix, symmetric: bool) -> tuple[float, float]:
         centre = share * middle
         if centre <= -1:
             continue
-        moved = xp.abs(diagonal - centre)
-        radius = math.sqrt(float(xp.max(rows + moved)) * float(xp.max(columns + moved))) * (1 + SLACK)
+        radius = _norm_of_entries(matrix, centre)
         if radius / (1 + centre) < best[1] / (1 + best[0]):
             best = centre, radius
     return best

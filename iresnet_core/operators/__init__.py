@@ -3,7 +3,7 @@
 from iresnet_core.operators.base import LinearLayer, LinearOperator
 from iresnet_core.operators.convolution import Convolution, wrapped
 from iresnet_core.operators.dense import Dense
-from iresnet_core.operators.derived import Counted, Shifted
+from iresnet_core.operators.derived import Counted, Normal, Shifted
 from iresnet_core.operators.linearity import require_linear
 from iresnet_core.operators.matrices import (
     ForeignOperator,
@@ -26,6 +26,7 @@ __all__ = [
     "LinearLayer",
     "LinearOperator",
     "Matrices",
+    "Normal",
     "Scaled",
     "Shifted",
     "SparseMatrix",

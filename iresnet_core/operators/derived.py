@@ -1,11 +1,11 @@
-"""Operators made of another one: shifted and divided, and one whose products are counted."""
+"""Operators made of another one: shifted and divided, made symmetric, and one whose products are counted."""
 
 import math
 
 from iresnet_core.backends import Array
 from iresnet_core.operators.base import LinearOperator
 
-__all__ = ["Counted", "Shifted"]
+__all__ = ["Counted", "Normal", "Shifted"]
 
 
 class Shifted(LinearOperator):
@@ -31,6 +31,27 @@ class Shifted(LinearOperator):
         if self.shift:
             product = product - self.shift * v
         return product if self.divisor == 1 else product / self.divisor
+
+
+class Normal(LinearOperator):
+    """(I + A)^T (I + A) - I for a square operator A: symmetric, at two products with A each.
+
+    The determinant of I and this is the square of that of I + A.
+    """
+
+    def __init__(self, operator: LinearOperator) -> None:
+        self.operator = operator
+        self.backend, self.like, self.batch_shape = operator.backend, operator.like, operator.batch_shape
+        self.shape = operator.shape
+
+    def matvec(self, v: Array) -> Array:
+        """Multiply v (..., n)."""
+        image = self.operator.matvec(v)
+        return image + self.operator.rmatvec(v + image)
+
+    def rmatvec(self, u: Array) -> Array:
+        """Multiply u (..., n)."""
+        return self.matvec(u)
 
 
 class Counted(LinearOperator):

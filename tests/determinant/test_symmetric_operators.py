@@ -93,6 +93,34 @@ def test_single_precision(backend):
     assert abs(float(result.value) - exact(A.astype(float))) <= float(result.bias_bound) < 0.05
 
 
+# --- a half-plane ---
+
+
+@given(seed=SEEDS, low=st.sampled_from([-0.9, 0.0, 3.0]), terms=st.sampled_from([2, 5]))
+def test_an_operator_in_a_half_plane(backend, seed, low, terms):
+    """Far from symmetric, and of norms for which no disc around a multiple of the identity is of use."""
+    rng = np.random.default_rng(seed)
+    K = 30 * rng.standard_normal((8, 8))
+    A = symmetric(seed, 8, low, 5.0) + K - K.T
+    matrix = array(backend, A)
+    products = (lambda v: backend.xp.matmul(matrix, v), lambda u: backend.xp.matmul(u, matrix))
+    operator = as_operator(products, like=array(backend, np.zeros(8)))
+    for form in (matrix, operator):
+        result = logdet(form, half_plane=low - 1e-9, method="lanczos", probes=8, terms=terms, rng=0)
+        assert abs(float(result.value) - exact(A)) <= float(result.bias_bound)
+
+
+def test_a_half_plane_is_found_from_entries():
+    A = scipy.sparse.diags_array([-20.0, 0.5, 20.0], offsets=[-1, 0, 1], shape=(200, 200))
+    with pytest.raises(NotContractiveError, match="half_plane="):
+        logdet(aslinearoperator(A), rng=0)
+    result = logdet(A, exact_up_to=0, probes=400, rng=0)
+    assert "(I + A)^T (I + A)" in result.reason
+    assert abs(float(result.value) - exact(A.toarray())) <= 5 * float(result.std_error) + float(result.bias_bound)
+    with pytest.raises(NotContractiveError, match="-1"):
+        logdet(A, method="lanczos", half_plane=-1)
+
+
 # --- coloured probes ---
 
 
