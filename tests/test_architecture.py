@@ -73,6 +73,7 @@ HOST_MODULES = {
     "determinant.far_side": "eigenvalues of matrices without symmetry, which the standard does not have",
     "determinant.quadrature": "nodes and weights are constants, made on the host",
     "determinant.sample_seed": "the words of counters are constants, made on the host",
+    "determinant.sparse_factors": "sparse matrices are SciPy's, and so are their factors",
     "determinant.tails": "tails of the series of the logarithm are numbers, summed on the host",
     "example_data": "the shipped files hold NumPy arrays",
     "files": "files hold NumPy's arrays",

@@ -1,6 +1,6 @@
 """log det(I + A) of a linear operator, which is the same wherever one looks and so has no x.
 
-Below a fixed order, or where an explicit matrix was asked for, the determinant is exact. Beyond that I + A is
+Below a fixed order, or where that was asked for, the determinant is exact. Beyond it I + A is
 (1 + s) (I + B) with a contraction B, see `lipschitz.enclosure`; log det(I + B) comes from the methods that branches
 have, with the Jacobian B.
 """
@@ -15,6 +15,7 @@ from iresnet_core.determinant.colored_probes import LARGEST_EXACT, colored_logde
 from iresnet_core.determinant.estimator import ProbedMethod
 from iresnet_core.determinant.far_side import is_beyond_singular
 from iresnet_core.determinant.request import Method, Problem, Request
+from iresnet_core.determinant.sparse_factors import sparse_log_determinant
 from iresnet_core.errors import InvalidArgumentError, NotContractiveError, UnknownLipschitzError
 from iresnet_core.lipschitz import Enclosed, enclosed, square_operator
 from iresnet_core.operators import Counted, LinearOperator, SparseMatrix, require_linear
@@ -22,9 +23,9 @@ from iresnet_core.results import LogDet
 
 __all__ = ["operator_logdet"]
 
-# Up to this order "auto" is exact for an operator that is known by its products, and for one whose matrix is at hand: a
-# single determinant of order 1024 takes a tenth of a second.
-PRODUCTS_LIMIT, MATRIX_LIMIT = 64, 1024
+# Up to this order "auto" is exact for an operator that is known by its products, for one whose matrix is at hand (a
+# determinant of order 1024 takes a tenth of a second), and for a sparse matrix, whose factors may fill up.
+PRODUCTS_LIMIT, MATRIX_LIMIT, SPARSE_LIMIT = 64, 1024, 4096
 # Order of the colours of a sparse matrix where nobody says how many probes there are to be: 5 colours on a line, 13 or
 # more on a grid.
 DEFAULT_ORDER = 4
@@ -50,16 +51,19 @@ def operator_logdet(
     if request.checkpoint or request.reference is not None:
         raise InvalidArgumentError("checkpoint and reference are for branches; an operator has no use for them.")
     with backend.full_precision():
-        chosen = _is_exact(operator, request)
-        if chosen is None:
+        chosen, found = _is_exact(operator, request), None
+        if chosen is None or isinstance(operator, SparseMatrix):
             try:
                 found = enclosed(operator, rng=_seed(request), may_square=True, **known)
-            except UnknownLipschitzError:
-                if request.method != "auto" or operator.shape[0] > MATRIX_LIMIT:
+            except (UnknownLipschitzError, NotContractiveError) as error:
+                unknown = isinstance(error, UnknownLipschitzError) and request.method == "auto"
+                if operator.shape[0] > MATRIX_LIMIT or (chosen is None and not unknown):
                     raise
-                chosen = "nothing bounds the operator"
+                chosen = chosen or "nothing bounds the operator"
+        if found is None:
+            return _exact(operator, chosen or "")
         if chosen is not None:
-            return _exact(operator, chosen)
+            return _exact_of_sparse(found, chosen)
         return _estimated(found, request, methods, probes_asked)
 
 
@@ -73,8 +77,8 @@ def _is_exact(operator: LinearOperator, request: Request) -> str | None:
         return "as asked for"
     if request.method != "auto" or request.noise is not None:
         return None
-    at_hand = operator.entries is not None or isinstance(operator, SparseMatrix)
-    limit = MATRIX_LIMIT if at_hand else PRODUCTS_LIMIT
+    limit = PRODUCTS_LIMIT if operator.entries is None else MATRIX_LIMIT
+    limit = SPARSE_LIMIT if isinstance(operator, SparseMatrix) else limit
     limit = limit if request.exact_up_to is None else request.exact_up_to
     if operator.shape[0] > limit:
         return None
@@ -116,6 +120,20 @@ def _exact(operator: LinearOperator, reason: str) -> LogDet:
     return LogDet(result, xp.zeros_like(result), round_up(backend, bias, given), products, "exact", reason)
 
 
+def _exact_of_sparse(found: Enclosed, reason: str) -> LogDet:
+    """Sparse LU factors, for a matrix whose disc keeps the singular values of I + A away from zero."""
+    operator = found.operator
+    assert isinstance(operator.operator, SparseMatrix)
+    xp, like = operator.backend.xp, operator.like
+    least = found.divisor - found.radius
+    value, bias = sparse_log_determinant(operator.operator.rows, math.sqrt(least) if found.normal else least)
+    result, bound = (xp.asarray(number, dtype=xp.float64, device=device_of(like)) for number in (value, bias))
+    rounded = xp.astype(result, like.dtype)
+    bound = round_up(operator.backend, bound + xp.abs(xp.astype(rounded, xp.float64) - result), like.dtype)
+    products = xp.asarray(operator.products, dtype=xp.int32)
+    return LogDet(rounded, xp.zeros_like(rounded), bound, products, "exact", f"sparse factors, {reason}")
+
+
 def _reaches_zero(backend: Backend, whole: Array) -> bool:
     """Whether I + A, (..., d, d), has a real eigenvalue at or below zero, so that I + t A is singular for some t <= 1.
 
@@ -147,7 +165,9 @@ def _estimated(found: Enclosed, request: Request, methods: dict[str, Method], pr
         raise InvalidArgumentError("operators have no trace as a control variate; use control_variate='auto'.")
     result = _from_colors(found, problem, method, probes_asked)
     if result is None and request.tol is not None and d <= LARGEST_EXACT:
-        return _exact(operator.operator, f"tol={request.tol:g} would cost as much as the exact answer")
+        reason = f"tol={request.tol:g} would cost as much"
+        sparse = isinstance(operator.operator, SparseMatrix)
+        return _exact_of_sparse(found, reason) if sparse else _exact(operator.operator, reason)
     if result is None:
         _, result = method.answer(problem)
     assert result is not None
