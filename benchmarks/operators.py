@@ -136,7 +136,7 @@ def row(name, A, truth, label, options, slq, seeds):
     error, spent, covered, stated = measured(A, truth, seeds, **options)
     cost, steps, probes = slq.cheapest(error)
     if probes <= MOST_PROBES:
-        runs = max(8, min(seeds, 100_000 // (probes * steps)))
+        runs = max(8, min(seeds, 60_000 // (probes * steps)))
         means = [np.mean(slq.forms(steps, probes, seed)) for seed in range(runs)]
         theirs = f"{np.sqrt(np.mean((np.array(means) - truth) ** 2)):.3g}"
     else:

@@ -93,7 +93,7 @@ def logdet(
             method="auto", tol=None, probes=1, noise=None, rng=None, unbiased=False, terms=None,
             probe_kind="rademacher", control_variate="auto", errors=True, exact_up_to=None, checkpoint=False
 
-    method : {"auto", "exact", "series", "roulette", "arnoldi", "mean-jacobian"}
+    method : {"auto", "exact", "series", "roulette", "arnoldi", "mean-jacobian", "lanczos"}
         "exact": determinant of the explicit matrix, of order min(d, narrowest width of a Chain) by Sylvester.
         "series": truncated power series with random probes (Behrmann et al. 2019). "roulette": the same made unbiased
         by Russian roulette on its tail (Chen et al. 2019). "arnoldi": Krylov approximation from the same probes, with
@@ -104,6 +104,10 @@ def logdet(
         `mean_matrix`). "auto": "exact" up to a fixed order of the determinant (see `exact_up_to`), or where the
         tolerance would cost as much; else "mean-jacobian" where the branch allows it and d is at most 1024 (with
         convolutions: and a `reference` is given, or rng="sample" and one comes first), else "arnoldi".
+        "lanczos", for symmetric operators: Gauss-Radau's rules bound every form from both sides, in half the products
+        of "arnoldi". "auto" for an operator: "exact" up to order 64, 1024 for a matrix or 4096 for a sparse one (by
+        its factors), else "lanczos" where that applies. Of a sparse matrix, or with `pattern` in `as_operator`, probes
+        see entries of one colour, far apart in the pattern; without `probes` or `tol` more than 4 steps.
     tol : float, optional
         Spend products and probes until std_error and bias_bound are at most this, for every sample, in nats; at most
         4096 probes. The rounding in bias_bound cannot be brought down; where it is above `tol`, so may std_error be, up

@@ -11,12 +11,12 @@ from typing import Any
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.branches import OperatorBranch
 from iresnet_core.common import round_up, unit_roundoff, widest, working_dtype
-from iresnet_core.determinant.colored_probes import LARGEST_EXACT, colored_logdet
+from iresnet_core.determinant.colored_probes import LARGEST_EXACT, MOST_PROBES, colored_logdet
 from iresnet_core.determinant.estimator import ProbedMethod
 from iresnet_core.determinant.far_side import is_beyond_singular
 from iresnet_core.determinant.request import Method, Problem, Request
 from iresnet_core.determinant.sparse_factors import sparse_log_determinant
-from iresnet_core.errors import InvalidArgumentError, NotContractiveError, UnknownLipschitzError
+from iresnet_core.errors import InvalidArgumentError, NotContractiveError, NotConvergedError, UnknownLipschitzError
 from iresnet_core.lipschitz import Enclosed, enclosed, square_operator
 from iresnet_core.operators import Counted, LinearOperator, SparseMatrix, require_linear
 from iresnet_core.results import LogDet
@@ -163,27 +163,43 @@ def _estimated(found: Enclosed, request: Request, methods: dict[str, Method], pr
     problem = Problem(backend, branch, origin, branch.jacobian_of_determinant(origin), found.constant, request)
     if request.control_variate == "trace":
         raise InvalidArgumentError("operators have no trace as a control variate; use control_variate='auto'.")
-    result = _from_colors(found, problem, method, probes_asked)
-    if result is None and request.tol is not None and d <= LARGEST_EXACT:
-        reason = f"tol={request.tol:g} would cost as much"
-        sparse = isinstance(operator.operator, SparseMatrix)
-        return _exact_of_sparse(found, reason) if sparse else _exact(operator.operator, reason)
+    if found.normal and request.tol is not None:  # the logarithm will be halved
+        problem = problem._replace(request=request._replace(tol=2 * request.tol))
+    pattern = _pattern(found, request, method)
+    result = None
+    if pattern is not None and isinstance(method, ProbedMethod):
+        result = colored_logdet(problem, method, pattern, None if probes_asked else DEFAULT_ORDER)
+        if result is None and request.tol is not None:
+            return _instead_of_probes(found, request)
     if result is None:
         _, result = method.answer(problem)
     assert result is not None
     return _scaled(backend, found, result)
 
 
-def _from_colors(found: Enclosed, problem: Problem, method: Method, probes_asked: bool) -> LogDet | None:
-    """The answer from coloured probes, where the pattern of the operator is known and probes are not given."""
-    request, pattern = problem.request, getattr(found.operator.operator, "pattern", None)
-    if pattern is not None and found.normal:
-        step = abs(pattern) + abs(pattern.T)
-        pattern = step + step @ step
+def _pattern(found: Enclosed, request: Request, method: Method) -> Any:
+    """Where entries may differ from zero, for probes by colours; None where it is not known or probes are given."""
+    pattern = getattr(found.operator.operator, "pattern", None)
     plain = request.noise is not None or request.probe_kind != "rademacher" or request.unbiased or not request.errors
-    if pattern is None or plain or not isinstance(method, ProbedMethod) or method.always_unbiased:
+    if pattern is None or plain or method.always_unbiased:
         return None
-    return colored_logdet(problem, method, pattern, None if probes_asked else DEFAULT_ORDER)
+    if not found.normal:
+        return pattern
+    step = abs(pattern) + abs(pattern.T)
+    return step + step @ step
+
+
+def _instead_of_probes(found: Enclosed, request: Request) -> LogDet:
+    """The exact determinant, where a tolerance would take more products than that, or more probes than there may be."""
+    operator, reason = found.operator.operator, f"tol={request.tol:g} would cost as much as the exact answer"
+    if request.method == "auto" and isinstance(operator, SparseMatrix):
+        return _exact_of_sparse(found, reason)
+    if request.method == "auto" and operator.shape[0] <= LARGEST_EXACT:
+        return _exact(operator, reason)
+    raise NotConvergedError(
+        f"logdet: tol={request.tol:g} nats would take more probes by colours than {MOST_PROBES}, the most, or more "
+        "products than the exact answer. Raise tol, or use method='exact'."
+    )
 
 
 def _scaled(backend: Backend, found: Enclosed, result: LogDet) -> LogDet:

@@ -11,7 +11,7 @@ from strategies import SEEDS
 
 from iresnet_core import as_operator, logdet
 from iresnet_core.determinant.coloring import colorings
-from iresnet_core.errors import InvalidArgumentError, NotContractiveError
+from iresnet_core.errors import InvalidArgumentError, NotContractiveError, NotConvergedError
 
 
 def exact(A):
@@ -199,6 +199,18 @@ def test_a_tolerance_is_met(tol):
     assert float(result.std_error) <= tol
     assert abs(float(result.value) - exact(A.toarray())) <= 5 * float(result.std_error) + float(result.bias_bound)
     assert (result.method == "exact") == (tol < 1)  # which 200 products are enough for
+
+
+def test_a_tolerance_without_a_pattern_is_met_by_probes():
+    A = 12.0 * laplacian(200)
+    result = logdet(aslinearoperator(A), spectrum=(0, 48), tol=5.0, rng=0)
+    assert result.method == "lanczos"
+    assert float(result.std_error) <= 5
+    with pytest.raises(NotConvergedError, match="exact"):
+        logdet(A, method="lanczos", tol=1e-6, rng=0)
+    A = scipy.sparse.diags_array([-20.0, 0.5, 20.0], offsets=[-1, 0, 1], shape=(2000, 2000))
+    result = logdet(A, exact_up_to=0, tol=4.0, rng=0)  # half the logarithm of the square
+    assert 1 < float(result.std_error) <= 4
 
 
 @pytest.mark.needs("autodiff")
