@@ -30,9 +30,11 @@ SETS = 2
 SHARE = 0.01
 # Vectors of a Krylov basis that are held for each probe, as far as memory is concerned.
 BASIS = 16
+# Probes that are few enough to begin with the second order, and those of the default at most.
+FEW_PROBES, DEFAULT_PROBES = 32, 128
 # Probes at most, and the order up to which the exact determinant takes their place: where they would cost more than its
 # d products, with as many products a probe at least.
-MOST_PROBES, LARGEST_EXACT, FEWEST_PRODUCTS = 2**14, 4096, 8
+MOST_PROBES, LARGEST_EXACT, FEWEST_PRODUCTS = 2**12, 4096, 8
 
 
 def colored_logdet(problem: Problem, method: ProbedMethod, pattern: Any, least_order: int | None) -> LogDet | None:
@@ -45,29 +47,29 @@ def colored_logdet(problem: Problem, method: ProbedMethod, pattern: Any, least_o
     if request.tol is None:
         chosen = _within(orders, request.probes, least_order)
         return None if chosen is None else _answer(problem, method, *chosen)[1]
-    d, wanted, order, colors = problem.x.shape[1], 2, 0, None
+    d, wanted = problem.x.shape[1], 2
     rate, before = _rate(problem.constant), None
-    for order, colors in orders:
-        if order < wanted:
-            continue
+    for order, colors, complete in orders:
         count = SETS * color_count(colors)
+        if order < wanted and not complete and (before is not None or count <= FEW_PROBES):
+            continue
         if count > MOST_PROBES or (d <= LARGEST_EXACT and FEWEST_PRODUCTS * count > d):
             return None
         noise, result = _answer(problem, method, order, colors)
-        if noise <= request.tol:
+        if noise <= request.tol or complete:  # which tells all entries apart, and has no noise
             return result
         if before is not None and noise < before[1]:
             rate = (noise / before[1]) ** (1 / (order - before[0]))
         before, missing = (order, noise), math.log(noise / request.tol) / -math.log(rate)
         wanted = min(2 * order, order + max(1, math.ceil(missing)))
-    return _answer(problem, method, order, colors)[1]  # tells all entries apart, and has no noise
+    return None
 
 
-def _within(orders: Iterator[tuple[int, Any]], probes: int, least_order: int | None) -> tuple[int, Any] | None:
-    """The last order whose probes are within their number."""
-    chosen = None
-    for order, colors in orders:
-        if least_order is None and SETS * color_count(colors) > probes:
+def _within(orders: Iterator[tuple[int, Any, bool]], probes: int, least_order: int | None) -> tuple[int, Any] | None:
+    """The last order whose probes are within their number; up to `least_order`, if there is one, within the default."""
+    chosen, most = None, probes if least_order is None else DEFAULT_PROBES
+    for order, colors, _ in orders:
+        if SETS * color_count(colors) > most:
             break
         chosen = order, colors
         if order == least_order:

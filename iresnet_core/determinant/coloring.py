@@ -8,12 +8,16 @@ import numpy as np
 __all__ = ["color_count", "colorings", "masks"]
 
 
-def colorings(pattern: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield for k = 1, 2, ... the colours (d,) of an order k, and k: entries of one colour are more than k steps apart.
+# Neighbours within k steps, of all entries together, beyond which no further order is made: some 600 MiB.
+MOST_NEIGHBOURS = 5 * 10**7
 
-    A step leads from i to j where the pattern has an entry (i, j) or (j, i). The colours are found greedily, entry by
-    entry; no more of them are used than the largest number of entries within k steps of one. They end with the order
-    that tells all entries of a connected pattern apart.
+
+def colorings(pattern: Any) -> Iterator[tuple[int, np.ndarray, bool]]:
+    """Yield for k = 1, 2, ... the order k, colours (d,), and whether they tell all connected entries apart.
+
+    Entries of one colour are more than k steps apart; a step leads from i to j where the pattern has an entry (i, j) or
+    (j, i). The colours are found greedily, entry by entry; no more of them are used than the largest number of entries
+    within k steps of one. The orders end where all are told apart, or with `MOST_NEIGHBOURS`.
     """
     entries = pattern.tocsr()
     step = ((abs(entries) + abs(entries.T)) != 0).astype(np.int32).tocsr()
@@ -21,9 +25,12 @@ def colorings(pattern: Any) -> Iterator[tuple[int, np.ndarray]]:
     near, order = step, 1
     while True:
         colors = _greedy(near)
-        yield order, colors
-        grown = ((near @ step) != 0).astype(np.int32).tocsr()
-        if grown.nnz == near.nnz:
+        # What the next product would have at most, as each neighbour brings its own.
+        reach = int(np.diff(step.indptr)[near.indices].sum())
+        grown = near if reach > MOST_NEIGHBOURS else ((near @ step) != 0).astype(np.int32).tocsr()
+        complete = grown is not near and grown.nnz == near.nnz
+        yield order, colors, complete
+        if complete or grown is near:
             return
         near, order = grown, order + 1
 

@@ -11,12 +11,12 @@ from typing import Any
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.branches import OperatorBranch
 from iresnet_core.common import round_up, unit_roundoff, widest, working_dtype
-from iresnet_core.determinant.colored_probes import LARGEST_EXACT, MOST_PROBES, colored_logdet
+from iresnet_core.determinant.colored_probes import LARGEST_EXACT, colored_logdet
 from iresnet_core.determinant.estimator import ProbedMethod
 from iresnet_core.determinant.far_side import is_beyond_singular
 from iresnet_core.determinant.request import Method, Problem, Request
 from iresnet_core.determinant.sparse_factors import sparse_log_determinant
-from iresnet_core.errors import InvalidArgumentError, NotContractiveError, NotConvergedError, UnknownLipschitzError
+from iresnet_core.errors import InvalidArgumentError, NotContractiveError, UnknownLipschitzError
 from iresnet_core.lipschitz import Enclosed, enclosed, square_operator
 from iresnet_core.operators import Counted, LinearOperator, SparseMatrix, require_linear
 from iresnet_core.results import LogDet
@@ -27,7 +27,7 @@ __all__ = ["operator_logdet"]
 # determinant of order 1024 takes a tenth of a second), and for a sparse matrix, whose factors may fill up.
 PRODUCTS_LIMIT, MATRIX_LIMIT, SPARSE_LIMIT = 64, 1024, 4096
 # Order of the colours of a sparse matrix where nobody says how many probes there are to be: 5 colours on a line, 13 or
-# more on a grid.
+# more on a grid; less where that would be too many.
 DEFAULT_ORDER = 4
 
 
@@ -169,8 +169,11 @@ def _estimated(found: Enclosed, request: Request, methods: dict[str, Method], pr
     result = None
     if pattern is not None and isinstance(method, ProbedMethod):
         result = colored_logdet(problem, method, pattern, None if probes_asked else DEFAULT_ORDER)
-        if result is None and request.tol is not None:
-            return _instead_of_probes(found, request)
+        if result is None and request.tol is not None and request.method == "auto":
+            reason = f"tol={request.tol:g} would cost as much as the exact answer"
+            if operator.shape[0] <= LARGEST_EXACT:
+                sparse = isinstance(operator.operator, SparseMatrix)
+                return _exact_of_sparse(found, reason) if sparse else _exact(operator.operator, reason)
     if result is None:
         _, result = method.answer(problem)
     assert result is not None
@@ -187,19 +190,6 @@ def _pattern(found: Enclosed, request: Request, method: Method) -> Any:
         return pattern
     step = abs(pattern) + abs(pattern.T)
     return step + step @ step
-
-
-def _instead_of_probes(found: Enclosed, request: Request) -> LogDet:
-    """The exact determinant, where a tolerance would take more products than that, or more probes than there may be."""
-    operator, reason = found.operator.operator, f"tol={request.tol:g} would cost as much as the exact answer"
-    if request.method == "auto" and isinstance(operator, SparseMatrix):
-        return _exact_of_sparse(found, reason)
-    if request.method == "auto" and operator.shape[0] <= LARGEST_EXACT:
-        return _exact(operator, reason)
-    raise NotConvergedError(
-        f"logdet: tol={request.tol:g} nats would take more probes by colours than {MOST_PROBES}, the most, or more "
-        "products than the exact answer. Raise tol, or use method='exact'."
-    )
 
 
 def _scaled(backend: Backend, found: Enclosed, result: LogDet) -> LogDet:
