@@ -1,7 +1,7 @@
 """Flows: residual blocks and the other layers, pure functions of arrays, and their composition."""
 
 from iresnet_core.flows.actnorm import ActNorm
-from iresnet_core.flows.condition import Condition, as_condition
+from iresnet_core.flows.condition import Condition, require_rows
 from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow, LogProb
 from iresnet_core.flows.layer import Layer, Shape, Transformed, located
@@ -35,9 +35,9 @@ __all__ = [
     "Squeeze",
     "Standardize",
     "Transformed",
-    "as_condition",
     "located",
     "mean_loss",
+    "require_rows",
     "require_share",
     "require_visible_bulk",
     "training_log_prob",

@@ -138,7 +138,7 @@ class Layer(Copyable, ABC):
         """The labels that a condition may hold, column by column, see `Condition`; None where all are numbers."""
         return None if self.condition is None else self.condition.labels
 
-    def given(self, context: Array | None, like: Array | None = None) -> "Layer":
+    def given(self, context: Array | None, like: Array | None = None) -> Self:
         """Return the layer under one condition, or under one for each sample of a batch, as a layer without any.
 
         With many calls under the same condition it saves the time of its map in each. Under one condition of shape
@@ -161,7 +161,7 @@ class Layer(Copyable, ABC):
         require_condition(context, self.context_features, f"this {type(self).__name__}")
         if context is None:
             return self
-        return self._under(*self._rows(context, like))
+        return cast(Self, self._under(*self._rows(context, like)))
 
     def _rows(self, context: Array, like: Array | None = None) -> tuple[Backend, Array]:
         """Return a context as checked rows, one for each sample or one for all."""

@@ -4,6 +4,7 @@ from typing import Any
 
 from iresnet_core.adapters.keras.branch import Activation
 from iresnet_core.adapters.keras.classifier import Classifier
+from iresnet_core.adapters.keras.condition import Condition
 from iresnet_core.adapters.keras.flow import Flow
 from iresnet_core.adapters.keras.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze
 from iresnet_core.adapters.keras.residual import InvertibleResidual
@@ -13,6 +14,7 @@ __all__ = [
     "ActNorm",
     "Activation",
     "Classifier",
+    "Condition",
     "FactorOut",
     "Flow",
     "FlowLayer",

@@ -47,21 +47,25 @@ class PreparedModel(keras.Model):
         Layers that depend on data and are not initialised yet are initialised first, from a batch of `x`. Arrays that
         hold NaN or infinity are refused with NonFiniteError, those of `validation_data` too.
         """
-        require_finite_arrays(x, "the data")
-        require_finite_arrays(kwargs.get("validation_data"), "the validation data")
+        self._require_usable(x, "the data")
+        self._require_usable(kwargs.get("validation_data"), "the validation data")
         if not getattr(self, "initialized"):  # noqa: B009
             self.initialize(representative_batch(x, batch_size or 32))
         return super().fit(x, y, batch_size=batch_size, **kwargs)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Return loss and metrics with certified weights; as `keras.Model.evaluate`, but for arrays that hold NaN."""
-        require_finite_arrays(x, "the data")
+        self._require_usable(x, "the data")
         return super().evaluate(x, *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Return outputs as NumPy arrays, with certified weights; as `keras.Model.predict`, but for arrays with NaN."""
-        require_finite_arrays(x, "the data")
+        self._require_usable(x, "the data")
         return super().predict(x, *args, **kwargs)
+
+    def _require_usable(self, data: Any, name: str) -> None:
+        """Refuse data that a compiled step would turn into NaN."""
+        require_finite_arrays(data, name)
 
     def _batch_spec(self) -> Any:
         """Return the shape and dtype of a batch of any size, as `call` takes it."""

@@ -110,6 +110,13 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
             return self._part_log_prob(*_pair(x), None, {})
         return self.log_prob(*_pair(x), training=training)
 
+    def _require_usable(self, data: Any, name: str) -> None:
+        super()._require_usable(data, name)
+        context = _pair(data)[1]
+        if context is not None and self.condition is not None and self.condition.encoding is not None:
+            host = keras.ops.convert_to_numpy(context)
+            self.condition.encoding(host, host if host.dtype.kind == "f" else None)  # refuses labels that are not known
+
     def train_step(self, *args: Any, **options: Any) -> Any:
         """Take a step of `fit`, in which log-determinants of a part of the batch stand for all."""
         self._is_fitted = True
@@ -141,10 +148,10 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
 
     def _batch_spec(self) -> Any:
         samples = keras.InputSpec(shape=(None, *self.event_shape), dtype=self.compute_dtype)
-        features = [f for block in self._blocks() if (f := block.context_features) is not None]
-        if not features:
+        features = self._core(training=False).context_features
+        if features is None:
             return samples
-        return [samples, keras.InputSpec(shape=(None, features[0]), dtype=self.compute_dtype)]
+        return [samples, keras.InputSpec(shape=(None, features), dtype=self.compute_dtype)]
 
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
         """Return (batch,)."""
@@ -179,13 +186,16 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
             "penalty": self.penalty,
             "share": self.share,
             "checkpoint": self.checkpoint,
+            "condition": None if self.condition is None else keras.saving.serialize_keras_object(self.condition),
             "seed": self.seed,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Make the model and its layers."""
-        return cls(**{**config, "layers": [keras.saving.deserialize_keras_object(c) for c in config["layers"]]})
+        deserialize, condition = keras.saving.deserialize_keras_object, config.get("condition")
+        layers = [deserialize(layer) for layer in config["layers"]]
+        return cls(**{**config, "layers": layers, "condition": condition and deserialize(condition)})
 
     # --- files, and names of the release before ---
 

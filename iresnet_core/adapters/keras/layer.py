@@ -6,9 +6,10 @@ from typing import Any, Self
 import keras
 
 import iresnet_core as core
+from iresnet_core.adapters.keras.condition import Condition, context_tensor
 from iresnet_core.adapters.keras.tensors import checkpointed, tensor_of
+from iresnet_core.adapters.shared.actnorm import ActNormMethods
 from iresnet_core.adapters.shared.layer import (
-    ActNormMethods,
     FactorOutMethods,
     InjectivePadMethods,
     LayerMethods,
@@ -47,6 +48,14 @@ class KerasHooks:
     def _received(self: Any, x: Any) -> Any:
         """Return a tensor in the dtype of the variables."""
         return keras.ops.convert_to_tensor(x, dtype=self.compute_dtype)
+
+    def _received_context(self: Any, context: Any) -> Any:
+        """Return conditions likewise; whole numbers, which may be labels, as they are."""
+        return context_tensor(context, self.compute_dtype)
+
+    def _taken_condition(self: Any, condition: Any) -> Condition:
+        """Return a map of the caller's own as a Condition."""
+        return condition if isinstance(condition, Condition) else Condition(condition, dtype=self.dtype)
 
 
 class FlowLayer(KerasHooks, LayerMethods, keras.layers.Layer):
@@ -127,9 +136,15 @@ class ActNorm(ActNormMethods, FlowLayer):
             name="is_initialized", shape=(), initializer="zeros", dtype="bool", trainable=False, autocast=False
         )
         self.unit = self.add_weight(name="unit", shape=(channels,), initializer="ones", trainable=False)
+        if self.context_features is not None:
+            shape = (self.context_features, 2 * channels)
+            self.context_kernel = self.add_weight(name="context_kernel", shape=shape, initializer="zeros")
 
     def _parameter(self, parameter: Any) -> Any:
         return tensor_of(parameter)
+
+    def _context_weight(self) -> Any:
+        return keras.ops.transpose(tensor_of(self.context_kernel))
 
     def _statistics(self, x: Any) -> Any:
         return keras.ops.stop_gradient(x)
@@ -193,7 +208,12 @@ class ActNorm(ActNormMethods, FlowLayer):
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` needs."""
-        return {**super().get_config(), "channels": self.channels, "axis": self.axis}
+        return {
+            **super().get_config(),
+            "channels": self.channels,
+            "axis": self.axis,
+            "context_features": self.context_features,
+        }
 
 
 @_serializable

@@ -4,14 +4,16 @@ from typing import Any, Self
 
 import keras
 
+import iresnet_core as core
 from iresnet_core.adapters.keras.branch import convolution_options, linear_layers, require_one_function, steps_of
 from iresnet_core.adapters.keras.layer import FlowLayer
-from iresnet_core.adapters.keras.tensors import checkpointed
+from iresnet_core.adapters.keras.tensors import checkpointed, kernel_of
 from iresnet_core.adapters.keras.weight import CappedWeight
 from iresnet_core.adapters.shared.residual import ResidualMethods
 from iresnet_core.adapters.shared.weight import CappedLayer
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows import Shape
+from iresnet_core.operators import LinearLayer
 
 __all__ = ["InvertibleResidual"]
 
@@ -110,8 +112,8 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
             require_one_function(net)
         return (lambda x: net(x, training=training)) if net._call_has_training_arg else net
 
-    def _translation(self, context: Any) -> Any:
-        return self.conditioning(context)
+    def _linear_map(self) -> LinearLayer:
+        return core.Dense(keras.ops.transpose(kernel_of(self.conditioning)), checked=True)
 
     def capped_layers(self) -> list[CappedLayer]:
         """Return the capped linear layers with their free parameters; none for a branch of declared constant.
@@ -147,6 +149,7 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
             "per_layer": self.per_layer,
             "lipschitz": self.declared,
             "context_features": self.context_features,
+            "condition": None if self.condition is None else serialize(self.condition),
         }
 
     @classmethod
@@ -154,4 +157,5 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
         """Make the block and its net."""
         net, deserialize = config["net"], keras.saving.deserialize_keras_object
         made = [deserialize(layer) for layer in net] if isinstance(net, list) else deserialize(net)
-        return cls(**{**config, "net": made})
+        condition = config.get("condition")
+        return cls(**{**config, "net": made, "condition": condition and deserialize(condition)})

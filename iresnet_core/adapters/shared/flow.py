@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import Any, Self, cast
 
 import iresnet_core as core
-from iresnet_core.adapters.shared.layer import require_taken
+from iresnet_core.adapters.shared.condition import require_taken, rows_of, taken
 from iresnet_core.adapters.shared.placing import bound_shapes, placed
-from iresnet_core.adapters.shared.residual import ResidualMethods, require_context
+from iresnet_core.adapters.shared.residual import ResidualMethods
 from iresnet_core.adapters.shared.training_loss import TrainingMethods
 from iresnet_core.adapters.shared.weight import training_layers
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.common import require_nonnegative, require_shape
 from iresnet_core.determinant import LogDetOptions, uses_own_seeds
-from iresnet_core.errors import EstimateWarning, InvalidArgumentError
+from iresnet_core.errors import EstimateWarning, InvalidArgumentError, ShapeError
 from iresnet_core.files import save
 from iresnet_core.flows import Shape, require_share, training_log_prob
 
@@ -57,6 +57,7 @@ class FlowMethods(TrainingMethods):
         penalty: float = 0.0,
         share: float | None = None,
         checkpoint: bool = False,
+        condition: Any = None,
         **options: Any,
     ) -> None:
         """Make the flow.
@@ -79,6 +80,9 @@ class FlowMethods(TrainingMethods):
             Whether the gradient of a log-density keeps only the inputs of the blocks, and computes each block again on
             its way back from input, weights and probes: the memory of a training step hardly grows with the number of
             blocks, and it takes about half as long again. Values and gradients are the same to rounding.
+        condition : Condition or net, optional
+            Map of a condition to what enters all layers that take one: an embedding that they share, whose entries are
+            their `context_features`.
         **options
             Those of a Keras model, and `seed`: the seed of the probes and samples, by default drawn from Keras' own, so
             that `keras.utils.set_random_seed` decides it. A PyTorch module has none.
@@ -91,6 +95,7 @@ class FlowMethods(TrainingMethods):
             If an entry is no layer of a flow.
         """
         super().__init__(**options)
+        self.condition = None if condition is None else self._taken_condition(condition)
         self._take_layers(layers)
         self.event_shape = require_shape(event_shape, "event_shape")
         self.terms, self.penalty = terms, require_nonnegative(penalty, "penalty")
@@ -121,6 +126,14 @@ class FlowMethods(TrainingMethods):
 
     def _received(self, x: Any) -> Array:
         """Return an argument as an array of the framework, in the dtype of the parameters."""
+        raise NotImplementedError
+
+    def _received_context(self, context: Any) -> Any:
+        """Return conditions in the same way; whole numbers, which may be labels, as they are. None for None."""
+        raise NotImplementedError
+
+    def _taken_condition(self, condition: Any) -> Any:
+        """Return a map of a condition as a Condition of the framework."""
         raise NotImplementedError
 
     def _samples(self, x: Any, context: Any) -> tuple[Any, Any]:
@@ -179,11 +192,12 @@ class FlowMethods(TrainingMethods):
             In nats; an `EstimateWarning` says once where the noise that the array leaves out is above 0.05 nats. In
             training it is a true estimate, not a surrogate, and its gradient is right in expectation.
         """
+        context = self._received_context(context)
         flow, x = self._prepared(x, context, training)
         with get_backend(x).own_dtype(x):
             if not logdet:
-                return flow(x)
-            out = flow.forward(x, **self._options(x, training, errors, options))
+                return flow(x, taken(flow, context))
+            out = flow.forward(x, taken(flow, context), **self._options(x, training, errors, options))
         return out.value, out.logdet if errors else self._without_errors(out.logdet, training)
 
     def log_prob(
@@ -200,10 +214,11 @@ class FlowMethods(TrainingMethods):
         Arguments as in `encode`. In training, NonFiniteError refuses samples so far out that their gradients would
         overflow in an optimiser; a compiled program gives them NaN instead, and no gradient.
         """
+        context = self._received_context(context)
         flow, x = self._prepared(x, context, training)
         score = training_log_prob if self._is_training(training) else core.Flow.log_prob
         with get_backend(x).own_dtype(x):
-            result = score(flow, x, **self._options(x, training, errors, options))
+            result = score(flow, x, context=taken(flow, context), **self._options(x, training, errors, options))
         return result if errors else self._without_errors(result, training)
 
     def inverse(
@@ -235,10 +250,11 @@ class FlowMethods(TrainingMethods):
         NotConvergedError
             If a sample has not converged, outside of compiled programs.
         """
+        context = self._received_context(context)
         flow = self._core(context, training)
         z = self._received(z)
         with get_backend(z).own_dtype(z):
-            result = flow.inverse(z, errors=errors, **options)
+            result = flow.inverse(z, taken(flow, context), errors=errors, **options)
         return result if errors else result.value
 
     def sample(
@@ -257,7 +273,7 @@ class FlowMethods(TrainingMethods):
         ----------
         n : int
             How many.
-        context : array (n, features) or (1, features), optional
+        context : array (n, features), or (features,) or (1, features), optional
             One condition a sample, or one for all.
         rng : int or the framework's own generator, optional
             Default: PyTorch's global generator; in Keras the seed of the model.
@@ -268,11 +284,9 @@ class FlowMethods(TrainingMethods):
         backend = get_backend(like)
         rng = self._sample_generator() if rng is None else rng
         with backend.no_grad(), backend.own_dtype(like):
-            if context is not None:
-                context = self._received(context)
-                if context.shape[0] == 1:
-                    context = backend.xp.broadcast_to(context, (n, *context.shape[1:]))
-            result = self._core(context, training).sample(n, rng=rng, like=like, errors=errors, **options)
+            context = self._received_context(context)
+            flow = self._core(context, training)
+            result = flow.sample(n, taken(flow, context), rng=rng, like=like, errors=errors, **options)
         return result if errors else result.value
 
     # --- data and weights ---
@@ -290,10 +304,11 @@ class FlowMethods(TrainingMethods):
         """
         x, context = self._samples(x, context)
         self._require_taken(context)
-        x = self._received(x)
+        x, context = self._received(x), self._received_context(context)
         with get_backend(x).no_grad():
+            rows = self._entering(context)
             for layer in self._flow_layers():
-                x = layer.initialize(x, context)._mapped(x, context)
+                x = layer.initialize(x, rows)._mapped(x, rows)
         return self
 
     def certify(self) -> Self:
@@ -315,13 +330,13 @@ class FlowMethods(TrainingMethods):
     def to_core(self, context: Array | None = None) -> core.Flow:
         """Return the flow of the core with certified weights, as constants.
 
-        A conditional flow needs `context` (1, features) and becomes the flow under that condition.
+        A conditional flow stays conditional, or, with a `context` of shape (features,) or (1, features), becomes the
+        flow under that condition.
 
         Raises
         ------
         InvalidArgumentError
-            If an ActNorm is not initialised, whose parameters say nothing yet, or a conditional flow is given no
-            `context`.
+            If an ActNorm is not initialised, whose parameters say nothing yet.
         ShapeError
             If `context` has several rows.
         """
@@ -330,12 +345,16 @@ class FlowMethods(TrainingMethods):
                 "an ActNorm of this flow has not been initialised, so that the flow is not ready for use elsewhere: "
                 "call initialize(x) with a batch of data, or train on one batch."
             )
-        context = None if context is None else self._received(context)
-        for block in self._blocks():
-            if block.context_features is not None:
-                require_context(context, block.context_features, single=True)
+        context = rows_of(self._received_context(context), self.condition)
+        if context is not None and context.shape[0] != 1:
+            raise ShapeError(
+                f"a flow of the core under one condition: context must have one row, got {tuple(context.shape)}. Leave "
+                "the context out, and the flow of the core takes it as log_prob(x, context)."
+            )
         with get_backend(self._like()).no_grad():
-            return self._core(context, training=False)
+            flow = self._core(context, training=False)
+            context = taken(flow, context)
+            return flow if context is None else flow.given(context)
 
     def save(self, path: str | os.PathLike[str], context: Array | None = None) -> None:
         """Write the certified flow to a safetensors file that `iresnet_core.load` reads on every backend.
@@ -353,9 +372,18 @@ class FlowMethods(TrainingMethods):
         self._require_taken(context)
         training = self._is_training(training)
         layers = placed(self._flow_layers(), self._shapes)
+        if not all(layer._is_conditioned_by_core or not layer.takes_context for layer in self._all_layers()):
+            context = self._entering(context)  # for layers of the caller's own
         weights = training_layers([c for layer, shape in layers for c in layer._capped_at(shape)]) if training else None
         made = [layer._layer_at(shape, context, training=training, weights=weights) for layer, shape in layers]
-        return core.Flow(made, self.event_shape)
+        condition = None if self.condition is None else self.condition.core_condition()
+        return core.Flow(made, self.event_shape, condition=condition)
+
+    def _entering(self, context: Any) -> Any:
+        """Return what of a context enters the layers."""
+        if context is None or self.condition is None:
+            return context
+        return self.condition.core_condition()(context, self._like())
 
     def _require_taken(self, context: Any) -> None:
         """Refuse a condition that would have no effect."""

@@ -1,10 +1,10 @@
 """The layers of a flow: what both frameworks' layers mean and check."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 import iresnet_core as core
+from iresnet_core.adapters.shared.condition import taken
 from iresnet_core.adapters.shared.placing import bound_shapes, placed
 from iresnet_core.adapters.shared.weight import CappedLayer, CertifiedWeight
 from iresnet_core.backends import Array, get_backend
@@ -13,7 +13,6 @@ from iresnet_core.flows import Layer, Shape
 from iresnet_core.operators import LinearLayer
 
 __all__ = [
-    "ActNormMethods",
     "FactorOutMethods",
     "FixedLayer",
     "InjectivePadMethods",
@@ -22,7 +21,6 @@ __all__ = [
     "SqueezeMethods",
     "Weights",
     "require_layers",
-    "require_taken",
 ]
 
 # Linear layers with the weights in use in training.
@@ -40,6 +38,8 @@ class LayerMethods:
     """
 
     takes_context: bool = True
+    _is_conditioned_by_core: bool = False
+    """Whether the core's layer takes the context itself, so that `_layer_at` needs none."""
     channel_axis: int
     """The channel axis of a batch: 1 in PyTorch, -1 in Keras."""
 
@@ -53,6 +53,14 @@ class LayerMethods:
         """Return an argument as an array of the framework, in the dtype of the parameters."""
         raise NotImplementedError
 
+    def _received_context(self, context: Any) -> Any:
+        """Return conditions in the same way; whole numbers, which may be labels, as they are. None for None."""
+        raise NotImplementedError
+
+    def _taken_condition(self, condition: Any) -> Any:
+        """Return a map of the caller's own as a Condition of the framework."""
+        raise NotImplementedError
+
     # --- what follows from it ---
 
     def core_layer(
@@ -63,7 +71,8 @@ class LayerMethods:
         Parameters
         ----------
         context : array (batch, features), optional
-            Conditioning, for layers that take it.
+            Conditioning, for layers that take it: the layer under it. Without, a conditional layer of this package is
+            the conditional layer of the core.
         training : bool, optional
             Weights of training, with norms estimated in part. Default: the mode of a PyTorch module; False in Keras.
         weights : mapping, optional
@@ -79,7 +88,10 @@ class LayerMethods:
         training: bool | None = None,
         weights: Weights | None = None,
     ) -> Layer:
-        """Return the core's layer for samples of one shape, on which the norms of convolutions depend."""
+        """Return the core's layer for samples of one shape, on which the norms of convolutions depend.
+
+        A layer that the core conditions itself leaves the context to it.
+        """
         return self.core_layer(context, training=training, weights=weights)
 
     def _capped_at(self, event_shape: Shape) -> list[CappedLayer]:
@@ -92,10 +104,10 @@ class LayerMethods:
 
     def _mapped(self, x: Any, context: Array | None = None, training: bool | None = None) -> Array:
         """Map samples x (batch, ...), without the log-determinant."""
-        x = self._received(x)
+        x, context = self._received(x), self._received_context(context)
         layer = self._layer_at(tuple(x.shape[1:]), context, training=training)
         with get_backend(x).own_dtype(x):
-            return layer(x)
+            return layer(x, taken(layer, context))
 
     def inverse(
         self,
@@ -126,10 +138,10 @@ class LayerMethods:
         NotConvergedError
             If a sample has not converged, outside of compiled programs.
         """
-        z = self._received(z)
+        z, context = self._received(z), self._received_context(context)
         layer = self._layer_at(tuple(z.shape[1:]), context, training=training)
         with get_backend(z).own_dtype(z):
-            result = layer.inverse(z, errors=errors, **options)
+            result = layer.inverse(z, taken(layer, context), errors=errors, **options)
         return result if errors else result.value
 
     @property
@@ -238,102 +250,11 @@ class LogitMethods(FixedLayer):
         self._core = core.Logit(alpha)
 
 
-class ActNormMethods(LayerMethods):
-    """One shift and one scale a channel, which are 0 until data have set them: until then the layer is the identity.
-
-    The bias is a multiple of `unit`, about the spread of the data, so that a step of an optimiser moves it as far at
-    every scale. The unit is a power of two, so that the product does not round.
-
-    Whether data have set them is part of the saved state, so that a checkpoint is never initialised again.
-    """
-
-    takes_context = False
-    log_scale: Any
-    bias: Any
-    unit: Any
-    is_initialized: Any
-
-    def __init__(self, channels: int | None = None, *, axis: int | None = None, **options: Any) -> None:
-        """Make the layer.
-
-        Parameters
-        ----------
-        channels : int
-            Number of channels. A Keras layer may leave it out, and takes it from its first input.
-        axis : int, optional
-            Channel axis of a batch; by default 1 in PyTorch, -1 in Keras.
-        **options
-            Those of a Keras layer.
-
-        Raises
-        ------
-        InvalidArgumentError
-            If `channels` is not positive, or the axis is that of the samples.
-        """
-        super().__init__(**options)
-        self.axis = self.channel_axis if axis is None else axis
-        core.ActNorm(axis=self.axis)  # checks the axis
-        if channels is not None and channels < 1:
-            raise InvalidArgumentError(f"channels must be a positive whole number, got {channels!r}.")
-        self.channels = channels
-        self._make_parameters()
-
-    def _make_parameters(self) -> None:
-        """Make the parameters, where their number is known without data."""
-
-    def _parameter(self, parameter: Any) -> Array:
-        """Return a parameter as an array that can be differentiated by."""
-        raise NotImplementedError
-
-    def _statistics(self, x: Array) -> Array:
-        """Return the samples from which the parameters are set, as constants: in PyTorch, those of all processes."""
-        raise NotImplementedError
-
-    def _assign(self, log_scale: Array, bias: Array, unit: Array) -> None:
-        """Write values (channels,) into the parameters and the unit."""
-        raise NotImplementedError
-
-    def _mark(self) -> None:
-        """Write into the saved state that the layer is initialised."""
-        raise NotImplementedError
-
-    @property
-    def initialized(self) -> bool:
-        """Whether the parameters have been set from data or loaded."""
-        raise NotImplementedError
-
-    def mark_initialized(self) -> None:
-        """Keep the parameters as they are from now on but for training."""
-        self._mark()
-
-    def initialize(self, x: Array, context: Array | None = None) -> Self:
-        """Set the parameters from a batch so that each channel has mean 0 and variance 1, unless they are set already.
-
-        Returns the layer.
-        """
-        if not self.initialized:
-            x = self._received(x)
-            backend = get_backend(x)
-            with backend.no_grad(), backend.own_dtype(x):
-                found = core.ActNorm.initialize(self._statistics(x), axis=self.axis)
-                log_scale, bias = found.arrays
-                unit = 2.0 ** -backend.xp.round(log_scale / math.log(2))
-                self._assign(log_scale, bias / unit, unit)
-            self.mark_initialized()
-        return self
-
-    def core_layer(
-        self, context: Array | None = None, *, training: bool | None = None, weights: Weights | None = None
-    ) -> Layer:
-        """Return the core's layer: the identity, as long as nothing has set the parameters."""
-        bias = self._parameter(self.bias) * self._parameter(self.unit)
-        return core.ActNorm(self._parameter(self.log_scale), bias, axis=self.axis)
-
-
 class FactorOutMethods(LayerMethods):
     """Further layers for the first channels alone."""
 
     takes_context = False
+    _is_conditioned_by_core = True
 
     def __init__(self, keep: int, layers: Sequence[Any], **options: Any) -> None:
         """Make the layer.
@@ -400,6 +321,18 @@ class FactorOutMethods(LayerMethods):
         self, context: Array | None = None, *, training: bool | None = None, weights: Weights | None = None
     ) -> Layer:
         """Return the core's layer."""
+        layer = self._layer_at((), context, training=training, weights=weights)
+        context = taken(layer, self._received_context(context))
+        return layer if context is None else layer.given(context)
+
+    def _layer_at(
+        self,
+        event_shape: Shape,
+        context: Array | None = None,
+        *,
+        training: bool | None = None,
+        weights: Weights | None = None,
+    ) -> Layer:
         inner = [layer._layer_at(shape, context, training=training, weights=weights) for layer, shape in self._placed()]
         return self._factor_out(inner)
 
@@ -431,20 +364,3 @@ def require_layers(layers: Sequence[Any], kind: type[L]) -> list[L]:
     if not out:
         raise InvalidArgumentError("there are no layers; a flow needs at least one.")
     return out
-
-
-def require_taken(context: Any, takers: Iterable[Any]) -> None:
-    """Refuse a conditioning that none of the layers of a flow takes: it would have no effect.
-
-    Parameters
-    ----------
-    context : array or None
-        What was given.
-    takers : iterable of layers
-        All of them, inner ones too; each says in its attribute `takes_context` whether it does.
-    """
-    if context is not None and not any(layer.takes_context for layer in takers):
-        raise InvalidArgumentError(
-            "a context was given, but no block of the flow takes one; make one with "
-            "InvertibleResidual(..., context_features=...). A pair (x, context) in place of x counts as well."
-        )

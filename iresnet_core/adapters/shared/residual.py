@@ -8,14 +8,14 @@ import iresnet_core as core
 from iresnet_core.adapters.shared.layer import LayerMethods, Weights
 from iresnet_core.adapters.shared.weight import CappedLayer, training_layers, with_newest
 from iresnet_core.backends import Array, Backend, get_backend
-from iresnet_core.branches import Activation, conditioned
+from iresnet_core.branches import Activation
 from iresnet_core.common import require_nonnegative
-from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.flows import Layer, Shape
 from iresnet_core.lipschitz import capped_constant, layer_cap, scaled_by_declaration, training_constant
 from iresnet_core.operators import LinearLayer
 
-__all__ = ["ResidualMethods", "require_context"]
+__all__ = ["ResidualMethods"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class KeptChains:
 class ResidualMethods(LayerMethods):
     """A branch of known or declared constant, capped, certified and conditioned."""
 
+    _is_conditioned_by_core = True
     net: Any
     cap: float
 
@@ -40,6 +41,7 @@ class ResidualMethods(LayerMethods):
         per_layer: bool = False,
         lipschitz: float | None = None,
         context_features: int | None = None,
+        condition: Any = None,
         **options: Any,
     ) -> None:
         """Make the block.
@@ -64,6 +66,9 @@ class ResidualMethods(LayerMethods):
         context_features : int, optional
             Size of a conditioning vector; an unconstrained linear map of it is added after the first linear layer, so
             that the Lipschitz constant in x stays.
+        condition : Condition or net, optional
+            A map of one's own in place of that linear one; it may have any constant. Where it returns as many entries
+            as all hidden layers together have, it is added behind every linear layer but the last.
         **options
             Those of a Keras layer.
 
@@ -79,7 +84,10 @@ class ResidualMethods(LayerMethods):
             If there is no linear layer, or one comes twice.
         """
         super().__init__(**options)
+        if condition is not None and context_features is not None:
+            raise InvalidArgumentError("give context_features, or a condition of your own, not both.")
         self.coeff, self.per_layer, self.context_features = coeff, per_layer, context_features
+        self.condition = None if condition is None else self._taken_condition(condition)
         self.declared = None if lipschitz is None else require_nonnegative(lipschitz, "lipschitz")
         self._kept: KeptChains | None = None
         if self.declared is None:
@@ -90,8 +98,10 @@ class ResidualMethods(LayerMethods):
             self._cap_weights()
         else:
             layer_cap([], coeff)  # checks coeff
-            if context_features is not None:
-                raise InvalidArgumentError("context_features needs a net of known layers, not one with lipschitz=.")
+            if self.takes_context:
+                raise InvalidArgumentError(
+                    "context_features and condition need a net of known layers, not one with lipschitz=."
+                )
             self._take_net(net)
             self._constant = min(self.declared, coeff)
 
@@ -112,8 +122,8 @@ class ResidualMethods(LayerMethods):
         """Return a branch whose constant is declared, as a function that treats every sample alone and alike."""
         raise NotImplementedError
 
-    def _translation(self, context: Array) -> Array:
-        """Map the conditioning (batch, features) to what is added (batch, width)."""
+    def _linear_map(self) -> LinearLayer:
+        """Return the linear map of the condition as the core's layer, with the weight in use."""
         raise NotImplementedError
 
     # --- what follows from it ---
@@ -121,7 +131,7 @@ class ResidualMethods(LayerMethods):
     @property
     def takes_context(self) -> bool:  # type: ignore[override]
         """Whether the block is conditional."""
-        return self.context_features is not None
+        return self.context_features is not None or self.condition is not None
 
     @property
     def lipschitz(self) -> float:
@@ -156,7 +166,8 @@ class ResidualMethods(LayerMethods):
         self, context: Array | None = None, *, training: bool | None = None, weights: Weights | None = None
     ) -> Layer:
         """Return the core's residual block with the weights in use, for samples of the size that was seen last."""
-        return self._layer_of(self.capped_layers(), context, training=training, weights=weights)
+        layer = self._layer_of(self.capped_layers(), training=training, weights=weights)
+        return layer if context is None or not self.takes_context else layer.given(self._received_context(context))
 
     def _layer_at(
         self,
@@ -166,21 +177,25 @@ class ResidualMethods(LayerMethods):
         training: bool | None = None,
         weights: Weights | None = None,
     ) -> Layer:
-        return self._layer_of(self._capped_at(event_shape), context, training=training, weights=weights)
+        return self._layer_of(self._capped_at(event_shape), training=training, weights=weights)
 
-    def _layer_of(
-        self, capped: list[CappedLayer], context: Array | None, *, training: bool | None, weights: Weights | None
-    ) -> Layer:
+    def _layer_of(self, capped: list[CappedLayer], *, training: bool | None, weights: Weights | None) -> Layer:
         training = self._is_training(training)
         if self.declared is not None:
             branch, constant = scaled_by_declaration(self._declared_branch(training), self.declared, self.coeff)
             return core.ResidualBlock(branch, lipschitz=constant)
         if not training:
-            return core.ResidualBlock(self._conditioned(self._certified_chain(capped), context))
+            return core.ResidualBlock(self._certified_chain(capped), condition=self._core_condition())
         layers = training_layers(capped) if weights is None else weights
         chain = self._chain([layers[layer.state] for layer in capped])
         constant = training_constant(self._constant)
-        return core.ResidualBlock(self._conditioned(chain, context, training=True), lipschitz=constant)
+        return core.ResidualBlock(chain, lipschitz=constant, condition=self._core_condition())
+
+    def _core_condition(self) -> Any:
+        """Return the map of the condition for the core, with the weights in use; None without one."""
+        if self.condition is not None:
+            return self.condition.core_condition()
+        return None if self.context_features is None else self._linear_map()
 
     def _shape_layer(self) -> Layer:
         return core.ResidualBlock(lambda x: x, lipschitz=0.0)  # keeps the shape, with any conditioning
@@ -224,38 +239,3 @@ class ResidualMethods(LayerMethods):
         with backend.no_grad():
             self._kept = made = backend.concretely(certified)
         return made.chains[size]
-
-    def _conditioned(self, chain: core.Chain, context: Any, *, training: bool = False) -> core.Chain:
-        """Add the conditioning after the first linear layer; in evaluation one row may stand for all samples."""
-        if self.context_features is None:
-            return chain
-        context = None if context is None else self._received(context)
-        require_context(context, self.context_features)
-        backend = get_backend(context)
-        size = context.shape[0]
-        single = not training and backend.knows_size(size) and size == 1
-        with backend.own_dtype(context):
-            return core.Chain(conditioned(chain.layers, self._translation(context), single=single))
-
-
-def require_context(context: Any, features: int, *, single: bool = False) -> None:
-    """Refuse a missing conditioning, or one of another shape than (batch, features); with `single` than (1, features).
-
-    Parameters
-    ----------
-    context : array or None
-        What was given.
-    features : int
-        What the block was made for.
-    single : bool
-        Whether one condition is to hold for all samples, as in a file.
-    """
-    if context is None:
-        raise InvalidArgumentError(f"this block is conditional: pass context=, of shape (batch, {features}).")
-    if len(context.shape) != 2 or context.shape[1] != features:
-        raise ShapeError(f"context must have shape (batch, {features}), got {tuple(context.shape)}.")
-    if single and context.shape[0] != 1:
-        raise ShapeError(
-            f"a flow of the core is that of one condition: context must have shape (1, {features}), got "
-            f"{tuple(context.shape)}. Export one flow for each condition."
-        )

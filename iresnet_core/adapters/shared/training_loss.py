@@ -3,9 +3,10 @@
 from typing import Any, Self
 
 import iresnet_core as core
+from iresnet_core.adapters.shared.condition import rows_of, taken
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.flows import mean_loss, training_log_prob, with_own_numbers, with_part_first
+from iresnet_core.flows import mean_loss, require_rows, training_log_prob, with_own_numbers, with_part_first
 
 __all__ = ["TrainingMethods"]
 
@@ -16,7 +17,9 @@ class TrainingMethods:
     penalty: float
     share: float | None
     # The methods of `FlowMethods` that they rest on.
+    condition: Any
     _received: Any
+    _received_context: Any
     _prepared: Any
     _options: Any
     _blocks: Any
@@ -53,15 +56,19 @@ class TrainingMethods:
 
     def _part_log_prob(self, x: Any, context: Any, share: float | None, options: dict[str, Any]) -> Array:
         """Return log-densities in training whose log-determinants are those of a part, and stand for all."""
-        x, context = self._received(x), None if context is None else self._received(context)
+        x, context = self._received(x), rows_of(self._received_context(context), self.condition)
         backend = get_backend(x)
         options = self._options(x, True, False, options)
         first = with_part_first(backend, x, self.share if share is None else share, options.get("rng"))
+        if context is not None:
+            require_rows(backend, context, x)
 
         def scored(first: Any) -> Array:
-            flow, ordered = self._prepared(first.of(backend, x), first.of(backend, context), True)
+            own = first.of(backend, context)
+            flow, ordered = self._prepared(first.of(backend, x), own, True)
             with backend.own_dtype(ordered):
-                return first.undone(backend, training_log_prob(flow, ordered, first.part, **options).value)
+                nats = training_log_prob(flow, ordered, first.part, context=taken(flow, own), **options).value
+                return first.undone(backend, nats)
 
         return with_own_numbers(first, scored)
 

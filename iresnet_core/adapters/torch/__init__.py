@@ -2,6 +2,7 @@
 
 from iresnet_core.adapters.torch.branch import Activation
 from iresnet_core.adapters.torch.classifier import Classifier
+from iresnet_core.adapters.torch.condition import Condition
 from iresnet_core.adapters.torch.flow import Flow
 from iresnet_core.adapters.torch.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze
 from iresnet_core.adapters.torch.residual import InvertibleResidual
@@ -11,6 +12,7 @@ __all__ = [
     "ActNorm",
     "Activation",
     "Classifier",
+    "Condition",
     "FactorOut",
     "Flow",
     "FlowLayer",

@@ -70,7 +70,7 @@ class Flow(TorchHooks, FlowMethods, nn.Module):
         ----------
         n : int
             How many.
-        context : Tensor (n, features) or (1, features), optional
+        context : Tensor (n, features), or (features,) or (1, features), optional
             One condition a sample, or one for all.
         rng : int or torch.Generator, optional
             Default: PyTorch's global generator.
@@ -87,9 +87,13 @@ class Flow(TorchHooks, FlowMethods, nn.Module):
         return FlowTransform(self, context)
 
     def distribution(self, context: Tensor | None = None) -> torch.distributions.TransformedDistribution:
-        """Return the density as a `torch.distributions.TransformedDistribution`, with `log_prob` and `rsample`."""
-        like = self._like()
-        zeros = torch.zeros(self.latent_shape, dtype=like.dtype, device=like.device)
+        """Return the density as a `torch.distributions.TransformedDistribution`, with `log_prob` and `rsample`.
+
+        Under a context of shape (B, features) its `batch_shape` is (B,): B densities beside each other. Under one of
+        shape (features,) it is ().
+        """
+        like, transform = self._like(), self.transform(context)
+        zeros = torch.zeros((*transform.batch_shape, *self.latent_shape), dtype=like.dtype, device=like.device)
         normal = torch.distributions.Normal(zeros, torch.ones_like(zeros), validate_args=False)
         base = torch.distributions.Independent(normal, len(self.latent_shape))
-        return torch.distributions.TransformedDistribution(base, [self.transform(context)], validate_args=False)
+        return torch.distributions.TransformedDistribution(base, [transform], validate_args=False)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import iresnet_core as core
 from iresnet_core.adapters.shared import warn_deprecated
+from iresnet_core.adapters.shared.actnorm import ActNormMethods
 from iresnet_core.adapters.shared.layer import (
-    ActNormMethods,
     FactorOutMethods,
     InjectivePadMethods,
     LayerMethods,
@@ -17,6 +17,7 @@ from iresnet_core.adapters.shared.layer import (
     SqueezeMethods,
     require_layers,
 )
+from iresnet_core.adapters.torch.condition import Condition
 from iresnet_core.adapters.torch.processes import gathered
 from iresnet_core.adapters.torch.weight import CappedWeight, cap_of
 from iresnet_core.errors import InvalidArgumentError, UnknownArrayError
@@ -47,6 +48,16 @@ class TorchHooks:
         if torch.is_autocast_enabled(x.device.type):
             return x.to(next(self.parameters(), x).dtype)
         return x
+
+    def _received_context(self: Any, context: Tensor | None) -> Tensor | None:
+        """Return conditions likewise; whole numbers, which may be labels, as they are."""
+        if isinstance(context, Tensor) and not context.is_floating_point():
+            return context
+        return None if context is None else self._received(context)  # type: ignore[no-any-return]
+
+    def _taken_condition(self, condition: Any) -> Condition:
+        """Return a map of the caller's own as a Condition."""
+        return condition if isinstance(condition, Condition) else Condition(condition)
 
 
 class FlowLayer(TorchHooks, LayerMethods, nn.Module):
@@ -116,6 +127,9 @@ class ActNorm(ActNormMethods, FlowLayer):
         self.log_scale = nn.Parameter(torch.zeros(self.channels))
         self.bias = nn.Parameter(torch.zeros(self.channels))
         self.register_buffer("unit", torch.ones(self.channels))
+        if self.context_features is not None:
+            self.context = nn.Linear(self.context_features, 2 * self.channels, bias=False)
+            nn.init.zeros_(self.context.weight)
         self.register_buffer("is_initialized", torch.tensor(0.0))  # a float: PyTorch can take means of it, on CUDA too
 
     def extra_repr(self) -> str:
@@ -141,6 +155,9 @@ class ActNorm(ActNormMethods, FlowLayer):
     def _parameter(self, parameter: Tensor) -> Tensor:
         return parameter
 
+    def _context_weight(self) -> Tensor:
+        return self.context.weight
+
     def _statistics(self, x: Tensor) -> Tensor:
         return gathered(x.detach().to(self.bias.dtype))
 
@@ -163,7 +180,7 @@ class ActNorm(ActNormMethods, FlowLayer):
         """Map samples x (batch, ...); the first batch in training mode sets the parameters."""
         if self.training and not self.initialized:
             self.initialize(x)
-        return super().forward(x)
+        return super().forward(x, context)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         if f"{prefix}bias" in state_dict and f"{prefix}unit" not in state_dict:  # from before there was a unit

@@ -4,6 +4,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+import iresnet_core as core
 from iresnet_core.adapters.shared.residual import ResidualMethods
 from iresnet_core.adapters.shared.weight import CappedLayer
 from iresnet_core.adapters.torch.branch import (
@@ -19,6 +20,7 @@ from iresnet_core.adapters.torch.weight import cap_of, cap_weight, capped_layer
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows import Shape
 from iresnet_core.lipschitz import capped_constant
+from iresnet_core.operators import LinearLayer
 
 __all__ = ["InvertibleResidual"]
 
@@ -76,9 +78,9 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
     def _declared_branch(self, training: bool) -> Any:
         return function_of_one_sample(self.net)
 
-    def _translation(self, context: Tensor) -> Tensor:
+    def _linear_map(self) -> LinearLayer:
         assert self.context is not None
-        return self.context(context)  # type: ignore[no-any-return]
+        return core.Dense(self.context.weight, checked=True)
 
     def extra_repr(self) -> str:
         """Show the cap."""

@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
+from iresnet_core.adapters.shared.condition import rows_of
 from iresnet_core.errors import ShapeError
 
 if TYPE_CHECKING:
@@ -22,8 +24,8 @@ class FlowTransform(Transform):
     ----------
     flow : Flow
         The flow, in whichever mode it is.
-    context : Tensor (batch, features), optional
-        Conditioning of all samples.
+    context : Tensor (B, features) or (features,), optional
+        Conditions. B of them belong to the last axis of a batch of shape (..., B), or (..., 1).
     """
 
     bijective = True
@@ -32,6 +34,10 @@ class FlowTransform(Transform):
         # The cache of one pair keeps a sample and its latent together: log_prob of a sample costs no inverse.
         super().__init__(cache_size=1)
         self.flow, self.context = flow, context
+        self._rows = rows_of(context, flow.condition)
+        rows, given = (0, 0) if context is None or self._rows is None else (self._rows.shape[0], context.ndim)
+        # One condition without an axis that counts them belongs to batches of every shape.
+        self.batch_shape: tuple[int, ...] = () if rows == 0 or (given < 2 and rows == 1) else (rows,)
 
     @property
     def domain(self) -> Any:  # type: ignore[override]
@@ -49,8 +55,8 @@ class FlowTransform(Transform):
 
     def _call(self, z: Tensor) -> Tensor:
         latent = self.flow.latent_shape
-        batch = _batch_shape(z, latent, "latents")
-        out: Tensor = self.flow.inverse(z.reshape(-1, *latent), self.context)
+        batch, flat, context = self._flat(z, latent, "latents")
+        out: Tensor = self.flow.inverse(flat, context)
         return out.reshape(*batch, *self.flow.event_shape)
 
     def _inverse(self, x: Tensor) -> Tensor:
@@ -62,17 +68,36 @@ class FlowTransform(Transform):
 
     def forward_shape(self, shape: Any) -> Any:
         """Return the shape of samples."""
-        return (*shape[: len(shape) - len(self.flow.latent_shape)], *self.flow.event_shape)
+        batch = torch.broadcast_shapes(shape[: len(shape) - len(self.flow.latent_shape)], self.batch_shape)
+        return (*batch, *self.flow.event_shape)
 
     def inverse_shape(self, shape: Any) -> Any:
         """Return the shape of latents."""
-        return (*shape[: len(shape) - len(self.flow.event_shape)], *self.flow.latent_shape)
+        batch = torch.broadcast_shapes(shape[: len(shape) - len(self.flow.event_shape)], self.batch_shape)
+        return (*batch, *self.flow.latent_shape)
 
     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        event = self.flow.event_shape
-        batch = _batch_shape(x, event, "samples")
-        z, logdet = self.flow(x.reshape(-1, *event), self.context)
+        batch, flat, context = self._flat(x, self.flow.event_shape, "samples")
+        z, logdet = self.flow(flat, context)
         return z.reshape(*batch, *self.flow.latent_shape), logdet.reshape(batch)
+
+    def _flat(self, x: Tensor, event: tuple[int, ...], what: str) -> tuple[tuple[int, ...], Tensor, Tensor | None]:
+        """Return the shape of a batch, its samples in one axis, and the condition of each or that of all."""
+        batch = _batch_shape(x, event, what)
+        if not self.batch_shape:
+            return batch, x.reshape(-1, *event), self._rows
+        assert self._rows is not None
+        try:
+            batch = tuple(torch.broadcast_shapes(batch, self.batch_shape))
+        except RuntimeError:
+            raise ShapeError(
+                f"{what} of batch shape {batch} do not fit {self.batch_shape[0]} conditions: the last axis of the "
+                f"batch is {self.batch_shape[0]} or 1."
+            ) from None
+        if self.batch_shape == (1,):
+            return batch, x.reshape(-1, *event), self._rows
+        rows = self._rows.expand(*batch, self._rows.shape[1]).reshape(-1, self._rows.shape[1])
+        return batch, x.expand(*batch, *event).reshape(-1, *event), rows
 
 
 def _batch_shape(x: Tensor, event: tuple[int, ...], what: str) -> tuple[int, ...]:

@@ -1,0 +1,98 @@
+"""The map of a condition as a Keras layer."""
+
+from typing import Any, Self
+
+import keras
+
+import iresnet_core as core
+from iresnet_core.adapters.keras.branch import linear_layers, steps_of
+from iresnet_core.adapters.keras.tensors import checkpointed, kernel_of, tensor_of
+from iresnet_core.adapters.shared.condition import ConditionMethods
+from iresnet_core.branches import Activation
+from iresnet_core.errors import InvalidArgumentError, UnknownArrayError
+
+__all__ = ["Condition", "context_tensor"]
+
+
+@keras.saving.register_keras_serializable(package="iresnet_core")
+class Condition(ConditionMethods, keras.layers.Layer):
+    """``h = net(e(c))``: from a condition c to what enters, with labels one-hot and numbers scaled.
+
+    Notes
+    -----
+    The net is a list or a Sequential of Dense layers and activations, with kernels as they are: a condition does not
+    enter the contraction. An embedding by another model is computed before, and its output given as the context.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> tuple(Condition([keras.layers.Dense(2)], classes=3)(np.array([2, 0])).shape)
+    (2, 2)
+    """
+
+    def _take_net(self, net: Any, inputs: int | None) -> None:
+        self.net: Any = [] if net is None else list(net) if isinstance(net, tuple) else net
+        dense = linear_layers(steps_of(self.net))
+        if any(type(layer) is not keras.layers.Dense for layer in dense):
+            raise InvalidArgumentError(f"the net of a condition maps vectors: Dense and activations, got {net!r}.")
+        if dense and inputs is None:
+            raise InvalidArgumentError("say how many columns a condition has: Condition(net, features=...).")
+        for layer in dense:
+            if not layer.built:
+                layer.build((None, inputs))
+            inputs = layer.units
+        checkpointed(self, "net", dense)
+        for layer in self._flatten_layers(include_self=False):
+            if not layer.built:  # activations, which are never called
+                layer.built = True
+        self.built = True
+        self.core_condition()  # checks that all fits
+
+    def _net_steps(self) -> list[Any]:
+        return [
+            step
+            if isinstance(step, Activation)
+            else core.Dense(
+                keras.ops.transpose(kernel_of(step)), tensor_of(step.bias) if step.use_bias else None, checked=True
+            )
+            for step in steps_of(self.net)
+        ]
+
+    def call(self, context: Any) -> Any:
+        """Return what enters for conditions (batch, features)."""
+        return self.core_condition()(context_tensor(context, self.variable_dtype))
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
+        """Return (batch, width)."""
+        return (input_shape[0], self.width)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` needs."""
+        serialize, net, said = keras.saving.serialize_keras_object, self.net, self.encoding
+        return {
+            **super().get_config(),
+            "net": [serialize(layer) for layer in net] if isinstance(net, list) else serialize(net),
+            "labels": None if said is None or said.labels is None else [own and list(own) for own in said.labels],
+            "mean": None if said is None or said.mean is None else list(said.mean),
+            "std": None if said is None or said.std is None else list(said.std),
+            "features": self._given_features,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Make the layer and its net."""
+        net, deserialize = config["net"], keras.saving.deserialize_keras_object
+        made = [deserialize(layer) for layer in net] if isinstance(net, list) else deserialize(net)
+        return cls(**{**config, "net": made or None})
+
+
+def context_tensor(context: Any, dtype: Any) -> Any:
+    """Return conditions as a tensor in a dtype; whole numbers, which may be labels, as they are. None for None."""
+    if context is None:
+        return None
+    try:
+        found = keras.ops.convert_to_tensor(context)
+    except (TypeError, ValueError) as error:
+        raise UnknownArrayError(f"the context is no array: {error}") from error
+    is_float = keras.backend.is_float_dtype(keras.backend.standardize_dtype(found.dtype))
+    return keras.ops.convert_to_tensor(context, dtype=dtype) if is_float else found

@@ -1,0 +1,49 @@
+"""The map of a condition as a PyTorch module."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+import iresnet_core as core
+from iresnet_core.adapters.shared.condition import ConditionMethods
+from iresnet_core.adapters.torch.branch import steps_of
+from iresnet_core.errors import InvalidArgumentError
+
+__all__ = ["Condition"]
+
+
+class Condition(ConditionMethods, nn.Module):
+    """``h = net(e(c))``: from a condition c to what enters, with labels one-hot and numbers scaled.
+
+    Notes
+    -----
+    The net is a Linear or a (nested) Sequential of them and of activations, with weights as they are: a condition does
+    not enter the contraction. An embedding by another module is computed before, and its output given as the context.
+
+    Examples
+    --------
+    >>> import torch
+    >>> Condition(nn.Linear(3, 2), classes=3)(torch.tensor([2, 0])).shape
+    torch.Size([2, 2])
+    """
+
+    def _take_net(self, net: Any, inputs: int | None) -> None:
+        self.net = net
+        for step in [] if net is None else steps_of(net):
+            if isinstance(step, nn.Module) and not isinstance(step, nn.Linear):
+                raise InvalidArgumentError(f"the net of a condition maps vectors: Linear and activations, got {step}.")
+        self.core_condition()  # checks that all fits
+
+    def _net_steps(self) -> list[Any]:
+        return [
+            core.Dense(step.weight, step.bias, checked=True) if isinstance(step, nn.Linear) else step
+            for step in ([] if self.net is None else steps_of(self.net))
+        ]
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Return what enters for conditions (batch, features)."""
+        return self.core_condition()(context)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """Show the encoding."""
+        return "" if self.encoding is None else repr(self.encoding)
