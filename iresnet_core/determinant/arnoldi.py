@@ -11,7 +11,7 @@ from iresnet_core.backends import Array
 from iresnet_core.common import round_up
 from iresnet_core.determinant.estimator import ProbedMethod
 from iresnet_core.determinant.forms import FormEstimate, JacobianProducts, Roulette, Steps
-from iresnet_core.determinant.hessenberg import extreme_eigenvalues, resolvent_coefficients
+from iresnet_core.determinant.hessenberg import resolvent_coefficients, spectral_measure
 from iresnet_core.determinant.krylov import ArnoldiProcess, run_arnoldi
 from iresnet_core.determinant.request import Problem, Request
 from iresnet_core.determinant.roulette import LEAST_CHANCE
@@ -92,6 +92,7 @@ def arnoldi_estimate(process: ArnoldiProcess, linear: Array | None) -> FormEstim
         if linear is not None:
             pulled = [entry - linear * columns[j][0] for j, entry in enumerate(pulled)]
         squared_form = scaled(_dot(pulled, image))
+    peak, fourth = _peak_and_fourth_moment(process, linear)
     return FormEstimate(
         value=scaled(value),
         bias=round_up(products.backend, square * bound, v.dtype),
@@ -103,18 +104,20 @@ def arnoldi_estimate(process: ArnoldiProcess, linear: Array | None) -> FormEstim
         resolvent=resolvent,
         resolvent_error=resolvent_error,
         shortfall=process.shortfall,
-        peak=xp.astype(_peak(process, linear), v.dtype),
+        peak=xp.astype(peak, v.dtype),
+        fourth_moment=scaled(fourth),
     )
 
 
-def _peak(process: ArnoldiProcess, linear: Array | None) -> Array:
-    """See `FormEstimate`."""
+def _peak_and_fourth_moment(process: ArnoldiProcess, linear: Array | None) -> tuple[Array, Array]:
+    """See `FormEstimate`; the fourth moment is relative to ||v||^2."""
     xp = process.xp
-    found = []
-    for theta in extreme_eigenvalues(xp, process.columns):
-        value = xp.log1p(xp.maximum(theta, xp.full_like(theta, LEAST_EIGENVALUE)))
-        found.append((value if linear is None else value - linear * theta) ** 2)
-    return xp.maximum(*found)
+    theta, weights = spectral_measure(xp, process.columns)
+    value = xp.log1p(xp.maximum(theta, xp.full_like(theta, LEAST_EIGENVALUE)))
+    if linear is not None:
+        value = value - (linear[..., None] if hasattr(linear, "shape") else linear) * theta
+    centred = value - xp.sum(weights * value, axis=-1, keepdims=True)
+    return xp.max(value**2, axis=-1), xp.sum(weights * centred**4, axis=-1)
 
 
 def _dot(a: list[Array], b: list[Array]) -> Array:

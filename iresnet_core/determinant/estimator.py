@@ -27,7 +27,7 @@ from iresnet_core.determinant.request import (
     refuse_tolerance,
 )
 from iresnet_core.determinant.sample_seed import SampleSeed
-from iresnet_core.determinant.single_probes import probe_variance, with_remainder
+from iresnet_core.determinant.single_probes import probe_variance, widened, with_remainder
 from iresnet_core.determinant.tolerance import MOST_PROBES, Found, above_its_floor, next_goal, too_many_probes
 from iresnet_core.determinant.trace_control import expands_trace, known_trace
 from iresnet_core.errors import DerivativeError, InvalidArgumentError, NotConvergedError
@@ -192,6 +192,7 @@ class Sums(NamedTuple):
     bias: Array
     variance: Array
     extra_variance: Array
+    fourth_moment: Array
     surrogate: Array
     probes: int
     products: int
@@ -283,7 +284,7 @@ class Estimator:
         if not self.request.errors:
             value = xp.sum(form.value, axis=0)
             unknown = xp.full_like(value, math.nan)
-            new = Sums(value, unknown, unknown, unknown, unknown, surrogate, v.shape[0], form.products)
+            new = Sums(value, unknown, unknown, unknown, unknown, unknown, surrogate, v.shape[0], form.products)
             return new if sums is None else Sums(*(a + b for a, b in zip(sums, new, strict=True)))
         # One probe knows little of a few large directions, or of a few dimensions.
         few = self.d <= FEW_DIMENSIONS or self.method.has_few_directions
@@ -292,12 +293,13 @@ class Estimator:
             share = (self.d - 1) / (self.d + 2) if kind == "rademacher" else 1.0
             variance = xp.maximum(variance, 2 * share * form.peak)
         extra = xp.zeros_like(variance) if form.extra_variance is None else form.extra_variance
+        fourth = xp.zeros_like(variance) if few or form.fourth_moment is None else form.fourth_moment
         bias = form.bias + prepared.product_error * form.sensitivity
-        value, square, bias, variance, extra = (
+        value, square, bias, variance, extra, fourth = (
             a[0, ...] if v.shape[0] == 1 else xp.sum(a, axis=0)
-            for a in (form.value, form.value * form.value, bias, variance, extra)
+            for a in (form.value, form.value * form.value, bias, variance, extra, fourth)
         )
-        new = Sums(value, square, bias, variance, extra, surrogate, v.shape[0], form.products)
+        new = Sums(value, square, bias, variance, extra, fourth, surrogate, v.shape[0], form.products)
         return new if sums is None else Sums(*(a + b for a, b in zip(sums, new, strict=True)))
 
     def _remainder_image(self, v: Array) -> Array | None:
@@ -357,7 +359,7 @@ class Estimator:
             of_roulette = xp.minimum(extra, seen)
             variance = trust * (seen - of_roulette) + (1 - trust) * variance
             extra = trust * of_roulette + (1 - trust) * extra
-        variance = variance * source.remaining_variance(p) + extra
+        variance = widened(xp, variance, sums.fourth_moment / p, p) * source.remaining_variance(p) + extra
         bias = sums.bias / p + self.prepared.known_error
         return LogDet(value, xp.sqrt(variance / p), bias, products, self.method.name, self.shortfall)
 

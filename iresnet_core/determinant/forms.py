@@ -130,6 +130,8 @@ class FormEstimate(NamedTuple):
     v - (I + J^T) w over 1 - c, from Arnoldi's method. Both are there only if `JacobianProducts.needs_gradient`.
     `peak` is f(theta)^2 for the eigenvalue theta of J whose f is largest of those that the products tell: where one
     direction dominates, a probe that hardly sees it has a small `squared_image`, and tells theta all the same.
+    `fourth_moment` estimates the sum of (s - m)^4 over the eigenvalues s of S, m their mean: it says how well one probe
+    knows the variance, see `single_probes.widened`.
     `shortfall` says why the products ended before the error was small enough; empty where they did not.
     """
 
@@ -144,6 +146,7 @@ class FormEstimate(NamedTuple):
     resolvent_error: Array | None = None
     shortfall: str = ""
     peak: Array | None = None
+    fourth_moment: Array | None = None
 
     @classmethod
     def without_errors(cls, xp: Any, value: Array, products: int, resolvent: Array | None) -> "FormEstimate":

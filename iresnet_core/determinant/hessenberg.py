@@ -4,7 +4,7 @@ from typing import Any
 
 from iresnet_core.backends import Array, device_of
 
-__all__ = ["extreme_eigenvalues", "resolvent_coefficients"]
+__all__ = ["resolvent_coefficients", "spectral_measure"]
 
 # Up to this many columns the problem is eliminated entry by entry.
 ELIMINATED = 4
@@ -32,16 +32,20 @@ def resolvent_coefficients(xp: Any, columns: list[list[Array]]) -> tuple[list[Ar
     return [y[..., j, 0] for j in range(m)], residual
 
 
-def extreme_eigenvalues(xp: Any, columns: list[list[Array]]) -> tuple[Array, Array]:
-    """The least and the largest eigenvalue of the symmetric part of H (m, m), the upper part of its columns."""
+def spectral_measure(xp: Any, columns: list[list[Array]]) -> tuple[Array, Array]:
+    """Eigenvalues of the symmetric part of H (m, m), ascending, and the squared first entries of its eigenvectors.
+
+    H is the upper part of the columns; both results are (probes, batch, m). The squares add up to one: they are the
+    weights of Gauss' quadrature for e_1^T f e_1 (Golub and Meurant 2010, Thm 6.6).
+    """
     m = len(columns)
     if m == 1:
-        return columns[0][0], columns[0][0]
+        return columns[0][0][..., None], xp.ones_like(columns[0][0])[..., None]
     zero = xp.zeros_like(columns[0][0])
     rows = [[columns[j][i] if i < len(columns[j]) else zero for j in range(m)] for i in range(m)]
     H = xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2)
-    values = xp.linalg.eigvalsh(0.5 * (H + xp.matrix_transpose(H)))
-    return values[..., 0], values[..., -1]
+    values, vectors = xp.linalg.eigh(0.5 * (H + xp.matrix_transpose(H)))
+    return values, vectors[..., 0, :] ** 2
 
 
 def _eliminated(xp: Any, columns: list[list[Array]]) -> tuple[list[Array], Array]:

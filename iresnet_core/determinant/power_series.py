@@ -116,6 +116,10 @@ class PowerSeries:
         value = xp.log1p(theta)
         return (value if self.linear is None else value - self.linear * theta) ** 2
 
+    def fourth_moment(self) -> Array:
+        """Half of its bound, peak ||f(J) v||^2, about which it is on trained branches, see `FormEstimate`."""
+        return 0.5 * self.peak() * self.squared_image()
+
     def sensitivity(self) -> Array:
         """||v|| (||v|| + ||J^T v|| + ...) times the integral of 1 / (1 - t c), see `FormEstimate`."""
         c = self.constant

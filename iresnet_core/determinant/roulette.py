@@ -98,8 +98,8 @@ def form_with_roulette(products: JacobianProducts, v: Array, linear: Array | Non
             break
         count += alive
         sums = sums.plus(series.step(products, following), following)
-    value, bias, image, form, growth, variance, resolvent, peak = (
-        None if parts[0][i] is None else xp.concat([part[i] for part in reversed(parts)]) for i in range(8)
+    value, bias, image, form, growth, variance, resolvent, peak, fourth = (
+        None if parts[0][i] is None else xp.concat([part[i] for part in reversed(parts)]) for i in range(9)
     )
     left = max(eps, c**limit * products.backend.host_constant(series_tail, c, limit))
     return FormEstimate(
@@ -112,6 +112,7 @@ def form_with_roulette(products: JacobianProducts, v: Array, linear: Array | Non
         products=count,
         resolvent=resolvent,
         peak=peak,
+        fourth_moment=fourth,
     )
 
 
@@ -165,6 +166,7 @@ def _ended(c: float, keep: float, following: float, series: PowerSeries, sums: _
         xp.maximum(sums.variance, xp.zeros_like(squares)) + squares + crossed,
         series.resolvent,
         series.peak(),
+        series.fourth_moment(),
     )
 
 

@@ -70,6 +70,7 @@ class Series(ProbedMethod):
             resolvent=series.resolvent,
             shortfall=shortfall,
             peak=series.peak(),
+            fourth_moment=series.fourth_moment(),
         )
 
     @staticmethod
