@@ -4,6 +4,7 @@ from iresnet_core.flows.actnorm import ActNorm
 from iresnet_core.flows.condition import Condition, require_rows
 from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow, LogProb
+from iresnet_core.flows.inverted import Inverted
 from iresnet_core.flows.layer import Layer, Shape, Transformed, located
 from iresnet_core.flows.logit import Logit
 from iresnet_core.flows.maximum_likelihood import (
@@ -27,6 +28,7 @@ __all__ = [
     "FactorOut",
     "Flow",
     "InjectivePad",
+    "Inverted",
     "Layer",
     "LogProb",
     "Logit",

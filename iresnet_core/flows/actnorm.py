@@ -162,6 +162,14 @@ class ActNorm(Layer):
                 1 + 4 * unit_roundoff(backend, widest(backend))
             )
 
+    @property
+    def forward_lipschitz(self) -> Any:
+        """Largest scale, as an array ()."""
+        backend, log_scale, _ = self._parameters()
+        xp, wide = backend.xp, widest(backend)
+        with backend.full_precision():
+            return xp.max(xp.exp(xp.astype(log_scale, wide))) * (1 + 4 * unit_roundoff(backend, wide))
+
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return the same shape."""
         position = channel_axis(self.axis, len(input_shape) + 1, repr(self)) - 1
@@ -237,6 +245,16 @@ class ActNorm(Layer):
             math.prod(z.shape[1:])
         ) * float(info.smallest_normal)
         return closed_form_inverse(backend, x, rounding)
+
+    def _with_rounding(self, backend: Backend, x: Array) -> tuple[Array, Array]:
+        value = self._map(backend, x)
+        info = backend.xp.finfo(x.dtype)
+        # Four roundings of eps at most for exp, one for each operation; the last term is for results that underflow.
+        smallest = math.sqrt(math.prod(x.shape[1:])) * float(info.smallest_normal)
+        return value, 8 * float(info.eps) * wide_norms(backend, value) + smallest
+
+    def _spread(self, backend: Backend, x: Array, error: Array) -> tuple[Array, Array]:
+        return error * backend.stop_gradient(self.forward_lipschitz), backend.xp.zeros_like(error)
 
 
 class ActNormPerSample(ActNorm):

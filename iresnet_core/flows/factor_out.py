@@ -11,7 +11,7 @@ from iresnet_core.flows.condition import Labels, agreed
 from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shape, Transformed, channel_axis
 from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
-from iresnet_core.results import Inverse
+from iresnet_core.results import Inverse, LogDet
 
 __all__ = ["FactorOut"]
 
@@ -107,6 +107,14 @@ class FactorOut(Layer):
         inner = math.prod(layer.inverse_lipschitz for layer in self.layers)
         return (inner + 1 + abs(inner - 1)) / 2 * (1 + 1e-15)
 
+    @property
+    def forward_lipschitz(self) -> Any:
+        """The larger of the inner flow's constant and 1."""
+        inner = math.prod(layer.forward_lipschitz for layer in self.layers)
+        if isinstance(inner, float) and math.isinf(inner):
+            return inner
+        return (inner + 1 + abs(inner - 1)) / 2 * (1 + 1e-15)
+
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return (d,), all entries in one vector."""
         inner = self.at_shape(tuple(input_shape))._known()
@@ -198,10 +206,25 @@ class FactorOut(Layer):
         return finished(backend, state) if options.get("errors", True) else uncertified(backend, state)
 
     def _back(self, backend: Backend, state: Preimage, options: InverseOptions) -> Preimage:
-        value, rest, position = self._parts(backend, state.value)
-        refined, refined_rest, _ = self._parts(backend, state.refined)
-        inner = self._known()._back(backend, state._replace(value=value, refined=refined), options)
+        return self._joined(backend, state, self._known()._back(backend, self._inner_state(backend, state), options))
+
+    def _back_with_logdet(
+        self, backend: Backend, state: Preimage, options: InverseOptions, of_logdet: ForwardOptions
+    ) -> tuple[Preimage, LogDet]:
+        begun_inside = self._inner_state(backend, state)
+        inner, logdet = self._known()._back_with_logdet(backend, begun_inside, options, of_logdet)
+        return self._joined(backend, state, inner), logdet
+
+    def _inner_state(self, backend: Backend, state: Preimage) -> Preimage:
+        """Return what the inner flow has to take back of a state behind this layer."""
+        value, refined = (self._parts(backend, part)[0] for part in (state.value, state.refined))
+        return state._replace(value=value, refined=refined)
+
+    def _joined(self, backend: Backend, state: Preimage, inner: Preimage) -> Preimage:
+        """Return the state before this layer from that before the inner flow."""
         xp = backend.xp
+        _, rest, position = self._parts(backend, state.value)
+        refined_rest = self._parts(backend, state.refined)[1]
         return inner._replace(
             value=xp.concat([inner.value, rest], axis=position),
             refined=xp.concat([inner.refined, refined_rest], axis=position),
@@ -209,3 +232,12 @@ class FactorOut(Layer):
             error=xp.sqrt(inner.error**2 + state.error**2) * (1 + 1e-15),
             estimate=xp.sqrt(inner.estimate**2 + state.estimate**2),
         )
+
+    def _with_rounding(self, backend: Backend, x: Array) -> tuple[Array, Array]:
+        kept, rest = self._split(x)
+        inner, rounding = self.at_shape(tuple(x.shape[1:]))._known()._with_rounding(backend, kept)
+        return self._together(backend, inner, rest), rounding
+
+    def _spread(self, backend: Backend, x: Array, error: Array) -> tuple[Array, Array]:
+        inner, change = self.at_shape(tuple(x.shape[1:]))._known()._spread(backend, self._split(x)[0], error)
+        return backend.xp.sqrt(inner**2 + error**2) * (1 + 1e-15), change

@@ -2,24 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Self, Unpack, cast
+from typing import Any, Literal, Self, Unpack, cast
 
 from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.common import (
-    flatten,
     require_finite,
     require_floating,
     require_nonnegative_int,
     require_options,
     require_positive_int,
     require_shape,
-    round_up,
     unit_roundoff,
-    which_samples,
-    widest,
 )
 from iresnet_core.determinant import LOGDET_OPTIONS, LogDetOptions, SampleSeed, own_seed, uses_own_seeds
-from iresnet_core.errors import DtypeError, InvalidArgumentError, NonFiniteError, ShapeError, UnknownArrayError
+from iresnet_core.errors import DtypeError, InvalidArgumentError, ShapeError, UnknownArrayError
+from iresnet_core.flows.bases import LogProb, scored
 from iresnet_core.flows.composition import distributed, summed
 from iresnet_core.flows.condition import Condition, Labels, agreed, as_condition, require_condition
 from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shape, Transformed, located
@@ -27,34 +24,6 @@ from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
 from iresnet_core.results import Inverse, LogDet
 
 __all__ = ["Flow", "LogProb"]
-
-
-class LogProb(NamedTuple):
-    """Log-density of samples under a flow, with the errors of its log-determinant.
-
-    Attributes
-    ----------
-    value : array (batch,)
-        In nats.
-    std_error : array (batch,)
-        Standard error over the random probes.
-    bias_bound : array (batch,)
-        Bound on the deterministic part of the error: truncation and the rounding of the sums. The rounding of the
-        latents themselves is not part of it.
-    products : int array (batch,)
-        Jacobian products spent on the sample.
-    method : str
-        Methods of the log-determinants.
-    reason : str
-        Why "auto" chose these methods.
-    """
-
-    value: Array
-    std_error: Array
-    bias_bound: Array
-    products: Array
-    method: str
-    reason: str = ""
 
 
 class Flow(Layer):
@@ -185,6 +154,11 @@ class Flow(Layer):
         """Product of the layers' constants."""
         return math.prod(layer.inverse_lipschitz for layer in self.layers)
 
+    @property
+    def forward_lipschitz(self) -> Any:
+        """Product of the layers' constants."""
+        return math.prod(layer.forward_lipschitz for layer in self.layers)
+
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return `latent_shape`, if the samples have `event_shape`."""
         if tuple(input_shape) != self.event_shape:
@@ -285,27 +259,7 @@ class Flow(Layer):
         z, logdet = self._checked_forward(x, options)
         backend = get_backend(z)
         with backend.full_precision():
-            return self._log_prob(backend, z, logdet)
-
-    def _log_prob(self, backend: Backend, z: Array, logdet: LogDet) -> LogProb:
-        """Add the log-density of the latents."""
-        xp, wide = backend.xp, widest(backend)
-        size = math.prod(self.latent_shape)
-        squares = xp.sum(flatten(xp, xp.astype(z, wide)) ** 2, axis=1)
-        constant = 0.5 * size * math.log(2 * math.pi)
-        value = xp.astype(logdet.value, wide) - 0.5 * squares - constant
-        dtype = logdet.value.dtype
-        _require_representable(backend, value, dtype)
-        u = unit_roundoff(backend, wide)
-        rounding = (size + 4) * u * (squares + constant + xp.abs(value)) + unit_roundoff(backend, dtype) * xp.abs(value)
-        return LogProb(
-            xp.astype(value, dtype),
-            logdet.std_error,
-            backend.stop_gradient(round_up(backend, xp.astype(logdet.bias_bound, wide) + rounding, dtype)),
-            logdet.products,
-            logdet.method,
-            logdet.reason,
-        )
+            return scored(backend, z, logdet)
 
     def bits_per_dim(
         self, x: Array, context: Array | None = None, *, levels: int = 256, **options: Unpack[LogDetOptions]
@@ -413,14 +367,28 @@ class Flow(Layer):
                 state = self.layers[index]._back(backend, state, options)
         return state
 
+    def _back_with_logdet(
+        self, backend: Backend, state: Preimage, options: InverseOptions, of_logdet: ForwardOptions
+    ) -> tuple[Preimage, LogDet]:
+        logdets: list[LogDet] = []
+        own = distributed(backend, self.layers, of_logdet)
+        for index in reversed(range(len(self.layers))):
+            with located(index, self.layers[index]):
+                state, logdet = self.layers[index]._back_with_logdet(backend, state, options, own[index])
+                logdets.insert(0, logdet)
+        return state, summed(backend, self.layers, logdets, state.value.dtype)
 
-def _require_representable(backend: Backend, log_prob: Array, dtype: Any) -> None:
-    """Refuse float64 log-densities (batch,) that are below the range of a dtype; programs look at no value."""
-    if backend.is_tracing(log_prob):
-        return
-    representable = backend.xp.abs(log_prob) <= float(backend.xp.finfo(dtype).max)
-    if not bool(backend.xp.all(representable)):
-        raise NonFiniteError(
-            f"the log-density of {which_samples(backend, representable)} is below the range of {dtype}. Look at these "
-            "data, which are far from all that the flow describes."
-        )
+    def _with_rounding(self, backend: Backend, x: Array) -> tuple[Array, Array]:
+        error: Any = None
+        for layer in self.layers:
+            value, rounding = layer._with_rounding(backend, x)
+            error = rounding if error is None else layer._spread(backend, x, error)[0] + rounding
+            x = value
+        return x, error * (1 + 1e-15)
+
+    def _spread(self, backend: Backend, x: Array, error: Array) -> tuple[Array, Array]:
+        total = backend.xp.zeros_like(error)
+        for layer in self.layers:
+            moved, change = layer._spread(backend, x, error)
+            x, error, total = layer._map(backend, x), moved, total + change
+        return error * (1 + 1e-14), total * (1 + 1e-14)

@@ -4,12 +4,13 @@ A layer is an injective map on samples with a log-determinant and an inverse. It
 constants, its methods are pure, and what would change it (`initialized`, `astype`, `at_shape`) returns another layer.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack, cast
+from typing import Any, Literal, Self, TypedDict, Unpack, cast
 
-from iresnet_core.backends import Array, Backend, device_of, get_backend
+from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.common import (
     Copyable,
     require_batch,
@@ -18,16 +19,24 @@ from iresnet_core.common import (
     require_options,
     require_same_device,
     require_same_dtype,
-    round_up,
     sample_norms,
     unit_roundoff,
     widest,
-    working_dtype,
 )
 from iresnet_core.determinant import LOGDET_OPTIONS, LogDetOptions
-from iresnet_core.errors import IResNetError, ShapeError
+from iresnet_core.errors import IResNetError
 from iresnet_core.flows.condition import Condition, Labels, checked_rows, require_condition, require_rows
 from iresnet_core.flows.preimage import Preimage, nearest
+from iresnet_core.flows.transformed import (
+    Transformed,
+    channel_axis,
+    closed_form_inverse,
+    closed_form_logdet,
+    scaled_error,
+    wide_norms,
+    with_moved_point,
+)
+from iresnet_core.inverse import UNSTATED_ROUNDING
 from iresnet_core.results import Inverse, LogDet
 
 __all__ = [
@@ -40,26 +49,12 @@ __all__ = [
     "closed_form_inverse",
     "closed_form_logdet",
     "located",
+    "scaled_error",
     "wide_norms",
+    "with_moved_point",
 ]
 
 Shape = tuple[int, ...]
-
-
-class Transformed(NamedTuple):
-    """A transformed batch with its log-determinants, as a layer or a flow returns it.
-
-    Attributes
-    ----------
-    value : array (batch, ...)
-        The transformed samples.
-    logdet : LogDet
-        log|det| of the Jacobian at every sample, in nats, with its errors. It belongs to the samples as given: the
-        rounding of `value` is not part of its error.
-    """
-
-    value: Array
-    logdet: LogDet
 
 
 class ForwardOptions(LogDetOptions, total=False):
@@ -104,6 +99,8 @@ class Layer(Copyable, ABC):
         The map of a condition to what enters the layer.
     context_features : int or None
         Entries of a condition; None for a layer that takes none.
+    forward_lipschitz : float or array ()
+        The same of the layer itself; infinite where it has none, or where a layer of one's own does not say.
     """
 
     residual_blocks: int = 0
@@ -127,6 +124,11 @@ class Layer(Copyable, ABC):
     @abstractmethod
     def inverse_lipschitz(self) -> Any:
         """Lipschitz constant of the inverse."""
+
+    @property
+    def forward_lipschitz(self) -> Any:
+        """Lipschitz constant of the layer."""
+        return math.inf
 
     @property
     def context_features(self) -> int | None:
@@ -265,6 +267,34 @@ class Layer(Copyable, ABC):
             estimate=(state.estimate + off) * growth + own,
         )
 
+    def _back_with_logdet(
+        self, backend: Backend, state: Preimage, options: InverseOptions, of_logdet: ForwardOptions
+    ) -> tuple[Preimage, LogDet]:
+        """As `_back`, with log|det| of the layer at the preimages, whose own errors count in it."""
+        before = self._back(backend, state, options)
+        logdet = self._forward(backend, before.value, of_logdet).logdet
+        if of_logdet.get("errors", True):
+            logdet = with_moved_point(backend, self, before, logdet)
+        return before, logdet
+
+    # --- what a layer says that is to be turned round: see `Inverted` ---
+
+    def _with_rounding(self, backend: Backend, x: Array) -> tuple[Array, Array]:
+        """Return f(x) and a bound (batch,) on its rounding error, in float64.
+
+        A layer of the caller's own is taken to be right to some units in the last place, as a plain branch is.
+        """
+        value = self._map(backend, x)
+        terms = wide_norms(backend, x) + wide_norms(backend, value)
+        return value, UNSTATED_ROUNDING * unit_roundoff(backend, x.dtype) * terms
+
+    def _spread(self, backend: Backend, x: Array, error: Array) -> tuple[Array, Array]:
+        """Bound how far f(y) and log|det J_f(y)| are from those at x, for every y within `error` of x.
+
+        All are float64 arrays (batch,).
+        """
+        return scaled_error(backend, error, self.forward_lipschitz), scaled_error(backend, error, math.inf)
+
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Transform samples `x` (batch, ...) without the log-determinant; as `forward` otherwise."""
         backend = self._admit(x, "the input")
@@ -386,56 +416,3 @@ def located(index: int, layer: Layer) -> Iterator[None]:
     except IResNetError as error:
         error.add_note(f"in layer {index} of the flow, {layer!r}")
         raise
-
-
-def channel_axis(axis: int, ndim: int, owner: str) -> int:
-    """Return the position (1 or later) of a channel axis in a batch with `ndim` axes."""
-    position = axis + ndim if axis < 0 else axis
-    if not 0 < position < ndim:
-        raise ShapeError(f"{owner} works along axis {axis}, which samples with {ndim - 1} axes do not have.")
-    return position
-
-
-def wide_norms(backend: Backend, x: Array) -> Array:
-    """Euclidean norm of every sample (batch,), in float64."""
-    return sample_norms(backend.xp, backend.xp.astype(x, widest(backend)))
-
-
-def closed_form_logdet(backend: Backend, value: Array, rounding: Array, dtype: Any) -> LogDet:
-    """Return the answer of a layer whose log-determinant has a closed form, so that rounding is its only error.
-
-    Parameters
-    ----------
-    value, rounding : float64 array (batch,)
-        The log-determinant in nats, and a bound on its rounding error so far.
-    dtype : dtype
-        Dtype of the samples; the result has the same, but at least float32.
-    """
-    xp = backend.xp
-    target = working_dtype(backend, dtype)
-    zeros = xp.zeros(value.shape, dtype=target, device=device_of(value))
-    rounding = rounding + unit_roundoff(backend, target) * xp.abs(value)
-    return LogDet(
-        value=xp.astype(value, target),
-        std_error=zeros,
-        bias_bound=round_up(backend, rounding, target),
-        products=xp.astype(zeros, xp.int32),
-        method="exact",
-    )
-
-
-def closed_form_inverse(backend: Backend, value: Array, rounding: Array, residual: Array | None = None) -> Inverse:
-    """Return the answer of a layer whose inverse has a closed form, so that rounding is its only error.
-
-    `rounding` bounds it for every sample; it and `residual` are float64 arrays (batch,).
-    """
-    xp = backend.xp
-    zeros = xp.zeros(rounding.shape, dtype=rounding.dtype, device=device_of(value))
-    return Inverse(
-        value=value,
-        error_bound=rounding,
-        residual=zeros if residual is None else residual,
-        iterations=xp.astype(zeros, xp.int32),
-        converged=xp.astype(zeros + 1, xp.bool),
-        error_estimate=rounding,
-    )

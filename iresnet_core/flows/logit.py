@@ -15,6 +15,7 @@ from iresnet_core.flows.layer import (
     Transformed,
     closed_form_inverse,
     closed_form_logdet,
+    scaled_error,
     wide_norms,
 )
 from iresnet_core.results import Inverse
@@ -111,6 +112,29 @@ class Logit(Layer):
         total = xp.sum(terms, axis=1)
         rounding = unit_roundoff(backend, widest(backend)) * ((size + 8) * (total + abs(constant)) + 16 * size)
         return Transformed(value, closed_form_logdet(backend, total + constant, rounding, x.dtype))
+
+    def _with_rounding(self, backend: Backend, x: Array) -> tuple[Array, Array]:
+        value, xp, wide = self._map(backend, x), backend.xp, widest(backend)
+        u = unit_roundoff(backend, x.dtype)
+        entries = xp.astype(x, wide)
+        p, q = self._pair(entries)
+        # Two roundings each of the terms of p and q, four of a logarithm, and that of the difference.
+        size = self.alpha + (1 - 2 * self.alpha) * xp.abs(entries)
+        off = 4 * u * (size / p + (size + 1) / q) + 10 * u * (xp.abs(xp.log(p)) + xp.abs(xp.log(q)))
+        return value, wide_norms(backend, off)
+
+    def _spread(self, backend: Backend, x: Array, error: Array) -> tuple[Array, Array]:
+        """Slope and derivative of its logarithm are at most (1 - 2 alpha) / (p q) in every entry."""
+        xp, wide = backend.xp, widest(backend)
+        width = 1 - 2 * self.alpha
+        p, q = self._pair(flatten(xp, xp.astype(x, wide)))
+        reach = (width * error + 4 * unit_roundoff(backend, wide))[:, None]
+        least = xp.where((p > reach) & (q > reach), (p - reach) * (q - reach), xp.zeros_like(p))
+        inside = least > 0
+        slope = xp.where(inside, width / xp.where(inside, least, xp.ones_like(least)), xp.full_like(least, math.inf))
+        slope = slope * (1 + 1e-14)
+        largest, root = xp.max(slope, axis=1), xp.sqrt(xp.sum(slope**2, axis=1))
+        return scaled_error(backend, error, largest), scaled_error(backend, error, root)
 
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
         deviation = backend.xp.tanh(0.5 * z) / (2 - 4 * self.alpha)

@@ -71,6 +71,11 @@ class Squeeze(Layer):
         """The layer is a permutation of the entries."""
         return 1.0
 
+    @property
+    def forward_lipschitz(self) -> Any:
+        """The layer is a permutation of the entries."""
+        return 1.0
+
     def _split(self, shape: Sequence[int]) -> tuple[int, Shape]:
         """Channels and spatial extent of one sample."""
         if not 2 <= len(shape) <= 4:
@@ -120,6 +125,12 @@ class Squeeze(Layer):
         return Transformed(
             self._map(backend, x), closed_form_logdet(backend, _nothing(backend, x), _nothing(backend, x), x.dtype)
         )
+
+    def _with_rounding(self, backend: Backend, x: Array) -> tuple[Array, Array]:
+        return self._map(backend, x), _nothing(backend, x)
+
+    def _spread(self, backend: Backend, x: Array, error: Array) -> tuple[Array, Array]:
+        return error, backend.xp.zeros_like(error)
 
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
         shape = self.input_shape(z.shape[1:])
@@ -183,6 +194,11 @@ class InjectivePad(Layer):
         """Dropping entries moves no two points apart."""
         return 1.0
 
+    @property
+    def forward_lipschitz(self) -> Any:
+        """The layer is an isometry."""
+        return 1.0
+
     def _resized(self, shape: Sequence[int], change: int) -> Shape:
         position = channel_axis(self.axis, len(shape) + 1, repr(self)) - 1
         return tuple(n + change if a == position else n for a, n in enumerate(shape))
@@ -208,6 +224,12 @@ class InjectivePad(Layer):
         return Transformed(
             self._map(backend, x), closed_form_logdet(backend, _nothing(backend, x), _nothing(backend, x), x.dtype)
         )
+
+    def _with_rounding(self, backend: Backend, x: Array) -> tuple[Array, Array]:
+        return self._map(backend, x), _nothing(backend, x)
+
+    def _spread(self, backend: Backend, x: Array, error: Array) -> tuple[Array, Array]:
+        return error, backend.xp.zeros_like(error)
 
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
         position = channel_axis(self.axis, z.ndim, repr(self))

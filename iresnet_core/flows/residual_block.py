@@ -6,13 +6,21 @@ from typing import Any, Self
 
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.branches import Chain, conditioned, entries, evaluate, stated_lipschitz
-from iresnet_core.common import require_contraction
+from iresnet_core.common import require_contraction, unit_roundoff, widest
 from iresnet_core.determinant import value_and_logdet
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows.condition import Condition, as_condition
-from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shape, Transformed
+from iresnet_core.flows.layer import (
+    ForwardOptions,
+    InverseOptions,
+    Layer,
+    Shape,
+    Transformed,
+    scaled_error,
+    wide_norms,
+)
 from iresnet_core.flows.preimage import Preimage, nearest
-from iresnet_core.inverse import invert, refined
+from iresnet_core.inverse import UNSTATED_ROUNDING, invert, refined
 from iresnet_core.results import Inverse, LogDet
 
 __all__ = ["ResidualBlock"]
@@ -124,6 +132,11 @@ class ResidualBlock(Layer):
         constant = require_contraction(*stated_lipschitz(self.branch, self.declared_lipschitz))
         return (1 + 1e-15) / (1 - constant)
 
+    @property
+    def forward_lipschitz(self) -> float:
+        """1 + c, rounded up."""
+        return (1 + self.lipschitz) * (1 + 1e-15)
+
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return the same shape."""
         expected = getattr(self.branch, "input_shape", None)
@@ -181,6 +194,35 @@ class ResidualBlock(Layer):
             error=found.error,
             estimate=state.estimate + found.residual,
         )
+
+    def _with_rounding(self, backend: Backend, x: Array) -> tuple[Array, Array]:
+        xp, wide = backend.xp, widest(backend)
+        if hasattr(self.branch, "with_rounding"):
+            image, error = self.branch.with_rounding(x)
+            error = xp.astype(error, wide, copy=False)
+        else:
+            image = evaluate(backend, self.branch, x)
+            terms = wide_norms(backend, x) + wide_norms(backend, image)
+            error = UNSTATED_ROUNDING * unit_roundoff(backend, x.dtype) * terms
+        value = x + image
+        return value, error + 2 * unit_roundoff(backend, x.dtype) * wide_norms(backend, value)
+
+    def _spread(self, backend: Backend, x: Array, error: Array) -> tuple[Array, Array]:
+        """The derivative of the log-determinant is tr((I + J)^-1 dJ), at most the nuclear norm of dJ over 1 - c.
+
+        That is at most the width of the branch, through which every part of dJ passes, times its norm. And log det lies
+        between d log(1 - c) and d log(1 + c).
+        """
+        d, c = math.prod(x.shape[1:]), self.lipschitz
+        width = getattr(self.branch, "width", None)
+        constants = getattr(self.branch, "curvature", None)
+        grown = error * self.forward_lipschitz
+        if c >= 1:
+            return grown, scaled_error(backend, error, math.inf)
+        steepest = math.inf if constants is None else constants.lipschitz * min(d, width or d) / (1 - c)
+        worst = d * (math.log1p(c) - math.log1p(-c)) * (1 + 1e-14)
+        change = scaled_error(backend, error, steepest * (1 + 1e-14))
+        return grown, backend.xp.minimum(change, backend.xp.full_like(change, worst))
 
 
 def _require_fitting(condition: Condition, branch: Any) -> None:

@@ -79,6 +79,11 @@ class Standardize(Layer):
         """Largest standard deviation."""
         return max(self.std)
 
+    @property
+    def forward_lipschitz(self) -> Any:
+        """Reciprocal of the smallest standard deviation."""
+        return (1 + 1e-15) / min(self.std)
+
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return the same shape."""
         position = channel_axis(self.axis, len(input_shape) + 1, repr(self)) - 1
@@ -116,6 +121,16 @@ class Standardize(Layer):
         rounding = 2 * unit_roundoff(backend, wide) * pixels * math.fsum(map(abs, logs))
         logdet = closed_form_logdet(backend, -pixels * math.fsum(logs) * ones, rounding * ones, x.dtype)
         return Transformed(self._map(backend, x), logdet)
+
+    def _with_rounding(self, backend: Backend, x: Array) -> tuple[Array, Array]:
+        value = self._map(backend, x)
+        info = backend.xp.finfo(x.dtype)
+        # The difference and the quotient have one rounding each in float64, and the result one to the dtype of x.
+        smallest = math.sqrt(math.prod(x.shape[1:])) * float(info.smallest_normal)
+        return value, 2 * float(info.eps) * wide_norms(backend, value) + smallest
+
+    def _spread(self, backend: Backend, x: Array, error: Array) -> tuple[Array, Array]:
+        return error * self.forward_lipschitz, backend.xp.zeros_like(error)
 
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
         xp = backend.xp

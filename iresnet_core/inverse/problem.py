@@ -17,7 +17,7 @@ from iresnet_core.common import (
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.inverse.scaling import RescaledBranch, length_unit
 
-__all__ = ["Problem", "checked_problem", "evaluated"]
+__all__ = ["UNSTATED_ROUNDING", "Problem", "checked_problem", "evaluated"]
 
 # A rounding error of g that nobody states is taken to be this many units per entry, relative to its terms.
 UNSTATED_ROUNDING = 16

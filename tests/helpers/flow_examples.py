@@ -14,6 +14,7 @@ from iresnet_core.flows.actnorm import ActNorm
 from iresnet_core.flows.condition import Condition
 from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow
+from iresnet_core.flows.inverted import Inverted
 from iresnet_core.flows.logit import Logit
 from iresnet_core.flows.reshaping import Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
@@ -137,6 +138,7 @@ def every_layer(backend, dtype="float64"):
         (Standardize([2.5, -0.75], [0.5, 3.0]), (2, 3)),
         (FactorOut(1, Flow([actnorm(backend, rng, 1, dtype)], (1, 2))), (3, 2)),
         (vector_flow(backend, 5, dtype=dtype), (3,)),
+        (Inverted(vector_flow(backend, 5, blocks=1, dtype=dtype), rtol=1e-15), (3,)),  # as exact as the others
     ]
 
 

@@ -22,6 +22,7 @@ from iresnet_core.flows.actnorm import ActNorm
 from iresnet_core.flows.condition import Condition
 from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow
+from iresnet_core.flows.inverted import Inverted
 from iresnet_core.flows.logit import Logit
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
@@ -59,6 +60,8 @@ MODELS = {
     "standardize": lambda e, t: Standardize([1e8, 0.1], [1e-8, 3.0], axis=-1),
     "factor out": lambda e, t: FactorOut(1, [Logit(), ActNorm()], axis=2),
     "placed factor out": lambda e, t: FactorOut(2, Flow([actnorm(e, np.random.default_rng(3), 2, t)], (2, 3))),
+    "inverted": lambda e, t: Inverted(block(e, t), solver="newton", rtol=1e-6, atol=1e-7, max_iter=99),
+    "inverted flow": lambda e, t: Flow([Inverted(vector_flow(e, 1, dtype=t))], (3,)),
     "chain": lambda e, t: block(e, t).branch,
     "dense": lambda e, t: Dense(normal(e, t, 2, 5)),
     "convolution": lambda e, t: Convolution(

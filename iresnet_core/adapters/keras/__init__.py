@@ -6,6 +6,7 @@ from iresnet_core.adapters.keras.branch import Activation
 from iresnet_core.adapters.keras.classifier import Classifier
 from iresnet_core.adapters.keras.condition import Condition
 from iresnet_core.adapters.keras.flow import Flow
+from iresnet_core.adapters.keras.inverted import Inverted
 from iresnet_core.adapters.keras.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze
 from iresnet_core.adapters.keras.residual import InvertibleResidual
 from iresnet_core.adapters.shared import warn_deprecated
@@ -19,6 +20,7 @@ __all__ = [
     "Flow",
     "FlowLayer",
     "InjectivePad",
+    "Inverted",
     "InvertibleResidual",
     "Logit",
     "Squeeze",

@@ -4,6 +4,7 @@ from iresnet_core.adapters.torch.branch import Activation
 from iresnet_core.adapters.torch.classifier import Classifier
 from iresnet_core.adapters.torch.condition import Condition
 from iresnet_core.adapters.torch.flow import Flow
+from iresnet_core.adapters.torch.inverted import Inverted
 from iresnet_core.adapters.torch.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze
 from iresnet_core.adapters.torch.residual import InvertibleResidual
 from iresnet_core.adapters.torch.transform import FlowTransform
@@ -18,6 +19,7 @@ __all__ = [
     "FlowLayer",
     "FlowTransform",
     "InjectivePad",
+    "Inverted",
     "InvertibleResidual",
     "Logit",
     "Squeeze",
