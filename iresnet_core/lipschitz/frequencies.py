@@ -75,9 +75,9 @@ class Grid(NamedTuple):
         return backend.constant_array(_shifts, *self.steps, *self.window, *self.first, like=like)
 
     def pairs(self, begin: int, stop: int, backend: Backend, like: Array) -> Array:
-        """1 where a pair of some of the taps with any one ((stop - begin) taps) has a difference (differences), else 0.
+        """1 where a pair of some taps with one from `begin` on has a difference, else 0; a row for every difference.
 
-        The rows are in the order of the taps of `differences`.
+        The rows are those of the taps of `differences` from the middle one, zero, on.
         """
         return backend.constant_array(_pairs, begin, stop, *self.window, like=like)
 
@@ -124,7 +124,8 @@ def _phases(begin: int, stop: int, *numbers: int) -> np.ndarray:
 def _pairs(begin: int, stop: int, *window: int) -> np.ndarray:
     taps = np.stack(np.unravel_index(np.arange(math.prod(window)), window), axis=-1)
     extents = [2 * k - 1 for k in window]
-    differences = taps[None, :, :] - taps[begin:stop, None, :] + (np.array(window) - 1)
+    differences = taps[None, begin:, :] - taps[begin:stop, None, :] + (np.array(window) - 1)
     places = np.ravel_multi_index(tuple(np.moveaxis(differences, -1, 0)), extents).reshape(1, -1)
-    equal: np.ndarray = np.arange(math.prod(extents))[:, None] == places
+    total = math.prod(extents)
+    equal: np.ndarray = np.arange(total // 2, total)[:, None] == places
     return equal.astype(np.float64)

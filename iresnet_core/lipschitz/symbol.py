@@ -119,7 +119,9 @@ def _transform(taps: Array, grid: Grid) -> _Transform:
     error = 2 * gamma(4 * (number + 64) + 4 * (m + n) + size, U) * norms * norms
     cheaper = number**2 * n * (m + size) + grid.total * size * n < grid.total * (2 * number * m + 3 * m * n)
     if cheaper and number**2 * size <= ENTRIES_AT_A_TIME:  # so large is the table of pairs of taps
-        rows = xp.reshape(_correlations(taps, grid), (size, -1))
+        half = _correlations(taps, grid)
+        others = xp.matrix_transpose(xp.flip(half[1:, ...], axis=0))
+        rows = xp.reshape(xp.concat([others, half], axis=0), (size, -1))
         return _Transform(
             differences, lambda phases: xp.reshape(xp.matmul(xp.sum(phases, axis=1), rows), (-1, groups, n, n)), error
         )
@@ -133,18 +135,22 @@ def _transform(taps: Array, grid: Grid) -> _Transform:
 
 
 def _correlations(taps: Array, grid: Grid) -> Array:
-    """Return C_d, the sums of K_t^T K_(t + d) over t (differences, groups, n, n), of taps (taps, groups, m, n)."""
+    """Return C_d, the sums of K_t^T K_(t + d) over t, of taps (taps, groups, m, n), as (differences, groups, n, n).
+
+    The differences are those from zero on, in the order of the taps; C_(-d) is the transpose of C_d.
+    """
     backend = get_backend(taps)
     xp = backend.xp
     number, groups, m, n = taps.shape
     columns = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, m, number * n))
-    step = max(1, ENTRIES_AT_A_TIME // (groups * number * n * n))
+    # In three parts or more, of which all but the first begin with columns of their own.
+    step = max(1, min(-(-number // 3), ENTRIES_AT_A_TIME // (groups * number * n * n)))
     total: Any = 0.0
     for begin in range(0, number, step):
         count = min(step, number - begin)
         rows = xp.matrix_transpose(columns[:, :, begin * n : (begin + count) * n])
-        products = xp.reshape(xp.matmul(rows, columns), (groups, count, n, number, n))
-        products = xp.reshape(xp.permute_dims(products, (1, 3, 0, 2, 4)), (count * number, groups * n * n))
+        products = xp.reshape(xp.matmul(rows, columns[:, :, begin * n :]), (groups, count, n, number - begin, n))
+        products = xp.reshape(xp.permute_dims(products, (1, 3, 0, 2, 4)), (-1, groups * n * n))
         total = total + xp.matmul(grid.pairs(begin, begin + count, backend, taps), products)
     return xp.reshape(total, (-1, groups, n, n))
 
@@ -163,31 +169,39 @@ def _symbol_bound(layer: Convolution, dtype: Any, *, derivative: bool) -> tuple[
     transform = _transform(taps, grid)
     matrices = taps.shape[1] * taps.shape[3] ** 2
 
-    def bounds_at(phases: Array, count: int) -> tuple[Array, Array]:
-        gram = xp.astype(transform.at(phases), dtype, copy=False)
-        return _hartley_bound(xp, gram, 1 if taps.shape[3] == 1 else count, transform.error)
-
-    norms = MANY_RANKING_NORMS if taps.shape[3] <= LITTLE_CHANNELS else RANKING_NORMS
-    ranks = []
-    step = max(1, ENTRIES_IN_CACHE // matrices, -(-grid.total // PIECES))
+    ranking_norms = MANY_RANKING_NORMS if taps.shape[3] <= LITTLE_CHANNELS else RANKING_NORMS
+    counts = (1, 1) if taps.shape[3] == 1 else (ranking_norms, CERTIFICATE_NORMS)
+    pieces = round(grid.total / max(1, ENTRIES_IN_CACHE // matrices, -(-grid.total // PIECES)))
+    step = -(-grid.total // max(1, pieces))
     step = min(step, transform.grid.at_a_time(max(matrices, 2 * math.prod(taps.shape[1:]))))
+    ranks, leading = [], []
     for begin in range(0, grid.total, step):
         phases = transform.grid.phases(begin, min(begin + step, grid.total), backend, taps)
-        ranks.append(xp.max(bounds_at(phases, norms)[0], axis=-1))
-    ranking = ranks[0] if len(ranks) == 1 else xp.concat(ranks)
-    order = xp.argsort(ranking, descending=True)
-    count = min(CANDIDATES, grid.total)
-    refined, grams = bounds_at(_taken_phases(backend, transform.grid, order[:count], taps), CERTIFICATE_NORMS)
+        gram = xp.astype(transform.at(phases), dtype, copy=False)
+        bounds, norms, gram = _hartley_bound(xp, gram, [], counts[0], transform.error)
+        ranks.append(xp.max(bounds, axis=-1))
+        order = xp.argsort(ranks[-1], descending=True)[:CANDIDATES]
+        taken = (xp.take(a, order, axis=0) for a in (ranks[-1], xp.stack(norms, axis=-1), gram))
+        leading.append((order + begin, *taken))
+    numbers, ranking, norms, gram = leading[0]
+    if len(ranks) > 1:  # the first ones of all are among the first ones of each part
+        numbers, ranking, norms, gram = (xp.concat(parts) for parts in zip(*leading, strict=True))
+        order = xp.argsort(ranking, descending=True)[:CANDIDATES]
+        numbers, norms, gram = (xp.take(a, order, axis=0) for a in (numbers, norms, gram))
+    # Their powers go on from where the ranking left them.
+    refined, _, gram = _hartley_bound(xp, gram, list(xp.unstack(norms, axis=-1)), counts[1], transform.error)
     bound = xp.max(refined)
-    if count < grid.total:
-        bound = xp.maximum(bound, xp.max(xp.take(ranking, order[count : count + 1], axis=0)))
+    if grid.total > CANDIDATES:
+        ranking = ranks[0] if len(ranks) == 1 else xp.concat(ranks)
+        order = xp.argsort(ranking, descending=True)
+        bound = xp.maximum(bound, xp.max(xp.take(ranking, order[CANDIDATES : CANDIDATES + 1], axis=0)))
     bound = bound * (grid.slack * (1 + 8 * U))
     bound = xp.where(xp.any(taps != 0), bound, xp.zeros_like(bound))
     if not derivative:
         return bound, None
     place = xp.reshape(at_largest(xp, xp.reshape(refined, (-1,))), tuple(refined.shape))  # (count, groups)
-    gram = xp.sum(place[:, :, None, None] * xp.astype(grams, taps.dtype, copy=False), axis=(0, 1))
-    phases = _taken_phases(backend, grid, order[:count], taps)
+    gram = xp.sum(place[:, :, None, None] * xp.astype(gram, taps.dtype, copy=False), axis=(0, 1))
+    phases = _taken_phases(backend, grid, numbers, taps)
     wave = xp.sum(xp.sum(place, axis=1)[:, None, None] * phases, axis=0)  # (2, taps)
     return bound, _direction(layer, taps, wave, xp.sum(place, axis=0), gram)
 
@@ -206,27 +220,30 @@ def _taken_phases(backend: Backend, grid: Grid, places: Array, like: Array) -> A
     return xp.stack([xp.cos(angles), xp.sin(angles)], axis=1)
 
 
-def _hartley_bound(xp: Any, matrices: Array, count: int, first_error: Array) -> tuple[Array, Array]:
+def _hartley_bound(
+    xp: Any, matrices: Array, norms: list[Array], count: int, first_error: Array
+) -> tuple[Array, list[Array], Array]:
     """Bound the norms of A, float64, by `count` norms of Gram iteration from P + Q (..., n, n), P + iQ = A^H A.
 
     (P + iQ)^2 has P^2 - Q^2 and PQ + QP, which add up to M P + M^T Q for M = P + Q. The Gram matrices were wrong by
-    `first_error`, in the norm, before they were rounded to their dtype. Returns also the last, normalised ones.
+    `first_error`, in the norm, before they were rounded to their dtype. Returns also all norms and the last,
+    normalised matrices, from which another call may go on, given those norms.
     """
     n, dtype = matrices.shape[-1], matrices.dtype
     u = float(xp.finfo(dtype).eps) / 2
     nothing = NOTHING if u < 1e-10 else 1e-36  # within the range of float32
-    norms: list[Array] = []
-    while True:
+    norms = list(norms)
+    while len(norms) < count:
+        if norms:
+            turned = xp.matrix_transpose(matrices)
+            # Twice the square, of which the norm is halved.
+            matrices = xp.matmul(matrices, matrices + turned) + xp.matmul(turned, matrices - turned)
         norm = xp.sqrt(xp.sum(xp.sum(matrices * matrices, axis=-1), axis=-1) + nothing)
-        norms.append(xp.astype(norm, first_error.dtype, copy=False))
         matrices = matrices / norm[..., None, None]
-        if len(norms) == count:
-            break
-        turned = xp.matrix_transpose(matrices)
-        matrices = (xp.matmul(matrices, matrices + turned) + xp.matmul(turned, matrices - turned)) / 2
+        norms.append(xp.astype(norm / 2 if norms else norm, first_error.dtype, copy=False))
     g = gamma(4 * (n + 2), u) + 8 * u
     last = 1 + gamma(2 * n + 8, u)
-    return carried_back(xp, norms, g, last, first_error + 4 * u * norms[0]), matrices
+    return carried_back(xp, norms, g, last, first_error + 4 * u * norms[0]), norms, matrices
 
 
 def _direction(layer: Convolution, taps: Array, wave: Array, group: Array, gram: Array) -> Array:
