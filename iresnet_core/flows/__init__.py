@@ -19,14 +19,18 @@ from iresnet_core.flows.maximum_likelihood import (
 from iresnet_core.flows.outliers import require_visible_bulk
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
+from iresnet_core.flows.sampling import Drawn
 from iresnet_core.flows.standardize import Standardize
+from iresnet_core.flows.variational import ImportanceWeights, importance_weights, reverse_kl
 
 __all__ = [
     "DEFAULT_SHARE",
     "ActNorm",
     "Condition",
+    "Drawn",
     "FactorOut",
     "Flow",
+    "ImportanceWeights",
     "InjectivePad",
     "Inverted",
     "Layer",
@@ -37,11 +41,13 @@ __all__ = [
     "Squeeze",
     "Standardize",
     "Transformed",
+    "importance_weights",
     "located",
     "mean_loss",
     "require_rows",
     "require_share",
     "require_visible_bulk",
+    "reverse_kl",
     "training_log_prob",
     "training_loss",
     "with_own_numbers",

@@ -21,6 +21,7 @@ from iresnet_core.flows.composition import distributed, summed
 from iresnet_core.flows.condition import Condition, Labels, agreed, as_condition, require_condition
 from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shape, Transformed, located
 from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
+from iresnet_core.flows.sampling import drawn
 from iresnet_core.results import Inverse, LogDet
 
 __all__ = ["Flow", "LogProb"]
@@ -298,9 +299,10 @@ class Flow(Layer):
         *,
         rng: Any = None,
         like: Array | None = None,
-        **options: Unpack[InverseOptions],
-    ) -> Inverse:
-        """Draw samples: the preimages of standard normal latents.
+        log_prob: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Draw samples: the preimages of latents of the base density.
 
         Parameters
         ----------
@@ -312,13 +314,16 @@ class Flow(Layer):
             An int is a seed; None draws from the framework's own global generator.
         like : array, optional
             Gives backend, dtype and device; default the first parameter.
+        log_prob : bool
+            Return the log-densities too, from the same pass: no layer is solved twice.
         **options
-            As in `inverse`.
+            As in `inverse`; with `log_prob` those of `log_prob` as well.
 
         Returns
         -------
-        Inverse
-            The samples with a certified bound on their distances to the exact preimages.
+        Inverse or Drawn
+            The samples with a certified bound on their distances to the exact preimages; with `log_prob` the pair of
+            these and their `LogProb`.
 
         Raises
         ------
@@ -329,15 +334,25 @@ class Flow(Layer):
         NotConvergedError
             As `inverse`.
         """
+        like, backend, count = self._drawing(n, like)
+        require_condition(context, self.context_features, "this Flow")  # before random numbers are used up
+        if not log_prob:
+            return self.inverse(self._latents(backend, count, like, rng), context, **options)
+        rng = backend.generator(rng)
+        return drawn(self, self._latents(backend, count, like, rng), context, options, rng=rng)
+
+    def _drawing(self, n: Any, like: Array | None) -> tuple[Array, Backend, Any]:
+        """Return an array like the samples that are to be drawn, its backend, and their checked number."""
         if like is None:
             if not self.arrays:
                 raise UnknownArrayError("the flow has no parameters to tell the backend from; pass like=, an array.")
             like = self.arrays[0]
         backend = get_backend(like, *self.arrays)
         require_floating(backend, like, "`like`")
-        count = require_nonnegative_int(n, "n") if n is None or backend.knows_size(n) else n
-        require_condition(context, self.context_features, "this Flow")  # before random numbers are used up
-        return self.inverse(backend.sample("gaussian", (count, *self.latent_shape), like, rng), context, **options)
+        return like, backend, require_nonnegative_int(n, "n") if n is None or backend.knows_size(n) else n
+
+    def _latents(self, backend: Backend, count: Any, like: Array, rng: Any) -> Array:
+        return backend.sample("gaussian", (count, *self.latent_shape), like, rng)
 
     def _map(self, backend: Backend, x: Array) -> Array:
         for index, layer in enumerate(self.layers):

@@ -30,6 +30,7 @@ from iresnet_core.flows.layer import ForwardOptions
 __all__ = [
     "DEFAULT_SHARE",
     "mean_loss",
+    "part_of",
     "require_share",
     "training_log_prob",
     "training_loss",
@@ -83,17 +84,24 @@ def require_share(share: float | None) -> float | None:
 
 def with_part_first(backend: Backend, x: Array, share: float | None, rng: Any) -> PartFirst:
     """Draw an order of the samples x (batch, ...), of which the first are to be the part; None is the default share."""
-    share, fewest, n = require_share(share), 1, x.shape[0]
-    if share is None:
-        share, fewest = DEFAULT_SHARE, -(-FEWEST_ENTRIES // max(1, math.prod(x.shape[1:])))
-    known = n is not None and backend.knows_size(n)
-    if share == 1 or n is None or (known and n <= fewest):
-        return PartFirst(None, None)
-    part = (n * max(1, round(share * SHARES)) + SHARES - 1) // SHARES
-    if known and (part := max(part, fewest)) >= n:
+    n = x.shape[0]
+    part = part_of(backend, n, math.prod(x.shape[1:]), share)
+    if part is None:
         return PartFirst(None, None)
     like = backend.xp.astype(backend.xp.reshape(x, (n, -1))[:, 0], backend.xp.float32)
     return PartFirst(backend.xp.argsort(backend.sample("gaussian", (n,), like, rng)), part)
+
+
+def part_of(backend: Backend, n: Any, entries: int, share: float | None) -> int | None:
+    """Return how many of `n` samples with so many entries have their log-determinants taken; None for all."""
+    share, fewest = require_share(share), 1
+    if share is None:
+        share, fewest = DEFAULT_SHARE, -(-FEWEST_ENTRIES // max(1, entries))
+    known = n is not None and backend.knows_size(n)
+    if share == 1 or n is None or (known and n <= fewest):
+        return None
+    part: int = (n * max(1, round(share * SHARES)) + SHARES - 1) // SHARES
+    return None if known and (part := max(part, fewest)) >= n else part
 
 
 def training_loss(

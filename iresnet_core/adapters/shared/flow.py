@@ -265,6 +265,7 @@ class FlowMethods(TrainingMethods):
         rng: Any = None,
         training: bool | None = None,
         errors: bool = False,
+        log_prob: bool = False,
         **options: Any,
     ) -> Any:
         """Draw n samples (n, *event_shape), without gradient; with `errors` the core's `Inverse`.
@@ -277,8 +278,10 @@ class FlowMethods(TrainingMethods):
             One condition a sample, or one for all.
         rng : int or the framework's own generator, optional
             Default: PyTorch's global generator; in Keras the seed of the model.
+        log_prob : bool
+            Return the pair of samples and log-densities (n,), from one pass; with `errors` the core's `Drawn`.
         training, errors, **options
-            As in `inverse`.
+            As in `inverse`, and with `log_prob` as in that.
         """
         like = self._like()
         backend = get_backend(like)
@@ -286,8 +289,11 @@ class FlowMethods(TrainingMethods):
         with backend.no_grad(), backend.own_dtype(like):
             context = self._received_context(context)
             flow = self._core(context, training)
-            result = flow.sample(n, taken(flow, context), rng=rng, like=like, errors=errors, **options)
-        return result if errors else result.value
+            options = {"errors": errors, "log_prob": log_prob, **options}
+            result = flow.sample(n, taken(flow, context), rng=rng, like=like, **options)
+        if errors:
+            return result
+        return (result.samples.value, result.log_prob.value) if log_prob else result.value
 
     # --- data and weights ---
 

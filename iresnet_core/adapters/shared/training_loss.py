@@ -23,6 +23,10 @@ class TrainingMethods:
     _prepared: Any
     _options: Any
     _blocks: Any
+    _all_layers: Any
+    _core: Any
+    _like: Any
+    _sample_generator: Any
 
     def training_loss(
         self,
@@ -71,6 +75,43 @@ class TrainingMethods:
                 return first.undone(backend, nats)
 
         return with_own_numbers(first, scored)
+
+    def reverse_kl(
+        self, target: Any, n: int, context: Any = None, *, share: float | None = None, **options: Any
+    ) -> Array:
+        """Return the mean of log q(x) - log target(x) over n samples of the flow, plus the penalty, as an array ().
+
+        Make the flow of `Inverted` blocks, whose samples take an evaluation. An ActNorm that no data have set is the
+        identity, and counts as initialised from here on.
+
+        Parameters
+        ----------
+        target : callable
+            Takes samples (n, *event_shape) and returns their log-densities (n,), differentiable, up to a constant.
+        n : int
+            How many samples.
+        context : array (n, features), or (features,) for all samples, optional
+            The conditioning.
+        share : float, optional
+            Part of the samples whose log-determinants are taken; by default that of the flow.
+        **options
+            As in `iresnet_core.reverse_kl`.
+        """
+        like = self._like()
+        backend = get_backend(like)
+        if not backend.is_tracing(like):
+            for layer in self._all_layers():
+                if not layer.initialized and hasattr(layer, "mark_initialized"):
+                    layer.mark_initialized()
+        context = self._received_context(context)
+        if "rng" not in options:
+            options = {"rng": self._sample_generator(), **options}
+        options = self._options(like, True, False, options)
+        with backend.own_dtype(like):
+            flow = self._core(context, True)
+            share = self.share if share is None else share
+            loss = core.reverse_kl(flow, target, n, context=taken(flow, context), like=like, share=share, **options)
+        return loss + self.spectral_penalty(self.penalty) if self.penalty else loss
 
     def fill_caps(self) -> Self:
         """Scale the free weights so that every layer of every block starts at its cap; returns the flow."""
