@@ -10,8 +10,8 @@ with h_ and t_ the cotangents of value and tangent, at the end those of g(x) and
 summed over samples and tangents; W is a matrix or a convolution. The tangents may be those of the first samples alone,
 a part of the batch, while the value is that of all. A term tr(C dJ0) with the Jacobian J0 at the mean slopes of that
 part is a second stream of tangents, the d unit vectors, for dense chains; and the slopes themselves can be had with
-their derivative, for traces. Of convolutions only the arguments and tangents of the activations are kept on the way,
-and the backward pass makes the rest again; of dense chains, whose arrays are small, the values and slopes as well.
+their derivative, for traces. Only the arguments and tangents of the activations are kept on the way, and the
+exponentials of dense chains; the backward pass makes the rest again.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,10 +62,8 @@ class _Kept(NamedTuple):
     w: Array
     logdet: Array
     arguments: Sequence[Array]
-    transcendentals: Sequence[Any]  # None for an activation that has none, or whose slopes are all known
-    values: Sequence[Any]  # of dense chains, else None
+    transcendentals: Sequence[Any]  # None for an activation that has none
     tangents: Sequence[Array]
-    slopes: Sequence[Sequence[Array]]  # where there are values, those of the part and what came with them
     control: Sequence[Array]  # inverse and first, or nothing
     mean_slopes: Sequence[Array]
     mean_tangents: Sequence[Any]
@@ -73,19 +71,16 @@ class _Kept(NamedTuple):
     def flat(self) -> tuple[Array, ...]:
         """All arrays; `of_flat` is the way back."""
         return (
-            *(self.v, self.w, self.logdet, *self.arguments, *self.transcendentals, *self.values, *self.tangents),
-            *(*(a for known in self.slopes for a in known), *self.control, *self.mean_slopes, *self.mean_tangents),
+            *(self.v, self.w, self.logdet, *self.arguments, *self.transcendentals, *self.tangents, *self.control),
+            *(*self.mean_slopes, *self.mean_tangents),
         )
 
     @staticmethod
-    def of_flat(arrays: Sequence[Array], lengths: Sequence[int]) -> "_Kept":
+    def of_flat(arrays: Sequence[Array], count: int) -> "_Kept":
         v, w, logdet, *rest = arrays
-        count = len(lengths)
-        arguments, transcendentals, values, tangents = (rest[k * count : (k + 1) * count] for k in range(4))
-        del rest[: 4 * count]
-        slopes = [[rest.pop(0) for _ in range(length)] for length in lengths]
-        lists = arguments, transcendentals, values, tangents, slopes
-        return _Kept(v, w, logdet, *lists, rest[:2], rest[2 : 2 + count], rest[2 + count :])
+        arguments, transcendentals, tangents = (rest[k * count : (k + 1) * count] for k in range(3))
+        control, means = rest[3 * count : 3 * count + 2], rest[3 * count + 2 :]
+        return _Kept(v, w, logdet, arguments, transcendentals, tangents, control, means[:count], means[count:])
 
 
 def linearize_jointly(backend: Backend, g: Any, x: Array, part: int | None = None) -> Linearization:
@@ -153,7 +148,7 @@ class JointPass:
         self.is_dense = all(isinstance(operator, Dense) for operator in g.operators)
         self.jacobians: list[Any] = []
         self._arguments: list[Array] = []
-        self._known: list[tuple[Any, Any, Any]] = []  # transcendental, value, and slope with what came with it
+        self._transcendentals: list[Any] = []
         self._v: Any = None
         self._tangents: list[Array] = []
         self._means: tuple[list[Array], list[Any]] = ([], [])
@@ -166,27 +161,28 @@ class JointPass:
                     h = layer(h)
                     self.jacobians.append(layer)
                     continue
-                value, *slopes, t = self._activated(_function(layer, h), h)
+                value, slope, t = self._activated(_function(layer, h), h)
                 self._arguments.append(h)
-                keeps = self.is_dense and len(self.jacobians) < len(self.layers) - 1  # not of what is given out
-                self._known.append((t, value, slopes) if keeps else (None, None, ()))
-                self.jacobians.append(Diagonal(slopes[0]))
+                self._transcendentals.append(t)
+                self.jacobians.append(Diagonal(slope))
                 h = value
         self.value = h
 
-    def _activated(self, function: Entrywise, h: Array) -> tuple[Any, ...]:
-        """Return the values of all samples, the slopes of the part and what comes with them, and the transcendental.
+    def _activated(self, function: Entrywise, h: Array) -> tuple[Array, Array, Any]:
+        """Return the values of all samples, the slopes of the part, and what is kept of the transcendental part.
 
-        The last one is None unless it is wanted for the slopes of the other samples.
+        Those of convolutions are as large as the arguments, and quickly made again.
         """
         part = self.part
         if part == h.shape[0]:
-            return *function.value_and_slope(h), None
+            t = function.transcendental(h)
+            value, slope, *_ = function.value_and_slope(h, t)
+            return value, slope, t if self.is_dense else None
         if not (self.is_dense and function.keeps_transcendental):
-            return function.quick_value(h), *function.value_and_slope(h[:part, ...])[1:], None
+            return function.quick_value(h), function.value_and_slope(h[:part, ...])[1], None
         t = function.transcendental(h)
         first = None if t is None else t[:part, ...]
-        return function.value(h, t), *function.value_and_slope(h[:part, ...], first)[1:], t
+        return function.value(h, t), function.value_and_slope(h[:part, ...], first)[1], t
 
     def products(self, v: Array) -> Array:
         """Return J v (tangents, part, *event) for the tangents v, (tangents, part, *event) or (tangents, 1, *event)."""
@@ -272,12 +268,10 @@ class JointPass:
         with_slopes : bool
             Whether the slopes follow, one array for each activation, with their derivatives too.
         """
-        backend, layers = self.backend, self.layers
+        backend, layers, count = self.backend, self.layers, len(self._arguments)
         means = ([], []) if control is None else self._means
         known = backend.xp.asarray(logdet, copy=True)  # the caller may add to the other one in place
-        transcendentals, values, own = ([of[i] for of in self._known] for i in range(3))
-        lists = self._arguments, transcendentals, values, self._tangents, own
-        kept, lengths = _Kept(self._v, w, known, *lists, control or (), *means), [len(slopes) for slopes in own]
+        kept = _Kept(self._v, w, known, self._arguments, self._transcendentals, self._tangents, control or (), *means)
         value, part = self.value, self.part
         slopes = [j.slope for j in self.jacobians if isinstance(j, Diagonal)] if with_slopes else []
 
@@ -285,10 +279,10 @@ class JointPass:
             return (value, logdet, *slopes), kept.flat()
 
         def backward(arrays: Any, saved: Any, cotangents: Any, needed: Any) -> list[Any]:
-            return _Backward(backend, layers, arrays, _Kept.of_flat(saved, lengths)).run(cotangents, needed)
+            return _Backward(backend, layers, arrays, _Kept.of_flat(saved, count)).run(cotangents, needed)
 
         def plainly(arrays: Any, saved: Any) -> tuple[Array, ...]:
-            outputs = _plainly(backend, layers, arrays, _Kept.of_flat(saved, lengths), plain, part)
+            outputs = _plainly(backend, layers, arrays, _Kept.of_flat(saved, count), plain, part)
             return outputs if with_slopes else outputs[:2]
 
         parameters = [a for layer in layers if isinstance(layer, LinearLayer) for a in (layer.weight, layer.bias)]
@@ -385,17 +379,19 @@ class _Backward:
 
     def _before(self, place: int) -> tuple[Array, Array, tuple[Array, ...]]:
         """Value and tangents that come to layer `place`, and what the activation before it gave."""
-        if place == 0 or place - 1 in self.linear:  # the latter for the last place, where nobody asks
+        if place == 0:
             return self.x, self.kept.v, ()
-        number, part, kept = self.number[place - 1], self.part, self.kept
-        x, value = kept.arguments[number], kept.values[number]
+        if place - 1 in self.linear:  # only for the last place, where nobody asks
+            return self.x, self.kept.v, ()
+        number, part = self.number[place - 1], self.part
+        x, t = self.kept.arguments[number], self.kept.transcendentals[number]
         function = _function(self.layers[place - 1], x)
-        if value is not None:
-            known = (value[:part, ...], *kept.slopes[number])
-        else:
-            known = function.value_and_slope(x[:part, ...])
-            value = known[0] if part == x.shape[0] else function.quick_value(x)
-        return value, known[1] * kept.tangents[number], known
+        if part == x.shape[0]:
+            known = function.value_and_slope(x, t)
+            return known[0], known[1] * self.kept.tangents[number], known
+        known = function.value_and_slope(x[:part, ...], None if t is None else t[:part, ...])
+        value = function.quick_value(x) if t is None else function.value(x, t)
+        return value, known[1] * self.kept.tangents[number], known
 
     def _of_weight(
         self, place: int, layer: Any, of_value: Array, of_images: Array, of_mean: Array | None, before: Any
@@ -406,8 +402,10 @@ class _Backward:
             of_images = xp.sum(of_images, axis=1, keepdims=True)
         grad = layer.weight_gradient(value, of_value)
         grad = layer.weight_gradient(tangents, of_images, grad)
-        if of_mean is None or not place:  # in front of the first layer the unit vectors themselves come in
-            return grad if of_mean is None else grad + xp.matrix_transpose(of_mean)
+        if of_mean is None:
+            return grad
+        if not place:
+            return grad + xp.matrix_transpose(of_mean)  # the unit vectors themselves come in
         number = self.number[place - 1]
         mean = self.kept.mean_slopes[number] * self.kept.mean_tangents[number]
         return layer.weight_gradient(mean, of_mean, grad)
