@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from iresnet_core.branches import Chain
-from iresnet_core.flows import FactorOut, Flow, Inverted, Layer, ResidualBlock, Shape
+from iresnet_core.flows import FactorOut, Flow, Inverted, Layer, Pointwise, ResidualBlock, Shape
 from iresnet_core.operators import Convolution, LinearLayer
 
 __all__ = ["SummaryRow", "largest_constant", "summary_rows"]
@@ -85,6 +85,8 @@ def _of_layer(layer: Layer, before: Shape, after: Shape, depth: int) -> Iterator
         yield from _of_chain(layer.branch, depth + 1)
     elif isinstance(layer, FactorOut) and layer.flow is not None:
         yield from _of_flow(layer.flow, depth + 1)
+    elif isinstance(layer, Pointwise):
+        yield from _of_layer(layer.layer, before[1:], after[1:], depth + 1)
     elif isinstance(layer, Inverted):
         yield from _of_layer(layer.layer, after, before, depth + 1)
     elif isinstance(layer, Flow):
@@ -121,8 +123,8 @@ def _certificate(block: ResidualBlock) -> str:
 def _name(layer: Layer) -> str:
     if isinstance(layer, ResidualBlock | Flow):
         return type(layer).__name__
-    if isinstance(layer, Inverted):
-        return "Inverted"
+    if isinstance(layer, Inverted | Pointwise):
+        return type(layer).__name__
     if isinstance(layer, FactorOut):
         return f"FactorOut({layer.keep})"
     return repr(layer).replace(", 'channels_first'", "").replace(", axis=1", "")

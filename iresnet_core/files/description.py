@@ -21,9 +21,11 @@ from iresnet_core.flows import (
     InjectivePad,
     Inverted,
     Logit,
+    Pointwise,
     ResidualBlock,
     Squeeze,
     Standardize,
+    Wrap,
 )
 from iresnet_core.operators import Convolution, ConvolutionTranspose, Dense
 
@@ -355,6 +357,8 @@ STORABLE = (
     Storable(InjectivePad, {"padding": _INTEGER, "axis": _INTEGER}),
     Storable(Logit, {"alpha": _NUMBER}),
     Storable(Standardize, {"mean": _LIST, "std": _LIST, "axis": _INTEGER}),
+    Storable(Wrap, {"low": _NUMBER, "period": _NUMBER, "entries": _or_none(_INTEGERS)}),
+    Storable(Pointwise, {"layer": _PART}),
     Storable(
         FactorOut,
         {"keep": _INTEGER, "axis": _INTEGER, "event_shape": _or_none(_INTEGERS), "layers": _PARTS},

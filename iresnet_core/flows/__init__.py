@@ -17,11 +17,13 @@ from iresnet_core.flows.maximum_likelihood import (
     with_part_first,
 )
 from iresnet_core.flows.outliers import require_visible_bulk
+from iresnet_core.flows.pointwise import Pointwise
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
 from iresnet_core.flows.sampling import Drawn
 from iresnet_core.flows.standardize import Standardize
 from iresnet_core.flows.variational import ImportanceWeights, importance_weights, reverse_kl
+from iresnet_core.flows.wrap import Wrap
 
 __all__ = [
     "DEFAULT_SHARE",
@@ -36,11 +38,13 @@ __all__ = [
     "Layer",
     "LogProb",
     "Logit",
+    "Pointwise",
     "ResidualBlock",
     "Shape",
     "Squeeze",
     "Standardize",
     "Transformed",
+    "Wrap",
     "importance_weights",
     "located",
     "mean_loss",

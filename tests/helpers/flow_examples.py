@@ -16,9 +16,11 @@ from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.inverted import Inverted
 from iresnet_core.flows.logit import Logit
+from iresnet_core.flows.pointwise import Pointwise
 from iresnet_core.flows.reshaping import Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
 from iresnet_core.flows.standardize import Standardize
+from iresnet_core.flows.wrap import Wrap
 from iresnet_core.operators.convolution import Convolution
 from iresnet_core.operators.dense import Dense
 
@@ -138,6 +140,8 @@ def every_layer(backend, dtype="float64"):
         (Standardize([2.5, -0.75], [0.5, 3.0]), (2, 3)),
         (FactorOut(1, Flow([actnorm(backend, rng, 1, dtype)], (1, 2))), (3, 2)),
         (vector_flow(backend, 5, dtype=dtype), (3,)),
+        (Pointwise(vector_flow(backend, 6, dtype=dtype)), (5, 3)),
+        (Wrap(-20.0, 40.0, entries=[0, 2]), (3,)),  # a turn that holds all samples, so that none comes back elsewhere
         (Inverted(vector_flow(backend, 5, blocks=1, dtype=dtype), rtol=1e-15), (3,)),  # as exact as the others
     ]
 

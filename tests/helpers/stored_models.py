@@ -1,5 +1,7 @@
 """A model for every class that can be stored, and what it means that two of them are the same."""
 
+import math
+
 import numpy as np
 from activation_cases import other_parameters
 from flow_examples import (
@@ -24,9 +26,11 @@ from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.inverted import Inverted
 from iresnet_core.flows.logit import Logit
+from iresnet_core.flows.pointwise import Pointwise
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
 from iresnet_core.flows.standardize import Standardize
+from iresnet_core.flows.wrap import Wrap
 from iresnet_core.operators.convolution import Convolution
 from iresnet_core.operators.dense import Dense
 from iresnet_core.operators.transposed_convolution import ConvolutionTranspose
@@ -58,6 +62,8 @@ MODELS = {
     "pad": lambda e, t: InjectivePad(2, axis=-1),
     "logit": lambda e, t: Logit(0.1),
     "standardize": lambda e, t: Standardize([1e8, 0.1], [1e-8, 3.0], axis=-1),
+    "wrap": lambda e, t: Wrap(-math.pi, 7.0, entries=(0, -1)),
+    "pointwise": lambda e, t: Pointwise(vector_flow(e, 1, dtype=t)),
     "factor out": lambda e, t: FactorOut(1, [Logit(), ActNorm()], axis=2),
     "placed factor out": lambda e, t: FactorOut(2, Flow([actnorm(e, np.random.default_rng(3), 2, t)], (2, 3))),
     "inverted": lambda e, t: Inverted(block(e, t), solver="newton", rtol=1e-6, atol=1e-7, max_iter=99),
