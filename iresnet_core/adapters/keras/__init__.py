@@ -7,7 +7,8 @@ from iresnet_core.adapters.keras.classifier import Classifier
 from iresnet_core.adapters.keras.condition import Condition
 from iresnet_core.adapters.keras.flow import Flow
 from iresnet_core.adapters.keras.inverted import Inverted
-from iresnet_core.adapters.keras.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze
+from iresnet_core.adapters.keras.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze, Wrap
+from iresnet_core.adapters.keras.pointwise import Pointwise
 from iresnet_core.adapters.keras.residual import InvertibleResidual
 from iresnet_core.adapters.shared import warn_deprecated
 
@@ -23,7 +24,9 @@ __all__ = [
     "Inverted",
     "InvertibleResidual",
     "Logit",
+    "Pointwise",
     "Squeeze",
+    "Wrap",
 ]
 
 

@@ -16,6 +16,7 @@ from iresnet_core.adapters.shared.layer import (
     LogitMethods,
     SqueezeMethods,
     Weights,
+    WrapMethods,
     require_layers,
 )
 from iresnet_core.backends import get_backend
@@ -30,6 +31,7 @@ __all__ = [
     "KerasHooks",
     "Logit",
     "Squeeze",
+    "Wrap",
     "require_different_layers",
 ]
 
@@ -262,6 +264,22 @@ class Logit(LogitMethods, FlowLayer):
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` needs."""
         return {**super().get_config(), "alpha": self.alpha}
+
+
+@_serializable
+class Wrap(WrapMethods, FlowLayer):
+    """``x - p floor((x - low) / p)``: angles brought back to one turn, the first layer of a flow on a torus.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(Wrap(period=4.0)(np.array([[5.0]]))[0, 0])
+    1.0
+    """
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` needs."""
+        return {**super().get_config(), "low": self.low, "period": self.period, "entries": self.entries}
 
 
 @_serializable

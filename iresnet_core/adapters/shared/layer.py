@@ -1,5 +1,6 @@
 """The layers of a flow: what both frameworks' layers mean and check."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar
 
@@ -20,6 +21,7 @@ __all__ = [
     "LogitMethods",
     "SqueezeMethods",
     "Weights",
+    "WrapMethods",
     "require_layers",
 ]
 
@@ -248,6 +250,34 @@ class LogitMethods(FixedLayer):
         super().__init__(**options)
         self.alpha = alpha
         self._core = core.Logit(alpha)
+
+
+class WrapMethods(FixedLayer):
+    """Angles brought back to one turn."""
+
+    def __init__(
+        self, low: float = 0.0, period: float = 2 * math.pi, entries: Sequence[int] | None = None, **options: Any
+    ) -> None:
+        """Make the layer.
+
+        Parameters
+        ----------
+        low, period : float
+            Angles end in [low, low + period).
+        entries : sequence of int, optional
+            The entries of a vector that are angles; default all.
+        **options
+            Those of a Keras layer.
+
+        Raises
+        ------
+        InvalidArgumentError
+            As `iresnet_core.Wrap`.
+        """
+        super().__init__(**options)
+        self.low, self.period = float(low), float(period)
+        self.entries = None if entries is None else tuple(entries)
+        self._core = core.Wrap(low, period, entries=entries)
 
 
 class FactorOutMethods(LayerMethods):

@@ -5,7 +5,8 @@ from iresnet_core.adapters.torch.classifier import Classifier
 from iresnet_core.adapters.torch.condition import Condition
 from iresnet_core.adapters.torch.flow import Flow
 from iresnet_core.adapters.torch.inverted import Inverted
-from iresnet_core.adapters.torch.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze
+from iresnet_core.adapters.torch.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze, Wrap
+from iresnet_core.adapters.torch.pointwise import Pointwise
 from iresnet_core.adapters.torch.residual import InvertibleResidual
 from iresnet_core.adapters.torch.transform import FlowTransform
 
@@ -22,5 +23,7 @@ __all__ = [
     "Inverted",
     "InvertibleResidual",
     "Logit",
+    "Pointwise",
     "Squeeze",
+    "Wrap",
 ]

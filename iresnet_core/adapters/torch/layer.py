@@ -15,6 +15,7 @@ from iresnet_core.adapters.shared.layer import (
     LayerMethods,
     LogitMethods,
     SqueezeMethods,
+    WrapMethods,
     require_layers,
 )
 from iresnet_core.adapters.torch.condition import Condition
@@ -23,7 +24,7 @@ from iresnet_core.adapters.torch.weight import CappedWeight, cap_of
 from iresnet_core.errors import InvalidArgumentError, UnknownArrayError
 from iresnet_core.flows import Layer, Shape
 
-__all__ = ["ActNorm", "FactorOut", "FlowLayer", "InjectivePad", "Logit", "Squeeze", "TorchHooks"]
+__all__ = ["ActNorm", "FactorOut", "FlowLayer", "InjectivePad", "Logit", "Squeeze", "TorchHooks", "Wrap"]
 
 
 class TorchHooks:
@@ -229,6 +230,20 @@ class Logit(LogitMethods, FlowLayer):
     def extra_repr(self) -> str:
         """Show alpha."""
         return str(self.alpha)
+
+
+class Wrap(WrapMethods, FlowLayer):
+    """``x - p floor((x - low) / p)``: angles brought back to one turn, the first layer of a flow on a torus.
+
+    Examples
+    --------
+    >>> Wrap(period=4.0)(torch.tensor([[5.0]]))
+    tensor([[1.]])
+    """
+
+    def extra_repr(self) -> str:
+        """Show the interval."""
+        return f"low={self.low:g}, period={self.period:g}" + (f", entries={self.entries}" if self.entries else "")
 
 
 class FactorOut(FactorOutMethods, FlowLayer):
