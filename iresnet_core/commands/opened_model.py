@@ -59,6 +59,11 @@ class OpenedModel:
             raise InvalidArgumentError("a model file has no test set; give a FILE of samples.")
         return self.ready(load_dataset(self.config.settings.data).test, seed)
 
+    def test_contexts(self) -> np.ndarray | None:
+        """Return the conditions of the test set."""
+        contexts = None if self.config is None else load_dataset(self.config.settings.data).contexts
+        return None if contexts is None else contexts[2]
+
     def ready(self, x: np.ndarray, seed: int) -> np.ndarray:
         """Return samples of the data with uniform noise added to their grey levels, if they have any."""
         return dequantized(x, self.levels, np.random.default_rng([seed, 5]))

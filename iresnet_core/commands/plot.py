@@ -8,7 +8,7 @@ import typer
 
 from iresnet_core.commands.opened_model import BackendOption, RunArgument, SeedOption, opened
 from iresnet_core.commands.terminal import progress_bar, usage_errors, wide_console
-from iresnet_core.errors import RunError
+from iresnet_core.errors import InvalidArgumentError, RunError
 
 __all__ = ["plot_command"]
 
@@ -29,6 +29,11 @@ def plot_command(
     with usage_errors(), opened(run, backend, "float64") as model:
         if model.run is None or model.config is None:
             raise RunError(f"{run} is a model file; plot needs a run folder, which knows the data.")
+        if model.flow.context_features is not None:
+            raise InvalidArgumentError(
+                "plot draws one density, and this model has one for every condition: iresnet sample --condition VALUES "
+                "--picture PNG draws samples under one."
+            )
         folder = out if out is not None else run / "plots"
         folder.mkdir(parents=True, exist_ok=True)
         data = model.test_set(seed)

@@ -16,10 +16,9 @@ from iresnet_core.commands.opened_model import (
     require_file,
 )
 from iresnet_core.commands.terminal import progress_bar, usage_errors, wide_console
+from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.files import SUFFIXES, write_array
-from iresnet_core.training import (
-    draw_samples,
-)
+from iresnet_core.training import condition_values, draw_samples
 
 __all__ = ["sample_command"]
 
@@ -32,6 +31,10 @@ def sample_command(
     ] = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", metavar="PNG", help="Draw them too.", show_default=False)
+    ] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option("--condition", metavar="VALUES", help="Of all samples, as 0.5,2.", show_default=False),
     ] = None,
     seed: SeedOption = 0,
     backend: BackendOption = "numpy",
@@ -46,9 +49,19 @@ def sample_command(
     with usage_errors(), opened(run, backend, dtype) as model:
         target = out if out is not None else _beside(run, "samples.npy")
         require_file(target, SUFFIXES)
+        context = None if condition is None else condition_values(condition, model.flow.context_features)
+        if context is None and model.flow.context_features is not None:
+            raise InvalidArgumentError(
+                f"this model is conditional: say under which condition to draw, --condition with "
+                f"{model.flow.context_features} numbers."
+            )
         with progress_bar() as progress:
             drawn = draw_samples(
-                model.flow, n, seed=seed, progress=lambda done, total: progress(done, total, "samples")
+                model.flow,
+                n,
+                seed=seed,
+                progress=lambda done, total: progress(done, total, "samples"),
+                context=context,
             )
         samples = model.layout.to_data(drawn.value)
         write_array(target, samples)

@@ -22,7 +22,7 @@ from iresnet_core.commands.opened_model import (
 )
 from iresnet_core.commands.terminal import progress_bar, usage_errors, wide_console
 from iresnet_core.determinant import uses_own_seeds
-from iresnet_core.errors import DataFileError, ShapeError
+from iresnet_core.errors import DataFileError, InvalidArgumentError, ShapeError
 from iresnet_core.files import write_text
 from iresnet_core.training import (
     MeanScore,
@@ -31,6 +31,7 @@ from iresnet_core.training import (
     mean_score,
     samples_from_file,
     scores,
+    split_columns,
 )
 
 __all__ = ["score_command"]
@@ -49,6 +50,12 @@ def score_command(
     key: Annotated[
         str | None, typer.Option("--key", metavar="NAME", help="Which array of a .npz file.", show_default=False)
     ] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option(
+            "--condition", metavar="COLUMNS", help="Conditions in FILE; default those of the run.", show_default=False
+        ),
+    ] = None,
     tol: Annotated[
         float | None,
         typer.Option("--tol", help="Standard error and bias bound to reach, in nats.", show_default=False),
@@ -66,7 +73,7 @@ def score_command(
     with usage_errors(), opened(run, backend, dtype) as model:
         if out is not None:
             require_file(out, (".csv", ".json"))
-        x, levels, name = _samples_to_score(model, file, key, seed)
+        x, levels, name, context = _samples_to_score(model, file, key, seed, condition)
         with progress_bar() as progress:
             found = scores(
                 model.flow,
@@ -75,6 +82,7 @@ def score_command(
                 progress=lambda done, total: progress(done, total, "log-densities"),
                 method=method,
                 tol=tol,
+                context=context,
             )
         mean = mean_score(found)
         console.print(f"{mean.n} samples: {name}", soft_wrap=True)
@@ -85,13 +93,35 @@ def score_command(
 
 
 def _samples_to_score(
-    model: OpenedModel, file: Path | None, key: str | None, seed: int
-) -> tuple[np.ndarray, int | None, str]:
-    """Samples as the model takes them, their grey levels, and what they are."""
+    model: OpenedModel, file: Path | None, key: str | None, seed: int, condition: str | None
+) -> tuple[np.ndarray, int | None, str, np.ndarray | None]:
+    """Samples as the model takes them, their grey levels, what they are, and their conditions."""
+    if condition is not None and model.flow.context_features is None:
+        raise InvalidArgumentError("this model takes no condition: leave --condition out.")
+    if file is None and condition is not None:
+        raise InvalidArgumentError("--condition names columns of a FILE; those of the test set are known.")
     if file is None:
         test = model.layout.to_model(model.test_set(seed))
-        return test, model.levels, "test set" if model.config is None else f"test set of {model.config.data_name}"
+        return (
+            test,
+            model.levels,
+            f"test set of {model.config.data_name}" if model.config else "test set",
+            model.test_contexts(),
+        )
     samples, own = samples_from_file(file, key=key)
+    context = None
+    if model.flow.context_features is not None:
+        known = condition if model.config is None or condition is not None else model.config.settings.data.condition
+        if known is None:
+            raise InvalidArgumentError(
+                "this model is conditional: say which columns of FILE are conditions, --condition."
+            )
+        samples, context = split_columns(samples, known, str(file))
+        if context.shape[1] != model.flow.context_features:
+            raise ShapeError(
+                f"--condition {known} names {context.shape[1]} columns; a condition of this model has "
+                f"{model.flow.context_features}."
+            )
     levels = model.levels
     if levels is not None:
         whole = own is not None or np.array_equal(samples, np.floor(samples))
@@ -108,12 +138,12 @@ def _samples_to_score(
             "floating-point samples as the model takes them."
         )
     if tuple(samples.shape[1:]) == model.layout.model_shape:
-        return np.asarray(samples, dtype=np.float64), levels, str(file)
+        return np.asarray(samples, dtype=np.float64), levels, str(file), context
     if tuple(samples.shape[1:]) != model.layout.data_shape:
         raise ShapeError(
             f"{file} holds samples of shape {tuple(samples.shape[1:])}; the model takes {model.layout.data_shape}."
         )
-    return model.layout.to_model(samples), levels, str(file)
+    return model.layout.to_model(samples), levels, str(file), context
 
 
 def _print_mean(console: Console, mean: MeanScore, method: str, levels: int | None, size: int) -> None:

@@ -22,6 +22,7 @@ from iresnet_core.training import (
     IMAGES,
     Dataset,
     DatasetSource,
+    LayerPlan,
     Outcome,
     RunConfig,
     RunSettings,
@@ -116,6 +117,12 @@ def train_command(
     levels: Annotated[
         int | None, _option("--levels", metavar="N", help="Grey levels of a file of whole numbers.")
     ] = None,
+    condition: Annotated[
+        str | None, _option("--condition", metavar="COLUMNS", help="Columns of a table that are conditions, as 2,3.")
+    ] = None,
+    labels: Annotated[
+        str | None, _option("--labels", metavar="COLUMNS", help="Which of these hold labels, to enter one-hot.")
+    ] = None,
     tensorboard: Annotated[
         bool | None,
         _option("--tensorboard/--no-tensorboard", help="Log for TensorBoard; default where that is installed."),
@@ -153,7 +160,7 @@ def train_command(
         "recompute": recompute,
     }
     asked = {name: value for name, value in asked.items() if value is not None}
-    of_data = {"samples": samples, "file": file, "key": key, "levels": levels}
+    of_data = {"samples": samples, "file": file, "key": key, "levels": levels, "condition": condition, "labels": labels}
     of_data = {name: value for name, value in of_data.items() if value is not None}
     with usage_errors(), ExitStack() as held:
         folder = _folder(data, out, resume)
@@ -165,7 +172,7 @@ def train_command(
             if resume is not None:
                 TrainingRun.open(resume)
             config, dataset = _begun(data or "", asked, of_data)
-        planned_layers(config.settings.model, config.layout.data_shape)  # fails where they do not fit
+        _planned(config, dataset)  # fails where they do not fit
         find_trainer(config.settings.training.framework)
         if tensorboard and not has_tensorboard():
             raise MissingDependencyError("--tensorboard needs tensorboard. Try: pip install tensorboard")
@@ -180,7 +187,7 @@ def train_command(
 def _train(console: Console, run: TrainingRun, config: RunConfig, dataset: Dataset, tensorboard: bool) -> None:
     """Train in a folder that is locked, and score what came out of it."""
     _announce(console, config, dataset, run)
-    plan = planned_layers(config.settings.model, config.layout.data_shape)
+    plan = _planned(config, dataset)
     try:
         with _Display(config, console) as display:
             outcome = train(run, config, dataset, plan, display, tensorboard=tensorboard)
@@ -202,6 +209,11 @@ def _train(console: Console, run: TrainingRun, config: RunConfig, dataset: Datas
         )
         raise typer.Exit(INTERRUPTED)
     _finish(console, run, config, dataset, outcome)
+
+
+def _planned(config: RunConfig, dataset: Dataset) -> tuple[LayerPlan, ...]:
+    context = None if dataset.condition is None else dataset.condition.width
+    return planned_layers(config.settings.model, config.layout.data_shape, context)
 
 
 def _folder(data: str | None, out: Path | None, resume: Path | None) -> Path:
@@ -278,6 +290,9 @@ def _announce(console: Console, config: RunConfig, dataset: Dataset, run: Traini
         f"validate, {len(dataset.test)} to test",
         soft_wrap=True,
     )
+    if dataset.condition is not None:
+        kinds = [f"{len(own)} labels" if own else "numbers" for own in dataset.condition.labels]
+        console.print(f"under conditions, columns {config.settings.data.condition}: {', '.join(kinds)}", soft_wrap=True)
     length = f"{training.steps} steps" if training.steps is not None else f"{training.minutes:g} minutes"
     console.print(
         f"{model.kind}, {model.blocks} blocks of {model.layers} x {model.hidden} {model.activation}, cap "
@@ -362,7 +377,7 @@ def _finish(console: Console, run: TrainingRun, config: RunConfig, dataset: Data
     with one_thread():
         flow = load(run.model_path)
         flow = flow.astype(np.float64)
-        found = mean_score(scores(flow, x))
+        found = mean_score(scores(flow, x, context=None if dataset.contexts is None else dataset.contexts[2][: len(x)]))
     result: dict[str, Any] = {
         "log_prob": found.mean,
         "sampling_error": found.sampling_error,

@@ -1,5 +1,6 @@
 """Training of planned models on either framework: plans, data, settings, the loop, the run folder, scores."""
 
+from iresnet_core.training.condition_columns import ConditionPlan, condition_values, split_columns
 from iresnet_core.training.datasets import (
     IMAGES,
     Dataset,
@@ -43,6 +44,7 @@ __all__ = [
     "IMAGES",
     "ActNormPlan",
     "ActivationPlan",
+    "ConditionPlan",
     "ConvolutionPlan",
     "Dataset",
     "DatasetSource",
@@ -63,6 +65,7 @@ __all__ = [
     "TrainingRun",
     "TrainingSettings",
     "bits_per_dim",
+    "condition_values",
     "default_settings",
     "dequantized",
     "draw_samples",
@@ -79,6 +82,7 @@ __all__ = [
     "samples_from_file",
     "scores",
     "share_at_ends",
+    "split_columns",
     "toy_names",
     "train",
     "trainer_names",

@@ -20,6 +20,7 @@ import numpy as np
 
 from iresnet_core.errors import DataFileError, InvalidArgumentError, NonFiniteError, ShapeError
 from iresnet_core.files import SUFFIXES, read_array, read_arrays
+from iresnet_core.training.condition_columns import ConditionPlan, planned_condition, split_columns
 from iresnet_core.training.toy_data import draw_toy, toy_names
 
 __all__ = [
@@ -59,6 +60,8 @@ class DatasetSource:
         Which array of a .npz archive.
     levels : int, optional
         Number of grey levels of a file of whole numbers 0 .. levels - 1; default 256 for images of uint8.
+    condition, labels : str, optional
+        Columns of a table that are conditions and no part of the samples, as "2,3"; and which of them hold labels.
     """
 
     name: str
@@ -67,6 +70,8 @@ class DatasetSource:
     file: str | None = None
     key: str | None = None
     levels: int | None = None
+    condition: str | None = None
+    labels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,10 @@ class Dataset:
         float64; or unsigned whole numbers where `levels` is given. Images have their channels first.
     levels : int or None
         Number of grey levels of images, None for real numbers.
+    contexts : tuple of three arrays (n, k), or None
+        The conditions of the three parts.
+    condition : ConditionPlan or None
+        What enters a flow for them, from those to train on.
     """
 
     name: str
@@ -88,6 +97,8 @@ class Dataset:
     validation: np.ndarray
     test: np.ndarray
     levels: int | None = None
+    contexts: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    condition: ConditionPlan | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -111,6 +122,24 @@ def load_dataset(source: DatasetSource) -> Dataset:
     DataFileError, ShapeError, NonFiniteError
         If a file does not hold samples.
     """
+    dataset = _whole(source)
+    if source.labels is not None and source.condition is None:
+        raise InvalidArgumentError("--labels names columns of --condition; give that too.")
+    return dataset if source.condition is None else _conditional(dataset, source.condition, source.labels)
+
+
+def _conditional(dataset: Dataset, condition: str, labels: str | None) -> Dataset:
+    """Return a data set with some of its columns as conditions."""
+    if dataset.levels is not None:
+        raise InvalidArgumentError(f"--condition takes columns of real numbers; {dataset.name} holds grey levels.")
+    parts = [split_columns(part, condition, dataset.name) for part in (dataset.train, dataset.validation, dataset.test)]
+    (train, validation, test), (first, second, third) = zip(*parts, strict=True)
+    plan = planned_condition(first, condition, labels, dataset.train.shape[1])
+    return Dataset(dataset.name, train, validation, test, None, (first, second, third), plan)
+
+
+def _whole(source: DatasetSource) -> Dataset:
+    """Load or draw a data set with all its columns."""
     if source.seed < 0:
         raise InvalidArgumentError(f"seed {source.seed}: a seed must not be negative.")
     if source.samples is not None and source.samples < FEWEST:
@@ -190,7 +219,7 @@ def dequantized(x: np.ndarray, levels: int | None, rng: np.random.Generator) -> 
 def fingerprint(dataset: Dataset) -> str:
     """Return a hash of the data, by which a run knows them again."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in (dataset.train, dataset.validation, dataset.test):
+    for part in (dataset.train, dataset.validation, dataset.test, *(dataset.contexts or ())):
         digest.update(f"{part.dtype}{part.shape}".encode())
         digest.update(part.tobytes())
     return digest.hexdigest()

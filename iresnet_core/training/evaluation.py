@@ -82,7 +82,13 @@ class Samples(NamedTuple):
 
 
 def scores(
-    flow: Flow, x: np.ndarray, *, seed: int | None = None, progress: Progress | None = None, **options: Any
+    flow: Flow,
+    x: np.ndarray,
+    *,
+    seed: int | None = None,
+    progress: Progress | None = None,
+    context: np.ndarray | None = None,
+    **options: Any,
 ) -> Scores:
     """Return the log-density of every sample.
 
@@ -97,6 +103,8 @@ def scores(
         for answers that draw the number of their products ("roulette", `unbiased`): these take 0.
     progress : callable, optional
         Called with the number of samples done and that of all.
+    context : array (n, features), optional
+        Their conditions.
     **options
         As in `Flow.log_prob`.
 
@@ -115,11 +123,14 @@ def scores(
     if seed is None and not uses_own_seeds(cast(LogDetOptions, options)):
         seed = 0
     parts: list[list[np.ndarray]] = []
+    done = 0
     for k, chunk in enumerate(_chunks(flow, x)):
         if seed is not None:
             options["rng"] = _seed(seed, k)
         try:
-            result = flow.log_prob(_on_backend(flow, chunk), **options)
+            own = None if context is None else _contexts(flow, context[done : done + len(chunk)])
+            done += len(chunk)
+            result = flow.log_prob(_on_backend(flow, chunk), own, **options)
         except NonFiniteError as error:
             if k:
                 error.add_note(f"the batch begins with sample {sum(map(len, (part[0] for part in parts)))} of {len(x)}")
@@ -152,8 +163,18 @@ def mean_score(found: Scores) -> MeanScore:
     )
 
 
-def draw_samples(flow: Flow, n: int, *, seed: int = 0, progress: Progress | None = None, **options: Any) -> Samples:
+def draw_samples(
+    flow: Flow,
+    n: int,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    context: np.ndarray | None = None,
+    **options: Any,
+) -> Samples:
     """Draw samples; the same for a seed on every backend, up to rounding. Options as for `preimages`.
+
+    All of them are drawn under one `context` (features,), where the flow takes conditions.
 
     Raises
     ------
@@ -166,6 +187,7 @@ def draw_samples(flow: Flow, n: int, *, seed: int = 0, progress: Progress | None
         raise InvalidArgumentError(f"the number of samples must be at least 1, got {n}.")
     if n * math.prod(flow.latent_shape) > _MOST_NUMBERS:
         raise InvalidArgumentError(f"{n} samples are more than 2^31 numbers; draw them in parts, with other seeds.")
+    flow = flow.given(None if context is None else _contexts(flow, context))
     z = np.random.default_rng(seed).standard_normal((n, *flow.latent_shape))
     return preimages(flow, z, progress=progress, **options)
 
@@ -211,6 +233,12 @@ def _on_backend(flow: Flow, x: np.ndarray) -> Any:
         std = np.reshape(first.std, shape)[0]
         require_spread(x, cast.dtype.name, std, "Compute in float64: --dtype float64.")
     return backend.from_numpy(cast, like)
+
+
+def _contexts(flow: Flow, context: np.ndarray) -> Any:
+    """Return conditions on the backend and in the dtype of a flow."""
+    backend, like = get_backend(*flow.arrays), flow.arrays[0]
+    return backend.from_numpy(np.ascontiguousarray(context, dtype=backend.to_numpy(like).dtype), like)
 
 
 def _seed(seed: int, k: int) -> int:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
@@ -19,14 +18,13 @@ import numpy as np
 
 from iresnet_core.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError, RunError, StorageError
 from iresnet_core.files import load, save
-from iresnet_core.flows import Flow, Standardize
+from iresnet_core.flows import Flow
+from iresnet_core.training.batches import Batches
 from iresnet_core.training.checkpoint import Checkpoint, Progress
-from iresnet_core.training.data_spread import require_spread, standardization
-from iresnet_core.training.datasets import Dataset, dequantized
+from iresnet_core.training.data_spread import standardization
+from iresnet_core.training.datasets import Dataset
 from iresnet_core.training.plans import LayerPlan, widest_array
 from iresnet_core.training.run import RunConfig, TrainingRun
-from iresnet_core.training.sample_layout import SampleLayout
-from iresnet_core.training.settings import TrainingSettings
 from iresnet_core.training.tensorboard_log import scalar_writer
 
 __all__ = ["Outcome", "StepResult", "Trainer", "Watcher", "bits_per_dim", "find_trainer", "train", "trainer_names"]
@@ -62,15 +60,16 @@ class Trainer(Protocol):
     """A flow in training on one framework; each framework has one class of this shape.
 
     It is made by ``Trainer(plan, model_shape, settings, first)``: the planned layers with parameters drawn from
-    ``settings.seed``, data-dependent ones set from the samples `first`.
+    ``settings.seed``, data-dependent ones set from the samples `first`; under conditions with ``condition=``, the plan
+    of their map, and ``first_context=``. Then `step` and `log_prob` take a context (n, features).
     """
 
     channels_last: bool
 
-    def step(self, x: np.ndarray, lr: float) -> StepResult:
+    def step(self, x: np.ndarray, lr: float, context: np.ndarray | None = None) -> StepResult:
         """Take one step of Adam on samples (n, *model_shape)."""
 
-    def log_prob(self, x: np.ndarray, seed: int) -> np.ndarray:
+    def log_prob(self, x: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
         """Return the log-densities of samples under the certified weights, without touching any state."""
 
     def lipschitz(self) -> float:
@@ -198,10 +197,16 @@ def train(
     with run.locked():
         settings = config.settings.training
         layer = standardization(dataset.train, config.layout) if config.settings.model.standardize else None
-        batches = _Batches(dataset, config.layout, settings, layer)
+        batches = Batches(dataset, config.layout, settings, layer)
         chunk = _chunk(config)
+        n = max(settings.batch, chunk)
+        of_condition = {"condition": dataset.condition, "first_context": batches.contexts(0, slice(n))}
         trainer: Trainer = find_trainer(settings.framework)(
-            plan, config.layout.model_shape, settings, batches.first(max(settings.batch, chunk))
+            plan,
+            config.layout.model_shape,
+            settings,
+            batches.first(n),
+            **(of_condition if dataset.condition is not None else {}),
         )
         progress = _taken_up(run, trainer)
         run.forget_after(progress.step, progress.log)
@@ -243,61 +248,6 @@ def _taken_up(run: TrainingRun, trainer: Trainer) -> Progress:
     return progress
 
 
-class _Batches:
-    """The samples of every step, each a function of the seed and the step alone."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        layout: SampleLayout,
-        settings: TrainingSettings,
-        standardize: Standardize | None = None,
-    ) -> None:
-        self.dataset, self.layout, self.settings, self.standardize = dataset, layout, settings, standardize
-        if standardize is None and dataset.levels is None:
-            spread = np.std(dataset.train, axis=0)
-            require_spread(dataset.train, settings.dtype, spread, "Leave out --no-standardize, or try --dtype float64.")
-        self.per_epoch = len(dataset.train) // settings.batch
-        self._epoch = -1
-        self._order = np.zeros(0, dtype=np.int64)
-        # The same noise at every evaluation, so that they can be compared.
-        held = dataset.validation[: settings.evaluation_samples]
-        self.validation = self._ready(held, np.random.default_rng([settings.seed, 3]))
-
-    def first(self, n: int) -> np.ndarray:
-        """Return samples for the data-dependent initialisation."""
-        return self._ready(self.dataset.train[:n], np.random.default_rng([self.settings.seed, 4]))
-
-    def at(self, step: int) -> np.ndarray:
-        """Return the batch of a step."""
-        epoch, k = divmod(step, self.per_epoch)
-        if epoch != self._epoch:
-            rng = np.random.default_rng([self.settings.seed, 1, epoch])
-            self._epoch, self._order = epoch, rng.permutation(len(self.dataset.train))
-        chosen = self._order[k * self.settings.batch : (k + 1) * self.settings.batch]
-        return self._ready(self.dataset.train[chosen], np.random.default_rng([self.settings.seed, 2, step]))
-
-    def _ready(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        ready = self.layout.to_model(dequantized(x, self.dataset.levels, rng))
-        if self.standardize is not None:  # in float64, since the cast might lose the spread
-            ready = self.standardize(ready)
-        return ready.astype(self.settings.dtype)
-
-    @cached_property
-    def offset(self) -> float:
-        """Nats by which the negative log-density of the data lies above that of what the trainer is given."""
-        if self.standardize is None:
-            return 0.0
-        origin = np.zeros((1, *self.layout.model_shape))
-        return -float(self.standardize.forward(origin).logdet.value[0])
-
-    def exported(self, flow: Flow) -> Flow:
-        """Return the flow on the data from that on what the trainer is given."""
-        if self.standardize is None:
-            return flow
-        return Flow([self.standardize, *flow.layers], flow.event_shape, base=flow.base)
-
-
 class _Loop:
     """The steps, with what is written between them."""
 
@@ -306,7 +256,7 @@ class _Loop:
         run: TrainingRun,
         config: RunConfig,
         trainer: Trainer,
-        batches: _Batches,
+        batches: Batches,
         progress: Progress,
         watcher: Watcher,
         scalars: Callable[[int, Mapping[str, float]], None] | None,
@@ -331,7 +281,9 @@ class _Loop:
         before, begin = progress.seconds, time.monotonic()
         while not self.done() and not stopped.is_set():
             try:
-                loss, norm = self.trainer.step(self.batches.at(progress.step), self._rate())
+                context = self.batches.contexts(0, self.batches.chosen(progress.step))
+                own = {} if context is None else {"context": context}
+                loss, norm = self.trainer.step(self.batches.at(progress.step), self._rate(), **own)
             except NonFiniteError as error:  # of a sample that is too far out
                 raise NonFiniteError(f"at step {progress.step}: {error} {self._advice()}") from None
             loss += self.batches.offset
@@ -367,7 +319,11 @@ class _Loop:
     def _evaluate(self) -> None:
         """Add a row to the log, and export the model if it is the best so far."""
         progress, x, n = self.progress, self.batches.validation, _chunk(self.config)
-        chunks = [self.trainer.log_prob(x[i : i + n], self.settings.seed + i) for i in range(0, len(x), n)]
+        chunks = []
+        for i in range(0, len(x), n):
+            context = self.batches.contexts(1, slice(i, min(i + n, len(x))))
+            own = {} if context is None else {"context": context}
+            chunks.append(self.trainer.log_prob(x[i : i + n], self.settings.seed + i, **own))
         nats = self.batches.offset - np.concatenate(chunks).astype(np.float64)
         mean, deviation = float(np.mean(nats)), float(np.std(nats, ddof=1)) if len(nats) > 1 else 0.0
         if not math.isfinite(mean):

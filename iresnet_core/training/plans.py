@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from iresnet_core.errors import InvalidArgumentError, ShapeError
@@ -100,9 +100,10 @@ class LogitPlan:
 
 @dataclass(frozen=True)
 class ActNormPlan:
-    """Affine map per channel."""
+    """Affine map per channel; under a condition of so many entries, where `context` says so."""
 
     channels: int
+    context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ class ResidualPlan:
 
     branch: tuple["BranchPlan", ...]
     coeff: float
+    context: int | None = None
 
 
 BranchPlan = DensePlan | ConvolutionPlan | ActivationPlan
@@ -204,7 +206,9 @@ def widest_array(settings: ModelSettings, data_shape: tuple[int, ...]) -> int:
     return max(size, settings.hidden * pixels)
 
 
-def planned_layers(settings: ModelSettings, data_shape: tuple[int, ...]) -> tuple[LayerPlan, ...]:
+def planned_layers(
+    settings: ModelSettings, data_shape: tuple[int, ...], context: int | None = None
+) -> tuple[LayerPlan, ...]:
     """Return the layers of a flow.
 
     Parameters
@@ -213,6 +217,8 @@ def planned_layers(settings: ModelSettings, data_shape: tuple[int, ...]) -> tupl
         Kind and size.
     data_shape : tuple of int
         Shape of one sample; images have their channels first.
+    context : int, optional
+        Entries of what a condition becomes, which then enters every block and ActNorm of the model "mlp".
 
     Raises
     ------
@@ -223,8 +229,11 @@ def planned_layers(settings: ModelSettings, data_shape: tuple[int, ...]) -> tupl
     if settings.kind == "mlp":
         size = math.prod(data_shape)
         widths = (size, *(settings.hidden,) * settings.layers, size)
-        block = (ActNormPlan(size), dense_block(widths, settings.activation, settings.coeff))
-        return first + block * settings.blocks + (ActNormPlan(size),)
+        residual = replace(dense_block(widths, settings.activation, settings.coeff), context=context)
+        block = (ActNormPlan(size, context), residual)
+        return first + block * settings.blocks + (ActNormPlan(size, context),)
+    if context is not None:
+        raise InvalidArgumentError("--condition is for the model mlp; images under conditions train with the adapters.")
     if len(data_shape) != 3 or data_shape[1] % 2 or data_shape[2] % 2:
         raise ShapeError(
             "the model conv takes images (channels, height, width) with an even height and width, got samples of "

@@ -287,6 +287,9 @@ def settings_from_json(node: Any, where: str) -> RunSettings:
         node = {**node, "training": training}
     if isinstance(training, dict):  # as before there were these settings
         node = {**node, "training": {"share": 1.0, "recompute": False, **training}}
+    data = node.get("data")
+    if isinstance(data, dict):
+        node = {**node, "data": {"condition": None, "labels": None, **data}}
     model = node.get("model")
     if isinstance(model, dict) and "standardize" not in model:
         node = {**node, "model": {**model, "standardize": False}}  # as before there was the setting

@@ -17,6 +17,7 @@ import iresnet_core
 from iresnet_core.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError, RunError
 from iresnet_core.training import loop as training
 from iresnet_core.training import tensorboard_log
+from iresnet_core.training.batches import Batches
 from iresnet_core.training.loop import bits_per_dim, find_trainer
 from iresnet_core.training.plans import planned_layers
 from iresnet_core.training.run import Checkpoint, TrainingRun, model_file
@@ -227,10 +228,10 @@ def test_a_loss_that_is_not_finite_ends_the_training(numpy_framework, tmp_path, 
 
 def test_every_sample_comes_once_an_epoch(numpy_framework, tmp_path):
     _, config, dataset = prepared(tmp_path / "run", numpy_framework, batch=48)
-    batches = training._Batches(dataset, config.layout, config.settings.training)
+    batches = Batches(dataset, config.layout, config.settings.training)
     epoch = np.concatenate([batches.at(k) for k in range(10)])
     assert len(np.unique(epoch, axis=0)) == 480
-    again = training._Batches(dataset, config.layout, config.settings.training)
+    again = Batches(dataset, config.layout, config.settings.training)
     assert np.array_equal(again.at(7), batches.at(7))
     assert not np.array_equal(batches.at(0), batches.at(10))
 

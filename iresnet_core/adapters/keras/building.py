@@ -6,11 +6,13 @@ from typing import Any
 import keras
 
 from iresnet_core.adapters.keras.branch import Activation
+from iresnet_core.adapters.keras.condition import Condition
 from iresnet_core.adapters.keras.layer import ActNorm, FactorOut, InjectivePad, Logit, Squeeze
 from iresnet_core.adapters.keras.residual import InvertibleResidual
 from iresnet_core.training import (
     ActivationPlan,
     ActNormPlan,
+    ConditionPlan,
     ConvolutionPlan,
     DensePlan,
     FactorOutPlan,
@@ -21,7 +23,7 @@ from iresnet_core.training import (
     SqueezePlan,
 )
 
-__all__ = ["build_layers"]
+__all__ = ["build_condition", "build_layers"]
 
 _CONVOLUTIONS = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers.Conv3D}
 
@@ -42,9 +44,18 @@ def build_layers(plan: Sequence[LayerPlan], dtype: str, *, start: str | None = N
     return [_CONSTRUCTORS[type(layer)](layer, dtype, start) for layer in plan]
 
 
+def build_condition(plan: ConditionPlan | None, dtype: str) -> Condition | None:
+    """Return the map of a planned condition, or None."""
+    if plan is None:
+        return None
+    hidden = [keras.layers.Dense(plan.hidden, activation="silu", dtype=dtype) for _ in range(2)]
+    net = [*hidden, keras.layers.Dense(plan.width, dtype=dtype)]
+    return Condition(net, labels=plan.labels, mean=plan.mean, std=plan.std, dtype=dtype)
+
+
 def _residual(plan: ResidualPlan, dtype: str, start: str | None) -> Any:
     branch = [_CONSTRUCTORS[type(layer)](layer, dtype, start) for layer in plan.branch]
-    return InvertibleResidual(branch, plan.coeff, dtype=dtype)
+    return InvertibleResidual(branch, plan.coeff, context_features=plan.context, dtype=dtype)
 
 
 def _convolution(plan: ConvolutionPlan, dtype: str, start: str | None) -> Any:
@@ -72,7 +83,7 @@ def _initializers(start: str | None, fan_in: int) -> dict[str, Any]:
 # An ActNorm and a dense layer take their number of inputs from what they are built for.
 _CONSTRUCTORS: dict[type, Callable[[Any, str, str | None], Any]] = {
     LogitPlan: lambda plan, dtype, start: Logit(plan.alpha, dtype=dtype),
-    ActNormPlan: lambda plan, dtype, start: ActNorm(dtype=dtype),
+    ActNormPlan: lambda plan, dtype, start: ActNorm(context_features=plan.context, dtype=dtype),
     InjectivePadPlan: lambda plan, dtype, start: InjectivePad(plan.padding, dtype=dtype),
     SqueezePlan: lambda plan, dtype, start: Squeeze(dtype=dtype),
     FactorOutPlan: lambda plan, dtype, start: FactorOut(

@@ -7,13 +7,13 @@ import keras
 import numpy as np
 
 import iresnet_core as core
-from iresnet_core.adapters.keras.building import build_layers
+from iresnet_core.adapters.keras.building import build_condition, build_layers
 from iresnet_core.adapters.keras.flow import Flow
 from iresnet_core.adapters.keras.kept_in_programs import is_certificate
 from iresnet_core.adapters.keras.tensors import constant
 from iresnet_core.backends import get_backend
 from iresnet_core.errors import RunError
-from iresnet_core.training import LayerPlan, StepResult, TrainingSettings
+from iresnet_core.training import ConditionPlan, LayerPlan, StepResult, TrainingSettings
 
 __all__ = ["Trainer"]
 
@@ -31,6 +31,8 @@ class Trainer:
         Seed, dtype, start, weight decay, clipping.
     first : array (n, *model_shape)
         Samples for the data-dependent initialisation.
+    condition, first_context : ConditionPlan, array (n, features), optional
+        The map of conditions, and those of these samples.
     """
 
     channels_last = True
@@ -41,6 +43,9 @@ class Trainer:
         model_shape: tuple[int, ...],
         settings: TrainingSettings,
         first: np.ndarray,
+        *,
+        condition: ConditionPlan | None = None,
+        first_context: np.ndarray | None = None,
     ) -> None:
         self.settings = settings
         seed = settings.seed % 2**32  # Keras takes no larger ones
@@ -53,8 +58,9 @@ class Trainer:
             dtype=settings.dtype,
             share=settings.share,
             checkpoint=settings.recompute,
+            condition=build_condition(condition, settings.dtype),
         )
-        self.model.initialize(first)
+        self.model.initialize(first, first_context)
         self.optimizer = keras.optimizers.AdamW(
             settings.lr, weight_decay=settings.weight_decay, epsilon=1e-8, global_clipnorm=settings.clip
         )
@@ -63,16 +69,16 @@ class Trainer:
         self.model.compile(optimizer=self.optimizer)
         self.optimizer.build(variables)
 
-    def step(self, x: np.ndarray, lr: float) -> StepResult:
+    def step(self, x: np.ndarray, lr: float, context: np.ndarray | None = None) -> StepResult:
         """Take one step of Adam, in a compiled program; the norm of its gradient stays inside that."""
         self.optimizer.learning_rate = lr
         self.model.reset_metrics()
-        return StepResult(float(self.model.train_on_batch(x)), None)
+        return StepResult(float(self.model.train_on_batch(x if context is None else (x, context))), None)
 
-    def log_prob(self, x: np.ndarray, seed: int) -> np.ndarray:
+    def log_prob(self, x: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
         """Return log-densities under the certified weights."""
         with get_backend(keras.ops.zeros(())).no_grad():
-            return _host(self.model.log_prob(x, rng=seed))
+            return _host(self.model.log_prob(x, context, rng=seed))
 
     def lipschitz(self) -> float:
         """Return the largest certified constant of a block."""

@@ -1,16 +1,19 @@
 """The modules of a planned flow or classifier: one constructor for each class of plan."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
 
 from iresnet_core.adapters.torch.branch import Activation
+from iresnet_core.adapters.torch.condition import Condition
 from iresnet_core.adapters.torch.layer import ActNorm, FactorOut, InjectivePad, Logit, Squeeze
 from iresnet_core.adapters.torch.residual import InvertibleResidual
 from iresnet_core.training import (
     ActivationPlan,
     ActNormPlan,
+    ConditionPlan,
     ConvolutionPlan,
     DensePlan,
     FactorOutPlan,
@@ -21,7 +24,7 @@ from iresnet_core.training import (
     SqueezePlan,
 )
 
-__all__ = ["build_layers"]
+__all__ = ["build_condition", "build_layers"]
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -40,13 +43,24 @@ def build_layers(plan: Sequence[LayerPlan], *, start: str | None = None) -> list
     return [_CONSTRUCTORS[type(layer)](layer, start) for layer in plan]
 
 
+def build_condition(plan: ConditionPlan | None) -> Condition | None:
+    """Return the map of a planned condition, or None."""
+    if plan is None:
+        return None
+    widths = (plan.encoded, plan.hidden, plan.hidden, plan.width)
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.SiLU()]
+    return Condition(nn.Sequential(*layers[:-1]), labels=plan.labels, mean=plan.mean, std=plan.std)
+
+
 def _residual(plan: ResidualPlan, start: str | None) -> nn.Module:
     branch = [_CONSTRUCTORS[type(layer)](layer, start) for layer in plan.branch]
     if start == "orthogonal":
         for layer in branch:
             if not isinstance(layer, Activation):
                 nn.init.orthogonal_(layer.weight)  # type: ignore[arg-type]
-    return InvertibleResidual(nn.Sequential(*branch), coeff=plan.coeff)
+    return InvertibleResidual(nn.Sequential(*branch), coeff=plan.coeff, context_features=plan.context)
 
 
 def _convolution(plan: ConvolutionPlan, start: str | None) -> nn.Module:
@@ -56,7 +70,7 @@ def _convolution(plan: ConvolutionPlan, start: str | None) -> nn.Module:
 
 _CONSTRUCTORS: dict[type, Callable[[Any, str | None], nn.Module]] = {
     LogitPlan: lambda plan, start: Logit(plan.alpha),
-    ActNormPlan: lambda plan, start: ActNorm(plan.channels),
+    ActNormPlan: lambda plan, start: ActNorm(plan.channels, context_features=plan.context),
     InjectivePadPlan: lambda plan, start: InjectivePad(plan.padding),
     SqueezePlan: lambda plan, start: Squeeze(),
     FactorOutPlan: lambda plan, start: FactorOut(plan.keep, build_layers(plan.layers, start=start)),

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import iresnet_core as core
-from iresnet_core.adapters.torch.building import build_layers
+from iresnet_core.adapters.torch.building import build_condition, build_layers
 from iresnet_core.adapters.torch.flow import Flow
 from iresnet_core.errors import RunError
-from iresnet_core.training import LayerPlan, StepResult, TrainingSettings
+from iresnet_core.training import ConditionPlan, LayerPlan, StepResult, TrainingSettings
 
 __all__ = ["Trainer"]
 
@@ -29,6 +29,8 @@ class Trainer:
         Seed, dtype, start, weight decay, clipping.
     first : array (n, *model_shape)
         Samples for the data-dependent initialisation.
+    condition, first_context : ConditionPlan, array (n, features), optional
+        The map of conditions, and those of these samples.
     """
 
     channels_last = False
@@ -39,13 +41,21 @@ class Trainer:
         model_shape: tuple[int, ...],
         settings: TrainingSettings,
         first: np.ndarray,
+        *,
+        condition: ConditionPlan | None = None,
+        first_context: np.ndarray | None = None,
     ) -> None:
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(settings.seed)
-        flow = Flow(build_layers(plan, start=settings.start), event_shape=model_shape, checkpoint=settings.recompute)
+        flow = Flow(
+            build_layers(plan, start=settings.start),
+            event_shape=model_shape,
+            checkpoint=settings.recompute,
+            condition=build_condition(condition),
+        )
         self.flow = flow.to(device=self.device, dtype=getattr(torch, settings.dtype))
-        self.flow.initialize(self._tensor(first))
+        self.flow.initialize(self._tensor(first), self._context(first_context))
         groups = [
             {"params": [p for p in self.flow.parameters() if (p.ndim > 1) == decays], "weight_decay": decay}
             for decays, decay in ((True, settings.weight_decay), (False, 0.0))
@@ -55,24 +65,27 @@ class Trainer:
     def _tensor(self, x: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
 
-    def step(self, x: np.ndarray, lr: float) -> StepResult:
+    def _context(self, context: np.ndarray | None) -> Tensor | None:
+        return None if context is None else self._tensor(context)
+
+    def step(self, x: np.ndarray, lr: float, context: np.ndarray | None = None) -> StepResult:
         """Take one step of Adam."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.flow.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.flow.training_loss(self._tensor(x), share=self.settings.share)
+        loss = self.flow.training_loss(self._tensor(x), self._context(context), share=self.settings.share)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.settings.clip)
         if bool(torch.isfinite(loss) & torch.isfinite(norm)):  # else the parameters stay as they are
             self.optimizer.step()
         return StepResult(float(loss.detach()), float(norm))
 
-    def log_prob(self, x: np.ndarray, seed: int) -> np.ndarray:
+    def log_prob(self, x: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
         """Return log-densities under the certified weights."""
         self.flow.eval()
         with torch.no_grad():
-            values: Tensor = self.flow.log_prob(self._tensor(x), rng=seed)
+            values: Tensor = self.flow.log_prob(self._tensor(x), self._context(context), rng=seed)
         return values.cpu().numpy()
 
     def lipschitz(self) -> float:
