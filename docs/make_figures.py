@@ -3,11 +3,21 @@
     python docs/make_figures.py
 
 writes docs/images/validation.png: on one trained branch that ships with the package (8 x 8 digits, d = 64, block
-constant 0.9) the spectral norm, the inverse and the log-determinant, each with its error and its certified bound.
+constant 0.9) the spectral norm, the inverse and the log-determinant, each with its error and its certified bound; and
+docs/images/operators.png: log det(I + A) of implicit Euler steps of order 2000, noise and truncation against products.
 """
 
 from pathlib import Path
 
+import matplotlib
+import numpy as np
+import scipy.sparse as sparse
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy.sparse.linalg import aslinearoperator
+
+from iresnet_core import logdet
+from iresnet_core.common import BLUE, GREEN, ORANGE, PLOT_STYLE, RED
 from iresnet_core.validation import error_curves
 from iresnet_core.validation.report_plots import overview_figure
 
@@ -15,9 +25,60 @@ CASE = "d64_c0.9"
 IMAGES = Path(__file__).resolve().parent / "images"
 
 
+def second_differences(n, largest):
+    """The second differences on a line, of norm just below `largest`."""
+    return 0.25 * largest * sparse.diags_array([-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(n, n))
+
+
+def draw_noise(axes, A, truth, colours, name, seeds=12):
+    """Root-mean-square error against products, from probes by colours and from plain random ones."""
+    for form, budgets, marker, label in (
+        (A, (10, 16, 30, 50, 80, 130), "s", "by colours"),
+        (aslinearoperator(A), (1, 4, 16, 64), "o", "random"),
+    ):
+        known = {} if form is A else {"spectrum": (0.0, 50.0)}
+        points = []
+        for probes in budgets:
+            runs = [logdet(form, method="lanczos", probes=probes, rng=seed, **known) for seed in range(seeds)]
+            points.append((float(runs[0].products), np.sqrt(np.mean([(float(r.value) - truth) ** 2 for r in runs]))))
+        axes.loglog(*np.transpose(points), marker=marker, color=colours[form is A], label=f"{name}, {label}")
+    axes.set(xlabel="products with A", ylabel="root-mean-square error, nats", title="Noise")
+    axes.legend(frameon=False)
+
+
+def draw_truncation(axes, A):
+    """What one probe loses by its truncation, and what is certified, for both methods."""
+    for method, colour, marker in (("arnoldi", ORANGE, "o"), ("lanczos", BLUE, "s")):
+        steps = range(2, 33, 2)
+        options = {"method": method, "probes": 1, "rng": 0, "probe_kind": "gaussian"}
+        limit = float(logdet(A, terms=60, **{**options, "method": "lanczos"}).value)
+        runs = [logdet(A, terms=m, **options) for m in steps]
+        axes.semilogy(steps, [float(r.bias_bound) for r in runs], "--", color=colour, label=f"{method}, certified")
+        off = [max(1e-6, abs(float(r.value) - limit)) for r in runs]
+        axes.semilogy(steps, off, marker=marker, color=colour, label=f"{method}, error")
+    axes.set(xlabel="products of one probe", ylabel="nats", title="Truncation", ylim=(1e-6, None))
+    axes.legend(frameon=False)
+
+
+def operators_figure():
+    """Implicit Euler steps of order 2000, ||A|| = 50, on a line and on a grid."""
+    line = second_differences(2000, 50)
+    grid = sparse.kron(second_differences(40, 25), sparse.eye_array(50))
+    grid = grid + sparse.kron(sparse.eye_array(40), second_differences(50, 25))
+    with matplotlib.rc_context(PLOT_STYLE):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2)
+        for A, colours, name in ((line, (ORANGE, BLUE), "line"), (grid, (RED, GREEN), "grid")):
+            draw_noise(left, A, float(logdet(A, method="exact").value), colours, name)
+        draw_truncation(right, line)
+    return figure
+
+
 def main():
     """Write every picture."""
     IMAGES.mkdir(exist_ok=True)
+    operators_figure().savefig(IMAGES / "operators.png", dpi=160, metadata={"Software": None})
     figure = overview_figure(error_curves(cases=[CASE]), CASE)
     figure.savefig(IMAGES / "validation.png", dpi=160, metadata={"Software": None})
 

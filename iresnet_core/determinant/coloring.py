@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 __all__ = ["color_count", "colorings", "masks"]
 
@@ -19,9 +20,8 @@ def colorings(pattern: Any) -> Iterator[tuple[int, np.ndarray, bool]]:
     (j, i). The colours are found greedily, entry by entry; no more of them are used than the largest number of entries
     within k steps of one. The orders end where all are told apart, or with `MOST_NEIGHBOURS`.
     """
-    entries = pattern.tocsr()
-    step = ((abs(entries) + abs(entries.T)) != 0).astype(np.int32).tocsr()
-    step.setdiag(1)
+    entries = abs(pattern.tocsr())
+    step = ((entries + entries.T + scipy.sparse.eye_array(entries.shape[0])) != 0).astype(np.int32).tocsr()
     near, order = step, 1
     while True:
         colors = _greedy(near)
