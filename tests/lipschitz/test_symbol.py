@@ -102,6 +102,14 @@ def test_direction_is_the_derivative(backend, shape, image, options):
     assert np.sum(direction * change) == pytest.approx((after - before) / (2 * step), rel=1e-3, abs=1e-4 * norm)
 
 
+def test_direction_at_a_late_frequency(backend):
+    """The frequencies are ranked in two parts, and that of alternating signs is in the second."""
+    signs = (-1.0) ** np.sum(np.indices((3, 3)), axis=0)
+    kernel = np.abs(np.random.default_rng(3).standard_normal((24, 24, 3, 3))) * signs
+    direction = backend.to_numpy(certificate(layer_of(backend, kernel, (30, 30), {}), derivative=True).direction)
+    assert np.sum(direction * kernel) == pytest.approx(norm_on_the_torus(kernel, (30, 30), {}), rel=1e-6)
+
+
 def test_zero_and_extreme_kernels(backend):
     kernel = np.random.default_rng(0).standard_normal((4, 3, 3, 3))
     norm = norm_on_the_torus(kernel, (8, 8), {})
