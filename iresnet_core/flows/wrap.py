@@ -1,10 +1,10 @@
 """Angles brought back to one turn, so that a flow on a circle or torus has its samples there."""
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.common import sample_norms, unit_roundoff, widest
@@ -118,8 +118,10 @@ class Wrap(Layer):
         """Return values (batch, ...) with zeros where an entry is no angle."""
         if self.entries is None:
             return values
-        mask = backend.constant_array(_mask, self.entries, int(values.shape[-1]), like=values)
-        return values * backend.xp.astype(mask, values.dtype)
+        xp, size = backend.xp, int(values.shape[-1])
+        places = xp.arange(size, device=device_of(values))
+        chosen = functools.reduce(operator.or_, (places == entry % size for entry in self.entries))
+        return values * xp.astype(chosen, values.dtype)
 
     def _rounding(self, backend: Backend, x: Array) -> Array:
         """Bound on the rounding of `_map` (batch,), in float64."""
@@ -147,10 +149,3 @@ class Wrap(Layer):
         return state.after(
             step, value=value, refined=refined, error=state.error + rounding, estimate=state.estimate + rounding
         )
-
-
-def _mask(entries: tuple[int, ...], size: int) -> np.ndarray:
-    """Ones at the places of a vector that are angles."""
-    mask = np.zeros(size)
-    mask[list(entries)] = 1.0
-    return mask
