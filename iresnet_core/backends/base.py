@@ -1,8 +1,4 @@
-"""The protocol of a backend: what the core asks of an array framework beyond the Python array API.
-
-The mathematics stays in the core; a backend only says how its framework differentiates, loops, convolves and draws
-noise.
-"""
+"""The protocol of a backend: how an array framework differentiates, loops, convolves and draws; no mathematics."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,13 +15,12 @@ Pullback = Callable[[Array], Array]
 NoiseKind = Literal["rademacher", "gaussian"]
 Noted = tuple[tuple[Array, ...], Any]
 
-# What a backend says where `map_cotangent` meets forward mode.
+# What a backend says where `map_cotangent` meets forward mode, and where `uniform` lacks the numbers of a program.
 NO_FORWARD_MODE = (
     "forward-mode differentiation reached an inverse or a stochastic log-determinant, whose derivative is a backward "
     "pass (a solve, a product with fixed vectors). Use reverse mode (grad, vjp, jacrev); for a log-determinant "
     "method='exact' knows both."
 )
-# What a backend says where `uniform` would need numbers that a traced program does not have.
 NO_HOST_DRAW = (
     "the roulette draws how many products are computed, which a program has to know when it is compiled. Draw the "
     "lengths before, with the chances that the docstring of logdet gives, and pass noise=(probes, lengths): the probes "
@@ -54,9 +49,8 @@ class Backend(ABC):
       differentiates;
     - `is_tracing`, `while_loop`, `concretely` and `jit`, if its framework compiles; the other methods of that group are
       for compilers that take numbers for variables or do not know the size of a batch;
-    - `full_precision`, if the program around can lower the precision of products;
+    - `full_precision`, if the program around can lower that of products; `frozen`, if arrays can be written to;
     - `has_values`, `are_together` and `is_accelerated`, if arrays can be on several devices;
-    - `frozen`, if arrays can be written to;
     - a method of the last two groups where its framework has something faster. The defaults are the definitions.
 
     Attributes
@@ -411,6 +405,10 @@ class Backend(ABC):
         On the way back `fn` is called again, and has to compute the same: nothing random, and it changes nothing.
         Derivatives flow to `arrays` and to what `fn` closes over (on TensorFlow to variables only).
         """
+        return fn(*arrays)
+
+    def by_program(self, fn: Callable[..., Noted], *arrays: Array, key: Any) -> Noted:
+        """Return ``fn(*arrays)``; a compiler may make one program of all `fn` of one key that differ in arrays."""
         return fn(*arrays)
 
     def recomputes_pullbacks(self) -> bool:

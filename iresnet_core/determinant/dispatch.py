@@ -26,7 +26,7 @@ from iresnet_core.determinant.lanczos_quadrature import LANCZOS
 from iresnet_core.determinant.of_operator import operator_logdet
 from iresnet_core.determinant.preconditioned_arnoldi import MEAN_JACOBIAN, PRECONDITIONED_WIDTH
 from iresnet_core.determinant.preconditioning import MeanJacobian, require_reference
-from iresnet_core.determinant.recomputation import recomputed
+from iresnet_core.determinant.recomputation import of_arrays
 from iresnet_core.determinant.request import (
     LogDetOptions,
     Method,
@@ -91,7 +91,8 @@ def logdet(
         The options that follow, which layers and flows take too (`LogDetOptions`). By default::
 
             method="auto", tol=None, probes=1, noise=None, rng=None, unbiased=False, terms=None,
-            probe_kind="rademacher", control_variate="auto", errors=True, exact_up_to=None, checkpoint=False
+            probe_kind="rademacher", control_variate="auto", errors=True, exact_up_to=None, checkpoint=False,
+            compiled=False
 
     method : {"auto", "exact", "series", "roulette", "arnoldi", "mean-jacobian", "lanczos"}
         "exact": determinant of the explicit matrix, of order min(d, narrowest width of a Chain) by Sylvester.
@@ -156,6 +157,10 @@ def logdet(
         gradients are the same to rounding; time is that of one evaluation more. It has no effect on an answer to a
         `tol`, whose probes are not known beforehand, and where nothing is differentiated. On JAX and TensorFlow first
         derivatives only; a plain callable's parameters are variables on TensorFlow, to be found.
+    compiled : bool
+        Whether the backend compiles the answer to a `Chain` without errors (``errors=False``), once for all chains that
+        are alike but for their arrays, see `Backend.by_program`. Probes are drawn outside, so that the answer is the
+        same to rounding. It has an effect on PyTorch, outside of other programs and of autocast.
 
     Returns
     -------
@@ -256,9 +261,10 @@ def value_and_logdet(
 
         # The probes for a tolerance are not known beforehand.
         again = request.checkpoint and request.tol is None and (isinstance(g, Chain) or backend.recomputes_pullbacks())
-        if again:
+        request = request._replace(checkpoint=again, compiled=request.compiled and _has_program(backend, g, x, request))
+        if request.checkpoint or request.compiled:
             method = METHODS.get(request.method)
-            value, result = recomputed(backend, g, x, request, answer, method=method, growth=growth, part=part)
+            value, result = of_arrays(backend, g, x, request, answer, method=method, growth=growth, part=part)
         else:
             value, result = answer(g, x, request)
         return value if working == given else backend.xp.astype(value, given), result
@@ -323,6 +329,15 @@ def own_seed(options: LogDetOptions, x: Array) -> SampleSeed:
             "rng='sample' draws no numbers of products, which unbiased answers need. Pass a seed or a generator."
         )
     return SampleSeed(x)
+
+
+def _has_program(backend: Backend, g: Any, x: Array, request: Request) -> bool:
+    """Whether an answer is a function of arrays that looks at no value, with a fixed number of products."""
+    method = METHODS.get(request.method)
+    drawn = request.unbiased or (method is not None and method.always_unbiased)
+    if drawn or request.errors or not isinstance(g, Chain) or backend.is_tracing(x, *g.arrays):
+        return False
+    return bool(x.shape[0] > 0)
 
 
 def _recorded_later(x: Array, request: Request) -> bool:

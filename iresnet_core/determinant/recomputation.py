@@ -1,11 +1,13 @@
-"""A branch that keeps only its input for the way back, and is computed again there: time for memory.
+"""A branch as a function of arrays: computed again on the way back, time for memory, or by a program of its own.
 
-What is random is drawn before, and handed to the computation with the input and the weights, so that both passes
-compute the same, and the derivative is that without recomputation, to rounding.
+What is random is drawn before, and handed to the computation with the input and the weights. So both passes compute the
+same, the derivative is that without recomputation, to rounding, and branches that are alike but for their arrays can
+share one program.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from iresnet_core.backends import Array, Backend
@@ -18,10 +20,10 @@ from iresnet_core.determinant.request import Method, Request
 from iresnet_core.determinant.sample_seed import SampleSeed
 from iresnet_core.results import LogDet
 
-__all__ = ["recomputed"]
+__all__ = ["of_arrays"]
 
 
-def recomputed(
+def of_arrays(
     backend: Backend,
     g: Any,
     x: Array,
@@ -32,7 +34,7 @@ def recomputed(
     growth: float,
     part: int | None,
 ) -> tuple[Array, LogDet]:
-    """Return ``answer(g, x, request)``, g(x) and its log-determinant, for whose derivative the arguments are kept.
+    """Return ``answer(g, x, request)``, g(x) and its log-determinant, recomputed or compiled as the request says.
 
     `method` is the one that was asked for, None for "auto"; `growth` is that of rounding in the layers. `part` is the
     number of samples whose log-determinants are wanted, the first ones; None for all.
@@ -52,9 +54,19 @@ def recomputed(
         return arrays, (logdet.method, logdet.reason)
 
     given = (x, *weights) if probes is None else (x, *weights, probes.values)
-    (g_of_x, value, *errors), said = backend.recomputed(again, given)
+    run = partial(backend.by_program, again, key=_likeness(g, x, weights)) if request.compiled else again
+    if request.checkpoint:
+        (g_of_x, value, *errors), said = backend.recomputed(run, given)
+    else:
+        (g_of_x, value, *errors), said = run(*given)
     std_error, bias_bound, products = map(backend.stop_gradient, errors)
     return g_of_x, LogDet(value, std_error, bias_bound, backend.xp.astype(products, backend.xp.int32), *said)
+
+
+def _likeness(g: Any, x: Array, weights: Sequence[Array]) -> tuple[Any, ...]:
+    """Return what tells branches apart whose programs are certainly different."""
+    kinds = tuple(getattr(layer, "name", type(layer)) for layer in g.layers)
+    return kinds, tuple(x.shape[1:]), tuple(tuple(a.shape) for a in weights if a.ndim > 1)
 
 
 def _drawn(

@@ -41,6 +41,7 @@ class LogDetOptions(TypedDict, total=False):
     errors: bool
     exact_up_to: int | None
     checkpoint: bool
+    compiled: bool
 
 
 LOGDET_OPTIONS = frozenset(LogDetOptions.__annotations__)
@@ -61,6 +62,7 @@ class Request(NamedTuple):
     errors: bool = True
     exact_up_to: int | None = None
     checkpoint: bool = False
+    compiled: bool = False
     reference: Any = None
 
 
@@ -159,6 +161,7 @@ def checked_request(options: LogDetOptions, reference: Any, methods: Mapping[str
         terms=None if terms is None else require_positive_int(terms, "terms"),
         errors=bool(request.errors),
         checkpoint=bool(request.checkpoint),
+        compiled=bool(request.compiled),
         exact_up_to=None if exact_up_to is None else require_nonnegative_int(exact_up_to, "exact_up_to"),
     )
 

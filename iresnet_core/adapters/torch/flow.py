@@ -1,7 +1,7 @@
 """Flows as PyTorch modules: densities that train, sample and go to the core."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class Flow(TorchHooks, FlowMethods, nn.Module):
     torch.Size([3])
     """
 
+    compiled = False  # the blocks in training, see `compile`
+
     def _take_layers(self, layers: Sequence[nn.Module]) -> None:
         self.layers = nn.ModuleList(require_layers(layers, FlowLayer))
 
@@ -45,6 +47,10 @@ class Flow(TorchHooks, FlowMethods, nn.Module):
 
     def _like(self) -> Tensor:
         return next(self.parameters(), torch.zeros(()))
+
+    def _options(self, x: Tensor, training: bool | None, errors: bool, options: dict[str, Any]) -> dict[str, Any]:
+        options = super()._options(x, training, errors, options)
+        return {"compiled": True, **options} if self.compiled else options
 
     def _probe_generator(self, x: Tensor) -> torch.Generator | None:
         return probe_generator(x)
@@ -62,6 +68,16 @@ class Flow(TorchHooks, FlowMethods, nn.Module):
         """Return latents and log|det| of the Jacobian, or with `errors` the core's `LogDet`; as `encode`."""
         z, logdet = self.encode(x, context, logdet=True, errors=errors, **options)
         return z, logdet
+
+    def compile(self) -> Self:  # type: ignore[override]
+        """Compile the blocks for training, once for all that are alike but for their weights; returns the flow.
+
+        `training_loss`, and `log_prob` in training mode, then call one program for each kind of block of known layers,
+        and take the norms and the rest eagerly. Weights, state dicts and files stay the same, and so do values and
+        gradients, to rounding; under autocast nothing is compiled. ``flow.compiled = False`` undoes it.
+        """
+        self.compiled = True
+        return self
 
     def sample(self, n: int, context: Tensor | None = None, *, rng: Any = None, **options: Any) -> Any:
         """Draw n samples (n, *event_shape), without gradient; with ``errors=True`` the core's `Inverse`.

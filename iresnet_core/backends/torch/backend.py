@@ -33,6 +33,7 @@ from iresnet_core.backends.torch.compilation import (
     is_batched,
     is_fixed_size,
     makes_plain_tensors,
+    program_of,
     records_plainly,
 )
 from iresnet_core.backends.torch.layout import (
@@ -42,7 +43,7 @@ from iresnet_core.backends.torch.layout import (
     transposed_in_plain_layout,
 )
 from iresnet_core.backends.torch.noise import TracedSeed, last_draw, random_signs, seeded_generator
-from iresnet_core.backends.torch.precision import full_precision, own_dtype
+from iresnet_core.backends.torch.precision import full_precision, lowers, own_dtype
 from iresnet_core.backends.torch.recomputation import pullback, recomputed
 from iresnet_core.errors import InvalidArgumentError
 
@@ -334,6 +335,16 @@ class TorchBackend(Backend):
     def recomputed(self, fn: Callable[..., Noted], arrays: Sequence[Array]) -> Noted:
         """Go through ``torch.utils.checkpoint``."""
         out: Noted = recomputed(fn, arrays)
+        return out
+
+    def by_program(self, fn: Callable[..., Noted], *arrays: Array, key: Any) -> Noted:
+        """Go through ``torch.compile``, but in autocast, in forward mode and in the transforms of torch.func."""
+        if torch.compiler.is_compiling() or inside_functorch() or forward_ad._current_level >= 0 or lowers():
+            return fn(*arrays)
+        first, *others = arrays
+        if torch.is_grad_enabled() and not first.requires_grad and any(a.requires_grad for a in others):
+            first = first.detach().requires_grad_()  # data are treated as the output of a layer, by the same program
+        out: Noted = program_of(key)(fn, first, *others)
         return out
 
     def recomputes_pullbacks(self) -> bool:

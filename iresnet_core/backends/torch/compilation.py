@@ -1,9 +1,11 @@
 """What torch.compile and the transforms of torch.func need: constants, loops, and who is at work on a program."""
 
+import itertools
 import math
 import operator
 from collections.abc import Callable
 from functools import lru_cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ __all__ = [
     "inside_functorch",
     "is_batched",
     "is_fixed_size",
+    "program_of",
     "records_plainly",
 ]
 
@@ -121,3 +124,22 @@ def compiled_loop(
 
     with torch.no_grad():
         return tuple(torch.while_loop(unfinished, step, (counter, *(s.clone() for s in state)))[1:])
+
+
+def _called(fn: Callable[..., Any], *arrays: Array) -> Any:
+    return fn(*arrays)
+
+
+_PROGRAMS = itertools.count()
+
+
+@lru_cache(maxsize=256)
+def program_of(key: Any) -> Callable[..., Any]:
+    """Return the compiled form of ``fn, *arrays -> fn(*arrays)`` for functions that a key stands for.
+
+    Each has a code and a name of its own: PyTorch compiles one code a few times only, and takes numbers for variables
+    that were others in a code of the same name.
+    """
+    own = FunctionType(_called.__code__.replace(co_name=f"program_{next(_PROGRAMS)}"), _called.__globals__)
+    compiled: Callable[..., Any] = torch.compile(own, fullgraph=True)
+    return compiled

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils import _pytree as pytree
 
-__all__ = ["full_precision", "in_same_precision", "own_dtype", "saving_hooks"]
+__all__ = ["full_precision", "in_same_precision", "lowers", "own_dtype", "saving_hooks"]
 
 Array = Any
 
@@ -59,6 +59,11 @@ def full_precision() -> AbstractContextManager[Any]:
     return _full_precision()
 
 
+def lowers() -> bool:
+    """Whether the program around has autocast on, which would lower the products of a backward pass."""
+    return any(isinstance(mode, _OwnDtypeOnTheWayBack) for mode in _get_current_function_mode_stack())
+
+
 def in_same_precision(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that will be called again on the way back, with the contexts of this place that matter then.
 
@@ -66,7 +71,7 @@ def in_same_precision(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
     if torch.compiler.is_compiling():
         return fn
-    lowered = any(isinstance(mode, _OwnDtypeOnTheWayBack) for mode in _get_current_function_mode_stack())
+    lowered = lowers()
 
     def again(*arrays: Array) -> Any:
         with _without_autocast() if lowered else nullcontext():
