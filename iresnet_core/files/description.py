@@ -16,15 +16,20 @@ from iresnet_core.files.limits import require_modest_convolution, require_modest
 from iresnet_core.flows import (
     ActNorm,
     Condition,
+    DiagonalNormal,
     FactorOut,
     Flow,
+    FullNormal,
     InjectivePad,
     Inverted,
     Logit,
+    NormalMixture,
     Pointwise,
     ResidualBlock,
     Squeeze,
     Standardize,
+    StudentT,
+    Uniform,
     Wrap,
 )
 from iresnet_core.operators import Convolution, ConvolutionTranspose, Dense
@@ -266,6 +271,7 @@ def _read_parts(data: Any, path: str, source: TensorSource) -> list[Any]:
 
 _TEXT = _data("a string", lambda value: isinstance(value, str))
 _INTEGER = _data("a whole number", _is_integer)
+_BOOLEAN = _data("true or false", lambda value: isinstance(value, bool))
 _NUMBER = _data("a number", _is_number, read=float)
 _INTEGERS = _data("a list of whole numbers", _are_integers, write=list, read=tuple)
 _PAIRS = _data(
@@ -294,6 +300,11 @@ _PART = FieldKind(
     lambda data, path, source: build(data, f"{path}.", source),
 )
 _PARTS = FieldKind(_write_parts, _read_parts)
+# The name of a density without parameters, or its description.
+_BASE = FieldKind(
+    lambda base, path, sink: base if isinstance(base, str) else describe(base, f"{path}.", sink),
+    lambda data, path, source: (_PART if isinstance(data, dict) else _TEXT).read(data, path, source),
+)
 
 
 # --- the table ---
@@ -339,7 +350,7 @@ _GEOMETRY = {
 STORABLE = (
     Storable(
         Flow,
-        {"event_shape": _INTEGERS, "base": _TEXT, "layers": _PARTS, "condition": _new(_PART)},
+        {"event_shape": _INTEGERS, "base": _BASE, "layers": _PARTS, "condition": _new(_PART)},
         build=lambda **fields: require_modest_flow(Flow(**fields)),
     ),
     Storable(
@@ -375,6 +386,11 @@ STORABLE = (
             "max_iter": _or_none(_INTEGER),
         },
     ),
+    Storable(DiagonalNormal, {"mean": _ARRAY, "scale": _ARRAY}),
+    Storable(FullNormal, {"mean": _ARRAY, "cholesky": _ARRAY}),
+    Storable(NormalMixture, {"log_weights": _ARRAY, "mean": _ARRAY, "scale": _ARRAY}),
+    Storable(StudentT, {"df": _NUMBER, "mean": _ARRAY, "scale": _ARRAY}),
+    Storable(Uniform, {"low": _LIST, "high": _LIST, "periodic": _BOOLEAN}),
     Storable(Chain, {"layers": _PARTS}),
     Storable(Dense, {"weight": _ARRAY, "bias": _or_none(_ARRAY)}),
     Storable(

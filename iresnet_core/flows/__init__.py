@@ -1,6 +1,7 @@
 """Flows: residual blocks and the other layers, pure functions of arrays, and their composition."""
 
 from iresnet_core.flows.actnorm import ActNorm
+from iresnet_core.flows.base_densities import Base, DiagonalNormal, FullNormal, NormalMixture, StudentT, Uniform
 from iresnet_core.flows.condition import Condition, require_rows
 from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow, LogProb
@@ -28,22 +29,28 @@ from iresnet_core.flows.wrap import Wrap
 __all__ = [
     "DEFAULT_SHARE",
     "ActNorm",
+    "Base",
     "Condition",
+    "DiagonalNormal",
     "Drawn",
     "FactorOut",
     "Flow",
+    "FullNormal",
     "ImportanceWeights",
     "InjectivePad",
     "Inverted",
     "Layer",
     "LogProb",
     "Logit",
+    "NormalMixture",
     "Pointwise",
     "ResidualBlock",
     "Shape",
     "Squeeze",
     "Standardize",
+    "StudentT",
     "Transformed",
+    "Uniform",
     "Wrap",
     "importance_weights",
     "located",

@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend
 from iresnet_core.common import flatten, round_up, unit_roundoff, which_samples, widest
-from iresnet_core.errors import NonFiniteError
+from iresnet_core.errors import InvalidArgumentError, NonFiniteError, ShapeError
+from iresnet_core.flows.base_densities import Base
+from iresnet_core.inverse import UNSTATED_ROUNDING
 from iresnet_core.results import LogDet
 
-__all__ = ["LogProb", "scored"]
+__all__ = ["LogProb", "checked_base", "latents", "scored"]
 
 
 class LogProb(NamedTuple):
@@ -39,15 +41,53 @@ class LogProb(NamedTuple):
     reason: str = ""
 
 
-def scored(backend: Backend, z: Array, logdet: LogDet) -> LogProb:
-    """Return the log-density of samples with the latents z (batch, ...) and the log-determinant at them."""
+def checked_base(base: Any, latent_shape: tuple[int, ...]) -> Any:
+    """Return a base density if it is one, of latents of this shape; refuse anything else."""
+    if isinstance(base, Base):
+        if base.shape != latent_shape:
+            raise ShapeError(
+                f"{base!r} is a density of latents of shape {base.shape}; those of the flow have {latent_shape}."
+            )
+        return base
+    if isinstance(base, str) and base == "normal":
+        return base
+    if (
+        not isinstance(base, str | type)
+        and callable(getattr(base, "log_prob", None))
+        and callable(getattr(base, "sample", None))
+    ):
+        return base
+    raise InvalidArgumentError(
+        f"there is no base density {base!r}; there is 'normal', one of this package such as DiagonalNormal, or an "
+        "object with log_prob(z) and sample(n, rng, like)."
+    )
+
+
+def latents(base: Any, backend: Backend, shape: tuple[Any, ...], like: Array, rng: Any) -> Array:
+    """Draw latents of this shape (n, ...) from a base density."""
+    if isinstance(base, str):
+        return backend.sample("gaussian", shape, like, rng)
+    z = base.sample(shape[0], rng, like)
+    if tuple(z.shape)[1:] != tuple(shape)[1:]:
+        raise ShapeError(f"the base density drew latents of shape {tuple(z.shape)}, and the flow takes {shape}.")
+    return backend.xp.astype(z, like.dtype, copy=False)
+
+
+def scored(backend: Backend, z: Array, logdet: LogDet, base: Any = "normal") -> LogProb:
+    """Return the log-density of samples with the latents z (batch, ...) and the log-determinant at them.
+
+    Outside of the support of a bounded base it is -inf, without error.
+    """
     xp, wide = backend.xp, widest(backend)
-    base, base_rounding = _log_normal(backend, z)
-    value = xp.astype(logdet.value, wide) + base
+    nats, base_rounding = _log_base(backend, base, z)
+    value = xp.astype(logdet.value, wide) + nats
     dtype = logdet.value.dtype
-    _require_representable(backend, value, dtype)
+    inside = nats > -math.inf
+    _require_representable(
+        backend, value if isinstance(base, str) else xp.where(inside, value, xp.zeros_like(value)), dtype
+    )
     own = unit_roundoff(backend, dtype) + 4 * unit_roundoff(backend, wide)
-    rounding = base_rounding + own * xp.abs(value)
+    rounding = base_rounding + own * xp.where(inside, xp.abs(value), xp.zeros_like(value))
     return LogProb(
         xp.astype(value, dtype),
         logdet.std_error,
@@ -56,6 +96,26 @@ def scored(backend: Backend, z: Array, logdet: LogDet) -> LogProb:
         logdet.method,
         logdet.reason,
     )
+
+
+def _log_base(backend: Backend, base: Any, z: Array) -> tuple[Array, Array]:
+    """Return the log-density of latents and a bound on its rounding, both float64 (batch,).
+
+    A density of the caller's own is taken to be right to 16 units in the last place of its dtype.
+    """
+    if isinstance(base, str):
+        return _log_normal(backend, z)
+    if isinstance(base, Base):
+        return base.density(backend, z)
+    nats = base.log_prob(z)
+    if tuple(nats.shape) != (z.shape[0],):
+        raise ShapeError(
+            f"log_prob of the base density has one entry for each of the {z.shape[0]} latents, got shape "
+            f"{tuple(nats.shape)}. A density of single entries needs a sum over them (torch.distributions.Independent)."
+        )
+    value, xp = backend.xp.astype(nats, widest(backend)), backend.xp
+    finite = xp.where(value > -math.inf, xp.abs(value), xp.zeros_like(value))
+    return value, UNSTATED_ROUNDING * unit_roundoff(backend, nats.dtype) * finite
 
 
 def _log_normal(backend: Backend, z: Array) -> tuple[Array, Array]:

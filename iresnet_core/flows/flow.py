@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self, Unpack, cast
+from typing import Any, Self, Unpack, cast
 
 from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.common import (
@@ -16,7 +16,8 @@ from iresnet_core.common import (
 )
 from iresnet_core.determinant import LOGDET_OPTIONS, LogDetOptions, SampleSeed, own_seed, uses_own_seeds
 from iresnet_core.errors import DtypeError, InvalidArgumentError, ShapeError, UnknownArrayError
-from iresnet_core.flows.bases import LogProb, scored
+from iresnet_core.flows.base_densities import Base
+from iresnet_core.flows.bases import LogProb, checked_base, latents, scored
 from iresnet_core.flows.composition import distributed, summed
 from iresnet_core.flows.condition import Condition, Labels, agreed, as_condition, require_condition
 from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shape, Transformed, located
@@ -40,8 +41,9 @@ class Flow(Layer):
         In the order of `forward`; at least one.
     event_shape : tuple of int
         Shape of one sample, without the batch axis.
-    base : {"normal"}
-        Density of the latents.
+    base : "normal", Base, or an object of your own
+        Density of the latents: `DiagonalNormal`, `FullNormal`, `NormalMixture`, `StudentT`, `Uniform`, whose parameters
+        are then parameters of the flow, or an object with ``log_prob(z)`` (batch,) and ``sample(n, rng, like)``.
     condition : Condition, Dense or Chain, optional
         Map of a condition to what enters all layers that take one: an embedding that they share. Without it the
         condition itself enters them.
@@ -79,7 +81,7 @@ class Flow(Layer):
     layers: tuple[Layer, ...]
     event_shape: Shape
     latent_shape: Shape
-    base: Literal["normal"]
+    base: Any
     arrays: tuple[Array, ...] = ()
     _takes: tuple[int | None, Labels | None]
 
@@ -88,11 +90,9 @@ class Flow(Layer):
         layers: Sequence[Layer],
         event_shape: Sequence[int],
         *,
-        base: Literal["normal"] = "normal",
+        base: Any = "normal",
         condition: Any = None,
     ) -> None:
-        if base != "normal":
-            raise InvalidArgumentError(f"there is no base density {base!r}; there is 'normal'.")
         start = require_shape(event_shape, "event_shape")
         if not start:
             raise ShapeError("event_shape is the shape of one sample, with at least one axis; got ().")
@@ -111,7 +111,8 @@ class Flow(Layer):
                 takers = "no layer takes a condition" if takes[0] is None else f"the layers take {takes[0]}"
                 raise ShapeError(f"the map of the condition returns {condition.width} entries, but {takers}.")
             takes = condition.features, condition.labels
-        parts = placed if condition is None else [*placed, condition]
+        base = checked_base(base, shape)
+        parts = [*placed, *([] if condition is None else [condition]), *([base] if isinstance(base, Base) else [])]
         self._keep(
             layers=tuple(placed),
             event_shape=start,
@@ -180,7 +181,9 @@ class Flow(Layer):
     def astype(self, dtype: Any) -> Self:
         """Return the flow with parameters of another dtype."""
         condition = None if self.condition is None else self.condition.astype(dtype)
-        return self._with([layer.astype(dtype) for layer in self.layers], condition)
+        base = self.base.astype(dtype) if isinstance(self.base, Base) else self.base
+        layers = [layer.astype(dtype) for layer in self.layers]
+        return type(self)(layers, self.event_shape, base=base, condition=condition)
 
     def initialize(self, x: Array, context: Array | None = None) -> "Flow":
         """Return the flow with every ActNorm initialised from data.
@@ -260,7 +263,7 @@ class Flow(Layer):
         z, logdet = self._checked_forward(x, options)
         backend = get_backend(z)
         with backend.full_precision():
-            return scored(backend, z, logdet)
+            return scored(backend, z, logdet, self.base)
 
     def bits_per_dim(
         self, x: Array, context: Array | None = None, *, levels: int = 256, **options: Unpack[LogDetOptions]
@@ -352,7 +355,7 @@ class Flow(Layer):
         return like, backend, require_nonnegative_int(n, "n") if n is None or backend.knows_size(n) else n
 
     def _latents(self, backend: Backend, count: Any, like: Array, rng: Any) -> Array:
-        return backend.sample("gaussian", (count, *self.latent_shape), like, rng)
+        return latents(self.base, backend, (count, *self.latent_shape), like, rng)
 
     def _map(self, backend: Backend, x: Array) -> Array:
         for index, layer in enumerate(self.layers):

@@ -51,6 +51,6 @@ def drawn(
             backend, begun(backend, z), cast(InverseOptions, of_inverse), cast(ForwardOptions, of_logdet)
         )
         samples = finished(backend, state) if options.get("errors", True) else uncertified(backend, state)
-        log_prob = scored(backend, z, logdet)
+        log_prob = scored(backend, z, logdet, flow.base)
     flow._admissible(backend, samples.value, "preimage")
     return Drawn(samples, log_prob)

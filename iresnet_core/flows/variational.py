@@ -61,14 +61,13 @@ def reverse_kl(
     context: Array | None = None,
     rng: Any = None,
     like: Array | None = None,
-    share: float | None = None,
+    share: float | None = 1,
     **options: Any,
 ) -> Array:
     """Return the mean of ``log q(x) - log target(x)`` over n samples x of the flow, as an array ().
 
     With a target that is known up to a factor Z it estimates KL(q || p) - log Z. The gradient is the pathwise one: the
-    samples are functions of the parameters. Log-determinants are those of a part of the samples and stand for all, as
-    in `training_loss`; value and gradient have the same expectation.
+    samples are functions of the parameters.
 
     Parameters
     ----------
@@ -86,7 +85,9 @@ def reverse_kl(
     like : array, optional
         As in `Flow.sample`.
     share : float, optional
-        Part of the samples whose log-determinants are taken; by default a quarter, and at least 256 entries.
+        Part of the samples whose log-determinants are taken and stand for all, as in `training_loss`. By default all of
+        them, which takes a seventh longer with dense blocks and halves the error of a gradient; None is the default
+        share of `training_loss`, for images.
     **options
         As in `Flow.inverse` and `Flow.log_prob`; errors are not computed.
 

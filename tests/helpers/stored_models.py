@@ -21,6 +21,7 @@ from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.fixed_layers import Fixed, FourierFeatures, Reshape
 from iresnet_core.files.description import STORABLE
 from iresnet_core.flows.actnorm import ActNorm
+from iresnet_core.flows.base_densities import DiagonalNormal, FullNormal, NormalMixture, StudentT, Uniform
 from iresnet_core.flows.condition import Condition
 from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow
@@ -68,6 +69,14 @@ MODELS = {
     "placed factor out": lambda e, t: FactorOut(2, Flow([actnorm(e, np.random.default_rng(3), 2, t)], (2, 3))),
     "inverted": lambda e, t: Inverted(block(e, t), solver="newton", rtol=1e-6, atol=1e-7, max_iter=99),
     "inverted flow": lambda e, t: Flow([Inverted(vector_flow(e, 1, dtype=t))], (3,)),
+    "diagonal normal": lambda e, t: DiagonalNormal(normal(e, t, 2, 3), e.xp.abs(normal(e, t, 2, 3))),
+    "full normal": lambda e, t: FullNormal(normal(e, t, 2), array(e, [[1.0, 0.0], [0.5, 2.0]], t)),
+    "mixture": lambda e, t: NormalMixture(normal(e, t, 4), normal(e, t, 4, 3), e.xp.abs(normal(e, t, 4, 3))),
+    "student": lambda e, t: StudentT(2.5, normal(e, t, 3), e.xp.abs(normal(e, t, 3))),
+    "uniform": lambda e, t: Uniform([0.0, -1.0], [1.0, 2.0], periodic=True),
+    "flow with a base": lambda e, t: Flow(
+        [block(e, t)], (3,), base=StudentT(3.0, normal(e, t, 3), e.xp.abs(normal(e, t, 3)))
+    ),
     "chain": lambda e, t: block(e, t).branch,
     "dense": lambda e, t: Dense(normal(e, t, 2, 5)),
     "convolution": lambda e, t: Convolution(

@@ -76,9 +76,7 @@ class TrainingMethods:
 
         return with_own_numbers(first, scored)
 
-    def reverse_kl(
-        self, target: Any, n: int, context: Any = None, *, share: float | None = None, **options: Any
-    ) -> Array:
+    def reverse_kl(self, target: Any, n: int, context: Any = None, *, share: float | None = 1, **options: Any) -> Array:
         """Return the mean of log q(x) - log target(x) over n samples of the flow, plus the penalty, as an array ().
 
         Make the flow of `Inverted` blocks, whose samples take an evaluation. An ActNorm that no data have set is the
@@ -93,7 +91,7 @@ class TrainingMethods:
         context : array (n, features), or (features,) for all samples, optional
             The conditioning.
         share : float, optional
-            Part of the samples whose log-determinants are taken; by default that of the flow.
+            Part of the samples whose log-determinants are taken, by default all; None as in `training_loss`.
         **options
             As in `iresnet_core.reverse_kl`.
         """
@@ -109,7 +107,6 @@ class TrainingMethods:
         options = self._options(like, True, False, options)
         with backend.own_dtype(like):
             flow = self._core(context, True)
-            share = self.share if share is None else share
             loss = core.reverse_kl(flow, target, n, context=taken(flow, context), like=like, share=share, **options)
         return loss + self.spectral_penalty(self.penalty) if self.penalty else loss
 
