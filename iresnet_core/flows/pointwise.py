@@ -159,6 +159,18 @@ class Pointwise(Layer):
         value, logdet = self._of(points)._forward(backend, flat, cast(ForwardOptions, own))
         return Transformed(_together(value, x), _of_sets(backend, logdet, points))
 
+    def _with_rounding(self, backend: Backend, x: Array) -> tuple[Array, Array]:
+        points, xp = int(x.shape[1]), backend.xp
+        value, rounding = self._of(points)._with_rounding(backend, _flat(x))
+        return _together(value, x), xp.sqrt(xp.sum(xp.reshape(rounding, (-1, points)) ** 2, axis=1)) * (1 + 1e-14)
+
+    def _spread(self, backend: Backend, x: Array, error: Array) -> tuple[Array, Array]:
+        """Every point may have all of the error: the largest factor is that of the set, and the changes add up."""
+        points, xp = int(x.shape[1]), backend.xp
+        grown, change = self._of(points)._spread(backend, _flat(x), xp.repeat(error, points, axis=0))
+        grown, change = (xp.reshape(part, (-1, points)) for part in (grown, change))
+        return xp.max(grown, axis=1), xp.sum(change, axis=1) * (1 + 1e-14)
+
     def _inverse(self, backend: Backend, z: Array, options: InverseOptions) -> Inverse:
         state = self._back(backend, begun(backend, z), options)
         return finished(backend, state) if options.get("errors", True) else uncertified(backend, state)

@@ -129,6 +129,12 @@ class Wrap(Layer):
         turn = math.sqrt(math.prod(x.shape[1:])) * (abs(self.low) + self.period)
         return 8 * u * (wide_norms(backend, backend.stop_gradient(x)) + turn)
 
+    def _with_rounding(self, backend: Backend, x: Array) -> tuple[Array, Array]:
+        return self._map(backend, x), self._rounding(backend, x)
+
+    def _spread(self, backend: Backend, x: Array, error: Array) -> tuple[Array, Array]:
+        return error, backend.xp.zeros_like(error)
+
     def _forward(self, backend: Backend, x: Array, options: ForwardOptions) -> Transformed:
         zero = backend.xp.zeros((x.shape[0],), dtype=widest(backend), device=device_of(x))
         return Transformed(self._map(backend, x), closed_form_logdet(backend, zero, zero, x.dtype))
