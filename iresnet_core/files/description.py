@@ -30,6 +30,7 @@ from iresnet_core.flows import (
     Standardize,
     StudentT,
     Uniform,
+    VonMises,
     Wrap,
 )
 from iresnet_core.operators import Convolution, ConvolutionTranspose, Dense
@@ -390,6 +391,7 @@ STORABLE = (
     Storable(FullNormal, {"mean": _ARRAY, "cholesky": _ARRAY}),
     Storable(NormalMixture, {"log_weights": _ARRAY, "mean": _ARRAY, "scale": _ARRAY}),
     Storable(StudentT, {"df": _NUMBER, "mean": _ARRAY, "scale": _ARRAY}),
+    Storable(VonMises, {"mean": _ARRAY, "concentration": _ARRAY}),
     Storable(Uniform, {"low": _LIST, "high": _LIST, "periodic": _BOOLEAN}),
     Storable(Chain, {"layers": _PARTS}),
     Storable(Dense, {"weight": _ARRAY, "bias": _or_none(_ARRAY)}),

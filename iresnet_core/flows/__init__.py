@@ -24,6 +24,7 @@ from iresnet_core.flows.residual_block import ResidualBlock
 from iresnet_core.flows.sampling import Drawn
 from iresnet_core.flows.standardize import Standardize
 from iresnet_core.flows.variational import ImportanceWeights, importance_weights, reverse_kl
+from iresnet_core.flows.von_mises import VonMises
 from iresnet_core.flows.wrap import Wrap
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "StudentT",
     "Transformed",
     "Uniform",
+    "VonMises",
     "Wrap",
     "importance_weights",
     "located",

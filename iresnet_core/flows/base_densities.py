@@ -17,7 +17,7 @@ from iresnet_core.common import (
 )
 from iresnet_core.errors import InvalidArgumentError, NonFiniteError, ShapeError
 
-__all__ = ["Base", "DiagonalNormal", "FullNormal", "NormalMixture", "StudentT", "Uniform"]
+__all__ = ["Base", "DiagonalNormal", "FullNormal", "NormalMixture", "StudentT", "Uniform", "uniform_numbers"]
 
 
 class Base(Copyable, ABC):
@@ -345,7 +345,7 @@ class NormalMixture(Base):
         backend = get_backend(like)
         xp, rng = backend.xp, backend.generator(rng)
         chances = xp.cumulative_sum(xp.exp(self._log_weights(backend)))[:-1]
-        which = xp.sum(xp.astype(_uniform(backend, (n,), like, rng)[:, None] > chances, xp.int32), axis=1)
+        which = xp.sum(xp.astype(uniform_numbers(backend, (n,), like, rng)[:, None] > chances, xp.int32), axis=1)
         mean, scale = (xp.take(a, which, axis=0) for a in (self.mean, self.scale))
         return mean + scale * self._gaussian(n, rng, like)
 
@@ -406,11 +406,11 @@ class Uniform(Base):
         xp = backend.xp
         with backend.full_precision():
             low, high = self._ends(backend, like)
-            drawn = low + (high - low) * _uniform(backend, (n, *self.shape), like, rng)
+            drawn = low + (high - low) * uniform_numbers(backend, (n, *self.shape), like, rng)
             return xp.astype(xp.minimum(xp.maximum(drawn, low), high), like.dtype)
 
 
-def _uniform(backend: Backend, shape: tuple[int, ...], like: Array, rng: Any) -> Array:
+def uniform_numbers(backend: Backend, shape: tuple[int, ...], like: Array, rng: Any) -> Array:
     """Draw from [0, 1] in float64: the angle of a pair of normal numbers is uniform, on every backend."""
     xp, wide = backend.xp, widest(backend)
     pair = xp.astype(backend.sample("gaussian", (2, *shape), like, rng), wide)

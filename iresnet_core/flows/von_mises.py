@@ -31,8 +31,7 @@ class VonMises(Base):
     mean : array (d,)
         The angles m of the maximum.
     concentration : array (d,)
-        k, from 0, the uniform density of the torus, to 3000, beyond which a normal density differs by rounding only
-        in what a flow sees.
+        k, from 0, where the density is uniform, to 3000.
 
     Raises
     ------
@@ -69,8 +68,8 @@ class VonMises(Base):
             low, high = (float(f(concentration)) for f in (backend.xp.min, backend.xp.max))
             if low < 0 or high > MOST_CONCENTRATION:
                 raise InvalidArgumentError(
-                    f"concentrations are from 0 to {MOST_CONCENTRATION:g}, got {low:g} to {high:g}. Turn the mean by pi "
-                    "for a negative one; beyond, DiagonalNormal with the scale 1 / sqrt(concentration) is the same."
+                    f"concentrations are from 0 to {MOST_CONCENTRATION:g}, got {low:g} to {high:g}. For a negative one "
+                    "turn the mean by pi; beyond, take DiagonalNormal with the scale 1 / sqrt(concentration)."
                 )
         self._keep(mean=mean, concentration=concentration, shape=tuple(mean.shape))
 

@@ -8,10 +8,11 @@ from flow_examples import array, dense_block, host
 from frameworks_for_tests import DIFFERENTIATING, gradients
 from scipy import stats
 
-from iresnet_core import DiagonalNormal, Flow, FullNormal, NormalMixture, StudentT, Uniform, reverse_kl
+from iresnet_core import DiagonalNormal, Flow, FullNormal, NormalMixture, StudentT, Uniform, VonMises, reverse_kl
 from iresnet_core.errors import InvalidArgumentError, NonFiniteError, ShapeError
 
 MEAN, SCALE = np.array([0.5, -1.0]), np.array([0.3, 2.0])
+CONCENTRATION = np.array([0.0, 7.0])
 TRIANGLE = np.array([[0.5, 0.0], [1.5, 2.0]])
 LOGS, MEANS, SCALES = (
     np.array([0.3, -0.7, 0.0]),
@@ -34,6 +35,10 @@ CASES = {
     ),
     "mixture": (lambda a: NormalMixture(a(LOGS), a(MEANS), a(SCALES)), mixture),
     "student": (lambda a: StudentT(2.5, a(MEAN), a(SCALE)), lambda z: stats.t(2.5, MEAN, SCALE).logpdf(z).sum(1)),
+    "von mises": (
+        lambda a: VonMises(a(MEAN), a(CONCENTRATION)),
+        lambda z: stats.vonmises(CONCENTRATION, MEAN).logpdf(z).sum(1),
+    ),
     "box": (
         lambda a: Uniform([-1.0, 0.0], [1.0, 3.0]),
         lambda z: stats.uniform([-1, 0], [2, 3]).logpdf(z).sum(1),
@@ -74,6 +79,7 @@ def test_what_is_drawn_has_the_density(backend, name):
             w * stats.norm(m[1], s[1]).cdf(x) for w, m, s in zip(weights, MEANS, SCALES, strict=True)
         ),
         "student": stats.t(2.5, MEAN[1], SCALE[1]).cdf,
+        "von mises": stats.vonmises(CONCENTRATION[1], MEAN[1]).cdf,
         "box": stats.uniform(0, 3).cdf,
     }[name]
     assert stats.kstest(z[:, 1], marginal).pvalue > 1e-4

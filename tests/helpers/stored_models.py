@@ -31,6 +31,7 @@ from iresnet_core.flows.pointwise import Pointwise
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
 from iresnet_core.flows.standardize import Standardize
+from iresnet_core.flows.von_mises import VonMises
 from iresnet_core.flows.wrap import Wrap
 from iresnet_core.operators.convolution import Convolution
 from iresnet_core.operators.dense import Dense
@@ -73,6 +74,7 @@ MODELS = {
     "full normal": lambda e, t: FullNormal(normal(e, t, 2), array(e, [[1.0, 0.0], [0.5, 2.0]], t)),
     "mixture": lambda e, t: NormalMixture(normal(e, t, 4), normal(e, t, 4, 3), e.xp.abs(normal(e, t, 4, 3))),
     "student": lambda e, t: StudentT(2.5, normal(e, t, 3), e.xp.abs(normal(e, t, 3))),
+    "von mises": lambda e, t: VonMises(array(e, [0.5, -1.0], t), array(e, [3.0, 0.0], t)),
     "uniform": lambda e, t: Uniform([0.0, -1.0], [1.0, 2.0], periodic=True),
     "flow with a base": lambda e, t: Flow(
         [block(e, t)], (3,), base=StudentT(3.0, normal(e, t, 3), e.xp.abs(normal(e, t, 3)))
