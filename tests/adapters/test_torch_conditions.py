@@ -67,6 +67,14 @@ def test_a_trained_flow_goes_to_the_core_with_its_conditions(tmp_path):
     loaded = core.load(tmp_path / "flow")
     found = loaded.log_prob(x.numpy(), context.numpy(), method="exact").value
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    exported = flow.to_core()
+    assert not any(array.requires_grad for array in exported.arrays)
+    changed = copy.deepcopy(flow)
+    exported = changed.to_core()
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.add_(1)
+    np.testing.assert_allclose(exported.log_prob(x, context, method="exact").value, expected, rtol=1e-5, atol=1e-5)
     flow.save(tmp_path / "one", context[3])
     found = core.load(tmp_path / "one").log_prob(x.numpy()[3:4], method="exact").value
     np.testing.assert_allclose(found, expected[3:4], rtol=1e-5, atol=1e-5)

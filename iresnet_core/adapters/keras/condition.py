@@ -48,12 +48,12 @@ class Condition(ConditionMethods, keras.layers.Layer):
         self.built = True
         self.core_condition()  # checks that all fits
 
-    def _net_steps(self) -> list[Any]:
+    def _net_steps(self, checked: bool) -> list[Any]:
         return [
             step
             if isinstance(step, Activation)
             else core.Dense(
-                keras.ops.transpose(kernel_of(step)), tensor_of(step.bias) if step.use_bias else None, checked=True
+                keras.ops.transpose(kernel_of(step)), tensor_of(step.bias) if step.use_bias else None, checked=checked
             )
             for step in steps_of(self.net)
         ]

@@ -112,8 +112,8 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
             require_one_function(net)
         return (lambda x: net(x, training=training)) if net._call_has_training_arg else net
 
-    def _linear_map(self) -> LinearLayer:
-        return core.Dense(keras.ops.transpose(kernel_of(self.conditioning)), checked=True)
+    def _linear_map(self, checked: bool) -> LinearLayer:
+        return core.Dense(keras.ops.transpose(kernel_of(self.conditioning)), checked=checked)
 
     def capped_layers(self) -> list[CappedLayer]:
         """Return the capped linear layers with their free parameters; none for a branch of declared constant.

@@ -67,13 +67,13 @@ class ConditionMethods:
         """Keep the net where the framework finds it; it gets so many inputs, where that is known."""
         raise NotImplementedError
 
-    def _net_steps(self) -> list[Any]:
-        """Return the layers of the core that the net is made of, with the present weights."""
+    def _net_steps(self, checked: bool) -> list[Any]:
+        """Return the layers of the core that the net is made of, with the present weights; `checked` as in `Dense`."""
         raise NotImplementedError
 
-    def core_condition(self) -> core.Condition:
-        """Return the map of the core, with the present weights."""
-        steps = self._net_steps()
+    def core_condition(self, *, checked: bool = True) -> core.Condition:
+        """Return the map of the core, with the present weights: those in use, or, unless `checked`, copies of them."""
+        steps = self._net_steps(checked)
         said = self.encoding
         if said is None:
             return core.Condition(core.Chain(steps))

@@ -382,7 +382,7 @@ class FlowMethods(TrainingMethods):
             context = self._entering(context)  # for layers of the caller's own
         weights = training_layers([c for layer, shape in layers for c in layer._capped_at(shape)]) if training else None
         made = [layer._layer_at(shape, context, training=training, weights=weights) for layer, shape in layers]
-        condition = None if self.condition is None else self.condition.core_condition()
+        condition = None if self.condition is None else self.condition.core_condition(checked=training)
         return core.Flow(made, self.event_shape, condition=condition)
 
     def _entering(self, context: Any) -> Any:

@@ -122,7 +122,7 @@ class ResidualMethods(LayerMethods):
         """Return a branch whose constant is declared, as a function that treats every sample alone and alike."""
         raise NotImplementedError
 
-    def _linear_map(self) -> LinearLayer:
+    def _linear_map(self, checked: bool) -> LinearLayer:
         """Return the linear map of the condition as the core's layer, with the weight in use."""
         raise NotImplementedError
 
@@ -185,17 +185,17 @@ class ResidualMethods(LayerMethods):
             branch, constant = scaled_by_declaration(self._declared_branch(training), self.declared, self.coeff)
             return core.ResidualBlock(branch, lipschitz=constant)
         if not training:
-            return core.ResidualBlock(self._certified_chain(capped), condition=self._core_condition())
+            return core.ResidualBlock(self._certified_chain(capped), condition=self._core_condition(False))
         layers = training_layers(capped) if weights is None else weights
         chain = self._chain([layers[layer.state] for layer in capped])
         constant = training_constant(self._constant)
-        return core.ResidualBlock(chain, lipschitz=constant, condition=self._core_condition())
+        return core.ResidualBlock(chain, lipschitz=constant, condition=self._core_condition(True))
 
-    def _core_condition(self) -> Any:
+    def _core_condition(self, checked: bool) -> Any:
         """Return the map of the condition for the core, with the weights in use; None without one."""
         if self.condition is not None:
-            return self.condition.core_condition()
-        return None if self.context_features is None else self._linear_map()
+            return self.condition.core_condition(checked=checked)
+        return None if self.context_features is None else self._linear_map(checked)
 
     def _shape_layer(self) -> Layer:
         return core.ResidualBlock(lambda x: x, lipschitz=0.0)  # keeps the shape, with any conditioning

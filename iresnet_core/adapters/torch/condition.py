@@ -34,9 +34,9 @@ class Condition(ConditionMethods, nn.Module):
                 raise InvalidArgumentError(f"the net of a condition maps vectors: Linear and activations, got {step}.")
         self.core_condition()  # checks that all fits
 
-    def _net_steps(self) -> list[Any]:
+    def _net_steps(self, checked: bool) -> list[Any]:
         return [
-            core.Dense(step.weight, step.bias, checked=True) if isinstance(step, nn.Linear) else step
+            core.Dense(step.weight, step.bias, checked=checked) if isinstance(step, nn.Linear) else step
             for step in ([] if self.net is None else steps_of(self.net))
         ]
 

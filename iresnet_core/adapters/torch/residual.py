@@ -78,9 +78,9 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
     def _declared_branch(self, training: bool) -> Any:
         return function_of_one_sample(self.net)
 
-    def _linear_map(self) -> LinearLayer:
+    def _linear_map(self, checked: bool) -> LinearLayer:
         assert self.context is not None
-        return core.Dense(self.context.weight, checked=True)
+        return core.Dense(self.context.weight, checked=checked)
 
     def extra_repr(self) -> str:
         """Show the cap."""
