@@ -199,6 +199,11 @@ def test_the_loss_takes_conditions_with_their_samples(backend):
         value = training_log_prob(flow, first.of(backend, x), 2, **own).value
         found.append(float(host(mean_loss(first.undone(backend, value), None))))
     assert np.mean(found) == pytest.approx(-nats.mean(), rel=1e-12)
+    # Here log-determinants are the same everywhere, so that a part of the batch changes nothing.
+    plain = Chain([Dense(array(backend, 0.5 * np.eye(3)))])
+    linear = Flow([ResidualBlock(plain, condition=Dense(array(backend, np.eye(3, 2))))], (3,))
+    loss = training_loss(linear, x, context, share=0.5, method="exact", rng=0)
+    assert float(host(loss)) == pytest.approx(-exact(linear, x, context).mean(), rel=1e-12)
     for one in (context[0, ...], context[:1, ...]):  # stands for all, in whichever order they are
         loss = training_loss(flow, x, one, share=0.5, method="exact", rng=0)
         assert np.isfinite(float(host(loss)))
