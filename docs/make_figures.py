@@ -3,7 +3,8 @@
     python docs/make_figures.py
 
 writes docs/images/validation.png: on one trained branch that ships with the package (8 x 8 digits, d = 64, block
-constant 0.9) the spectral norm, the inverse and the log-determinant, each with its error and its certified bound; and
+constant 0.9) the spectral norm, the inverse and the log-determinant, each with its error and its certified bound;
+docs/images/reverse-kl.png: a flow trained on a double well by its own samples, with its weights; and
 docs/images/operators.png: log det(I + A) of implicit Euler steps of order 2000, noise and truncation against products.
 """
 
@@ -75,9 +76,46 @@ def operators_figure():
     return figure
 
 
+def page_results(name):
+    """Run the Python blocks of a page, and return what they define."""
+    text = (IMAGES.parent / name).read_text()
+    found = {}
+    for block in text.split("```python\n")[1:]:
+        exec(block.split("```")[0], found)
+    return found
+
+
+def reverse_kl_figure():
+    """The target of the page on reverse KL, samples of its flow, and the same with their weights."""
+    found = page_results("reverse-kl.md")
+    x, weights = found["found"].samples.value.numpy(), found["found"].weights.numpy()
+    axis = np.linspace(-3, 3, 200)
+    import torch
+
+    grid = torch.as_tensor(np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2))
+    density = np.exp((found["log_target"](grid) - found["exact"]).numpy()).reshape(200, 200)
+    with matplotlib.rc_context(PLOT_STYLE):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2)
+        left.contour(axis, axis, density.T, levels=8, colors=BLUE, linewidths=0.8)
+        left.scatter(*x[:1500].T, s=3, color=ORANGE, alpha=0.5, label="samples of the flow")
+        left.set(title="Target and samples", xlabel="$x_1$", ylabel="$x_2$", xlim=(-3, 3), ylim=(-3, 3))
+        left.legend(frameon=False)
+        bins = np.linspace(-3, 3, 61)
+        right.plot(axis, density.sum(1) * (axis[1] - axis[0]), color=BLUE, label="exact")
+        options = {"bins": bins, "density": True, "histtype": "step"}
+        right.hist(x[:, 0], color=ORANGE, label="samples", **options)
+        right.hist(x[:, 0], weights=weights, color=GREEN, label="weighted", **options)
+        right.set(title="Marginal density", xlabel="$x_1$")
+        right.legend(frameon=False)
+    return figure
+
+
 def main():
     """Write every picture."""
     IMAGES.mkdir(exist_ok=True)
+    reverse_kl_figure().savefig(IMAGES / "reverse-kl.png", dpi=160, metadata={"Software": None})
     operators_figure().savefig(IMAGES / "operators.png", dpi=160, metadata={"Software": None})
     figure = overview_figure(error_curves(cases=[CASE]), CASE)
     figure.savefig(IMAGES / "validation.png", dpi=160, metadata={"Software": None})
