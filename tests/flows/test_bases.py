@@ -58,6 +58,7 @@ def test_densities_are_scipys_within_the_bound(backend, name):
     np.testing.assert_array_equal(np.isfinite(host(value)), finite)
     gap = np.abs(host(value)[finite] - expected[finite])
     assert (gap <= host(bound)[finite] + 1e-14 * np.abs(expected[finite])).all()
+    assert (host(bound)[finite] > 1e-17 * np.abs(expected[finite])).all()
     assert (host(bound)[finite] < 1e-11 * (1 + np.abs(expected[finite]))).all()
     np.testing.assert_array_equal(host(base.log_prob(array(backend, z))), host(value))
 
