@@ -81,6 +81,7 @@ def test_public_methods_of_one_are_those_of_the_other(name):
     manners = {
         *("capped", "save_core", "distribution", "transform"),  # deprecated, or of torch.distributions
         *("bind", "forward", "save", "extra_repr", "conditioning"),  # a base class of one of them has the name
+        "compiled",  # every Keras model has it, as an attribute of the instance
         *("train_function", "test_function", "predict_function"),
     }
     assert own[of_torch] - manners <= set(dir(getattr(of_keras, name)))
