@@ -164,7 +164,7 @@ class ForeignOperator(LinearOperator):
             rows = [self._product(product, v[i, ...], name, length) for i in range(v.shape[0])]
             return self.backend.xp.stack(rows)
         try:
-            out = product(v)
+            out = product(1 * v)  # a copy, since a function may write into its argument
         except NotImplementedError:
             raise self._lacking(name) from None
         except ValueError as error:

@@ -10,7 +10,7 @@ from scipy.sparse.linalg import LinearOperator as ScipyOperator
 from scipy.sparse.linalg import aslinearoperator
 from strategies import SEEDS
 
-from iresnet_core import Chain, Dense, as_operator, invert, logdet
+from iresnet_core import Chain, Dense, as_operator, invert, logdet, spectral_norm
 from iresnet_core.backends import backend as find_backend
 from iresnet_core.errors import (
     DtypeError,
@@ -225,3 +225,14 @@ def test_an_operator_takes_no_samples(backend):
 def test_a_branch_takes_samples():
     with pytest.raises(InvalidArgumentError, match="needs the x"):
         logdet(Chain([Dense(0.5 * np.eye(2))]))
+
+
+def test_products_may_write_into_their_argument(backend):
+    def half(v):
+        v *= 0.5
+        return v
+
+    operator = as_operator((half, half), like=array(backend, np.zeros(4)))
+    assert abs(float(logdet(operator).value) - 4 * np.log(1.5)) < 1e-12
+    np.testing.assert_allclose(host(backend, invert(operator, array(backend, np.ones(4))).value), 2 / 3, atol=1e-8)
+    assert abs(float(spectral_norm(operator).value) - 0.5) < 1e-6
