@@ -64,6 +64,13 @@ class Base(Copyable, ABC):
         with backend.full_precision():
             return self.density(backend, z)[0]
 
+    def score_log_prob(self, z: Array) -> Array | None:
+        """Return log p(z) (batch,) by the parameters that samples are not differentiable by; None if there are none.
+
+        `reverse_kl` takes the gradient for these parameters by their score.
+        """
+        return None
+
     @abstractmethod
     def density(self, backend: Backend, z: Array) -> tuple[Array, Array]:
         """Return log p(z) of checked latents and a bound on its rounding error, both float64 (batch,)."""
@@ -285,7 +292,7 @@ class NormalMixture(Base):
 
     Notes
     -----
-    Samples are differentiable by mean and scale, and not by the weights: maximum likelihood learns all three.
+    Samples are differentiable by mean and scale, and not by the weights, for which `reverse_kl` takes the score.
 
     Examples
     --------
@@ -314,6 +321,11 @@ class NormalMixture(Base):
     def astype(self, dtype: Any) -> Self:
         """Return the density with parameters of another dtype."""
         return type(self)(*(get_backend(a).xp.astype(a, dtype) for a in self.arrays))
+
+    def score_log_prob(self, z: Array) -> Array | None:
+        """Return log p(z) as a function of the weights."""
+        stop = get_backend(z, *self.arrays).stop_gradient
+        return type(self)(self.log_weights, stop(self.mean), stop(self.scale)).log_prob(z)
 
     def _log_weights(self, backend: Backend) -> Array:
         xp = backend.xp

@@ -42,7 +42,8 @@ class VonMises(Base):
     -----
     ``log I_0(k) = k + log mean over j of exp(k (cos t_j - 1))`` by the trapezoidal rule, which converges faster than
     any power for periodic integrands and can be differentiated on every backend. Samples are those of Best and Fisher
-    (1979), in 40 rounds of rejection at once; they are differentiable by the mean, and lie within pi of it.
+    (1979), in 40 rounds of rejection at once; they lie within pi of the mean and are differentiable by it, not by the
+    concentration, whose gradient `reverse_kl` takes by the score.
 
     Examples
     --------
@@ -65,7 +66,8 @@ class VonMises(Base):
                 f"mean and concentration are (d,), got {tuple(mean.shape)} and {tuple(concentration.shape)}."
             )
         if not backend.is_tracing(concentration):
-            low, high = (float(f(concentration)) for f in (backend.xp.min, backend.xp.max))
+            seen = backend.stop_gradient(concentration)
+            low, high = (float(f(seen)) for f in (backend.xp.min, backend.xp.max))
             if low < 0 or high > MOST_CONCENTRATION:
                 raise InvalidArgumentError(
                     f"concentrations are from 0 to {MOST_CONCENTRATION:g}, got {low:g} to {high:g}. For a negative one "
@@ -81,6 +83,10 @@ class VonMises(Base):
     def astype(self, dtype: Any) -> Self:
         """Return the density with parameters of another dtype."""
         return type(self)(*(get_backend(a).xp.astype(a, dtype) for a in self.arrays))
+
+    def score_log_prob(self, z: Array) -> Array | None:
+        """Return log p(z) as a function of the concentration."""
+        return type(self)(get_backend(z, *self.arrays).stop_gradient(self.mean), self.concentration).log_prob(z)
 
     def density(self, backend: Backend, z: Array) -> tuple[Array, Array]:
         """Return log p(z) and its rounding bound."""

@@ -5,7 +5,18 @@ import pytest
 from flow_examples import array, dense_block, distances, host, image_flow, vector_flow
 from frameworks_for_tests import DIFFERENTIATING, gradients
 
-from iresnet_core import ActNorm, Chain, Dense, Flow, Inverted, ResidualBlock, importance_weights, reverse_kl
+from iresnet_core import (
+    ActNorm,
+    Chain,
+    Dense,
+    Flow,
+    Inverted,
+    NormalMixture,
+    ResidualBlock,
+    VonMises,
+    importance_weights,
+    reverse_kl,
+)
 from iresnet_core.branches import Activation
 from iresnet_core.errors import InvalidArgumentError, NonFiniteError, ShapeError
 
@@ -106,3 +117,56 @@ def test_bad_targets_are_refused(backend):
         reverse_kl(flow, 3, 4)
     with pytest.raises(InvalidArgumentError, match="no option"):
         reverse_kl(flow, lambda x: x[:, 0], 4, probe=3)
+
+
+def of_mixture(backend, logs, n, seed, **options):
+    """Reverse KL of a mixture of two normals to N(3, 1), as a function of the weights."""
+    zero, means = array(backend, [0.0]), array(backend, [[-3.0], [3.0]])
+    base = NormalMixture(logs, means, backend.xp.ones_like(means))
+    flow = Flow([ActNorm(zero, zero)], (1,), base=base)
+    return reverse_kl(flow, lambda x: -0.5 * (x[:, 0] - 3) ** 2, n, rng=seed, **options)
+
+
+def of_angles(backend, concentration, n, seed):
+    zero = array(backend, [0.0])
+    flow = Flow([ActNorm(zero, zero)], (1,), base=VonMises(zero, concentration))
+    return reverse_kl(flow, lambda x: 2 * backend.xp.cos(x[:, 0] - 1), n, rng=seed)
+
+
+@pytest.mark.filterwarnings("error")
+def test_parameters_that_samples_are_not_differentiable_by_have_their_gradient(backend):
+    """Against derivatives of the integrals by quadrature."""
+    if backend.name not in DIFFERENTIATING:
+        assert np.isfinite(float(of_mixture(backend, array(backend, [0.0, 0.0]), 8, 1)))
+        assert np.isfinite(float(of_angles(backend, array(backend, [1.5]), 8, 1)))
+        return
+
+    def integral(p):
+        grid = np.linspace(-12, 12, 20001)
+        w = np.exp(p) / np.exp(p).sum()
+        q = sum(v * np.exp(-0.5 * (grid - m) ** 2) / np.sqrt(2 * np.pi) for v, m in zip(w, (-3, 3), strict=True))
+        return np.trapezoid(q * (np.log(q) + 0.5 * (grid - 3) ** 2), grid)
+
+    def of_circle(k):
+        grid = np.linspace(-np.pi, np.pi, 20001)
+        q = np.exp(k * np.cos(grid))
+        q /= np.trapezoid(q, grid)
+        return np.trapezoid(q * (np.log(q) - 2 * np.cos(grid - 1)), grid)
+
+    step = np.array([1e-4, 0.0])
+    right = (integral(np.array([0.5, 0.0]) + step) - integral(np.array([0.5, 0.0]) - step)) / 2e-4
+    (found,) = gradients(backend, lambda p: of_mixture(backend, p, 40000, 1), [array(backend, [0.5, 0.0])])
+    np.testing.assert_allclose(found, [right, -right], atol=0.1)
+    right = (of_circle(1.5 + 1e-4) - of_circle(1.5 - 1e-4)) / 2e-4
+    (found,) = gradients(backend, lambda k: of_angles(backend, k, 40000, 1), [array(backend, [1.5])])
+    np.testing.assert_allclose(found, [right], atol=0.05)
+
+
+def test_the_score_has_no_bias_for_few_samples(backend):
+    if backend.name != "torch":
+        pytest.skip("hundreds of draws; nothing of it is the backend's")
+    logs = [array(backend, [0.5, 0.0])]
+    (right,) = gradients(backend, lambda p: of_mixture(backend, p, 40000, 1), logs)
+    found = [gradients(backend, lambda p, s=s: of_mixture(backend, p, 2, s), logs)[0][0] for s in range(600)]
+    assert abs(np.mean(found) - right[0]) < 5 * np.std(found) / 600**0.5 + 0.1
+    assert 5 * np.std(found) / 600**0.5 + 0.1 < 0.5 * right[0]
