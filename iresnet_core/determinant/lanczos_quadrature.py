@@ -162,8 +162,8 @@ class _Tridiagonal:
         inside = (above > 0) & (below > 0)
         if not self.backend.is_tracing(inside) and not bool(xp.all(inside)):
             raise NotContractiveError(
-                "an eigenvalue of A lies outside of the interval that was stated or found for a symmetric operator: "
-                "spectrum= or lipschitz= is wrong, or A is not symmetric."
+                "an eigenvalue lies outside of the interval that was stated or found for a symmetric operator, or the "
+                "operator is not symmetric."
             )
 
     def has_gradient(self) -> bool:

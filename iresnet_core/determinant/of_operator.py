@@ -15,9 +15,17 @@ from iresnet_core.determinant.colored_probes import LARGEST_EXACT, colored_logde
 from iresnet_core.determinant.estimator import ProbedMethod
 from iresnet_core.determinant.far_side import is_beyond_singular
 from iresnet_core.determinant.request import Method, Problem, Request
-from iresnet_core.determinant.sparse_factors import sparse_log_determinant
+from iresnet_core.determinant.sparse_factors import is_above, sparse_log_determinant
 from iresnet_core.errors import InvalidArgumentError, NotContractiveError, UnknownLipschitzError
-from iresnet_core.lipschitz import Enclosed, enclosed, square_operator
+from iresnet_core.lipschitz import (
+    Enclosed,
+    Statement,
+    checked_statement,
+    enclosed,
+    is_symmetric,
+    square_operator,
+    wrong,
+)
 from iresnet_core.operators import Counted, LinearOperator, SparseMatrix, require_linear
 from iresnet_core.results import LogDet
 
@@ -26,6 +34,8 @@ __all__ = ["operator_logdet"]
 # Up to this order "auto" is exact for an operator that is known by its products, for one whose matrix is at hand (a
 # determinant of order 1024 takes a tenth of a second), and for a sparse matrix, whose factors may fill up.
 PRODUCTS_LIMIT, MATRIX_LIMIT, SPARSE_LIMIT = 64, 1024, 4096
+# Beyond the exponential of this a bound on the rounding is infinite, in every dtype.
+LARGEST_LOGARITHM = 80.0
 # Order of the colours of a sparse matrix where nobody says how many probes there are to be: 5 colours on a line, 13 or
 # more on a grid; less where that would be too many.
 DEFAULT_ORDER = 4
@@ -44,7 +54,7 @@ def operator_logdet(
     `probes_asked` says whether somebody chose the number of probes, or it is the default of branches; `known` holds
     what was stated of the operator, see `lipschitz.enclosure.enclosed`.
     """
-    operator = square_operator(A)
+    operator, statement = square_operator(A), checked_statement(**known)
     backend = operator.backend
     if request.rng == "sample":
         request = request._replace(rng=0)  # an operator has no sample; its answer is to be the same every time
@@ -61,10 +71,10 @@ def operator_logdet(
                     raise
                 chosen = chosen or "nothing bounds the operator"
         if found is None:
-            return _exact(operator, chosen or "")
+            return _exact(operator, statement, chosen or "")
         if chosen is not None:
-            return _exact_of_sparse(found, chosen)
-        return _estimated(found, request, methods, probes_asked)
+            return _exact_of_sparse(found, statement, chosen)
+        return _estimated(found, statement, request, methods, probes_asked)
 
 
 def _seed(request: Request) -> Any:
@@ -85,7 +95,7 @@ def _is_exact(operator: LinearOperator, request: Request) -> str | None:
     return f"order {operator.shape[0]} is at most {limit}"
 
 
-def _exact(operator: LinearOperator, reason: str) -> LogDet:
+def _exact(operator: LinearOperator, statement: Statement, reason: str) -> LogDet:
     """LU factors of I + A in float64.
 
     They are those of I + A + E, with E of norm at most 8 u d ||I + A||_F; to first order the logarithm changes by
@@ -94,8 +104,9 @@ def _exact(operator: LinearOperator, reason: str) -> LogDet:
     backend, d = operator.backend, operator.shape[0]
     xp, counted = backend.xp, Counted(operator)
     by_products = operator.entries is None and not isinstance(operator, SparseMatrix)
+    symmetric = statement.name == "spectrum" and is_symmetric(operator, True)
     if by_products:
-        require_linear(counted)
+        require_linear(counted, symmetric=symmetric)
     given = operator.like.dtype
     matrix = xp.astype(counted.matrix(), widest(backend))
     identity = xp.eye(d, dtype=matrix.dtype, device=device_of(matrix))
@@ -112,21 +123,32 @@ def _exact(operator: LinearOperator, reason: str) -> LogDet:
         unit = unit_roundoff(backend, matrix.dtype) * 8 * d
         if by_products:  # whose rounding is that of their own dtype
             unit = unit + 8 * unit_roundoff(backend, given)
-        norms = [xp.linalg.matrix_norm(one) for one in (inverse, fixed)]
-        bias = unit * norms[0] * norms[1]
+        size = math.log(unit) + _log_norm(xp, inverse) + _log_norm(xp, fixed)
+        limit = xp.full_like(size, LARGEST_LOGARITHM)
+        bias = xp.where(size < limit, xp.exp(xp.minimum(size, limit)), xp.full_like(size, math.inf))
     result = xp.astype(value, given)
     bias = bias + xp.abs(xp.astype(backend.stop_gradient(result), bias.dtype) - backend.stop_gradient(value))
     products = xp.full(value.shape, counted.products if by_products else d, dtype=xp.int32, device=device_of(result))
     return LogDet(result, xp.zeros_like(result), round_up(backend, bias, given), products, "exact", reason)
 
 
-def _exact_of_sparse(found: Enclosed, reason: str) -> LogDet:
+def _log_norm(xp: Any, matrices: Array) -> Array:
+    """Logarithm of the Frobenius norm of matrices (..., d, d), whose squares may overflow; infinite for NaN."""
+    finite = xp.all(xp.isfinite(matrices), axis=(-2, -1))
+    matrices = xp.where(finite[..., None, None], matrices, xp.ones_like(matrices))
+    largest = xp.max(xp.abs(matrices), axis=(-2, -1))
+    size = xp.log(largest) + xp.log(xp.linalg.matrix_norm(matrices / largest[..., None, None]))
+    return xp.where(finite, size, xp.full_like(size, math.inf))
+
+
+def _exact_of_sparse(found: Enclosed, statement: Statement, reason: str) -> LogDet:
     """Sparse LU factors, for a matrix whose disc keeps the singular values of I + A away from zero."""
     operator = found.operator
     assert isinstance(operator.operator, SparseMatrix)
-    xp, like = operator.backend.xp, operator.like
-    least = found.divisor - found.radius
-    value, bias = sparse_log_determinant(operator.operator.rows, math.sqrt(least) if found.normal else least)
+    xp, like, rows = operator.backend.xp, operator.like, operator.operator.rows
+    if math.isfinite(statement.low) and not is_above(rows, statement.low):
+        raise wrong(operator, statement, "elimination in the symmetric part of A shows that it is not so")
+    value, bias = sparse_log_determinant(rows, found.least)
     result, bound = (xp.asarray(number, dtype=xp.float64, device=device_of(like)) for number in (value, bias))
     rounded = xp.astype(result, like.dtype)
     bound = round_up(operator.backend, bound + xp.abs(xp.astype(rounded, xp.float64) - result), like.dtype)
@@ -146,9 +168,16 @@ def _reaches_zero(backend: Backend, whole: Array) -> bool:
         return is_beyond_singular(backend.to_numpy(fixed))
 
 
-def _estimated(found: Enclosed, request: Request, methods: dict[str, Method], probes_asked: bool) -> LogDet:
+def _estimated(
+    found: Enclosed, statement: Statement, request: Request, methods: dict[str, Method], probes_asked: bool
+) -> LogDet:
     """Return log det(I + A) = d log(1 + s) + log det(I + B), by the method that was asked for."""
     operator = found.operator
+    if not found.constant < 1:
+        raise NotContractiveError(
+            f"c = {found.constant:.4g} for (I + A)^T (I + A), A the {operator!r}: its norm is too large beside its "
+            f"least singular value {found.least:.4g}. Use method='exact', or make A smaller by a shorter time step."
+        )
     backend, given = operator.backend, operator.like.dtype
     xp, d, count = backend.xp, operator.shape[0], math.prod(operator.batch_shape)
     working = working_dtype(backend, given)
@@ -173,9 +202,16 @@ def _estimated(found: Enclosed, request: Request, methods: dict[str, Method], pr
             reason = f"tol={request.tol:g} would cost as much as the exact answer"
             if operator.shape[0] <= LARGEST_EXACT:
                 sparse = isinstance(operator.operator, SparseMatrix)
-                return _exact_of_sparse(found, reason) if sparse else _exact(operator.operator, reason)
+                if sparse:
+                    return _exact_of_sparse(found, statement, reason)
+                return _exact(operator.operator, statement, reason)
     if result is None:
-        _, result = method.answer(problem)
+        try:
+            _, result = method.answer(problem)
+        except NotContractiveError as error:
+            if not statement.name:
+                raise
+            raise NotContractiveError(f"{statement.name}= is wrong for {operator!r}: {error}") from error
     assert result is not None
     return _scaled(backend, found, result)
 

@@ -3,9 +3,10 @@
 from iresnet_core.lipschitz.batched_bounds import lipschitz_bounds
 from iresnet_core.lipschitz.bounds import BOUNDS, bound_methods, lipschitz_bound
 from iresnet_core.lipschitz.certificates import gram_bound
-from iresnet_core.lipschitz.enclosure import Enclosed, Known, enclosed, square_operator
+from iresnet_core.lipschitz.enclosure import Enclosed, enclosed, square_operator
 from iresnet_core.lipschitz.estimates import ESTIMATES, spectral_norm
 from iresnet_core.lipschitz.normalization import normalize, spectral_penalty
+from iresnet_core.lipschitz.statements import Known, Statement, checked_statement, is_symmetric, refute, wrong
 from iresnet_core.lipschitz.training_caps import (
     Certificate,
     any_size_bound,
@@ -27,17 +28,21 @@ __all__ = [
     "Certificate",
     "Enclosed",
     "Known",
+    "Statement",
     "any_size_bound",
     "basis_shape",
     "bound_methods",
     "capped_constant",
     "certificate",
+    "checked_statement",
     "enclosed",
     "gram_bound",
+    "is_symmetric",
     "layer_cap",
     "lipschitz_bound",
     "lipschitz_bounds",
     "normalize",
+    "refute",
     "scaled_by_certificate",
     "scaled_by_declaration",
     "scaled_for_any_size",
@@ -47,4 +52,5 @@ __all__ = [
     "spectral_penalty",
     "square_operator",
     "training_constant",
+    "wrong",
 ]

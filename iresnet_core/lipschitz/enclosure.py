@@ -7,13 +7,22 @@ in [low, high] s is the middle and r half the length, and c is below 1 exactly w
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 from iresnet_core.backends import device_of
-from iresnet_core.errors import InvalidArgumentError, NotContractiveError, ShapeError, UnknownLipschitzError
+from iresnet_core.errors import NotContractiveError, ShapeError, UnknownLipschitzError
 from iresnet_core.lipschitz.bounds import lipschitz_bound
 from iresnet_core.lipschitz.probabilistic import probabilistic_bound
 from iresnet_core.lipschitz.scaling import prepared
+from iresnet_core.lipschitz.statements import (
+    ALLOWANCE,
+    Statement,
+    checked_statement,
+    is_symmetric,
+    refute,
+    refute_by_diagonal,
+    wrong,
+)
 from iresnet_core.operators import (
     Counted,
     Dense,
@@ -27,7 +36,7 @@ from iresnet_core.operators import (
     require_linear,
 )
 
-__all__ = ["Enclosed", "Known", "enclosed", "square_operator"]
+__all__ = ["Enclosed", "enclosed", "square_operator"]
 
 # What is said where nothing is known that would make a contraction of A.
 HOW = (
@@ -46,13 +55,6 @@ LARGEST_CONSTANT = 0.99
 SPARSE_MIDDLES, MIDDLES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0), (0.5, 2.0)
 
 
-class Known(TypedDict, total=False):
-    """What may be said of an operator of any norm, see `enclosed`."""
-
-    spectrum: tuple[float, float | None] | None
-    disc: tuple[float, float | None] | None
-
-
 class Enclosed(NamedTuple):
     """An operator A with ||A - centre I|| <= radius.
 
@@ -66,8 +68,9 @@ class Enclosed(NamedTuple):
         Whether A is known to be symmetric.
     transpose : bool
         Whether products with A^T are there.
-    normal : bool
-        Whether the disc is that of (I + A)^T (I + A) - I, whose logarithm of the determinant is twice that of I + A.
+    half_plane : float, optional
+        1 + low, a bound from below on the singular values of I + A, where the disc is that of (I + A)^T (I + A) - I,
+        whose logarithm of the determinant is twice that of I + A. Such a disc may reach -1 by rounding.
     """
 
     operator: Counted
@@ -75,7 +78,17 @@ class Enclosed(NamedTuple):
     radius: float
     symmetric: bool
     transpose: bool
-    normal: bool = False
+    half_plane: float | None = None
+
+    @property
+    def normal(self) -> bool:
+        """Whether the disc is that of (I + A)^T (I + A) - I."""
+        return self.half_plane is not None
+
+    @property
+    def least(self) -> float:
+        """A bound from below on the singular values of I + A."""
+        return self.divisor - self.radius if self.half_plane is None else self.half_plane
 
     @property
     def divisor(self) -> float:
@@ -144,15 +157,15 @@ def enclosed(
         For arguments that make no sense, products that are not linear, and a transpose that is none.
     """
     operator = square_operator(A)
-    stated = [name for name, value in _stated(lipschitz, spectrum, disc, half_plane) if value is not None]
-    if len(stated) > 1:
-        raise InvalidArgumentError(
-            f"state one of lipschitz, spectrum, disc and half_plane, got {' and '.join(stated)}."
-        )
-    symmetric = _is_symmetric(operator, spectrum is not None)
+    statement = checked_statement(lipschitz, spectrum, disc, half_plane)
+    symmetric = is_symmetric(operator, spectrum is not None)
     counted, transpose = Counted(operator, symmetric and operator.entries is None), True
     if operator.entries is None and not isinstance(operator, SparseMatrix):
-        transpose = require_linear(counted, symmetric=symmetric)
+        transpose = require_linear(
+            counted, symmetric=symmetric, see=lambda v, image: refute(operator, statement, v, image)
+        )
+    else:
+        refute_by_diagonal(operator, statement)
 
     # An end of an interval may be off by more than a disc, which has to keep away from -1.
     close = INTERVAL if spectrum is not None else DISC
@@ -163,15 +176,15 @@ def enclosed(
     centre: float
     radius: float | None
     if lipschitz is not None:
-        centre, radius = 0.0, _number(lipschitz, "lipschitz")
+        centre, radius = 0.0, statement.first
     elif spectrum is not None:
-        centre, radius = _of_interval(counted, spectrum, bound)
+        centre, radius = _of_interval(counted, statement, bound)
     elif disc is not None:
-        centre, radius = _pair(disc, "disc")
+        centre, radius = statement.first, statement.second
         if centre > -1 and radius is None:
             radius = bound(Shifted(counted, centre, 1.0))
     elif half_plane is not None:
-        return _of_half_plane(counted, _number(half_plane, "half_plane"), bound)
+        return _of_half_plane(counted, statement.first, bound)
     elif isinstance(operator, SparseMatrix):
         centre, radius = _of_entries(operator, symmetric)
         if may_square and not symmetric and radius > LARGEST_CONSTANT * (1 + centre):
@@ -183,46 +196,18 @@ def enclosed(
     else:
         centre, radius = _of_norms(counted, bound)
     if not (centre > -1 and radius is not None and 0 <= radius < 1 + centre):
-        raise _refusal(operator, centre, radius, stated)
+        raise _refusal(operator, centre, radius, statement.name)
     radius = max(radius, 1e-12 * (1 + centre))
     return Enclosed(counted, centre, radius, symmetric, transpose)
 
 
-def _stated(lipschitz: Any, spectrum: Any, disc: Any, half_plane: Any) -> list[tuple[str, Any]]:
-    return [("lipschitz", lipschitz), ("spectrum", spectrum), ("disc", disc), ("half_plane", half_plane)]
-
-
-def _refusal(operator: LinearOperator, centre: float, radius: float | None, stated: list[str]) -> NotContractiveError:
-    what = f"{stated[0]}= says" if stated else "its bounds say"
+def _refusal(operator: LinearOperator, centre: float, radius: float | None, stated: str) -> NotContractiveError:
+    what = f"{stated}= says" if stated else "its bounds say"
     disc = f"||A|| <= {radius:.6g}" if centre == 0 else f"||A - s I|| <= {radius} with s = {centre:.6g}"
     return NotContractiveError(
         f"nothing keeps I + A regular, A the {operator!r}: {what} {disc}, which does not exclude the eigenvalue -1. "
         f"{HOW} If A has eigenvalues below -1, the step is unstable and log det(I + A) may not exist."
     )
-
-
-def _is_symmetric(operator: LinearOperator, stated: bool) -> bool:
-    """Whether A is known to be symmetric; refuses entries that are not, where it is said to be."""
-    if isinstance(operator, SparseMatrix):
-        rows = operator.rows
-        known, off = operator.is_symmetric(), abs(rows - rows.T).max()
-        near = off <= 1e-6 * abs(rows).max()
-    elif operator.entries is not None and tuple(operator.entries.shape[-2:]) == operator.shape:
-        backend, entries = operator.backend, operator.entries
-        if backend.is_tracing(entries):
-            return stated
-        xp = backend.xp
-        entries = backend.stop_gradient(entries)
-        off = float(xp.max(xp.abs(entries - xp.matrix_transpose(entries))))
-        known, near = off == 0, off <= 1e-6 * float(xp.max(xp.abs(entries)))
-    else:
-        return stated
-    if stated and not near:
-        raise InvalidArgumentError(
-            f"spectrum= is for symmetric operators, and {operator!r} differs from its transpose by {off:.3g}. Use "
-            "disc=(s, r) with ||A - s I|| <= r < 1 + s."
-        )
-    return known or stated
 
 
 def _bound(operator: LinearOperator, transpose: bool, rng: Any, close: float) -> float:
@@ -259,9 +244,9 @@ def _plain(operator: LinearOperator) -> LinearOperator:
 
 
 def _of_interval(
-    operator: Counted, spectrum: tuple[float, float | None], bound: Callable[[LinearOperator], float]
+    operator: Counted, statement: Statement, bound: Callable[[LinearOperator], float]
 ) -> tuple[float, float]:
-    low, high = _pair(spectrum, "spectrum")
+    low, high = statement.first, statement.second
     if low <= -1:
         raise NotContractiveError(
             f"spectrum= allows eigenvalues of A from {low:g} on, and I + A is regular for certain only above -1. {HOW}"
@@ -273,9 +258,9 @@ def _of_interval(
             high = centre + radius
         else:
             high = bound(operator)
-        high = max(high, low)
-    if high < low:
-        raise InvalidArgumentError(f"spectrum must be (low, high) with low <= high, got {spectrum!r}.")
+        if high < low - ALLOWANCE * (1 + abs(low)):
+            raise wrong(operator, statement, f"no eigenvalue of A is above {high:.6g}")
+        high = max(high, low)  # what rounding leaves of a multiple of the identity
     return 0.5 * (low + high), 0.5 * (high - low) * (1 + SLACK)
 
 
@@ -285,8 +270,9 @@ def _of_half_plane(operator: Counted, low: float, bound: Callable[[LinearOperato
         raise NotContractiveError(f"half_plane={low:g} does not exclude the eigenvalue -1 of A. {HOW}")
     inner = operator.operator
     norm = _norm_of_entries(inner, 0.0) if isinstance(inner, SparseMatrix) else bound(operator)
-    least, largest = (1 + low) ** 2 * (1 - SLACK), (1 + max(norm, low)) ** 2 * (1 + SLACK)
-    return Enclosed(operator, 0.5 * (least + largest) - 1, 0.5 * (largest - least), True, True, normal=True)
+    root = 1 + max(norm, low)
+    least, largest = (1 + low) ** 2 * (1 - SLACK), root * root * (1 + SLACK)
+    return Enclosed(operator, 0.5 * (least + largest) - 1, 0.5 * (largest - least), True, True, 1 + low)
 
 
 def _left_end(matrix: SparseMatrix) -> float:
@@ -334,22 +320,3 @@ def _of_norms(operator: Counted, bound: Callable[[LinearOperator], float]) -> tu
         if radius < 1 + share * norm:
             return share * norm, radius
     return 0.0, norm
-
-
-def _pair(pair: Any, name: str) -> tuple[float, float | None]:
-    """Check two numbers, of which the second may be None."""
-    try:
-        first, second = pair
-    except (TypeError, ValueError):
-        raise InvalidArgumentError(f"{name} must be a pair of numbers, got {pair!r}.") from None
-    return _number(first, name), None if second is None else _number(second, name)
-
-
-def _number(value: Any, name: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise InvalidArgumentError(f"{name} must hold numbers, got {value!r}.") from None
-    if not math.isfinite(number):
-        raise InvalidArgumentError(f"{name} must be finite, got {value!r}.")
-    return number

@@ -1,5 +1,6 @@
 """Whether what a user calls the products of a linear operator are that: seen from four of them."""
 
+from collections.abc import Callable
 from typing import Any
 
 from iresnet_core.backends import Array
@@ -17,13 +18,16 @@ LEAST_TOLERANCE, ROOTS = 1e-7, 3
 UNITS = 256
 
 
-def require_linear(operator: LinearOperator, *, symmetric: bool = False) -> bool:
+def require_linear(
+    operator: LinearOperator, *, symmetric: bool = False, see: Callable[[Array, Array], None] | None = None
+) -> bool:
     """Refuse products that are not linear, or whose transpose is none; return whether there is one.
 
     Cost: three products, and one with A^T unless A is said to be symmetric.
 
     Fixed pseudo-random vectors are multiplied, so that the answer is the same on every run; what differs on a few
-    vectors only is not seen. Nothing is looked at while a program is compiled.
+    vectors only is not seen. `see` is called with the first of them and its product, which may tell it more. Nothing is
+    looked at while a program is compiled.
 
     Raises
     ------
@@ -53,15 +57,20 @@ def require_linear(operator: LinearOperator, *, symmetric: bool = False) -> bool
         try:
             other = images[1] if symmetric else backend.stop_gradient(operator.rmatvec(v))
         except MissingProductError:
-            return False
-        first, second = float(xp.sum(v * images[0])), float(xp.sum(other * u))
-        allowed = max(LEAST_TOLERANCE, UNITS * eps)
-        allowed *= _norm(xp, images[0]) * _norm(xp, v) + _norm(xp, other) * _norm(xp, u)
-    if not abs(first - second) <= allowed:
-        what = "is not symmetric, as spectrum= says: u^T A v" if symmetric else "has an rmatvec that is no transpose:"
-        how = "Use disc= for one that is not." if symmetric else "Leave rmatvec out if it is not known."
-        raise InvalidArgumentError(f"{operator!r} {what} v^T (A u) = {first:.6g}, (A^T v)^T u = {second:.6g}. {how}")
-    return True
+            other = None
+        if other is not None:
+            first, second = float(xp.sum(v * images[0])), float(xp.sum(other * u))
+            allowed = max(LEAST_TOLERANCE, UNITS * eps)
+            allowed *= _norm(xp, images[0]) * _norm(xp, v) + _norm(xp, other) * _norm(xp, u)
+            if not abs(first - second) <= allowed:
+                what = "is not symmetric, as spectrum= says:" if symmetric else "has an rmatvec that is no transpose:"
+                how = "Use disc= for one that is not." if symmetric else "Leave rmatvec out if it is not known."
+                raise InvalidArgumentError(
+                    f"{operator!r} {what} v^T (A u) = {first:.6g}, (A^T v)^T u = {second:.6g}. {how}"
+                )
+        if see is not None:
+            see(u, images[0])
+    return other is not None
 
 
 def _norm(xp: Any, v: Array) -> float:
