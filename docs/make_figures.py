@@ -112,9 +112,37 @@ def reverse_kl_figure():
     return figure
 
 
+def angles_and_point_sets_figure():
+    """The torus and the ball of the page on angles and point sets."""
+    import torch
+
+    found = page_results("angles-and-point-sets.md")
+    turn = found["turn"]
+    axis = (np.arange(150) + 0.5) * turn / 150
+    grid = torch.as_tensor(np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2), dtype=torch.float32)
+    density = found["mixture"].log_prob(grid).exp().numpy().reshape(150, 150)
+    cloud = found["ball"](1500)
+    with matplotlib.rc_context(PLOT_STYLE), torch.no_grad():
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2)
+        left.contour(axis, axis, density.T, levels=8, colors=BLUE, linewidths=0.8)
+        left.scatter(*found["samples"].value.numpy().T, s=3, color=ORANGE, alpha=0.5, label="samples of the flow")
+        left.set(title="Torus", xlabel="first angle", ylabel="second angle", xlim=(0, turn), ylim=(0, turn))
+        left.legend(frameon=False)
+        for code, colour in ((0.0, BLUE), (0.5, GREEN), (1.0, ORANGE)):
+            moved = found["shape"](cloud[None], torch.tensor([[code]]))[0].numpy()
+            right.scatter(moved[:, 0], moved[:, 1], s=3, color=colour, alpha=0.4, label=f"code {code:g}")
+        right.set(title="Image of a ball", xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
+        right.legend(frameon=False)
+    return figure
+
+
 def main():
     """Write every picture."""
     IMAGES.mkdir(exist_ok=True)
+    figure = angles_and_point_sets_figure()
+    figure.savefig(IMAGES / "angles_and_point_sets.png", dpi=130, metadata={"Software": None})
     reverse_kl_figure().savefig(IMAGES / "reverse-kl.png", dpi=160, metadata={"Software": None})
     operators_figure().savefig(IMAGES / "operators.png", dpi=160, metadata={"Software": None})
     figure = overview_figure(error_curves(cases=[CASE]), CASE)

@@ -100,15 +100,16 @@ def average_pooling(
         dtype=like.dtype,
         device=device_of(like),
     )
-    return Fixed(
-        Convolution(
-            kernel,
-            input_shape=shape,
-            stride=sizes if stride is None else stride,
-            groups=channels,
-            data_format=data_format,
-        )
+    layer: LinearLayer = Convolution(
+        kernel,
+        input_shape=shape,
+        stride=sizes if stride is None else stride,
+        groups=channels,
+        data_format=data_format,
     )
+    if stride is None:  # side by side: known, but for the rounding of the entries
+        layer = layer.capped(math.prod(sizes) ** -0.5 * (1 + 4 * unit_roundoff(backend, like.dtype)))
+    return Fixed(layer)
 
 
 class Reshape(BranchLayer):
@@ -287,6 +288,8 @@ class FourierFeatures(BranchLayer):
 
     def astype(self, dtype: Any) -> "FourierFeatures":
         """Return the layer in another dtype."""
+        if dtype == self.frequencies.dtype:
+            return self
         return FourierFeatures(self.waves.backend.xp.astype(self.frequencies, dtype), self.passed)
 
 

@@ -11,6 +11,7 @@ from iresnet_core.lipschitz.bounds import lipschitz_bound
 from iresnet_core.lipschitz.estimates import spectral_norm
 from iresnet_core.operators import (
     Convolution,
+    ConvolutionTranspose,
     LinearLayer,
     LinearOperator,
     Matrices,
@@ -171,6 +172,7 @@ def _certainly_within(operator: LinearOperator, weight: Array, bound: Any, cap: 
     lost = u * math.prod(operator.shape) ** 0.5 * float(xp.finfo(weight.dtype).smallest_normal)
     lost += 5e-324 if lost < 1e-307 else 0.0
     grown = min(operator.shape) ** 0.5
+    operator = operator.convolution if isinstance(operator, ConvolutionTranspose) else operator
     if isinstance(operator, Convolution):
         channels = min(operator.channels, operator.out_channels) // operator.groups
         grown = min(grown, math.prod(operator.window) * channels**0.5)

@@ -18,7 +18,7 @@ from iresnet_core.lipschitz.normalization import cap_share, normalize, scaled_wi
 from iresnet_core.lipschitz.power_iteration import first_basis, refine_basis
 from iresnet_core.lipschitz.scaling import power_of_two_near
 from iresnet_core.lipschitz.symbol import certified_bound
-from iresnet_core.operators import Convolution, Dense, LinearLayer
+from iresnet_core.operators import Convolution, ConvolutionTranspose, Dense, LinearLayer
 from iresnet_core.results import LipschitzBound
 
 __all__ = [
@@ -223,6 +223,7 @@ def certificate(layer: LinearLayer, *, derivative: bool | None = None) -> Certif
     axes, it is 12 (k - 1) and 0.9 %. Where n singular values are equal at most frequencies, as for an orthogonal
     kernel, the bound is n^(1/64) of the norm, up to 16 channels n^(1/512).
     """
+    layer = layer.convolution if isinstance(layer, ConvolutionTranspose) else layer  # of the same norm
     backend = layer.backend
     derivative = backend.may_differentiate(layer.weight) if derivative is None else derivative
     with backend.no_grad(), backend.full_precision():

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from iresnet_core.backends import Array
+from iresnet_core.errors import ShapeError
 from iresnet_core.operators.base import LinearLayer
 from iresnet_core.operators.convolution import Convolution, DataFormat, Padding, PaddingMode
 
@@ -81,11 +82,41 @@ class ConvolutionTranspose(LinearLayer):
         self._adopt(convolution.weight, bias, (convolution.channels,), checked)
 
     @classmethod
-    def of(cls, convolution: Convolution, bias: Array | None = None) -> "ConvolutionTranspose":
-        """Return the transpose of a convolution, with its constant where that is known; the bias is another one."""
-        layer = object.__new__(cls)
-        layer._of(convolution, bias, True)
-        layer._bound, layer._constant = convolution._bound, convolution._constant
+    def for_input(
+        cls,
+        kernel: Array,
+        bias: Array | None = None,
+        *,
+        input_shape: Sequence[int],
+        output_padding: Sequence[int],
+        padding: Sequence[Sequence[int]],
+        **options: Any,
+    ) -> "ConvolutionTranspose":
+        """Return the layer for samples of a shape in front of it; of the shapes behind that fit, one by its padding.
+
+        The padding is that of the convolution, a pair for every axis, and `output_padding` says by how many positions
+        the extents behind exceed the smallest ones.
+        """
+        first = options.get("data_format", "channels_first") == "channels_first"
+        window = kernel.shape[2:] if first else kernel.shape[:-2]
+        axes, shape = len(window), tuple(input_shape)
+        stride, dilation = (_spread(options.get(name, 1), axes) for name in ("stride", "dilation"))
+        channels = (kernel.shape[1] if first else kernel.shape[-2]) * options.get("groups", 1)
+        if len(shape) != axes + 1 or shape[0 if first else -1] != kernel.shape[0 if first else -1]:
+            raise ShapeError(f"a transposed convolution with a kernel {tuple(kernel.shape)} does not take {shape}.")
+        spatial = tuple(
+            (n - 1) * s - sum(pair) + d * (k - 1) + 1 + more
+            for n, s, pair, d, k, more in zip(
+                shape[1:] if first else shape[:-1], stride, padding, dilation, window, output_padding, strict=True
+            )
+        )
+        behind = (channels, *spatial) if first else (*spatial, channels)
+        layer = cls(kernel, bias, output_shape=behind, padding=padding, **options)
+        if layer.input_shape != shape:
+            raise ShapeError(
+                f"no transposed convolution takes {shape} with the output padding {tuple(output_padding)}; it has to "
+                "be smaller than the stride."
+            )
         return layer
 
     def __repr__(self) -> str:
@@ -137,3 +168,7 @@ class ConvolutionTranspose(LinearLayer):
         if self.bias is None or self.data_format == "channels_last":
             return y if self.bias is None else y + self.bias
         return y + self.backend.xp.reshape(self.bias, (-1,) + (1,) * (len(self.output_shape) - 1))
+
+
+def _spread(value: Any, axes: int) -> tuple[int, ...]:
+    return tuple(value) if hasattr(value, "__iter__") else (value,) * axes

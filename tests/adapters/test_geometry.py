@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from test_inverted import framework
+from adapters_for_tests import framework
 
 from iresnet_core import load
 
@@ -60,7 +60,7 @@ def test_training_goes_through_sets(adapter):
             loss = flow.training_loss(x, codes)
             loss.backward()
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
     else:
         flow.compile(optimizer="adam")
         losses = flow.fit([x, codes], epochs=30, batch_size=8, verbose=0).history["loss"]

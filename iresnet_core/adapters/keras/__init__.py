@@ -5,6 +5,7 @@ from typing import Any
 from iresnet_core.adapters.keras.branch import Activation
 from iresnet_core.adapters.keras.classifier import Classifier
 from iresnet_core.adapters.keras.condition import Condition
+from iresnet_core.adapters.keras.declared import DeclaredLayer, FourierFeatures
 from iresnet_core.adapters.keras.flow import Flow
 from iresnet_core.adapters.keras.inverted import Inverted
 from iresnet_core.adapters.keras.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze, Wrap
@@ -17,9 +18,11 @@ __all__ = [
     "Activation",
     "Classifier",
     "Condition",
+    "DeclaredLayer",
     "FactorOut",
     "Flow",
     "FlowLayer",
+    "FourierFeatures",
     "InjectivePad",
     "Inverted",
     "InvertibleResidual",

@@ -5,8 +5,10 @@ from typing import Any
 
 import keras
 
+from iresnet_core.adapters.keras.declared import DeclaredLayer, FourierFeatures
+from iresnet_core.adapters.shared.steps import FlattenStep, PoolingStep, ReshapeStep, Step
 from iresnet_core.branches import Activation as CoreActivation
-from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownLipschitzError
+from iresnet_core.errors import InvalidArgumentError, UnknownLipschitzError
 
 __all__ = [
     "Activation",
@@ -17,7 +19,9 @@ __all__ = [
     "steps_of",
 ]
 
-_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, *_TRANSPOSED)
+_POOLING = (keras.layers.AveragePooling1D, keras.layers.AveragePooling2D, keras.layers.AveragePooling3D)
 _LINEAR = (keras.layers.Dense, *_CONVOLUTIONS)
 
 
@@ -134,6 +138,10 @@ def steps_of(net: Any) -> list[Any]:
     steps: list[Any] = []
     for layer in _layers(net):
         linear = type(layer) in _LINEAR
+        other = _other_step(layer)
+        if other is not None:
+            steps.append(other)
+            continue
         known = _of_function(layer.activation) if linear else _of_layer(layer)
         if known is None:
             raise UnknownLipschitzError(_unknown(layer, linear))
@@ -148,7 +156,27 @@ def steps_of(net: Any) -> list[Any]:
 
 def linear_layers(steps: list[Any]) -> list[keras.layers.Layer]:
     """Return the linear layers among the steps."""
-    return [step for step in steps if not isinstance(step, CoreActivation)]
+    return [step for step in steps if not isinstance(step, CoreActivation | Step)]
+
+
+def _other_step(layer: Any) -> Step | None:
+    """Return the step of a layer that has neither a kernel to cap nor an activation, or None if it is not known."""
+    kind = type(layer)
+    if kind is DeclaredLayer or kind is FourierFeatures:
+        step: Step = layer.step() if kind is DeclaredLayer else layer._waves()
+        return step
+    if kind is keras.layers.Flatten:
+        return FlattenStep()
+    if kind is keras.layers.Reshape:
+        return ReshapeStep(layer.target_shape)
+    if kind in _POOLING:
+        if layer.pool_size != layer.strides or layer.padding != "valid" or layer.data_format != "channels_last":
+            raise UnknownLipschitzError(
+                f"{kind.__name__} {layer.name!r}: the constant of average pooling is known for windows side by side, "
+                "channels last: leave strides, padding and data_format as they are."
+            )
+        return PoolingStep(layer.pool_size, "channels_last")
+    return None
 
 
 def require_plain(layer: keras.layers.Layer) -> None:
@@ -197,29 +225,26 @@ def _unknown(layer: Any, linear: bool) -> str:
     return (
         f"the Lipschitz constant of {kind} is not known, so that no block with it can be certified. Known are "
         f"{', '.join(kind.__name__ for kind in _LINEAR)}, the activations {known}, ELU, LeakyReLU, ReLU, "
-        "Activation(name), and lists and Sequential of them. For a layer whose constant you know pass "
+        "Activation(name), average pooling, Flatten, Reshape, FourierFeatures, and lists and Sequential of them. For a "
+        "layer whose constant you know put DeclaredLayer(layer, lipschitz) in its place, or pass "
         "InvertibleResidual(layer, lipschitz=...)."
     )
 
 
-def convolution_options(layer: keras.layers.Layer) -> dict[str, Any] | None:
+def convolution_options(layer: keras.layers.Layer, input_shape: Any = None) -> dict[str, Any] | None:
     """Return the keywords of the core's Convolution for a convolution layer; None for a dense one.
+
+    Those of a transposed convolution have its output padding, and are for `ConvolutionTranspose.for_input`. The padding
+    "same" of strides depends on the `input_shape` of one sample.
 
     Raises
     ------
-    ShapeError
-        For strides, which change the shape inside a block.
     InvalidArgumentError
         For channels first.
     """
     if not isinstance(layer, _CONVOLUTIONS):
         return None
     where = f"{type(layer).__name__} {layer.name!r}"
-    if any(s != 1 for s in layer.strides):
-        raise ShapeError(
-            f"{where} has strides {tuple(layer.strides)}: a convolution in a residual block has strides 1, since the "
-            "block keeps the shape. Change the resolution with Squeeze() between the blocks."
-        )
     if layer.data_format != "channels_last":
         raise InvalidArgumentError(
             f"{where} has data_format {layer.data_format!r}; the channels come last here. Pass "
@@ -228,9 +253,26 @@ def convolution_options(layer: keras.layers.Layer) -> dict[str, Any] | None:
     padding: Any = layer.padding
     if padding == "causal":
         padding = [(d * (k - 1), 0) for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
+    strides, reach = tuple(layer.strides), [d * (k - 1) + 1 for k, d in _windows(layer)]
+    if isinstance(layer, _TRANSPOSED):
+        if layer.output_padding is not None:
+            raise InvalidArgumentError(f"{where}: leave output_padding=None, with which the extents are whole.")
+        same = padding == "same"
+        spare = [max(r - s, 0) if same else 0 for r, s in zip(reach, strides, strict=True)]
+        more = [max(s - r, 0) for r, s in zip(reach, strides, strict=True)]
+        padding = [(n // 2, n - n // 2) for n in spare]
+    elif padding == "same" and input_shape is not None and any(s != 1 for s in strides):
+        spare = [max((-(-n // s) - 1) * s + r - n, 0) for n, s, r in zip(input_shape[:-1], strides, reach, strict=True)]
+        padding = [(n // 2, n - n // 2) for n in spare]
     return {
+        **({"output_padding": tuple(more)} if isinstance(layer, _TRANSPOSED) else {}),
+        "stride": strides,
         "padding": padding,
         "dilation": tuple(layer.dilation_rate),
-        "groups": layer.groups,
+        "groups": getattr(layer, "groups", 1),
         "data_format": "channels_last",
     }
+
+
+def _windows(layer: Any) -> Iterator[tuple[int, int]]:
+    return zip(layer.kernel_size, layer.dilation_rate, strict=True)

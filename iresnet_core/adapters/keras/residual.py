@@ -10,7 +10,9 @@ from iresnet_core.adapters.keras.layer import FlowLayer
 from iresnet_core.adapters.keras.tensors import checkpointed, kernel_of
 from iresnet_core.adapters.keras.weight import CappedWeight
 from iresnet_core.adapters.shared.residual import ResidualMethods
+from iresnet_core.adapters.shared.steps import Step
 from iresnet_core.adapters.shared.weight import CappedLayer
+from iresnet_core.branches import Activation as CoreActivation
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows import Shape
 from iresnet_core.operators import LinearLayer
@@ -63,7 +65,7 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
 
     def _build_for(self, event_shape: Shape) -> None:
         shape: Any = (None, *event_shape)
-        self._event_shape = event_shape
+        self._event_shape = self._seen = event_shape
         if self.declared is not None:
             if not self.net.built:
                 self.net.build(shape)
@@ -71,7 +73,12 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
         if isinstance(self.net, keras.Sequential) and not self.net.built:
             self.net.build(shape)
         capped: list[CappedWeight] = []
-        for step in linear_layers(self._steps()):
+        for step in self._steps():
+            if isinstance(step, Step):
+                step.build(tuple(shape[1:]))
+                shape = (None, *step.output_shape(tuple(shape[1:])))
+            if isinstance(step, Step | CoreActivation):
+                continue
             if convolution_options(step) is not None and len(shape) != step.rank + 2:
                 raise ShapeError(
                     f"{type(step).__name__} {step.name!r} takes samples of {step.rank + 1} axes, the channels last; "

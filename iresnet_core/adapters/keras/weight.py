@@ -14,7 +14,7 @@ from iresnet_core.backends import get_backend
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.flows import Shape
 from iresnet_core.lipschitz import Certificate, basis_shape, scaled_in_training
-from iresnet_core.operators import Convolution, Dense, LinearLayer
+from iresnet_core.operators import Convolution, ConvolutionTranspose, Dense, LinearLayer
 
 __all__ = ["CappedWeight"]
 
@@ -37,7 +37,7 @@ class CappedWeight(CertifiedWeight, keras.layers.Layer):
         # Hidden from Keras, for which the layer is part of the block that holds both.
         self._linear = lambda: linear
         self.cap, self.input_shape = cap, input_shape
-        self._options = convolution_options(linear)
+        self._options = convolution_options(linear, input_shape)
         free = self.capped_layer().free()
         shape = basis_shape(free)
         self._basis: Any = None
@@ -92,7 +92,9 @@ class CappedWeight(CertifiedWeight, keras.layers.Layer):
         """Return the core's linear layer with a kernel, whose axes Keras orders differently in a dense layer."""
         if self._options is None:
             return Dense(keras.ops.transpose(weight), bias, checked=checked)
-        return Convolution(weight, bias, input_shape=input_shape, checked=checked, **self._options)
+        kind: Any = ConvolutionTranspose.for_input if "output_padding" in self._options else Convolution
+        layer: LinearLayer = kind(weight, bias, input_shape=input_shape, checked=checked, **self._options)
+        return layer
 
     def start(self, free: LinearLayer) -> Any:
         """Return the basis of the power iteration; a convolution with several taps has none."""

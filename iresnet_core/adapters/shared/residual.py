@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import iresnet_core as core
 from iresnet_core.adapters.shared.layer import LayerMethods, Weights
+from iresnet_core.adapters.shared.steps import Step
 from iresnet_core.adapters.shared.weight import CappedLayer, training_layers, with_newest
 from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.branches import Activation
@@ -32,6 +33,7 @@ class ResidualMethods(LayerMethods):
     _is_conditioned_by_core = True
     net: Any
     cap: float
+    _seen: Shape | None = None  # the shape of the samples that came last
 
     def __init__(
         self,
@@ -201,9 +203,36 @@ class ResidualMethods(LayerMethods):
         return core.ResidualBlock(lambda x: x, lipschitz=0.0)  # keeps the shape, with any conditioning
 
     def _chain(self, linear: Iterable[LinearLayer]) -> core.Chain:
-        """Return the core's chain, with these linear layers between the activations."""
-        following = iter(linear)
-        return core.Chain([step if isinstance(step, Activation) else next(following) for step in self._steps()])
+        """Return the core's chain, with these linear layers between the activations and the other steps."""
+        steps, given = self._steps(), list(linear)
+        following, shape = iter(given), self._shape_in_front(steps)
+        layers: list[Any] = []
+        for step in steps:
+            if isinstance(step, Activation):
+                layers.append(step)
+            elif isinstance(step, Step):
+                layers.append(step.layer(shape, given[0].weight))
+                shape = step.output_shape(shape)
+            else:
+                layers.append(next(following))
+                shape = layers[-1].output_shape
+        return core.Chain(layers)
+
+    def _shape_in_front(self, steps: list[Any]) -> Shape:
+        """Return the shape of one sample of the block, where a step before the first linear layer needs it."""
+        first = next(step for step in steps if not isinstance(step, Activation))
+        if not isinstance(first, Step):
+            return ()
+        if first.input_shape is not None:
+            return first.input_shape
+        if self._seen is None and first.keeps_shape:
+            return ()
+        if self._seen is None:
+            raise InvalidArgumentError(
+                "the shape of the samples, which a layer of the branch changes, is not known yet: call the block with "
+                "samples, or bind(shape), or make it part of a Flow."
+            )
+        return self._seen
 
     def _certified_chain(self, capped: list[CappedLayer]) -> core.Chain:
         """Return the chain of certified weights; the last one again, if neither they nor the biases have changed.

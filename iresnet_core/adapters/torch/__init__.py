@@ -3,6 +3,7 @@
 from iresnet_core.adapters.torch.branch import Activation
 from iresnet_core.adapters.torch.classifier import Classifier
 from iresnet_core.adapters.torch.condition import Condition
+from iresnet_core.adapters.torch.declared import DeclaredLayer, FourierFeatures
 from iresnet_core.adapters.torch.flow import Flow
 from iresnet_core.adapters.torch.inverted import Inverted
 from iresnet_core.adapters.torch.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze, Wrap
@@ -15,10 +16,12 @@ __all__ = [
     "Activation",
     "Classifier",
     "Condition",
+    "DeclaredLayer",
     "FactorOut",
     "Flow",
     "FlowLayer",
     "FlowTransform",
+    "FourierFeatures",
     "InjectivePad",
     "Inverted",
     "InvertibleResidual",

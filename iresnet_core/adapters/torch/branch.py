@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from iresnet_core.adapters.shared.steps import FixedStep, FlattenStep, PoolingStep, ReshapeStep, Step
+from iresnet_core.adapters.torch.declared import DeclaredLayer, FourierFeatures
 from iresnet_core.backends import backend
 from iresnet_core.branches import Activation as CoreActivation
 from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownLipschitzError
@@ -19,8 +21,10 @@ __all__ = [
     "steps_of",
 ]
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _LINEAR = (nn.Linear, *_CONVOLUTIONS)
+_POOLING = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}
 
 
 class Activation(nn.Module):
@@ -102,6 +106,33 @@ _OTHER_FUNCTIONS: dict[type[nn.Module], tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def _other_step(module: nn.Module) -> Step | None:
+    """Return the step of a module that has neither weights to cap nor an activation, or None if it is not known."""
+    kind = type(module)
+    if isinstance(module, DeclaredLayer) and _computes_as(module, DeclaredLayer):
+        function_of_one_sample(module.layer)
+        return module.step()
+    if isinstance(module, FourierFeatures) and _computes_as(module, FourierFeatures):
+        return FixedStep(module._layer)
+    if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
+        return FlattenStep()
+    if isinstance(module, nn.Unflatten) and module.dim == 1 and isinstance(module.unflattened_size[0], int):
+        return ReshapeStep(module.unflattened_size)
+    if kind in _POOLING:
+        axes, pool = _POOLING[kind], module
+        window, stride, padding = (
+            (value,) * axes if isinstance(value, int) else tuple(value)  # type: ignore[arg-type]
+            for value in (pool.kernel_size, pool.stride, pool.padding)
+        )
+        if window != stride or any(padding) or pool.ceil_mode or getattr(pool, "divisor_override", None):
+            raise UnknownLipschitzError(
+                f"{described(module)}: the constant of average pooling is known for windows side by side; leave "
+                "stride, padding, ceil_mode and divisor_override as they are."
+            )
+        return PoolingStep(window, "channels_first")
+    return None
+
+
 def described(module: nn.Module) -> str:
     """Return a module in one line, without what parametrisations add."""
     if isinstance(module, nn.Sequential):
@@ -155,16 +186,18 @@ def steps_of(net: nn.Module) -> list[Any]:
     """
     steps: list[Any] = []
     for layer in _layers(net):
-        step = layer if _computes_as(layer, *_LINEAR) else _activation_of(layer)
+        step: Any = layer if _computes_as(layer, *_LINEAR) else _activation_of(layer)
+        step = _other_step(layer) if step is None else step
         if step is None:
-            known = ", ".join(kind.__name__ for kind in (*_LINEAR, *_ACTIVATIONS))
+            known = ", ".join(kind.__name__ for kind in (*_LINEAR, *_ACTIVATIONS, *_POOLING, nn.Flatten, nn.Unflatten))
             name = type(layer).__name__.removeprefix("Parametrized")
             derived = isinstance(layer, (*_LINEAR, nn.Sequential, Activation))
             raise UnknownLipschitzError(
                 f"the Lipschitz constant of {name} is not known"
                 + (", since its forward is not that of the class that it is made from" if derived else "")
-                + f", so that no block with it can be certified. Known are {known}, Activation(name) and Sequential of "
-                "them. For a module whose constant you know pass InvertibleResidual(module, lipschitz=...)."
+                + f", so that no block with it can be certified. Known are {known}, Activation(name), FourierFeatures "
+                "and Sequential of them. For a module whose constant you know put DeclaredLayer(module, lipschitz) in "
+                "its place, or pass InvertibleResidual(module, lipschitz=...)."
             )
         steps.append(step)
     return steps
@@ -203,26 +236,21 @@ def function_of_one_sample(net: nn.Module) -> nn.Module:
 
 def linear_layers(steps: list[Any]) -> list[Any]:
     """Return the linear modules among the steps."""
-    return [step for step in steps if not isinstance(step, CoreActivation)]
+    return [step for step in steps if not isinstance(step, CoreActivation | Step)]
 
 
 def convolution_options(module: nn.Module) -> dict[str, Any] | None:
     """Return the keywords of the core's Convolution for a convolution module; None for a dense layer.
 
+    Those of a transposed convolution have its output padding, and are for `ConvolutionTranspose.for_input`.
+
     Raises
     ------
-    ShapeError
-        For a stride, which changes the shape inside a block.
     InvalidArgumentError
         For a padding that is neither of zeros nor circular.
     """
     if not isinstance(module, _CONVOLUTIONS):
         return None
-    if any(s != 1 for s in module.stride):
-        raise ShapeError(
-            f"{described(module)}: a convolution in a residual block has stride 1, since the block keeps the shape. "
-            "Change the resolution with Squeeze() between the blocks."
-        )
     if module.padding_mode not in ("zeros", "circular"):
         raise InvalidArgumentError(
             f"{described(module)}: padding_mode must be 'zeros' or 'circular', got {module.padding_mode!r}."
@@ -233,6 +261,8 @@ def convolution_options(module: nn.Module) -> dict[str, Any] | None:
     elif padding == "valid":
         padding = [(0, 0)] * len(module.kernel_size)
     return {
+        **({"output_padding": tuple(module.output_padding)} if isinstance(module, _TRANSPOSED) else {}),
+        "stride": tuple(module.stride),
         "padding": padding,
         "dilation": tuple(module.dilation),
         "groups": module.groups,
@@ -244,7 +274,7 @@ def _windows(module: Any) -> Iterator[tuple[int, int]]:
     return zip(module.kernel_size, module.dilation, strict=True)
 
 
-def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+def output_shape(module: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of one sample after a layer.
 
     Raises
@@ -252,6 +282,8 @@ def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
     ShapeError
         If the layer does not take samples of this shape.
     """
+    if isinstance(module, Step):
+        return module.output_shape(shape)
     options = convolution_options(module)
     if options is None and not isinstance(module, nn.Linear):
         return shape
@@ -262,9 +294,14 @@ def output_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
         raise ShapeError(f"{described(module)} does not take samples of shape {shape}, but of shape {taken}.")
     if options is None:
         return (module.out_features,)  # type: ignore[return-value]
+    more = options.get("output_padding", (0,) * axes)
     extents = (
-        n + sum(pair) - d * (k - 1)
-        for n, pair, (k, d) in zip(shape[1:], options["padding"], _windows(module), strict=True)
+        (n - 1) * s - sum(pair) + d * (k - 1) + 1 + extra
+        if isinstance(module, _TRANSPOSED)
+        else (n + sum(pair) - d * (k - 1) - 1) // s + 1
+        for n, s, pair, extra, (k, d) in zip(
+            shape[1:], options["stride"], options["padding"], more, _windows(module), strict=True
+        )
     )
     out = (module.out_channels, *extents)
     if min(out[1:]) < 1:  # type: ignore[type-var,operator]

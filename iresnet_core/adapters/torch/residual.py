@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import iresnet_core as core
 from iresnet_core.adapters.shared.residual import ResidualMethods
+from iresnet_core.adapters.shared.steps import Step
 from iresnet_core.adapters.shared.weight import CappedLayer
 from iresnet_core.adapters.torch.branch import (
     convolution_options,
@@ -58,14 +59,14 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
                 f"a residual branch needs at least one Linear or convolution layer, got {described(net)}."
             )
         for layer in linear:
-            convolution_options(layer)  # refuses strides
+            convolution_options(layer)  # refuses paddings that the core does not know
 
     def _cap_weights(self) -> None:
         linear = linear_layers(self._steps())
         for layer in linear:
             cap_weight(layer, self.cap, convolution_options(layer))
         first = linear[0]
-        if isinstance(first, nn.Linear):
+        if isinstance(first, nn.Linear) and not any(isinstance(step, Step) for step in self._steps()):
             self.bind((first.in_features,))
         if self.context_features is not None:
             width = first.out_features if isinstance(first, nn.Linear) else first.out_channels
@@ -100,25 +101,30 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
 
         Calls with images of other sizes, also at the same time, each have the certificates for theirs.
         """
-        shape = tuple(event_shape)
+        shape = self._seen = tuple(event_shape)
         if self.declared is None:
-            linear = linear_layers(self._steps())
-            for layer, size in zip(linear, self._sizes(linear, shape), strict=True):
+            steps = self._steps()
+            for layer, size in zip(linear_layers(steps), self._sizes(steps, shape), strict=True):
                 state = cap_of(layer)
                 if state is not None:
                     state.set_input_shape(size)
         return shape
 
-    def _sizes(self, linear: list[Any], shape: Shape) -> list[Shape]:
-        """Return the shapes of the samples that the layers get, where the block gets one of this shape."""
-        shapes = [tuple(shape)]
-        for layer in linear:
-            shapes.append(output_shape(layer, shapes[-1]))
-        if shapes[-1] != shapes[0]:
+    def _sizes(self, steps: list[Any], shape: Shape) -> list[Shape]:
+        """Return the shapes of the samples that the linear layers get, where the block gets one of this shape."""
+        linear, behind = linear_layers(steps), tuple(shape)
+        sizes: list[Shape] = []
+        for step in steps:
+            if step in linear:
+                sizes.append(behind)
+            behind = output_shape(step, behind)
+        if behind != tuple(shape):
             raise ShapeError(
-                f"a residual branch keeps the shape, but {described(self.net)} makes {shapes[-1]} of {shapes[0]}."
+                f"a residual branch keeps the shape, but {described(self.net)} makes {behind} of {tuple(shape)}. What "
+                "a stride takes away a transposed convolution has to give back, with its output_padding where the "
+                "extent is no multiple of the stride; or change the resolution with Squeeze() between the blocks."
             )
-        return shapes[:-1]
+        return sizes
 
     def capped_layers(self) -> list[CappedLayer]:
         """Return the capped linear layers with their free parameters; none for a branch of declared constant."""
@@ -130,7 +136,8 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
         linear = self._linear()
         if not any(map(convolution_options, linear)):
             return [capped_layer(layer) for layer in linear]
-        return [capped_layer(layer, size) for layer, size in zip(linear, self._sizes(linear, event_shape), strict=True)]
+        sizes = self._sizes(self._steps(), event_shape)
+        return [capped_layer(layer, size) for layer, size in zip(linear, sizes, strict=True)]
 
     def _linear(self) -> list[Any]:
         """Return the linear modules of the branch, which has to be the one that was wrapped."""
@@ -154,5 +161,8 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
 
     def _take_shape(self, x: Tensor) -> None:
         """Take note of the size that was seen last; no call relies on it."""
-        if self.declared is None and any(map(convolution_options, linear_layers(self._steps()))):
+        if self.declared is not None:
+            return
+        steps = self._steps()
+        if any(isinstance(step, Step) or convolution_options(step) is not None for step in steps):
             self.bind(tuple(x.shape[1:]))

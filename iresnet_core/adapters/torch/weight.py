@@ -13,7 +13,7 @@ from iresnet_core.backends import get_backend
 from iresnet_core.common import working_dtype
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.lipschitz import Certificate, basis_shape, scaled_for_any_size
-from iresnet_core.operators import Convolution, Dense, LinearLayer
+from iresnet_core.operators import Convolution, ConvolutionTranspose, Dense, LinearLayer
 
 __all__ = ["CappedWeight", "cap_of", "cap_weight", "capped_layer", "required_cap_of", "weight_before_cap"]
 
@@ -55,7 +55,9 @@ class CappedWeight(CertifiedWeight, nn.Module):
         """Give the buffers the sizes that they will keep, since modules that average others copy buffer by buffer."""
         size = self.input_shape
         if self.options is not None and size is None:  # any will do, since the basis does not depend on it
-            size = (self._shape[1] * self.options["groups"], *[2**10] * (len(self._shape) - 2))
+            transposed = "output_padding" in self.options
+            channels = self._shape[0] if transposed else self._shape[1] * self.options["groups"]
+            size = (channels, *[2**10] * (len(self._shape) - 2))
         with torch.no_grad(), torch.inference_mode(mode=False):
             free = self.free_layer(torch.empty(self._shape, device="meta"), None, size, checked=True)
             shape, dtype = basis_shape(free), working_dtype(free.backend, self.basis.dtype)
@@ -113,7 +115,9 @@ class CappedWeight(CertifiedWeight, nn.Module):
                 "the size of the images, on which the norm of a convolution depends, is not known yet: call the block "
                 "with samples, or bind((channels, *spatial)), or make it part of a Flow."
             )
-        return Convolution(weight, bias, input_shape=input_shape, checked=checked, **self.options)
+        kind: Any = ConvolutionTranspose.for_input if "output_padding" in self.options else Convolution
+        layer: LinearLayer = kind(weight, bias, input_shape=input_shape, checked=checked, **self.options)
+        return layer
 
     def start(self, free: LinearLayer) -> Tensor | None:
         """Return the basis from which the power iteration begins in this pass, or None if there is none yet.
