@@ -200,7 +200,7 @@ def as_operator(
         For a foreign operator: an array with the backend, dtype and device of its vectors; default NumPy float64 (or
         float32, where ``A.dtype`` says so).
     shape : (int, int), optional
-        For functions: their shape (m, n); default square, of the length of `like`.
+        For functions: their shape (m, n); default square, of the length of `like`. Others must have it.
     pattern : SciPy sparse matrix (m, n), optional
         For a foreign operator: where its entries may differ from zero, so that `logdet` can place its probes as it does
         for a sparse matrix.
@@ -210,7 +210,7 @@ def as_operator(
     UnknownArrayError
         If `A` is none of these.
     ShapeError, InvalidArgumentError
-        If functions come without a size, or the pattern has another shape.
+        If functions come without a size, or the pattern or `A` has another shape.
     DtypeError
         If `A` is complex.
 
@@ -221,6 +221,15 @@ def as_operator(
     >>> shift.matvec(np.array([1.0, 2.0, 3.0]))
     array([3., 1., 2.])
     """
+    if shape is not None and (not isinstance(shape, tuple | list) or len(shape) != 2):
+        raise ShapeError(f"shape must be a pair (m, n), got {shape!r}.")
+    operator = _as_operator(A, like, shape, pattern)
+    if shape is not None and operator.shape != tuple(shape):
+        raise ShapeError(f"{operator!r} has shape {operator.shape}, and not {tuple(shape)}; shape= is for functions.")
+    return operator
+
+
+def _as_operator(A: Any, like: Array | None, shape: tuple[int, int] | None, pattern: Any) -> LinearOperator:
     if isinstance(A, LinearOperator):
         return A
     if hasattr(A, "operators") and hasattr(A, "lipschitz"):

@@ -360,3 +360,12 @@ def test_what_lacks_a_product_is_named(backend):
         as_operator(one_way).rmatvec(np.ones(2))
     with pytest.raises(UnknownArrayError, match="has no rmatvec"):
         lipschitz_bound(one_way)
+
+
+def test_a_shape_that_is_not_that_of_the_operator_is_refused():
+    for A in (np.eye(2), csr_array(np.eye(2)), aslinearoperator(np.eye(2)), as_operator(np.eye(2))):
+        assert as_operator(A, shape=(2, 2)).shape == (2, 2)
+        with pytest.raises(ShapeError, match=r"\(2, 2\), and not \(5, 5\)"):
+            as_operator(A, shape=(5, 5))
+    with pytest.raises(ShapeError, match="pair"):
+        as_operator(abs, shape=5)
