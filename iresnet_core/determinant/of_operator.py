@@ -71,10 +71,23 @@ def operator_logdet(
                     raise
                 chosen = chosen or "nothing bounds the operator"
         if found is None:
-            return _exact(operator, statement, chosen or "")
-        if chosen is not None:
-            return _exact_of_sparse(found, statement, chosen)
-        return _estimated(found, statement, request, methods, probes_asked)
+            result = _exact(operator, statement, chosen or "")
+        elif chosen is not None:
+            result = _exact_of_sparse(found, statement, chosen)
+        else:
+            result = _estimated(found, statement, request, methods, probes_asked)
+        return _with_tolerance(backend, result, request.tol)
+
+
+def _with_tolerance(backend: Backend, result: LogDet, tol: float | None) -> LogDet:
+    """Say in `reason` that a tolerance is not met, as where rounding is above it."""
+    if tol is None or backend.is_tracing(result.bias_bound) or "above tol" in result.reason:
+        return result
+    errors = [float(backend.xp.max(error)) for error in (result.std_error, result.bias_bound)]
+    if max(errors) <= tol:
+        return result
+    seen = f"tol={tol:g} is not met, std_error is {errors[0]:.2g} and bias_bound, with rounding, {errors[1]:.2g}"
+    return result._replace(reason="; ".join(word for word in (result.reason, seen) if word))
 
 
 def _seed(request: Request) -> Any:

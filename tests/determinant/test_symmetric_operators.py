@@ -202,6 +202,15 @@ def test_a_tolerance_is_met(tol):
     assert (result.method == "exact") == (tol < 1)  # which 200 products are enough for
 
 
+def test_a_tolerance_that_rounding_is_above_is_told():
+    A = (12.0 * laplacian(400)).astype(np.float32)
+    for options in ({"exact_up_to": 0}, {}):
+        assert "not met" not in logdet(A, tol=0.5, rng=0, **options).reason
+        result = logdet(A, tol=1e-6, rng=0, **options)
+        assert float(result.bias_bound) > 1e-6
+        assert "tol=1e-06 is not met" in result.reason
+
+
 def test_a_tolerance_without_a_pattern_is_met_by_probes():
     A = 12.0 * laplacian(200)
     result = logdet(aslinearoperator(A), spectrum=(0, 48), tol=5.0, rng=0)
