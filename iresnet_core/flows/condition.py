@@ -140,19 +140,19 @@ class Condition(Copyable):
         if self.labels is None and self.mean is None:
             encoded = rows
         else:
-            wide = xp.astype(rows, widest(backend))
-            parts = [self._encoded(backend, wide[:, k], k) for k in range(self.features)]
+            parts = [self._encoded(backend, rows[:, k], k) for k in range(self.features)]
             encoded = xp.astype(xp.concat(parts, axis=1) if len(parts) > 1 else parts[0], dtype)
         return encoded if self.net is None else self.net(encoded)
 
     def _encoded(self, backend: Backend, column: Array, k: int) -> Array:
-        """Return column k (batch,) of float64 as (batch, 1), or one-hot; a label that is not known has the code NaN."""
+        """Return column k (batch,) in float64 as (batch, 1), or one-hot; a label that is not known has the code NaN."""
         xp, labels = backend.xp, None if self.labels is None else self.labels[k]
+        wide = xp.astype(column, widest(backend))
         if labels is None:
-            scaled = column if self.mean is None or self.std is None else (column - self.mean[k]) / self.std[k]
+            scaled = wide if self.mean is None or self.std is None else (wide - self.mean[k]) / self.std[k]
             return scaled[:, None]
         matches = _matches(backend, column, labels)
-        code = xp.astype(matches, column.dtype)
+        code = xp.astype(matches, wide.dtype)
         if not backend.is_tracing(column):
             return code
         return xp.where(xp.any(matches, axis=1, keepdims=True), code, xp.full_like(code, math.nan))
@@ -251,29 +251,41 @@ def _require_dtype(backend: Backend, context: Array, only_labels: bool, like: Ar
 
 
 def _matches(backend: Backend, column: Array, labels: tuple[float, ...]) -> Array:
-    """Return (batch, labels): which of the labels each entry of a column is."""
-    known = backend.xp.asarray(list(labels), dtype=column.dtype, device=device_of(column))
-    return column[:, None] == known[None, :]
+    """Return (batch, labels): which of the labels each entry of a column is, in the dtype that the column came in.
+
+    A label such as 0.1 is another number in float32 than in float64, and the column holds the rounded one.
+    """
+    xp, wide = backend.xp, widest(backend)
+    known = xp.asarray(list(labels), dtype=wide, device=device_of(column))
+    if xp.isdtype(column.dtype, "real floating"):
+        known = xp.astype(known, column.dtype)
+    return xp.astype(column, wide)[:, None] == xp.astype(known, wide)[None, :]
 
 
 def _are_known(backend: Backend, rows: Array, labels: Labels) -> Array | None:
     """Return for each of the conditions (batch, features) whether its labels are known; None where all are numbers."""
-    wide = backend.xp.astype(rows, widest(backend))
-    columns = [_matches(backend, wide[:, k], own) for k, own in enumerate(labels) if own is not None]
+    columns = [_matches(backend, rows[:, k], own) for k, own in enumerate(labels) if own is not None]
     return reduce(and_, [backend.xp.any(matches, axis=1) for matches in columns]) if columns else None
 
 
 def _require_known(backend: Backend, rows: Array, labels: Labels) -> None:
     known = _are_known(backend, rows, labels)
-    if known is None or bool(backend.xp.all(known)):
+    if known is None:
         return
-    host, good = backend.to_numpy(rows), backend.to_numpy(known)
-    first = next(k for k in range(host.shape[0]) if not good[k])
-    for value, own in zip(host[first].tolist(), labels, strict=True):
-        if own is not None and value not in own:
+    xp, found = backend.xp, {k: _matches(backend, rows[:, k], own) for k, own in enumerate(labels) if own is not None}
+    if any(bool(xp.any(xp.sum(xp.astype(matches, xp.int32), axis=1) > 1)) for matches in found.values()):
+        raise InvalidArgumentError(
+            f"two labels of a condition are one number in {rows.dtype}: pass the context in a wider dtype."
+        )
+    if bool(xp.all(known)):
+        return
+    for k, matches in found.items():
+        own, good = labels[k] or (), backend.to_numpy(xp.any(matches, axis=1)).tolist()
+        if not all(good):
+            value = float(backend.to_numpy(xp.astype(rows[:, k], widest(backend)))[good.index(False)])
             listed = ", ".join(f"{n:g}" for n in own[:8]) + (", ..." if len(own) > 8 else "")
             raise InvalidArgumentError(
-                f"the context of {which_samples(backend, known)} holds the label {value:g}, which is none of the "
+                f"the context of {which_samples(backend, known)} holds the label {value:.9g}, which is none of the "
                 f"{len(own)} that become one-hot: {listed}. A flow says nothing about a label that it has not seen."
             )
 

@@ -1,5 +1,6 @@
 """Conditions of a table: which of its columns they are, and what enters a flow for them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,8 +80,12 @@ def split_columns(table: np.ndarray, condition: str, name: str) -> tuple[np.ndar
     return np.ascontiguousarray(table[:, others]), np.ascontiguousarray(table[:, list(chosen)])
 
 
-def planned_condition(contexts: np.ndarray, condition: str, labels: str | None, columns: int) -> ConditionPlan:
-    """Return the map for the conditions (n, k) of a training, with the labels that they hold.
+def planned_condition(
+    contexts: np.ndarray, condition: str, labels: str | None, columns: int, *, others: Sequence[np.ndarray] = ()
+) -> ConditionPlan:
+    """Return the map for the conditions (n, k) of a training, with the labels that they and those of the `others` hold.
+
+    A label that only the validation or test set has would end a run with an error in its first evaluation, or its last.
 
     Raises
     ------
@@ -95,7 +100,8 @@ def planned_condition(contexts: np.ndarray, condition: str, labels: str | None, 
         raise InvalidArgumentError(f"--labels {labels} names a column that --condition {condition} does not.")
     known: list[tuple[float, ...] | None] = []
     for place, column in enumerate(chosen):
-        seen = np.unique(contexts[:, place]) if column in of_labels else None
+        held = [part[:, place] for part in (contexts, *others)]
+        seen = np.unique(np.concatenate(held)) if column in of_labels else None
         if seen is not None and len(seen) > _MOST_LABELS:
             raise DataFileError(f"column {column} has {len(seen)} labels, more than {_MOST_LABELS}: leave it a number.")
         known.append(None if seen is None else tuple(map(float, seen)))

@@ -89,7 +89,7 @@ class Dataset:
     contexts : tuple of three arrays (n, k), or None
         The conditions of the three parts.
     condition : ConditionPlan or None
-        What enters a flow for them, from those to train on.
+        What enters a flow for them: means and scales of those to train on, labels of all.
     """
 
     name: str
@@ -134,7 +134,7 @@ def _conditional(dataset: Dataset, condition: str, labels: str | None) -> Datase
         raise InvalidArgumentError(f"--condition takes columns of real numbers; {dataset.name} holds grey levels.")
     parts = [split_columns(part, condition, dataset.name) for part in (dataset.train, dataset.validation, dataset.test)]
     (train, validation, test), (first, second, third) = zip(*parts, strict=True)
-    plan = planned_condition(first, condition, labels, dataset.train.shape[1])
+    plan = planned_condition(first, condition, labels, dataset.train.shape[1], others=(second, third))
     return Dataset(dataset.name, train, validation, test, None, (first, second, third), plan)
 
 

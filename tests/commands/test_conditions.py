@@ -91,3 +91,17 @@ def test_conditions_go_with_their_samples(tmp_path):
     for x, context in zip((dataset.train, dataset.validation, dataset.test), dataset.contexts, strict=True):
         assert len(x) == len(context)
         assert {(a, c, b, d) for (a, b), (c, d) in zip(x.tolist(), context.tolist(), strict=True)} <= values
+
+
+def test_labels_of_the_test_set_alone_are_known(tmp_path):
+    """And ones that float32 rounds; every sample has its own label here."""
+    pytest.importorskip("torch")
+    values = np.random.default_rng(0).normal(0, 1, (60, 3))
+    values[:, 2] = 0.1 * np.arange(60)
+    np.savetxt(tmp_path / "t.csv", values, delimiter=",")
+    dataset = load_dataset(DatasetSource(str(tmp_path / "t.csv"), condition="2", labels="2"))
+    assert dataset.condition.labels[0] == tuple(values[:, 2])
+    assert dataset.condition.mean == (dataset.contexts[0].mean(),)
+    few = ("--steps", 2, "--blocks", 1, "--hidden", 4, "--layers", 1, "--no-tensorboard")
+    result = iresnet("train", tmp_path / "t.csv", "--condition", "2", "--labels", "2", "--out", tmp_path / "run", *few)
+    assert result.exit_code == 0, without_notices(result.output)

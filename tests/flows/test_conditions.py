@@ -111,6 +111,18 @@ def test_samples_follow_their_conditions(backend):
     np.testing.assert_allclose(host(bits), -exact(flow, many.value, context) / (3 * np.log(2)), rtol=1e-12)
 
 
+def test_labels_that_the_dtype_rounds_are_known(backend):
+    given = Condition(labels=[(0.1, 0.3), None])
+    for dtype in ("float32", "float64"):
+        rows = array(backend, [[0.3, 0.1], [0.1, 2.0]], dtype)
+        np.testing.assert_array_equal(host(given(rows)), np.array([[0, 1, 0.1], [1, 0, 2.0]], dtype))
+    with pytest.raises(InvalidArgumentError, match=r"label 0\.2"):
+        given(array(backend, [[0.2, 0.1]], "float32"))
+    with pytest.raises(InvalidArgumentError, match="one number in"):
+        Condition(labels=[(0.1, 0.1 + 1e-12)])(array(backend, [[0.1]], "float32"))
+    assert host(Condition(labels=[(0.5, 1.0)])(backend.from_numpy(np.array([1])))).tolist() == [[0.0, 1.0]]
+
+
 def test_labels_become_one_hot(backend):
     flow = conditional_flow(backend, 2, classes=3)
     x, labels = vectors(backend, 3, 4), np.array([2, 0, 1, 2])
