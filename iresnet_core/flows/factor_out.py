@@ -8,7 +8,7 @@ from iresnet_core.backends import Array, Backend
 from iresnet_core.common import flatten, require_positive_int
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows.condition import Labels, agreed
-from iresnet_core.flows.flow import Flow
+from iresnet_core.flows.flow import Flow, require_no_base
 from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shape, Transformed, channel_axis
 from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
 from iresnet_core.results import Inverse, LogDet
@@ -38,7 +38,7 @@ class FactorOut(Layer):
     ShapeError
         If the channels of `flow` are not `keep`; from `forward`, if the samples do not fit.
     InvalidArgumentError
-        From `inverse`, if the shape is not known.
+        If a flow inside has a base; from `inverse`, if the shape is not known.
 
     Examples
     --------
@@ -63,6 +63,8 @@ class FactorOut(Layer):
         for index, layer in enumerate(layers):
             if not isinstance(layer, Layer):
                 raise InvalidArgumentError(f"entry {index} of the layers is no layer but {type(layer).__name__}.")
+        for part in (flow, *layers):
+            require_no_base(part)
         known = flow if isinstance(flow, Flow) else None
         if known is not None:
             channels = known.event_shape[channel_axis(axis, len(known.event_shape) + 1, "FactorOut") - 1]

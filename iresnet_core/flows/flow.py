@@ -25,7 +25,7 @@ from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
 from iresnet_core.flows.sampling import drawn
 from iresnet_core.results import Inverse, LogDet
 
-__all__ = ["Flow", "LogProb"]
+__all__ = ["Flow", "LogProb", "require_no_base"]
 
 
 class Flow(Layer):
@@ -60,7 +60,7 @@ class Flow(Layer):
     ShapeError
         If the layers do not fit each other, `event_shape` or the map of the condition; a note says which.
     InvalidArgumentError
-        If an entry is no layer, or there is no such base.
+        If an entry is no layer or a flow with a base of its own, or there is no such base.
     MixedBackendsError, DtypeError
         If the parameters come from two backends or have two dtypes.
 
@@ -101,6 +101,7 @@ class Flow(Layer):
             if not isinstance(layer, Layer):
                 raise InvalidArgumentError(f"entry {index} of the layers is no layer but {type(layer).__name__}.")
             with located(index, layer):
+                require_no_base(layer)
                 placed.append(layer.at_shape(shape))
                 shape = placed[-1].output_shape(shape)
         if not placed:
@@ -410,3 +411,12 @@ class Flow(Layer):
             moved, change = layer._spread(backend, x, error)
             x, error, total = layer._map(backend, x), moved, total + change
         return error * (1 + 1e-14), total * (1 + 1e-14)
+
+
+def require_no_base(layer: Any) -> None:
+    """Refuse a flow with a base as a part of another layer, of which only the map counts."""
+    if isinstance(layer, Flow) and not isinstance(layer.base, str):
+        raise InvalidArgumentError(
+            f"a flow inside of another layer is a map, whose base {layer.base!r} has no effect: give the base to "
+            "the outer flow, Flow(..., base=), and none to the inner one."
+        )

@@ -11,7 +11,7 @@ from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows.actnorm import ActNorm
 from iresnet_core.flows.condition import Labels
 from iresnet_core.flows.factor_out import FactorOut
-from iresnet_core.flows.flow import Flow
+from iresnet_core.flows.flow import Flow, require_no_base
 from iresnet_core.flows.layer import (
     ForwardOptions,
     InverseOptions,
@@ -56,7 +56,7 @@ class Inverted(Layer):
     Raises
     ------
     InvalidArgumentError
-        If `layer` is no layer, or an option is none of `invert`.
+        If `layer` is no layer or a flow with a base, or an option is none of `invert`.
     ShapeError
         When the shape is known, if the layer changes the number of entries of a sample.
     NotConvergedError
@@ -103,6 +103,7 @@ class Inverted(Layer):
     ) -> None:
         if not isinstance(layer, Layer):
             raise InvalidArgumentError(f"Inverted turns a layer of a flow round, got {type(layer).__name__}.")
+        require_no_base(layer)
         if not isinstance(solver, str) or solver not in SOLVERS:
             raise InvalidArgumentError(f"invert has the solvers {', '.join(SOLVERS)}; got {solver!r}.")
         self._keep(

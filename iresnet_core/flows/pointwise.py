@@ -8,7 +8,7 @@ from iresnet_core.common import round_up, unit_roundoff, widest
 from iresnet_core.determinant import SampleSeed
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows.condition import Labels
-from iresnet_core.flows.flow import Flow
+from iresnet_core.flows.flow import Flow, require_no_base
 from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shape, Transformed
 from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
 from iresnet_core.results import Inverse, LogDet
@@ -36,7 +36,7 @@ class Pointwise(Layer):
     Raises
     ------
     InvalidArgumentError
-        If `layer` is none.
+        If `layer` is none, or a flow with a base.
     ShapeError
         If it changes the shape of points, or from `forward` if the samples are no sets of such points.
 
@@ -63,6 +63,7 @@ class Pointwise(Layer):
     def __init__(self, layer: Layer, *, _code: Array | None = None) -> None:
         if not isinstance(layer, Layer):
             raise InvalidArgumentError(f"Pointwise takes a layer of a flow, got {type(layer).__name__}.")
+        require_no_base(layer)
         if isinstance(layer, Flow) and (len(layer.event_shape) != 1 or layer.latent_shape != layer.event_shape):
             raise ShapeError(
                 f"Pointwise takes points, vectors (d,), to vectors of the same size; its flow takes samples of shape "

@@ -8,7 +8,19 @@ from flow_examples import array, dense_block, host
 from frameworks_for_tests import DIFFERENTIATING, gradients
 from scipy import stats
 
-from iresnet_core import DiagonalNormal, Flow, FullNormal, NormalMixture, StudentT, Uniform, VonMises, reverse_kl
+from iresnet_core import (
+    DiagonalNormal,
+    FactorOut,
+    Flow,
+    FullNormal,
+    Inverted,
+    NormalMixture,
+    Pointwise,
+    StudentT,
+    Uniform,
+    VonMises,
+    reverse_kl,
+)
 from iresnet_core.errors import InvalidArgumentError, NonFiniteError, ShapeError
 
 MEAN, SCALE = np.array([0.5, -1.0]), np.array([0.3, 2.0])
@@ -185,3 +197,27 @@ def test_bad_bases_are_refused(backend):
             StudentT(df, a(MEAN), a(SCALE))
     with pytest.raises(InvalidArgumentError, match="below"):
         Uniform([0.0], [0.0])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_base_of_an_inner_flow_is_refused(backend, own):
+    """It has no effect there, wherever the flow is."""
+    block = dense_block(backend, np.random.default_rng(1), 2)
+    base = Logistic(backend) if own else StudentT(2.5, array(backend, MEAN), array(backend, SCALE))
+    inner = Flow([block], (2,), base=base)
+    plain = Flow([block], (2,))
+    for outer in (
+        lambda flow: Flow([flow], (2,)),
+        Inverted,
+        Pointwise,
+        lambda flow: FactorOut(2, flow),
+        lambda flow: FactorOut(2, [flow]),
+    ):
+        outer(plain)
+        with pytest.raises(InvalidArgumentError, match="to the outer flow"):
+            outer(inner)
+    nested = Flow([plain], (2,), base=base)
+    x = array(backend, np.ones((1, 2)))
+    np.testing.assert_allclose(
+        host(nested.log_prob(x, method="exact").value), host(inner.log_prob(x, method="exact").value)
+    )
