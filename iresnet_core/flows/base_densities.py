@@ -92,7 +92,9 @@ def _checked(name: str, **parameters: Array) -> Backend:
         require_finite(backend, array, label)
         require_same_dtype(array, label, arrays[0][1], arrays[0][0])
         if label == "scale" and not backend.is_tracing(array) and not bool(backend.xp.all(array > 0)):
-            raise InvalidArgumentError(f"the scale of {name} must be positive, got {float(backend.xp.min(array)):g}.")
+            raise InvalidArgumentError(
+                f"the scale of {name} must be positive, got {float(backend.xp.min(backend.stop_gradient(array))):g}."
+            )
     return backend
 
 
@@ -180,7 +182,7 @@ class StudentT(DiagonalNormal):
     Notes
     -----
     Samples are those of Bailey (1994): ``sqrt(df expm1(r^2 / df)) cos(phi)`` for the polar coordinates of a pair of
-    normal numbers, exact for every df.
+    normal numbers, exact for every df. Below df = 1 some may be beyond the range of the dtype (NonFiniteError).
 
     Examples
     --------
@@ -207,7 +209,11 @@ class StudentT(DiagonalNormal):
         """Return log p(z) and its rounding bound."""
         xp, d, half = backend.xp, math.prod(self.shape), (self.df + 1) / 2
         y, _, logs = self._standard(backend, z)
-        terms = xp.sum(xp.log1p(y**2 / self.df), axis=1)
+        # log(1 + a^2) = 2 log a + log(1 + a^-2) for the large, whose squares overflow.
+        a = xp.abs(y) / math.sqrt(self.df)
+        large = xp.where(a > 1, a, xp.ones_like(a))
+        small = xp.where(a > 1, 1 / large, a)
+        terms = xp.sum(2 * xp.log(large) + xp.log1p(small**2), axis=1)
         first, second, third = math.lgamma(half), math.lgamma(self.df / 2), 0.5 * math.log(self.df * math.pi)
         value = d * (first - second - third) - logs - half * terms
         sizes = d * (abs(first) + abs(second) + abs(third) + 16 * half)
@@ -216,11 +222,20 @@ class StudentT(DiagonalNormal):
 
     def sample(self, n: int, rng: Any, like: Array) -> Array:
         """Draw by pairs of normal numbers."""
-        xp = get_backend(like).xp
-        pair = get_backend(like).sample("gaussian", (2, n, *self.shape), like, rng)
+        backend = get_backend(like)
+        xp = backend.xp
+        pair = backend.sample("gaussian", (2, n, *self.shape), like, rng)
         square = pair[0, ...] ** 2 + pair[1, ...] ** 2
-        t = xp.sqrt(self.df * xp.expm1(square / self.df)) * pair[0, ...] / xp.sqrt(square)
-        return self.mean + self.scale * t
+        # sqrt(expm1(s)) = exp(s / 2) sqrt(1 - exp(-s)) overflows where the sample does, and its square long before.
+        half = 0.5 * square / self.df
+        fits = half < math.log(float(xp.finfo(like.dtype).max))
+        if not backend.is_tracing(half) and not bool(xp.all(fits)):
+            raise NonFiniteError(
+                f"Student's t with {self.df:g} degrees of freedom has samples beyond the range of {like.dtype}: take "
+                "more degrees of freedom, or a wider dtype."
+            )
+        size = xp.exp(half) * xp.sqrt(-self.df * xp.expm1(-2 * half))
+        return self.mean + self.scale * (size * pair[0, ...] / xp.sqrt(square))
 
 
 class FullNormal(Base):

@@ -3,8 +3,8 @@
 import math
 from typing import Any, NamedTuple
 
-from iresnet_core.backends import Array, Backend
-from iresnet_core.common import flatten, round_up, unit_roundoff, which_samples, widest
+from iresnet_core.backends import Array, Backend, get_backend
+from iresnet_core.common import flatten, require_floating, round_up, unit_roundoff, which_samples, widest
 from iresnet_core.errors import InvalidArgumentError, NonFiniteError, ShapeError
 from iresnet_core.flows.base_densities import Base
 from iresnet_core.inverse import UNSTATED_ROUNDING
@@ -68,7 +68,9 @@ def latents(base: Any, backend: Backend, shape: tuple[Any, ...], like: Array, rn
     if isinstance(base, str):
         return backend.sample("gaussian", shape, like, rng)
     z = base.sample(shape[0], rng, like)
-    if tuple(z.shape)[1:] != tuple(shape)[1:]:
+    get_backend(like, z)
+    drawn, known = z.shape[0] if len(z.shape) else 0, backend.knows_size
+    if tuple(z.shape)[1:] != tuple(shape)[1:] or (known(shape[0]) and known(drawn) and drawn != shape[0]):
         raise ShapeError(f"the base density drew latents of shape {tuple(z.shape)}, and the flow takes {shape}.")
     return backend.xp.astype(z, like.dtype, copy=False)
 
@@ -76,16 +78,15 @@ def latents(base: Any, backend: Backend, shape: tuple[Any, ...], like: Array, rn
 def scored(backend: Backend, z: Array, logdet: LogDet, base: Any = "normal") -> LogProb:
     """Return the log-density of samples with the latents z (batch, ...) and the log-determinant at them.
 
-    Outside of the support of a bounded base it is -inf, without error.
+    Outside of the support of a base that is zero somewhere it is -inf, without error.
     """
     xp, wide = backend.xp, widest(backend)
     nats, base_rounding = _log_base(backend, base, z)
     value = xp.astype(logdet.value, wide) + nats
     dtype = logdet.value.dtype
     inside = nats > -math.inf
-    _require_representable(
-        backend, value if isinstance(base, str) else xp.where(inside, value, xp.zeros_like(value)), dtype
-    )
+    zero_somewhere = not isinstance(base, str) and getattr(base, "bounded", True)
+    _require_representable(backend, xp.where(inside, value, xp.zeros_like(value)) if zero_somewhere else value, dtype)
     own = unit_roundoff(backend, dtype) + 4 * unit_roundoff(backend, wide)
     rounding = base_rounding + own * xp.where(inside, xp.abs(value), xp.zeros_like(value))
     return LogProb(
@@ -108,12 +109,20 @@ def _log_base(backend: Backend, base: Any, z: Array) -> tuple[Array, Array]:
     if isinstance(base, Base):
         return base.density(backend, z)
     nats = base.log_prob(z)
+    get_backend(z, nats)
+    require_floating(backend, nats, "log_prob of the base density")
     if tuple(nats.shape) != (z.shape[0],):
         raise ShapeError(
             f"log_prob of the base density has one entry for each of the {z.shape[0]} latents, got shape "
             f"{tuple(nats.shape)}. A density of single entries needs a sum over them (torch.distributions.Independent)."
         )
     value, xp = backend.xp.astype(nats, widest(backend)), backend.xp
+    # Both NaN and +inf are not below it; -inf is what a density has outside of its support.
+    good = value < math.inf
+    if not backend.is_tracing(value) and not bool(xp.all(good)):
+        raise NonFiniteError(
+            f"log_prob of the base density is NaN or +inf at the latent of {which_samples(backend, good)}."
+        )
     finite = xp.where(value > -math.inf, xp.abs(value), xp.zeros_like(value))
     return value, UNSTATED_ROUNDING * unit_roundoff(backend, nats.dtype) * finite
 

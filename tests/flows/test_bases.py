@@ -9,6 +9,7 @@ from frameworks_for_tests import DIFFERENTIATING, gradients
 from scipy import stats
 
 from iresnet_core import (
+    ActNorm,
     DiagonalNormal,
     FactorOut,
     Flow,
@@ -221,3 +222,64 @@ def test_the_base_of_an_inner_flow_is_refused(backend, own):
     np.testing.assert_allclose(
         host(nested.log_prob(x, method="exact").value), host(inner.log_prob(x, method="exact").value)
     )
+
+
+class Odd(Logistic):
+    """A density of one's own that returns what no density does."""
+
+    def __init__(self, backend, value=0.0, more=0):
+        super().__init__(backend)
+        self.value, self.more = value, more
+
+    def log_prob(self, z):
+        return super().log_prob(z) * self.value if self.value else super().log_prob(z)
+
+    def sample(self, n, rng, like):
+        return super().sample(n + self.more, rng, like)
+
+
+def test_what_a_density_of_ones_own_returns_is_looked_at(backend):
+    block = dense_block(backend, np.random.default_rng(1), 2)
+    x = array(backend, np.ones((3, 2)))
+    for value in (math.nan, -math.inf):
+        flow = Flow([block], (2,), base=Odd(backend, value))
+        with pytest.raises(NonFiniteError, match="log_prob of the base density"):
+            flow.log_prob(x, method="exact")
+        with pytest.raises(NonFiniteError, match="log_prob of the base density"):
+            flow.sample(3, rng=0, log_prob=True, method="exact")
+    outside = Flow([block], (2,), base=Odd(backend, math.inf)).log_prob(x, method="exact")
+    assert (host(outside.value) == -math.inf).all()
+    for more in (1, -1):
+        flow = Flow([block], (2,), base=Odd(backend, more=more))
+        for draw in (flow.sample, lambda n, flow=flow, **options: reverse_kl(flow, lambda x: x[:, 0], n, **options)):
+            with pytest.raises(ShapeError, match="the flow takes"):
+                draw(3, rng=0)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_tails_beyond_the_range_of_squares(backend):
+    """Student's t is zero nowhere; a normal density is not representable there, which is no zero either."""
+    one = array(backend, [1.0])
+    base = StudentT(2.5, 0 * one, one)
+    far = array(backend, [[1e200], [-1e200], [3.0], [0.0]])
+    value, bound = base.density(backend, far)
+    expected = stats.t(2.5).logpdf([3.0, 0.0])
+    np.testing.assert_allclose(host(value)[2:], expected, rtol=1e-13)
+    tail = math.lgamma(1.75) - math.lgamma(1.25) - 0.5 * math.log(2.5 * math.pi)
+    tail -= 1.75 * (2 * 200 * math.log(10) - math.log(2.5))
+    np.testing.assert_allclose(host(value)[:2], [tail, tail], rtol=1e-13)
+    assert (host(bound) < 1e-11).all()
+    if backend.name in DIFFERENTIATING:
+        (found,) = gradients(backend, lambda z: backend.xp.sum(base.log_prob(z)), [far])
+        np.testing.assert_allclose(found[:, 0], [-3.5e-200, 3.5e-200, -3.5 * 3 / (2.5 + 9), 0.0], rtol=1e-12)
+    flow = Flow([ActNorm(0 * one, 0 * one)], (1,), base=DiagonalNormal(0 * one, one))
+    with pytest.raises(NonFiniteError, match="below the range"):
+        flow.log_prob(far)
+
+
+def test_samples_beyond_the_range_of_the_dtype_are_refused(backend):
+    one = array(backend, [1.0], "float32")
+    with pytest.raises(NonFiniteError, match=r"0\.02 degrees"):
+        StudentT(0.02, 0 * one, one).sample(2000, 0, one)
+    few = StudentT(0.3, 0 * one, one)
+    assert np.isfinite(host(few.sample(2000, 0, one))).all()
