@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+import math
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from iresnet_core.backends import Array, get_backend
@@ -88,7 +89,7 @@ class StatedLayer(BranchLayer):
             raise InvalidArgumentError(f"{name}.lipschitz must be positive, since linear layers share what is left.")
         self._constant = constant
         bend = getattr(layer, "slope_lipschitz", None)
-        self._bend = float("inf") if bend is None else float(bend)
+        self._bend = float("inf") if bend is None else _bend(bend, f"{name}.slope_lipschitz")
         before, after = getattr(layer, "input_shape", None), getattr(layer, "output_shape", None)
         if after is not None and before is None:
             raise ShapeError(f"{name} states its output_shape {after!r}, and needs its input_shape with it.")
@@ -224,3 +225,14 @@ class StatedJacobian:
                 f"a product of {name} of {self.layer!r} expanded by {ratio:.4g}, more than the constant {constant:.4g} "
                 "that the layer states. State a larger one, or divide the layer by the excess."
             )
+
+
+def _bend(value: Any, name: str) -> float:
+    """Return the constant of a Jacobian; infinity says that there is none."""
+    try:
+        bend = float(value)
+    except (TypeError, ValueError):
+        bend = math.nan
+    if not bend >= 0:
+        raise InvalidArgumentError(f"{name} must be a number that is not negative, or infinite, got {value!r}.")
+    return bend

@@ -20,6 +20,7 @@ from iresnet_core.flows.base_densities import Base
 from iresnet_core.flows.bases import LogProb, checked_base, latents, scored
 from iresnet_core.flows.composition import distributed, summed
 from iresnet_core.flows.condition import Condition, Labels, agreed, as_condition, require_condition
+from iresnet_core.flows.wrap import require_periodic
 from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shape, Transformed, located
 from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
 from iresnet_core.flows.sampling import drawn
@@ -261,6 +262,7 @@ class Flow(Layer):
 
     def _scored(self, x: Array, options: ForwardOptions) -> LogProb:
         """As `log_prob`, with options that are known."""
+        require_periodic(self.layers, self.base)
         z, logdet = self._checked_forward(x, options)
         backend = get_backend(z)
         with backend.full_precision():

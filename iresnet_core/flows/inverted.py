@@ -21,6 +21,7 @@ from iresnet_core.flows.layer import (
     closed_form_inverse,
     with_moved_point,
 )
+from iresnet_core.flows.pointwise import Pointwise
 from iresnet_core.flows.preimage import Preimage, begun, finished, nearest, uncertified
 from iresnet_core.inverse import SOLVERS
 from iresnet_core.results import Inverse, LogDet
@@ -292,6 +293,8 @@ def _initialized(layer: Layer, x: Array, context: Array | None) -> Layer:
         found = ActNorm.initialize(x, axis=layer.axis)
         backend, log_scale, bias = found._parameters()
         return ActNorm(-log_scale, -bias * backend.xp.exp(log_scale), axis=layer.axis)
+    if isinstance(layer, Pointwise):
+        return layer.initialized_by(_initialized, x, context)
     if isinstance(layer, Flow):
         rows = layer._entering(get_backend(x), x, context) if layer.context_features is not None else None
         made: list[Layer] = []

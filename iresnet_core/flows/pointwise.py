@@ -1,9 +1,9 @@
 """Point sets: one layer for every point, with the sum of their log-determinants."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self, cast
 
-from iresnet_core.backends import Array, Backend, get_backend
+from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.common import round_up, unit_roundoff, widest
 from iresnet_core.determinant import SampleSeed
 from iresnet_core.errors import InvalidArgumentError, ShapeError
@@ -121,10 +121,19 @@ class Pointwise(Layer):
 
     def initialized(self, x: Array, context: Array | None = None) -> "Pointwise":
         """Return the layer with every ActNorm inside initialised from all points of all sets."""
-        backend, points = self._admit(x, "the data of the initialisation"), _flat(x)
-        if context is None:
-            return Pointwise(self.layer.initialized(points))
-        return Pointwise(self.layer.initialized(points, _for_points(backend, context, int(x.shape[1]))))
+
+        def by_data(layer: Layer, points: Array, code: Array | None) -> Layer:
+            return layer.initialized(points) if code is None else layer.initialized(points, code)
+
+        return self.initialized_by(by_data, x, context)
+
+    def initialized_by(
+        self, way: Callable[[Layer, Array, Array | None], Layer], x: Array, context: Array | None
+    ) -> "Pointwise":
+        """Return the layer whose own is ``way(layer, points, code of each point)``."""
+        backend = self._admit(x, "the data of the initialisation")
+        code = None if context is None else _for_points(backend, context, int(x.shape[1]))
+        return Pointwise(way(self.layer, _flat(x), code))
 
     def astype(self, dtype: Any) -> Self:
         """Return the layer with parameters of another dtype."""
@@ -152,7 +161,8 @@ class Pointwise(Layer):
         if (tol := options.get("tol")) is not None:
             own["tol"] = tol / points
         if isinstance(rng := options.get("rng"), SampleSeed):
-            own["rng"] = SampleSeed(flat if part is None else flat[: part * points, ...], rng.path)
+            seeds = _numbered(backend, x if part is None else x[:part, ...])
+            own["rng"] = SampleSeed(_flat(seeds), rng.path)
         if (noise := options.get("noise")) is not None:
             several = isinstance(noise, list)
             flattened = [_points_of_noise(backend, entry) for entry in (noise if several else [noise])]
@@ -209,6 +219,13 @@ def _flat(x: Array) -> Array:
 def _together(points: Array, like: Array) -> Array:
     """The points of a batch as sets again."""
     return get_backend(points).xp.reshape(points, (-1, like.shape[1], like.shape[2]))
+
+
+def _numbered(backend: Backend, x: Array) -> Array:
+    """Sets whose points have their number as one more entry: equal points of a set then have different probes."""
+    xp = backend.xp
+    numbers = xp.astype(xp.arange(int(x.shape[1]), device=device_of(x)), x.dtype)[None, :, None]
+    return xp.concat([x, xp.zeros_like(x[..., :1]) + numbers], axis=2)
 
 
 def _points_of_noise(backend: Backend, noise: Array) -> Array:

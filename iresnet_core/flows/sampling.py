@@ -8,6 +8,7 @@ from iresnet_core.common import require_options
 from iresnet_core.determinant import LOGDET_OPTIONS, LogDetOptions, SampleSeed, uses_own_seeds
 from iresnet_core.flows.bases import LogProb, scored
 from iresnet_core.flows.layer import INVERSE_OPTIONS, ForwardOptions, InverseOptions
+from iresnet_core.flows.wrap import require_periodic
 from iresnet_core.flows.preimage import begun, finished, uncertified
 from iresnet_core.results import Inverse
 
@@ -51,6 +52,7 @@ def drawn(
             backend, begun(backend, z), cast(InverseOptions, of_inverse), cast(ForwardOptions, of_logdet)
         )
         samples = finished(backend, state) if options.get("errors", True) else uncertified(backend, state)
+        require_periodic(flow.layers, flow.base)
         log_prob = scored(backend, z, logdet, flow.base)
     flow._admissible(backend, samples.value, "preimage")
     return Drawn(samples, log_prob)

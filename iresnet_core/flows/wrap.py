@@ -9,6 +9,7 @@ from typing import Any
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.common import sample_norms, unit_roundoff, widest
 from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.flows.base_densities import Base, Uniform
 from iresnet_core.flows.layer import (
     ForwardOptions,
     InverseOptions,
@@ -20,6 +21,7 @@ from iresnet_core.flows.layer import (
     wide_norms,
 )
 from iresnet_core.flows.preimage import Preimage
+from iresnet_core.flows.von_mises import VonMises
 from iresnet_core.results import Inverse
 
 __all__ = ["Wrap"]
@@ -28,7 +30,8 @@ __all__ = ["Wrap"]
 class Wrap(Layer):
     """``z = x - p floor((x - low) / p)`` for entries of period p: the same angle within [low, low + p).
 
-    It is the first layer of a flow on a circle or torus. The residual blocks behind it see angles through a
+    It is the first layer of a flow on a circle or torus, whose `base` has the same period: `Uniform` of a torus or
+    `VonMises`. The residual blocks behind it see angles through a
     `FourierFeatures` only, hence x + g(x) moves by whole turns with x; what `sample` and `inverse` return ends here,
     and is brought back to one turn. Both directions do the same.
 
@@ -155,3 +158,24 @@ class Wrap(Layer):
         return state.after(
             step, value=value, refined=refined, error=state.error + rounding, estimate=state.estimate + rounding
         )
+
+
+def require_periodic(layers: Sequence[Layer], base: Any) -> None:
+    """Refuse the density of a flow on a torus whose latents have a base that is none of that torus.
+
+    A base of the caller's own is taken at its word.
+    """
+    for layer in layers:
+        if not isinstance(layer, Wrap) or not isinstance(base, str | Base):
+            continue
+        ends = (base.low, base.high) if isinstance(base, Uniform) and base.periodic else None
+        periods = [b - a for a, b in zip(*ends, strict=True)] if ends else []
+        turns = isinstance(base, VonMises) and abs(layer.period / (2 * math.pi) - 1) < 1e-12
+        if layer.entries is not None:
+            periods = [periods[entry] for entry in layer.entries] if periods else []
+            turns = turns and len(layer.entries) == base.shape[0]
+        if not (turns or (periods and all(abs(p / layer.period - 1) < 1e-12 for p in periods))):
+            raise InvalidArgumentError(
+                f"{layer!r} makes angles, whose density needs a base of the same period, and the flow has {base!r}. Give "
+                "it base=Uniform(low, high, periodic=True), base=VonMises(mean, concentration), or a base of your own."
+            )

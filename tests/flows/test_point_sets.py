@@ -5,7 +5,7 @@ import pytest
 from branches_for_tests import array, host
 from flow_examples import conditional_flow, dense_block, vector_flow
 
-from iresnet_core import Flow, Pointwise, Squeeze, training_loss
+from iresnet_core import ActNorm, Flow, Inverted, Pointwise, Squeeze, training_loss
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 
 SETS, POINTS = 3, 7
@@ -96,3 +96,22 @@ def test_what_is_no_set_is_refused(backend):
         Pointwise(Flow([Squeeze()], (1, 2, 2)))
     with pytest.raises(InvalidArgumentError, match="layer of a flow"):
         Pointwise(lambda x: x)
+
+
+def test_equal_points_of_a_set_have_probes_of_their_own(numpy_backend):
+    """Else their errors would add up, and not in quadrature."""
+    backend = numpy_backend
+    layer = Pointwise(dense_block(backend, np.random.default_rng(0), 12))
+    x = array(backend, np.repeat(np.random.default_rng(1).normal(0, 1, (100, 1, 12)), 16, axis=1))
+    flow = Flow([layer], (16, 12))
+    error = flow.forward(x, method="arnoldi").logdet.value - flow.forward(x, method="exact").logdet.value
+    std_error = flow.forward(x, method="arnoldi").logdet.std_error
+    assert np.sqrt(np.mean((error / std_error) ** 2)) <= 1.3
+
+
+def test_a_set_can_be_turned_round(numpy_backend):
+    x = point_sets(numpy_backend)
+    flow = Flow([Inverted(Pointwise(ActNorm()))], (POINTS, 3)).initialize(x)
+    z = flow(x).reshape(-1, 3)
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-10)
+    np.testing.assert_allclose(z.std(axis=0), 1, atol=1e-6)

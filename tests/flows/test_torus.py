@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from branches_for_tests import array, host
 
-from iresnet_core import Activation, Chain, Dense, Flow, FourierFeatures, ResidualBlock, Wrap
+from iresnet_core import Activation, Chain, Dense, Flow, FourierFeatures, ResidualBlock, Uniform, VonMises, Wrap
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 
 TURN = 2 * math.pi
@@ -101,3 +101,20 @@ def test_what_is_no_turn_is_refused(backend):
         Flow([Wrap(entries=[1, -1])], (2,))
     with pytest.raises(ShapeError, match="vectors"):
         Flow([Wrap(entries=[0])], (2, 2))
+
+
+def test_the_base_has_the_period_of_the_angles(backend):
+    flow = torus_flow(backend)
+    x = array(backend, np.zeros((2, 2)))
+    with pytest.raises(InvalidArgumentError, match="period"):
+        flow.log_prob(x)
+    with pytest.raises(InvalidArgumentError, match="period"):
+        flow.sample(2, rng=0, log_prob=True)
+    with pytest.raises(InvalidArgumentError, match="period"):
+        Flow(flow.layers, (2,), base=Uniform([0, 0], [4.0, TURN], periodic=True)).log_prob(x)
+    ends = [0.0, 0.0], [TURN, TURN]
+    for base in (Uniform(*ends, periodic=True), VonMises(x[0, ...], x[0, ...])):
+        on_torus = Flow(flow.layers, (2,), base=base)
+        nats = host(backend, on_torus.log_prob(x).value)
+        expected = host(backend, flow.forward(x).logdet.value) - 2 * math.log(TURN)
+        np.testing.assert_allclose(nats, expected, rtol=0, atol=1e-10)

@@ -8,6 +8,7 @@ from iresnet_core.adapters.shared.actnorm import ActNormMethods
 from iresnet_core.adapters.shared.condition import taken
 from iresnet_core.adapters.shared.layer import FactorOutMethods, LayerMethods, Weights
 from iresnet_core.adapters.shared.placing import bound_shapes
+from iresnet_core.adapters.shared.pointwise import PointwiseMethods
 from iresnet_core.adapters.shared.residual import ResidualMethods
 from iresnet_core.adapters.shared.weight import CappedLayer
 from iresnet_core.backends import Array, get_backend
@@ -172,7 +173,7 @@ class InvertedMethods(LayerMethods):
 
 def _shape_before(layer: Any, shape: Shape) -> Shape:
     """Return the shape of the samples of which a layer makes samples of `shape`, before it has parameters."""
-    if isinstance(layer, ActNormMethods | ResidualMethods):
+    if isinstance(layer, ActNormMethods | ResidualMethods | PointwiseMethods):
         return shape
     if isinstance(layer, InvertedMethods):
         return bound_shapes(layer._inner(), shape)[-1]
