@@ -1,8 +1,8 @@
 """A layer of one's own inside a chain: the constant that it states, and what is checked of it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-import math
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from iresnet_core.backends import Array, get_backend

@@ -20,10 +20,10 @@ from iresnet_core.flows.base_densities import Base
 from iresnet_core.flows.bases import LogProb, checked_base, latents, scored
 from iresnet_core.flows.composition import distributed, summed
 from iresnet_core.flows.condition import Condition, Labels, agreed, as_condition, require_condition
-from iresnet_core.flows.wrap import require_periodic
 from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shape, Transformed, located
 from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
 from iresnet_core.flows.sampling import drawn
+from iresnet_core.flows.wrap import require_periodic
 from iresnet_core.results import Inverse, LogDet
 
 __all__ = ["Flow", "LogProb", "require_no_base"]

@@ -8,8 +8,8 @@ from iresnet_core.common import require_options
 from iresnet_core.determinant import LOGDET_OPTIONS, LogDetOptions, SampleSeed, uses_own_seeds
 from iresnet_core.flows.bases import LogProb, scored
 from iresnet_core.flows.layer import INVERSE_OPTIONS, ForwardOptions, InverseOptions
-from iresnet_core.flows.wrap import require_periodic
 from iresnet_core.flows.preimage import begun, finished, uncertified
+from iresnet_core.flows.wrap import require_periodic
 from iresnet_core.results import Inverse
 
 __all__ = ["Drawn", "drawn"]

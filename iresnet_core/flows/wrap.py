@@ -173,9 +173,9 @@ def require_periodic(layers: Sequence[Layer], base: Any) -> None:
         turns = isinstance(base, VonMises) and abs(layer.period / (2 * math.pi) - 1) < 1e-12
         if layer.entries is not None:
             periods = [periods[entry] for entry in layer.entries] if periods else []
-            turns = turns and len(layer.entries) == base.shape[0]
+            turns = isinstance(base, VonMises) and turns and len(layer.entries) == base.shape[0]
         if not (turns or (periods and all(abs(p / layer.period - 1) < 1e-12 for p in periods))):
             raise InvalidArgumentError(
-                f"{layer!r} makes angles, whose density needs a base of the same period, and the flow has {base!r}. Give "
-                "it base=Uniform(low, high, periodic=True), base=VonMises(mean, concentration), or a base of your own."
+                f"{layer!r} makes angles, whose density needs a base of the same period, and the flow has {base!r}. "
+                "Give it Uniform(low, high, periodic=True), VonMises(mean, concentration), or a base of your own."
             )

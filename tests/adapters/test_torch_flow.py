@@ -370,7 +370,7 @@ def test_activations_are_those_of_torch():
         (lambda: InvertibleResidual(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))), UnknownLipschitzError, "LayerN"),
         (lambda: InvertibleResidual(nn.BatchNorm1d(4)), UnknownLipschitzError, "BatchNorm1d"),
         (lambda: InvertibleResidual(nn.MultiheadAttention(4, 2)), UnknownLipschitzError, "MultiheadAttention"),
-        (lambda: InvertibleResidual(nn.Conv2d(4, 4, 3, stride=2)), ShapeError, "stride"),
+        (lambda: Flow([InvertibleResidual(nn.Conv2d(4, 4, 3, stride=2))], (4, 8, 8)), ShapeError, "stride takes away"),
         (lambda: Flow([InvertibleResidual(nn.Linear(4, 5))], (4,)), ShapeError, "keeps the shape"),
         (lambda: Flow([InvertibleResidual(convolutions(4))], (3, 8, 8)), ShapeError, r"but of shape \(4, n, n\)"),
         (lambda: InvertibleResidual(nn.Linear(4, 4), coeff=1.0), NotContractiveError, "coeff"),

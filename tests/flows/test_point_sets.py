@@ -6,6 +6,7 @@ from branches_for_tests import array, host
 from flow_examples import conditional_flow, dense_block, vector_flow
 
 from iresnet_core import ActNorm, Flow, Inverted, Pointwise, Squeeze, training_loss
+from iresnet_core.backends import backend as find_backend
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 
 SETS, POINTS = 3, 7
@@ -98,9 +99,9 @@ def test_what_is_no_set_is_refused(backend):
         Pointwise(lambda x: x)
 
 
-def test_equal_points_of_a_set_have_probes_of_their_own(numpy_backend):
+def test_equal_points_of_a_set_have_probes_of_their_own():
     """Else their errors would add up, and not in quadrature."""
-    backend = numpy_backend
+    backend = find_backend("numpy")
     layer = Pointwise(dense_block(backend, np.random.default_rng(0), 12))
     x = array(backend, np.repeat(np.random.default_rng(1).normal(0, 1, (100, 1, 12)), 16, axis=1))
     flow = Flow([layer], (16, 12))
@@ -109,8 +110,8 @@ def test_equal_points_of_a_set_have_probes_of_their_own(numpy_backend):
     assert np.sqrt(np.mean((error / std_error) ** 2)) <= 1.3
 
 
-def test_a_set_can_be_turned_round(numpy_backend):
-    x = point_sets(numpy_backend)
+def test_a_set_can_be_turned_round():
+    x = point_sets(find_backend("numpy"))
     flow = Flow([Inverted(Pointwise(ActNorm()))], (POINTS, 3)).initialize(x)
     z = flow(x).reshape(-1, 3)
     np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-10)
