@@ -4,6 +4,7 @@
 
 writes docs/images/validation.png: on one trained branch that ships with the package (8 x 8 digits, d = 64, block
 constant 0.9) the spectral norm, the inverse and the log-determinant, each with its error and its certified bound;
+docs/images/own_layer.png and angles_and_point_sets.png: what the pages of these names compute;
 docs/images/reverse-kl.png: a flow trained on a double well by its own samples, with its weights; and
 docs/images/operators.png: log det(I + A) of implicit Euler steps of order 2000, noise and truncation against products.
 """
@@ -138,9 +139,35 @@ def angles_and_point_sets_figure():
     return figure
 
 
+def own_layer_figure():
+    """The layer of the page on layers of one's own, and its block along a line."""
+    found = page_results("own-layer.md")
+    layer, block, x = found["Rational"](), found["block"], found["x"]
+    axis = np.linspace(-4, 4, 400)
+    with matplotlib.rc_context(PLOT_STYLE):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2)
+        value, product, _ = layer.linearize(axis)
+        left.plot(axis, value, color=BLUE, label="the layer")
+        left.plot(axis, product(np.ones_like(axis)), color=ORANGE, label="its slope")
+        left.axhline(1.0, color=RED, linewidth=0.8, linestyle="--", label="the constant")
+        left.set(title="x / (1 + x²)", xlabel="x")
+        left.legend(frameon=False)
+        direction = (x[1] - x[0]) / np.linalg.norm(x[1] - x[0])
+        along = (block(x[:1] + axis[:, None] * direction) - block(x[:1])) @ direction
+        right.plot(axis, along, color=BLUE, label="x + g(x)")
+        right.plot(axis, (1 + block.lipschitz) * axis, color=RED, linewidth=0.8, linestyle="--", label="slope 1 + c")
+        right.plot(axis, (1 - block.lipschitz) * axis, color=GREEN, linewidth=0.8, linestyle="--", label="slope 1 - c")
+        right.set(title="A block along a line", xlabel="distance along the line")
+        right.legend(frameon=False)
+    return figure
+
+
 def main():
     """Write every picture."""
     IMAGES.mkdir(exist_ok=True)
+    own_layer_figure().savefig(IMAGES / "own_layer.png", dpi=110, metadata={"Software": None})
     figure = angles_and_point_sets_figure()
     figure.savefig(IMAGES / "angles_and_point_sets.png", dpi=130, metadata={"Software": None})
     reverse_kl_figure().savefig(IMAGES / "reverse-kl.png", dpi=160, metadata={"Software": None})
