@@ -351,7 +351,9 @@ class Backend(ABC):
 
     def split(self, x: Array, sizes: Sequence[int], axis: int) -> Sequence[Array]:
         """Return the parts, of those sizes along an axis, that make up an array."""
-        return [x[(*(slice(None),) * axis, slice(sum(sizes[:k]), sum(sizes[: k + 1])))] for k in range(len(sizes))]
+        ends = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
+        before = (slice(None),) * axis
+        return [x[(*before, slice(ends[k], ends[k + 1]), ...)] for k in range(len(sizes))]
 
     def multiply_add(self, a: Array, x: Array, y: Array) -> Array:
         """Return a + x y, entry by entry, for arrays of one dtype."""

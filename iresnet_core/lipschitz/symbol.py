@@ -180,13 +180,13 @@ def _symbol_bound(layer: Convolution, dtype: Any, *, derivative: bool) -> tuple[
         gram = xp.astype(transform.at(phases), dtype, copy=False)
         bounds, norms, gram = _hartley_bound(xp, gram, [], counts[0], transform.error)
         ranks.append(xp.max(bounds, axis=-1))
-        order = xp.argsort(ranks[-1], descending=True)[:CANDIDATES]
+        order = xp.argsort(ranks[-1], descending=True)[: min(CANDIDATES, ranks[-1].shape[0])]
         taken = (xp.take(a, order, axis=0) for a in (ranks[-1], xp.stack(norms, axis=-1), gram))
         leading.append((order + begin, *taken))
     numbers, ranking, norms, gram = leading[0]
     if len(ranks) > 1:  # the first ones of all are among the first ones of each part
         numbers, ranking, norms, gram = (xp.concat(parts) for parts in zip(*leading, strict=True))
-        order = xp.argsort(ranking, descending=True)[:CANDIDATES]
+        order = xp.argsort(ranking, descending=True)[: min(CANDIDATES, ranking.shape[0])]
         numbers, norms, gram = (xp.take(a, order, axis=0) for a in (numbers, norms, gram))
     # Their powers go on from where the ranking left them.
     refined, _, gram = _hartley_bound(xp, gram, list(xp.unstack(norms, axis=-1)), counts[1], transform.error)

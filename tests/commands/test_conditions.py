@@ -63,6 +63,7 @@ def test_a_conditional_run(tmp_path, framework):
 
 
 def test_columns_that_are_no_conditions_are_refused(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     data = table(tmp_path / "t.csv")
     for arguments, message in (
         (("--condition", "1,9"), "4 columns, 0 to 3"),
