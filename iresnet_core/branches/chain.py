@@ -314,8 +314,6 @@ def _as_layer(layer: Any) -> ChainLayer:
                 )
             known: ChainLayer = layer
             return known
-    if isinstance(layer, BranchLayer):
-        return layer
     if is_own_layer(layer):
         return StatedLayer(layer)
     raise InvalidArgumentError(
@@ -329,6 +327,7 @@ _COMPUTING: dict[Any, tuple[str, ...]] = {
     LinearLayer: _LINEAR_METHODS,
     Activation: ("__call__", "slope", "linearize", "function_for"),
     Shift: ("__call__", "linearize"),
+    BranchLayer: ("__call__", "linearize", "apply", "adjoint", "passed_on", "lipschitz", "slope_lipschitz"),
 }
 
 

@@ -5,7 +5,19 @@ import pytest
 from branches_for_tests import array, host
 from frameworks_for_tests import COMPILERS, compiled_once, gradients
 
-from iresnet_core import Activation, Chain, Convolution, Dense, ResidualBlock, logdet, normalize, reference, save
+from iresnet_core import (
+    Activation,
+    Chain,
+    Convolution,
+    Dense,
+    FourierFeatures,
+    Reshape,
+    ResidualBlock,
+    logdet,
+    normalize,
+    reference,
+    save,
+)
 from iresnet_core.backends import get_backend
 from iresnet_core.branches.conditioning import Shift
 from iresnet_core.errors import (
@@ -282,3 +294,16 @@ def test_a_failure_in_another_dtype_says_where_it_was():
 def test_a_file_cannot_hold_it(tmp_path):
     with pytest.raises(StorageError, match=r"layers\.1 is a .*HyperbolaByHand"):
         save(chain(get_backend(np.ones(1)), HyperbolaByHand()), tmp_path / "model.safetensors")
+
+
+def test_subclasses_of_fixed_layers_are_no_known_layers():
+    class Larger(Reshape):
+        def apply(self, v):
+            return 5 * super().apply(v)
+
+    class Believed(FourierFeatures):
+        lipschitz = 0.01
+
+    for layer in (Larger((DIM,), (DIM,)), Believed(np.eye(DIM))):
+        with pytest.raises(UnknownLipschitzError, match="in its own way"):
+            Chain([layer, Dense(np.eye(DIM, layer.output_shape[0]))])
