@@ -37,10 +37,12 @@ def conditional(condition, entering=4, seed=0, **options):
 
 
 def of_numbers(**options):
+    torch.manual_seed(3)
     return conditional(Condition(nn.Sequential(nn.Linear(3, 6), nn.ELU(), nn.Linear(6, 4)), **options))
 
 
 def of_classes():
+    torch.manual_seed(4)
     return conditional(Condition(nn.Linear(3, 4), classes=3))
 
 
@@ -60,7 +62,7 @@ def test_a_trained_flow_goes_to_the_core_with_its_conditions(tmp_path):
         optimizer.step()
         losses.append(float(loss.detach()))
     assert all(p.grad.abs().max() > 0 for p in flow.parameters())
-    assert losses[-1] < losses[0] - 0.3
+    assert sum(losses[-5:]) < sum(losses[:5]) - 1
     flow.eval()
     expected = flow.log_prob(x, context, method="exact").detach().numpy()
     flow.save(tmp_path / "flow")
