@@ -166,6 +166,8 @@ def require_periodic(layers: Sequence[Layer], base: Any) -> None:
     A base of the caller's own is taken at its word.
     """
     for layer in layers:
+        inside = getattr(layer, "layers", None) or [getattr(layer, "layer", None)]
+        require_periodic([inner for inner in inside if isinstance(inner, Layer)], base)
         if not isinstance(layer, Wrap) or not isinstance(base, str | Base):
             continue
         ends = (base.low, base.high) if isinstance(base, Uniform) and base.periodic else None

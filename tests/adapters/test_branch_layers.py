@@ -5,7 +5,6 @@ import pytest
 from adapters_for_tests import framework
 
 from iresnet_core import load
-from iresnet_core.errors import NotContractiveError, ShapeError
 
 CASES = ("waves", "strides", "pooling", "flatten", "declared")
 
@@ -87,26 +86,3 @@ def test_blocks_train_invert_and_go_to_the_core(adapter, name, tmp_path, request
     flow.save(tmp_path / "flow.safetensors")
     core = load(tmp_path / "flow.safetensors")
     np.testing.assert_allclose(core(host(x)), host(z), atol=1e-5)
-
-
-def test_a_constant_that_is_contradicted_is_refused():
-    adapter, _, tensor, _ = framework("torch")
-    from torch import nn
-
-    steep = nn.Hardtanh(-100, 100)
-    steep.forward = lambda x: 3 * x
-    net = nn.Sequential(nn.Linear(2, 2), adapter.DeclaredLayer(steep, 1.0), nn.Linear(2, 2))
-    block = adapter.InvertibleResidual(net, 0.9)
-    flow = adapter.Flow([block], (2,)).fill_caps().eval()
-    with pytest.raises(NotContractiveError):
-        flow.log_prob(tensor(np.random.default_rng(0).standard_normal((50, 2)).astype("float32")))
-
-
-def test_shapes_that_do_not_return_are_refused():
-    adapter, *_ = framework("torch")
-    from torch import nn
-
-    net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ELU(), nn.ConvTranspose2d(4, 1, 2, stride=2))
-    block = adapter.InvertibleResidual(net, 0.9)
-    with pytest.raises(ShapeError, match="output_padding"):
-        adapter.Flow([block], (1, 7, 7))

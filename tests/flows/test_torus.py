@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from branches_for_tests import array, host
 
-from iresnet_core import Activation, Chain, Dense, Flow, FourierFeatures, ResidualBlock, Uniform, VonMises, Wrap
+from iresnet_core import (
+    Activation,
+    Chain,
+    Dense,
+    Flow,
+    FourierFeatures,
+    Inverted,
+    ResidualBlock,
+    Uniform,
+    VonMises,
+    Wrap,
+)
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 
 TURN = 2 * math.pi
@@ -110,6 +121,9 @@ def test_the_base_has_the_period_of_the_angles(backend):
         flow.log_prob(x)
     with pytest.raises(InvalidArgumentError, match="period"):
         flow.sample(2, rng=0, log_prob=True)
+    for inside in (flow, Inverted(flow)):
+        with pytest.raises(InvalidArgumentError, match="period"):
+            Flow([inside], (2,)).log_prob(x)
     with pytest.raises(InvalidArgumentError, match="period"):
         Flow(flow.layers, (2,), base=Uniform([0, 0], [4.0, TURN], periodic=True)).log_prob(x)
     ends = [0.0, 0.0], [TURN, TURN]

@@ -1,12 +1,11 @@
 """Layers turned round: sampling by evaluation, and scoring by a solution."""
 
-from collections.abc import Sequence
 from typing import Any, Self
 
 import iresnet_core as core
 from iresnet_core.adapters.shared.actnorm import ActNormMethods
 from iresnet_core.adapters.shared.condition import taken
-from iresnet_core.adapters.shared.layer import FactorOutMethods, LayerMethods, Weights
+from iresnet_core.adapters.shared.layer import FactorOutMethods, NestedMethods, Weights
 from iresnet_core.adapters.shared.placing import bound_shapes
 from iresnet_core.adapters.shared.pointwise import PointwiseMethods
 from iresnet_core.adapters.shared.residual import ResidualMethods
@@ -18,10 +17,8 @@ from iresnet_core.flows import Layer, Shape
 __all__ = ["InvertedMethods"]
 
 
-class InvertedMethods(LayerMethods):
+class InvertedMethods(NestedMethods):
     """``z = f^-1(x)`` for layers f: what was their inverse is the forward direction."""
-
-    _is_conditioned_by_core = True
 
     def __init__(
         self,
@@ -55,7 +52,6 @@ class InvertedMethods(LayerMethods):
         super().__init__(**options)
         self.solver, self.rtol, self.atol, self.max_iter = solver, rtol, atol, max_iter
         self._turned(core.Squeeze())  # checks the options
-        self._inner_shapes: tuple[Shape, ...] = ()
         if hasattr(layer, "_flow_layers"):
             layer = layer._flow_layers()
         layers = list(layer) if isinstance(layer, list | tuple) else [layer]
@@ -66,19 +62,6 @@ class InvertedMethods(LayerMethods):
                     "a FactorOut cannot be turned round here, since its output does not tell its shapes. Turn the "
                     "layers inside of it round: FactorOut(keep, [Inverted(...)])."
                 )
-
-    def _take_layers(self, layers: Sequence[Any]) -> None:
-        """Check the inner layers and keep them where the framework finds them."""
-        raise NotImplementedError
-
-    def _inner(self) -> list[Any]:
-        """Return the inner layers."""
-        raise NotImplementedError
-
-    @property
-    def takes_context(self) -> bool:  # type: ignore[override]
-        """Whether an inner layer does."""
-        return any(layer.takes_context for layer in self._inner())
 
     def _bind_inner(self, event_shape: Shape) -> Shape:
         """Tell the inner layers the shapes of their samples; return that of the output."""
@@ -143,11 +126,6 @@ class InvertedMethods(LayerMethods):
             result = layer.inverse(z, taken(layer, context), errors=errors, **options)
         return result if errors else result.value
 
-    @property
-    def initialized(self) -> bool:
-        """Whether all inner layers are."""
-        return all(layer.initialized for layer in self._inner())
-
     def initialize(self, x: Array, context: Array | None = None) -> Self:
         """Set the inner ActNorms so that what the layer makes of samples (batch, ...) is standardised."""
         x = self._received(x)
@@ -162,10 +140,6 @@ class InvertedMethods(LayerMethods):
                     _set_for_inverse(layer, x)
                 x = layer.inverse(x, context)
         return self
-
-    def capped_layers(self) -> list[CappedLayer]:
-        """Return those of the inner layers."""
-        return [capped for layer in self._inner() for capped in layer.capped_layers()]
 
     def _capped_at(self, event_shape: Shape) -> list[CappedLayer]:
         return [capped for layer, shape in self._placed(event_shape) for capped in layer._capped_at(shape)]

@@ -19,6 +19,7 @@ __all__ = [
     "InjectivePadMethods",
     "LayerMethods",
     "LogitMethods",
+    "NestedMethods",
     "SqueezeMethods",
     "Weights",
     "WrapMethods",
@@ -280,11 +281,40 @@ class WrapMethods(FixedLayer):
         self._core = core.Wrap(low, period, entries=entries)
 
 
-class FactorOutMethods(LayerMethods):
+class NestedMethods(LayerMethods):
+    """What layers have in common that hold other layers of a flow."""
+
+    _is_conditioned_by_core = True
+    _inner_shapes: tuple[Shape, ...] = ()
+    """The shapes of the samples before the inner layers, and behind the last one; empty before they are known."""
+
+    def _take_layers(self, layers: Sequence[Any]) -> None:
+        """Check the inner layers and keep them where the framework finds them."""
+        raise NotImplementedError
+
+    def _inner(self) -> list[Any]:
+        """Return the inner layers."""
+        raise NotImplementedError
+
+    @property
+    def takes_context(self) -> bool:  # type: ignore[override]
+        """Whether an inner layer does."""
+        return any(layer.takes_context for layer in self._inner())
+
+    @property
+    def initialized(self) -> bool:
+        """Whether all inner layers are."""
+        return all(layer.initialized for layer in self._inner())
+
+    def capped_layers(self) -> list[CappedLayer]:
+        """Return those of the inner layers."""
+        return [capped for layer in self._inner() for capped in layer.capped_layers()]
+
+
+class FactorOutMethods(NestedMethods):
     """Further layers for the first channels alone."""
 
     takes_context = False
-    _is_conditioned_by_core = True
 
     def __init__(self, keep: int, layers: Sequence[Any], **options: Any) -> None:
         """Make the layer.
@@ -307,16 +337,7 @@ class FactorOutMethods(LayerMethods):
         """
         super().__init__(**options)
         self.keep = keep
-        self._inner_shapes: tuple[Shape, ...] = ()
         self._take_layers(layers)
-
-    def _take_layers(self, layers: Sequence[Any]) -> None:
-        """Check the inner layers and keep them where the framework finds them."""
-        raise NotImplementedError
-
-    def _inner(self) -> list[Any]:
-        """Return the inner layers."""
-        raise NotImplementedError
 
     def _first(self, x: Any) -> Any:
         """Return the channels that go on."""
@@ -328,21 +349,12 @@ class FactorOutMethods(LayerMethods):
         self._inner_shapes = bound_shapes(self._inner(), shape)
         self._shape_layer().output_shape(event_shape)
 
-    @property
-    def initialized(self) -> bool:
-        """Whether all inner layers are."""
-        return all(layer.initialized for layer in self._inner())
-
     def initialize(self, x: Array, context: Array | None = None) -> Self:
         """Initialise the inner layers with what they will be given; returns the layer."""
         kept = self._first(self._received(x))
         for layer in self._inner():
             kept = layer.initialize(kept, context)._mapped(kept, context)
         return self
-
-    def capped_layers(self) -> list[CappedLayer]:
-        """Return those of the inner layers."""
-        return [capped for layer in self._inner() for capped in layer.capped_layers()]
 
     def _capped_at(self, event_shape: Shape) -> list[CappedLayer]:
         return [capped for layer, shape in self._placed() for capped in layer._capped_at(shape)]

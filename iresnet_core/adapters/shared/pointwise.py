@@ -1,11 +1,10 @@
 """Point sets: the layers of one point, taken by all."""
 
-from collections.abc import Sequence
 from typing import Any, Self
 
 import iresnet_core as core
 from iresnet_core.adapters.shared.condition import taken
-from iresnet_core.adapters.shared.layer import LayerMethods, Weights
+from iresnet_core.adapters.shared.layer import NestedMethods, Weights
 from iresnet_core.adapters.shared.placing import bound_shapes, placed
 from iresnet_core.adapters.shared.weight import CappedLayer
 from iresnet_core.backends import Array, get_backend
@@ -15,10 +14,8 @@ from iresnet_core.flows import Layer, Shape
 __all__ = ["PointwiseMethods"]
 
 
-class PointwiseMethods(LayerMethods):
+class PointwiseMethods(NestedMethods):
     """``z_p = layers(x_p)`` for every point x_p of a set (batch, points, d)."""
-
-    _is_conditioned_by_core = True
 
     def __init__(self, layers: Any, **options: Any) -> None:
         """Make the layer.
@@ -38,23 +35,9 @@ class PointwiseMethods(LayerMethods):
             When the shape is known, if the layers change the size of a point.
         """
         super().__init__(**options)
-        self._inner_shapes: tuple[Shape, ...] = ()
         if hasattr(layers, "_flow_layers"):
             layers = layers._flow_layers()
         self._take_layers(list(layers) if isinstance(layers, list | tuple) else [layers])
-
-    def _take_layers(self, layers: Sequence[Any]) -> None:
-        """Check the inner layers and keep them where the framework finds them."""
-        raise NotImplementedError
-
-    def _inner(self) -> list[Any]:
-        """Return the inner layers."""
-        raise NotImplementedError
-
-    @property
-    def takes_context(self) -> bool:  # type: ignore[override]
-        """Whether an inner layer does."""
-        return any(layer.takes_context for layer in self._inner())
 
     def _bind_inner(self, event_shape: Shape) -> Shape:
         """Tell the inner layers the size of a point; return the shape of the output."""
@@ -98,11 +81,6 @@ class PointwiseMethods(LayerMethods):
     def _shape_layer(self) -> Layer:
         return self._around([layer._shape_layer() for layer, _ in self._placed()])
 
-    @property
-    def initialized(self) -> bool:
-        """Whether all inner layers are."""
-        return all(layer.initialized for layer in self._inner())
-
     def initialize(self, x: Array, context: Array | None = None) -> Self:
         """Initialise the inner layers with the points of all sets (batch, points, d); returns the layer."""
         x = self._received(x)
@@ -116,10 +94,6 @@ class PointwiseMethods(LayerMethods):
             own = context if layer.takes_context else None
             x = layer.initialize(x, own)._mapped(x, own)
         return self
-
-    def capped_layers(self) -> list[CappedLayer]:
-        """Return those of the inner layers."""
-        return [capped for layer in self._inner() for capped in layer.capped_layers()]
 
     def _capped_at(self, event_shape: Shape) -> list[CappedLayer]:
         return [capped for layer, shape in self._placed(event_shape) for capped in layer._capped_at(shape)]
