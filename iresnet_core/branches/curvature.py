@@ -48,6 +48,8 @@ def curvature_of(layers: Sequence[Any], scales: Sequence[RoundingScale | None]) 
                 return None
             absolute, terms = absolute * scale.absolute_norm, terms + scale.terms + 4
         else:
+            if isinstance(layer, BranchLayer) and not layer.has_constant:
+                return None
             bend = layer.slope_lipschitz
             if isinstance(layer, BranchLayer):
                 absolute, terms = absolute * layer.absolute_norm(), terms + layer.terms()

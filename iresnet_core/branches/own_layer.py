@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.branches.branch_layer import BranchLayer
-from iresnet_core.common import require_nonnegative, require_shape, safe_sample_norms, unit_roundoff
+from iresnet_core.common import fixed_start, require_nonnegative, require_shape, safe_sample_norms, unit_roundoff
 from iresnet_core.errors import DerivativeError, DtypeError, InvalidArgumentError, NotContractiveError, ShapeError
 
 __all__ = ["OwnLayer", "StatedLayer", "is_own_layer"]
@@ -97,6 +97,7 @@ class StatedLayer(BranchLayer):
             self.input_shape = require_shape(before, f"{name}.input_shape")
             self.output_shape = self.input_shape if after is None else require_shape(after, f"{name}.output_shape")
         self.has_products = hasattr(layer, "linearize")
+        self._is_compared = False  # its two products with each other
 
     def __repr__(self) -> str:
         return f"{type(self.layer).__name__}(lipschitz={self._constant:g})"
@@ -124,7 +125,6 @@ class StatedLayer(BranchLayer):
     def linearize(self, x: Array) -> tuple[Array, "StatedJacobian"]:
         """Return the value at x (batch, ...) and the Jacobian there."""
         self._require_shape(x)
-        jvp: Any = None
         if self.has_products:
             found = self._own(self.layer.linearize, x)
             if not (isinstance(found, tuple) and len(found) == 3 and callable(found[1]) and callable(found[2])):
@@ -133,9 +133,13 @@ class StatedLayer(BranchLayer):
                     f"got {type(found).__name__}."
                 )
             value, jvp, vjp = found
-        else:
-            value, vjp = get_backend(x).vjp(lambda x: self._own(self.layer.apply, x), x)
-        return self._checked(x, value), StatedJacobian(self, x, value, jvp, vjp)
+            jacobian = StatedJacobian(self, x, self._checked(x, value), jvp, vjp)
+            if not self._is_compared and x.shape[0] and not get_backend(x).is_tracing(x, value):
+                jacobian.refuse_other_transpose()
+                self._is_compared = True  # of the same class, products elsewhere are taken to be alike
+            return value, jacobian
+        value, vjp = get_backend(x).vjp(lambda x: self._own(self.layer.apply, x), x)
+        return self._checked(x, value), StatedJacobian(self, x, value, None, vjp)
 
     def astype(self, dtype: Any) -> "StatedLayer":
         """Return the layer in another dtype; itself where it has no `astype`."""
@@ -193,6 +197,26 @@ class StatedJacobian:
     def of_samples(self, begin: int, end: int) -> "StatedJacobian":
         """Return the Jacobian of a part of the batch, for one evaluation."""
         return self.layer.linearize(self.x[begin:end, ...])[1]
+
+    def refuse_other_transpose(self) -> None:
+        """Refuse products J v and J^T u of which one is not the transpose of the other, by one product with each."""
+        backend, xp = get_backend(self.x), get_backend(self.x).xp
+        with backend.no_grad():
+            v = fixed_start(backend, (2, *self.x.shape), self.x)[1, ...]  # another one than u, also of the same shape
+            u = fixed_start(backend, tuple(self.value.shape), self.value)
+            image, back = self.apply(v), self.adjoint(u)
+            n = self.x.shape[0]
+            forms = [xp.reshape(xp.sum(xp.reshape(a * b, (n, -1)), axis=1), (n,)) for a, b in ((u, image), (back, v))]
+            sizes = safe_sample_norms(xp, u) * safe_sample_norms(xp, v)
+            allowed = self.layer.lipschitz * sizes * max(1e-5, 1e4 * unit_roundoff(backend, self.x.dtype))
+            gap = xp.abs(forms[0] - forms[1])
+            if bool(xp.any(gap > allowed)):
+                at = int(xp.argmax(gap - allowed))
+                raise DerivativeError(
+                    f"the products of {self.layer!r} contradict each other: for the same two vectors u^T (J v) is "
+                    f"{float(forms[0][at]):.6g} and (J^T u)^T v is {float(forms[1][at]):.6g}. One of jvp and vjp that "
+                    "linearize(x) returns is not that of the transpose."
+                )
 
     def _product(self, fn: Callable[[Array], Array], v: Array, given: Array, made: Array, name: str) -> Array:
         """Call the function once for each of the leading axes, as it is written for a batch."""

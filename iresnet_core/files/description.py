@@ -10,7 +10,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeGuard
 
 from iresnet_core.backends import Array
-from iresnet_core.branches import ACTIVATIONS, Activation, Chain, Fixed, FourierFeatures, Reshape, StatedLayer
+from iresnet_core.branches import (
+    ACTIVATIONS,
+    Activation,
+    Chain,
+    DenseConcatenation,
+    Fixed,
+    FourierFeatures,
+    PReLU,
+    Reshape,
+    ScaledActivation,
+    StatedLayer,
+)
 from iresnet_core.errors import InvalidArgumentError, IResNetError, StorageError
 from iresnet_core.files.limits import require_modest_convolution, require_modest_flow, require_modest_shape
 from iresnet_core.flows import (
@@ -408,6 +419,9 @@ STORABLE = (
     Storable(Fixed, {"linear": _PART}),
     Storable(Reshape, {"input_shape": _INTEGERS, "output_shape": _INTEGERS}, build=_built_reshape),
     Storable(FourierFeatures, {"frequencies": _ARRAY, "passed": _INTEGERS}),
+    Storable(PReLU, {"slope": _ARRAY, "axis": _INTEGER}),
+    Storable(ScaledActivation, {"activation": _PART, "log_scale": _ARRAY, "axis": _INTEGER}),
+    Storable(DenseConcatenation, {"branch": _PART, "angle": _ARRAY, "axis": _INTEGER}),
     Storable(Activation, {"name": _TEXT, "parameters": _NUMBERS}, build=_built_activation),
     Storable(
         Condition,

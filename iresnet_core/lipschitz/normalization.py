@@ -34,8 +34,9 @@ def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
     ----------
     A : array (..., m, n), Dense, Convolution, Chain, or anything `as_operator` takes
         Matrices (each of a stack on its own), a layer (its bias is kept), or a branch: there `coeff` bounds the whole
-        chain, and each of its L linear layers is capped at (coeff / product of the activations' constants)^(1 / L). A
-        sparse matrix is divided; of an operator that is known by its products the products are.
+        chain, each of its L linear layers is capped at (coeff / product of the other layers' constants)^(1 / L), and
+        the branch inside of a `DenseConcatenation` at 1. A sparse matrix is divided; of an operator that is known by
+        its products the products are.
     coeff : float
         The cap, positive.
     bound : float, array (...,) or LipschitzBound, optional
@@ -191,6 +192,11 @@ def _is_chain(A: Any) -> bool:
     return hasattr(A, "layers") and hasattr(A, "operators")
 
 
+def _is_nested(layer: Any) -> bool:
+    """Whether a layer has a branch of its own inside, whose linear layers are capped too."""
+    return hasattr(layer, "with_branch")
+
+
 def cap_share(layers: Sequence[Any], cap: float) -> float:
     """Return the cap on each linear layer of a branch whose Lipschitz constant is to be at most `cap`.
 
@@ -208,10 +214,10 @@ def cap_share(layers: Sequence[Any], cap: float) -> float:
 
 def _normalized_chain(chain: Any, cap: float) -> Any:
     """Cap every linear layer at the same share of the chain's constant."""
-    share = cap_share(chain.layers, cap)
-    capped = type(chain)(
-        [normalize(layer, share) if isinstance(layer, LinearLayer) else layer for layer in chain.layers]
-    )
+    # A dense concatenation has the constant 1 once its own branch has.
+    layers = [layer.with_branch(normalize(layer.branch, 1.0)) if _is_nested(layer) else layer for layer in chain.layers]
+    share = cap_share(layers, cap)
+    capped = type(chain)([normalize(layer, share) if isinstance(layer, LinearLayer) else layer for layer in layers])
     capped.lipschitz  # noqa: B018  # The constants are at hand now, but not where a compiler traces a use of the chain.
     return capped
 

@@ -14,10 +14,13 @@ from iresnet_core import (
     Convolution,
     ConvolutionTranspose,
     Dense,
+    DenseConcatenation,
     Fixed,
     FourierFeatures,
+    PReLU,
     Reshape,
     ResidualBlock,
+    ScaledActivation,
     average_pooling,
     invert,
     lipschitz_bound,
@@ -26,7 +29,7 @@ from iresnet_core import (
     reference,
 )
 from iresnet_core.backends import backend as find_backend
-from iresnet_core.errors import DtypeError, InvalidArgumentError, ShapeError
+from iresnet_core.errors import DtypeError, InvalidArgumentError, NonFiniteError, ShapeError
 
 
 def strided(e, rng, t):
@@ -89,7 +92,45 @@ def fixed(e, rng, t):
     ]
 
 
+def learned(e, rng, t):
+    return [
+        PReLU(array(e, np.array([0.5, -0.25]), t)),
+        Dense(array(e, rng.standard_normal((4, 2)), t), array(e, rng.standard_normal(4), t)),
+        ScaledActivation("lipswish", array(e, 0.5 * rng.standard_normal(4), t)),
+        Dense(array(e, rng.standard_normal((2, 4)), t)),
+    ]
+
+
+def dense_block(e, rng, t):
+    return [
+        DenseConcatenation(
+            [Dense(array(e, rng.standard_normal((3, 2)), t), array(e, rng.standard_normal(3), t)), Activation("elu")],
+            array(e, np.array([0.6]), t),
+        ),
+        DenseConcatenation(
+            [Dense(array(e, rng.standard_normal((2, 5)), t)), ScaledActivation("softplus", array(e, np.ones(1), t))],
+            array(e, np.array([-0.9]), t),
+        ),
+        Dense(array(e, rng.standard_normal((2, 7)), t)),
+    ]
+
+
+def dense_image_block(e, rng, t):
+    kernels = array(e, rng.standard_normal((3, 3, 1, 2)), t), array(e, rng.standard_normal((1, 1, 3, 1)), t)
+    last = {"data_format": "channels_last"}
+    return [
+        DenseConcatenation(
+            [Convolution(kernels[0], input_shape=(3, 3, 1), padding=1, **last), Activation("lipswish")],
+            array(e, np.array([0.7]), t),
+            axis=-1,
+        ),
+        PReLU(array(e, np.array([0.1, 0.2, -0.9]), t), axis=-1),
+        Convolution(kernels[1], input_shape=(3, 3, 3), **last),
+    ]
+
+
 CASES = {make.__name__: make for make in (strided, pooled, flattened, angles, waves, fixed)}
+CASES |= {make.__name__: make for make in (learned, dense_block, dense_image_block)}
 every_case = pytest.mark.parametrize("case", CASES)
 
 
@@ -150,7 +191,10 @@ def test_estimates_are_within_their_errors(method):
 # The others where there is time: JAX compiles every one for half a minute.
 @pytest.mark.parametrize(
     "case",
-    [case if case in ("strided", "angles") else pytest.param(case, marks=pytest.mark.strict_suite) for case in CASES],
+    [
+        case if case in ("strided", "angles", "dense_block") else pytest.param(case, marks=pytest.mark.strict_suite)
+        for case in CASES
+    ],
 )
 @pytest.mark.needs("autodiff")
 def test_gradients_are_those_of_differences(backend, case):
@@ -197,7 +241,7 @@ def test_copies(case):
 
 
 @pytest.mark.needs("compile")
-@pytest.mark.parametrize("case", ["strided", "angles"])
+@pytest.mark.parametrize("case", ["strided", "angles", "dense_block"])
 def test_compiled(backend, case):
     g, x = made(backend, case)
 
@@ -287,6 +331,45 @@ def test_average_pooling_is_the_mean_and_its_norm(backend):
     assert layer.lipschitz == pytest.approx(6**-0.5, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["lipswish", "softplus", "elu", "hardtanh", "sin"])
+def test_scaled_activations_are_those_of_another_width(backend, name):
+    log_scale, x = np.array([-1.5, 0.0, 2.0]), 3 * np.random.default_rng(0).standard_normal((200, 3))
+    layer, plain = ScaledActivation(name, array(backend, log_scale)), Activation(name)
+    scale = np.exp(log_scale)
+    value, jacobian = layer.linearize(array(backend, x))
+    inner = array(backend, x * scale)
+    np.testing.assert_allclose(host(backend, value), host(backend, plain(inner)) / scale, atol=1e-14)
+    np.testing.assert_allclose(host(backend, jacobian.slope), host(backend, plain.slope(inner)), atol=1e-14)
+    assert abs(host(backend, jacobian.slope)).max() <= layer.lipschitz == plain.lipschitz
+    assert layer.slope_lipschitz == pytest.approx(plain.slope_lipschitz * scale.max(), rel=2e-6)
+    known = {"lipswish": ("lipswish", "beta", 1), "softplus": ("softplus", "beta", 1), "elu": ("celu", "alpha", -1)}
+    if name in known:  # one of the table with this parameter
+        other, key, power = known[name]
+        wide = Activation(other, **{key: float(scale[2] ** power)})(array(backend, x))
+        np.testing.assert_allclose(host(backend, value)[:, 2], host(backend, wide)[:, 2], atol=1e-14)
+
+
+def test_slopes_beyond_one_are_not_used(backend):
+    layer = PReLU(array(backend, np.array([0.5, -1.0, 7.0, -7.0])))
+    value, jacobian = layer.linearize(array(backend, np.array([[-2.0] * 4, [2.0] * 4])))
+    np.testing.assert_array_equal(host(backend, value), [[-1.0, 2.0, -2.0, 2.0], [2.0] * 4])
+    np.testing.assert_array_equal(host(backend, jacobian.slope), [[0.5, -1.0, 1.0, -1.0], [1.0] * 4])
+    assert layer.lipschitz == 1
+
+
+def test_constant_of_a_concatenation(backend):
+    W, angle = 3 * np.random.default_rng(0).standard_normal((3, 2)), 0.4
+    layer = DenseConcatenation([Dense(array(backend, W))], array(backend, np.array([angle])))
+    whole = np.vstack([np.cos(angle) * np.eye(2), np.sin(angle) * W])
+    assert layer.lipschitz == pytest.approx(np.linalg.norm(whole, 2), rel=1e-9)
+    x = np.random.default_rng(1).standard_normal((4, 2))
+    np.testing.assert_allclose(host(backend, layer(array(backend, x))), x @ whole.T, atol=1e-14)
+    g = Chain([layer, Dense(array(backend, np.ones((2, 5))))])
+    capped = normalize(g, 0.9)
+    assert capped.layers[0].branch.lipschitz == pytest.approx(1)
+    assert capped.lipschitz == pytest.approx(0.9)
+
+
 def test_fixed_layers_are_not_scaled():
     g, _ = made(NUMPY, "fixed")
     np.testing.assert_array_equal(g.layers[0].linear.weight, 3 * np.eye(2))
@@ -308,6 +391,17 @@ def test_fixed_layers_are_not_scaled():
         (lambda: FourierFeatures.of_angles(np.ones(1), 2, frequencies=[0.5]), InvalidArgumentError, "frequency"),
         (lambda: FourierFeatures(np.eye(2))(np.ones((1, 3))), ShapeError, "takes samples of shape"),
         (lambda: ConvolutionTranspose(np.ones((2, 2, 9)), output_shape=(2, 4)), ShapeError, "larger than the padded"),
+        (lambda: PReLU(np.ones((2, 2))), ShapeError, "slope must have shape"),
+        (lambda: PReLU(np.array([np.nan])), NonFiniteError, "slope"),
+        (lambda: PReLU(np.ones(2), axis=0), InvalidArgumentError, "batch axis"),
+        (lambda: PReLU(np.ones(2))(np.ones((1, 3))), ShapeError, "does not fit axis 1"),
+        (lambda: PReLU(np.ones(2))(np.ones((1, 2), "float32")), DtypeError, "the input"),
+        (lambda: ScaledActivation("maxmin", np.ones(1)), InvalidArgumentError, "entrywise"),
+        (lambda: ScaledActivation("lipsnish", np.ones(1)), InvalidArgumentError, "no activation"),
+        (lambda: DenseConcatenation([Dense(np.eye(2))], np.ones(2)), ShapeError, "angle must have shape"),
+        (lambda: DenseConcatenation([Dense(np.eye(2))], np.ones(1), axis=2), ShapeError, "no channels along axis 2"),
+        (lambda: DenseConcatenation([Dense(np.eye(2))], np.ones(1, "float32")), DtypeError, "angle"),
+        (lambda: DenseConcatenation([Reshape((2, 2), (4,)), Dense(np.eye(4))], np.ones(1)), ShapeError, "no channels"),
         (lambda: average_pooling(np.ones(1), 0, input_shape=(1, 4)), InvalidArgumentError, "window"),
         (lambda: average_pooling(np.ones(1), 5, input_shape=(1, 4)), ShapeError, "larger than"),
     ],

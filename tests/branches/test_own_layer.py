@@ -130,6 +130,25 @@ def test_a_chain_takes_it(backend, kind):
     assert (distance <= host(backend, inverse.error_bound) + 1e-14).all()
 
 
+class NoTranspose:
+    """A rotation by a quarter, whose product with the transpose goes the wrong way round."""
+
+    lipschitz = 1.0
+
+    def apply(self, x):
+        xp = get_backend(x).xp
+        return xp.concat([-x[:, 1:], x[:, :1]], axis=1)
+
+    def linearize(self, x):
+        return self.apply(x), self.apply, self.apply
+
+
+def test_products_that_are_not_transposes_are_refused(backend):
+    g = Chain([NoTranspose(), Dense(array(backend, 0.5 * np.eye(2)))])
+    with pytest.raises(DerivativeError, match=r"contradict each other.*not that of the transpose"):
+        logdet(g, array(backend, np.ones((3, 2))))
+
+
 @pytest.mark.needs("autodiff")
 def test_without_products_the_backend_differentiates(backend):
     by_hand, g = chain(backend, HyperbolaByHand()), chain(backend, Hyperbola())
@@ -196,12 +215,15 @@ class Doubled(HyperbolaByHand):
 
 def test_a_constant_that_a_product_contradicts(backend):
     g = chain(backend, Doubled())
-    x = 9 * samples(backend)
     u = array(backend, np.random.default_rng(0).standard_normal((3, DIM)))
-    at = g.linearize(x)
-    for product in (at.vjp, at.jvp, lambda u: logdet(g, x)):
+    small, far = array(backend, 0.01 * np.ones((1, HIDDEN))), 9 * samples(backend)
+    g.layers[1].linearize(small)  # where its slopes are small nothing contradicts it
+    at = g.linearize(far)
+    for product in (at.vjp, at.jvp, lambda u: logdet(g, far)):
         with pytest.raises(NotContractiveError, match=r"Doubled\(lipschitz=1\) expanded by [12]\.?.*State a larger"):
             product(u)
+    with pytest.raises(NotContractiveError, match=r"expanded by [12]\.?.*State a larger"):  # by the first comparison
+        chain(backend, Doubled()).linearize(far)
 
 
 class DenseOfMyOwn(Dense):

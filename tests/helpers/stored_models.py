@@ -18,7 +18,9 @@ from flow_examples import (
 
 from iresnet_core.branches.activation_functions import ACTIVATIONS
 from iresnet_core.branches.activations import Activation
+from iresnet_core.branches.concatenation import DenseConcatenation
 from iresnet_core.branches.fixed_layers import Fixed, FourierFeatures, Reshape
+from iresnet_core.branches.learned_activations import PReLU, ScaledActivation
 from iresnet_core.files.description import STORABLE
 from iresnet_core.flows.actnorm import ActNorm
 from iresnet_core.flows.base_densities import DiagonalNormal, FullNormal, NormalMixture, StudentT, Uniform
@@ -104,6 +106,11 @@ MODELS = {
     "fixed": lambda e, t: Fixed(Dense(normal(e, t, 2, 5))),
     "reshape": lambda e, t: Reshape((2, 3), (3, 2, 1)),
     "fourier features": lambda e, t: FourierFeatures(normal(e, t, 2, 5), [3, 0]),
+    "prelu": lambda e, t: PReLU(normal(e, t, 4), axis=-1),
+    "scaled activation": lambda e, t: ScaledActivation(Activation("celu", alpha=2.0), normal(e, t, 3)),
+    "dense concatenation": lambda e, t: DenseConcatenation(
+        [Dense(normal(e, t, 2, 5)), PReLU(normal(e, t, 1)), Dense(normal(e, t, 3, 2))], normal(e, t, 1)
+    ),
     "circular convolution": lambda e, t: Convolution(
         normal(e, t, 2, 2, 3), input_shape=(2, 7), padding=1, padding_mode="circular"
     ),
