@@ -4,11 +4,16 @@
 
 writes docs/images/validation.png: on one trained branch that ships with the package (8 x 8 digits, d = 64, block
 constant 0.9) the spectral norm, the inverse and the log-determinant, each with its error and its certified bound;
-docs/images/own_layer.png and angles_and_point_sets.png: what the pages of these names compute;
+docs/images/which_method.png: which method the defaults choose; quickstart.png: what the quickstart draws; peers.png:
+figures of docs/benchmarks.md beside other libraries; own_layer.png and angles_and_point_sets.png: what the pages of
+these names compute;
 docs/images/reverse-kl.png: a flow trained on a double well by its own samples, with its weights; and
 docs/images/operators.png: log det(I + A) of implicit Euler steps of order 2000, noise and truncation against products.
 """
 
+import contextlib
+import tempfile
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +21,7 @@ import numpy as np
 import scipy.sparse as sparse
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from scipy.sparse.linalg import aslinearoperator
 
 from iresnet_core import logdet
@@ -164,9 +170,121 @@ def own_layer_figure():
     return figure
 
 
+# Question, and the conditions of the defaults with what they take, from the first that applies.
+CHOICES = {
+    ("How much does A stretch?", "lipschitz_bound(A)"): [
+        ("up to 128 rows or columns", "svd", "exact"),
+        ("a larger matrix", "cholesky", "certified"),
+        ("a convolution", "fft", "certified"),
+        ("products with A only", "lanczos", "with probability"),
+    ],
+    ("What is log|det(I + J)|?", "logdet(g, x)"): [
+        ("order up to 64, in training 32", "exact", "no noise"),
+        ("dense layers, d up to 1024", "mean-jacobian", "little noise"),
+        ("images, everything else", "arnoldi", "certified truncation"),
+        ("where the mean has to be exact", "unbiased=True", "no bias"),
+    ],
+    ("What is log det(I + A)?", "logdet(A)"): [
+        ("order 64; dense 1024; sparse 4096", "exact", "no noise"),
+        ("symmetric, or bounded below", "lanczos", "bounds from both sides"),
+        ("everything else", "arnoldi", "certified truncation"),
+    ],
+    ("Which x has x + g(x) = y?", "invert(g, y)"): [
+        ("by default", "anderson", "few evaluations"),
+        ("where it gains too little", "newton", "for c near 1"),
+        ("to compare with", "picard", "the plain iteration"),
+    ],
+}
+
+
+def which_method_figure():
+    """One question in each row; under it, from left to right, the conditions and what the defaults take."""
+    with matplotlib.rc_context({**PLOT_STYLE, "font.size": 9}):
+        figure = Figure(figsize=(8, 6), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        axes.set(xlim=(0, 4), ylim=(-len(CHOICES), 0))
+        axes.axis("off")
+        for row, ((question, call), choices) in enumerate(CHOICES.items()):
+            axes.text(0.03, -row - 0.05, question, weight="bold", va="top", fontsize=11)
+            axes.text(3.97, -row - 0.05, call, va="top", ha="right", family="monospace", fontsize=11)
+            for column, (condition, method, what) in enumerate(choices):
+                axes.add_patch(Rectangle((column + 0.03, -row - 0.93), 0.94, 0.66, facecolor="0.96", edgecolor="0.8"))
+                words = "\n".join(textwrap.wrap(condition, 23))
+                axes.text(column + 0.5, -row - 0.42, words, ha="center", va="center", color="0.25")
+                axes.text(column + 0.5, -row - 0.66, method, ha="center", va="center", color=BLUE, weight="bold")
+                axes.text(column + 0.5, -row - 0.82, what, ha="center", va="center", color="0.25")
+    return figure
+
+
+def quickstart_figure():
+    """What the first block of the quickstart draws."""
+    import matplotlib.pyplot as plt
+
+    first = (IMAGES.parent / "quickstart.md").read_text().split("```python\n")[1].split("```")[0]
+    with contextlib.chdir(tempfile.mkdtemp()), matplotlib.rc_context({**PLOT_STYLE, "figure.figsize": (6, 4)}):
+        exec(first, {})
+    return plt.gcf()
+
+
+def table(page, heading):
+    """Return the rows of the first table behind a line of a page, each a list of cells."""
+    lines = page.split(heading, 1)[1].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def bars(axes, values, names, title, note=lambda value: f"{value:g}"):
+    """Draw horizontal bars, ours in blue, with their values."""
+    colours = [BLUE if name.startswith("iresnet") else "0.7" for name in names]
+    axes.barh(range(len(values)), values, color=colours)
+    axes.set_yticks(range(len(values)), names)
+    axes.invert_yaxis()
+    axes.set_axisbelow(True)
+    axes.grid(visible=False, axis="y")
+    axes.bar_label(axes.containers[0], [note(value) for value in values], padding=3)
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.25)
+
+
+def peers_figure():
+    """The benchmarks beside other libraries, from the tables of their page."""
+    page = (IMAGES.parent / "benchmarks.md").read_text()
+    values = {row[0]: row for row in table(page, "**Log-determinant, d64 c=0.97")}
+    steps = table(page, "`--shape 3x32x32")
+    with matplotlib.rc_context(PLOT_STYLE):
+        figure = Figure(figsize=(9, 5.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        left, right, below, last = figure.subplots(2, 2).flat
+        known = {
+            "iresnet-core": "mean-jacobian, m = 2",
+            "FrEIA": "FrEIA, 20 terms",
+            "i-ResNet": "i-ResNet, 10 terms",
+            "Residual Flow": "Residual Flow, training",
+        }
+        errors = [float(values[row][6]) for row in known.values()]
+        bars(left, errors, list(known), "Error of a log-determinant (RMSE, nats)", lambda v: f"{v:.2g}")
+        left.set_xscale("log")
+        bars(right, [float(values[row][2]) for row in known.values()], list(known), "Its time (ms, 256 samples)")
+        for axes, first, name in ((below, 3, "64 dimensions"), (last, 9, "images 3 x 32 x 32")):
+            names = ["plain network", "iresnet-core", "normflows"]
+            times = [float(row[2]) for row in steps[first : first + 3]]
+            bars(axes, times, names, f"A training step, {name} (ms)")
+    return figure
+
+
 def main():
     """Write every picture."""
     IMAGES.mkdir(exist_ok=True)
+    which_method_figure().savefig(IMAGES / "which_method.png", dpi=130, metadata={"Software": None})
+    quickstart_figure().savefig(IMAGES / "quickstart.png", dpi=110, metadata={"Software": None})
+    peers_figure().savefig(IMAGES / "peers.png", dpi=120, metadata={"Software": None})
     own_layer_figure().savefig(IMAGES / "own_layer.png", dpi=110, metadata={"Software": None})
     figure = angles_and_point_sets_figure()
     figure.savefig(IMAGES / "angles_and_point_sets.png", dpi=130, metadata={"Software": None})

@@ -1,7 +1,7 @@
 """Every Python block of README.md and of the docs runs, and prints what the page says it prints."""
 
 import contextlib
-import importlib
+import importlib.util
 import io
 import re
 import textwrap
@@ -14,17 +14,18 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^(?P<indent>[ \t>]*)(?P<marks>`{3,}|~{3,})(?P<info>.*)$")
 OUTPUT = "<!-- output -->"
-# In the first line of a page whose blocks need frameworks.
+# In the first line of a page whose blocks need frameworks, or before one block of a page that runs without.
 NEEDS = re.compile(r"<!-- needs (?P<modules>[\w ]+) -->")
 
 
 @dataclass
 class Block:
-    """One fenced block: the line its text begins at (from 1), its info string, its text, the output it must print."""
+    """A fenced block: the line its text begins at (from 1), info, text, modules it needs, the output it must print."""
 
     line: int
     info: str
     text: str
+    needs: tuple[str, ...] = ()
     expected: str | None = None
 
 
@@ -38,6 +39,7 @@ def blocks(text):
     lines = text.splitlines()
     previous = None  # the Python block that only blank lines separate from here
     marked = None  # the Python block that an output comment just referred to
+    needs = ()  # of the block that follows
     i = 0
     while i < len(lines):
         line = lines[i]
@@ -50,7 +52,8 @@ def blocks(text):
                 i += 1
             if i == len(lines):
                 raise PageError(f"line {start}: the block is never closed")
-            block = Block(start + 1, fence["info"].strip(), textwrap.dedent("\n".join(lines[start:i])) + "\n")
+            block = Block(start + 1, fence["info"].strip(), textwrap.dedent("\n".join(lines[start:i])) + "\n", needs)
+            needs = ()
             if marked is not None:
                 if block.info not in ("text", "console"):
                     raise PageError(f"line {start}: {OUTPUT} is followed by a block of {block.info or 'nothing'!r}")
@@ -67,7 +70,12 @@ def blocks(text):
             if line.strip() != OUTPUT or previous is None:
                 raise PageError(f"line {i + 1}: {OUTPUT} has to follow a Python block")
             marked, previous = previous, None
+        elif NEEDS.match(line):
+            needs = tuple(NEEDS.match(line)["modules"].split()) if i else ()  # the first line speaks of the page
+            previous = None
         elif line.strip():
+            if needs:
+                raise PageError(f"line {i + 1}: what is needed has to be followed by the block that needs it")
             if marked is not None:
                 raise PageError(f"line {i + 1}: {OUTPUT} has to be followed by a block")
             previous = None
@@ -81,6 +89,8 @@ def run(page, text):
     """Run the blocks of a page in one namespace and compare what they print."""
     namespace = {"__name__": "__main__"}
     for block in blocks(text):
+        if not all(importlib.util.find_spec(module) for module in block.needs):
+            continue
         # Padded, so that a traceback names the line of the page.
         code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
         printed = io.StringIO()
@@ -164,6 +174,9 @@ exit 1
 def test_runner_runs_a_page():
     assert [(block.line, block.expected) for block in blocks(GOOD)] == [(5, "2\n"), (17, None)]
     run(Path("page.md"), GOOD)
+    run(Path("page.md"), GOOD + "<!-- needs no_such_module -->\n```python\n1 / 0\n```\n")
+    with pytest.raises(ZeroDivisionError):
+        run(Path("page.md"), GOOD + "<!-- needs math -->\n```python\n1 / 0\n```\n")
     run(Path("page.md"), "# A page without blocks\n")
 
 
@@ -182,6 +195,7 @@ def test_runner_runs_a_page():
         (GOOD.replace("```text", "```json"), PageError),
         (GOOD + "```python\n", PageError),
         (GOOD + "<!-- output -->\n", PageError),
+        (GOOD + "<!-- needs math -->\nwords\n", PageError),
     ],
 )
 def test_runner_refuses_what_it_would_not_check(text, error):
