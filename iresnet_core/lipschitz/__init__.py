@@ -5,7 +5,7 @@ from iresnet_core.lipschitz.bounds import BOUNDS, bound_methods, lipschitz_bound
 from iresnet_core.lipschitz.certificates import gram_bound
 from iresnet_core.lipschitz.enclosure import Enclosed, enclosed, square_operator
 from iresnet_core.lipschitz.estimates import ESTIMATES, spectral_norm
-from iresnet_core.lipschitz.normalization import normalize, spectral_penalty
+from iresnet_core.lipschitz.normalization import cap_share, normalize, spectral_penalty
 from iresnet_core.lipschitz.statements import Known, Statement, checked_statement, is_symmetric, refute, wrong
 from iresnet_core.lipschitz.training_caps import (
     Certificate,
@@ -32,6 +32,7 @@ __all__ = [
     "any_size_bound",
     "basis_shape",
     "bound_methods",
+    "cap_share",
     "capped_constant",
     "certificate",
     "checked_statement",

@@ -6,7 +6,7 @@ from adapters_for_tests import framework
 
 from iresnet_core import load
 
-CASES = ("waves", "strides", "pooling", "flatten", "declared")
+CASES = ("waves", "strides", "pooling", "flatten", "declared", "dense block", "dense image block")
 
 
 def block_of(adapter, name):
@@ -25,6 +25,24 @@ def block_of(adapter, name):
                 (2, 2, 2),
             ),
             "declared": ([nn.Linear(3, 8), adapter.DeclaredLayer(nn.LogSigmoid(), 1.0), nn.Linear(8, 3)], (3,)),
+            "dense block": (
+                [
+                    adapter.DenseConcatenation(
+                        nn.Sequential(nn.Linear(3, 4), adapter.ScaledActivation("lipswish", channels=4))
+                    ),
+                    adapter.DenseConcatenation(nn.Sequential(nn.Linear(7, 4), nn.PReLU(4))),
+                    nn.Linear(11, 3),
+                ],
+                (3,),
+            ),
+            "dense image block": (
+                [
+                    nn.PReLU(2),
+                    adapter.DenseConcatenation(nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ELU())),
+                    nn.Conv2d(6, 2, 1),
+                ],
+                (2, 6, 6),
+            ),
         }[name]
         return adapter.InvertibleResidual(nn.Sequential(*net), 0.9), shape
     from keras import layers
@@ -41,6 +59,22 @@ def block_of(adapter, name):
             [layers.Dense(8), adapter.DeclaredLayer(layers.Activation("log_sigmoid"), 1.0), layers.Dense(3)],
             (3,),
         ),
+        "dense block": (
+            [
+                adapter.DenseConcatenation([layers.Dense(4), adapter.ScaledActivation("lipswish", channels=4)]),
+                adapter.DenseConcatenation([layers.Dense(4), layers.PReLU()]),
+                layers.Dense(3),
+            ],
+            (3,),
+        ),
+        "dense image block": (
+            [
+                layers.PReLU(shared_axes=[1, 2]),
+                adapter.DenseConcatenation(layers.Conv2D(4, 3, padding="same", activation="elu")),
+                layers.Conv2D(2, 1),
+            ],
+            (6, 6, 2),
+        ),
     }[name]
     return adapter.InvertibleResidual(net, 0.9), shape
 
@@ -54,8 +88,8 @@ def adapter(request):
 def test_blocks_train_invert_and_go_to_the_core(adapter, name, tmp_path, request):
     adapter, _, tensor, host = adapter
     keras = not hasattr(adapter.FlowLayer, "extra_repr")
-    if keras and name == "strides" and not request.config.getoption("--strict-suite"):
-        pytest.skip("compiles for long; pooling has a transposed convolution as well")
+    if keras and name in ("strides", "dense image block") and not request.config.getoption("--strict-suite"):
+        pytest.skip("compiles for long; other cases have convolutions as well")
     block, shape = block_of(adapter, name)
     flow = adapter.Flow([block], shape)
     x = tensor(np.random.default_rng(0).standard_normal((16, *shape)).astype("float32"))

@@ -24,6 +24,7 @@ ALONE = {"FlowTransform"}  # torch.distributions has no counterpart in Keras
 OPTIONS = {
     "Activation": {"dtype", "trainable"},
     "FlowLayer": {"dtype"},
+    "ScaledActivation": {"dtype", "trainable"},
     "save": {"options"},
 }
 

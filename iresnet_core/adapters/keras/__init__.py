@@ -9,6 +9,7 @@ from iresnet_core.adapters.keras.declared import DeclaredLayer, FourierFeatures
 from iresnet_core.adapters.keras.flow import Flow
 from iresnet_core.adapters.keras.inverted import Inverted
 from iresnet_core.adapters.keras.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze, Wrap
+from iresnet_core.adapters.keras.learned import DenseConcatenation, ScaledActivation
 from iresnet_core.adapters.keras.pointwise import Pointwise
 from iresnet_core.adapters.keras.residual import InvertibleResidual
 from iresnet_core.adapters.shared import warn_deprecated
@@ -19,6 +20,7 @@ __all__ = [
     "Classifier",
     "Condition",
     "DeclaredLayer",
+    "DenseConcatenation",
     "FactorOut",
     "Flow",
     "FlowLayer",
@@ -28,6 +30,7 @@ __all__ = [
     "InvertibleResidual",
     "Logit",
     "Pointwise",
+    "ScaledActivation",
     "Squeeze",
     "Wrap",
 ]

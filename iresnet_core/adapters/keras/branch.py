@@ -6,6 +6,8 @@ from typing import Any
 import keras
 
 from iresnet_core.adapters.keras.declared import DeclaredLayer, FourierFeatures
+from iresnet_core.adapters.keras.learned import DenseConcatenation, ScaledActivation, slopes_of
+from iresnet_core.adapters.shared.learned_steps import ConcatenationStep
 from iresnet_core.adapters.shared.steps import FlattenStep, PoolingStep, ReshapeStep, Step
 from iresnet_core.branches import Activation as CoreActivation
 from iresnet_core.errors import InvalidArgumentError, UnknownLipschitzError
@@ -13,15 +15,17 @@ from iresnet_core.errors import InvalidArgumentError, UnknownLipschitzError
 __all__ = [
     "Activation",
     "convolution_options",
-    "linear_layers",
+    "learned_layers",
     "require_one_function",
     "require_plain",
+    "shape_behind",
     "steps_of",
 ]
 
 _TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, *_TRANSPOSED)
 _POOLING = (keras.layers.AveragePooling1D, keras.layers.AveragePooling2D, keras.layers.AveragePooling3D)
+_LEARNED = (ScaledActivation, DenseConcatenation, keras.layers.PReLU)
 _LINEAR = (keras.layers.Dense, *_CONVOLUTIONS)
 
 
@@ -154,9 +158,9 @@ def steps_of(net: Any) -> list[Any]:
     return steps
 
 
-def linear_layers(steps: list[Any]) -> list[keras.layers.Layer]:
-    """Return the linear layers among the steps."""
-    return [step for step in steps if not isinstance(step, CoreActivation | Step)]
+def learned_layers(net: Any) -> list[keras.layers.Layer]:
+    """Return the layers with variables that are no kernels of linear layers."""
+    return [layer for layer in _layers(net) if type(layer) in _LEARNED]
 
 
 def _other_step(layer: Any) -> Step | None:
@@ -165,6 +169,12 @@ def _other_step(layer: Any) -> Step | None:
     if kind is DeclaredLayer or kind is FourierFeatures:
         step: Step = layer.step() if kind is DeclaredLayer else layer._waves()
         return step
+    if kind is ScaledActivation:
+        return layer.step()  # type: ignore[no-any-return]
+    if kind is keras.layers.PReLU:
+        return slopes_of(layer)
+    if kind is DenseConcatenation:
+        return ConcatenationStep(steps_of(layer.net), layer._present_angle, -1, shape_behind, layer._build_at)
     if kind is keras.layers.Flatten:
         return FlattenStep()
     if kind is keras.layers.Reshape:
@@ -177,6 +187,14 @@ def _other_step(layer: Any) -> Step | None:
             )
         return PoolingStep(layer.pool_size, "channels_last")
     return None
+
+
+def shape_behind(step: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of one sample behind a step."""
+    if isinstance(step, CoreActivation):
+        return shape
+    behind = step.output_shape(shape) if isinstance(step, Step) else step.compute_output_shape((None, *shape))[1:]
+    return tuple(behind)
 
 
 def require_plain(layer: keras.layers.Layer) -> None:
@@ -224,10 +242,10 @@ def _unknown(layer: Any, linear: bool) -> str:
     known = ", ".join(sorted({activation.name for activation in _FUNCTIONS.values()} - {"identity"}))
     return (
         f"the Lipschitz constant of {kind} is not known, so that no block with it can be certified. Known are "
-        f"{', '.join(kind.__name__ for kind in _LINEAR)}, the activations {known}, ELU, LeakyReLU, ReLU, "
-        "Activation(name), average pooling, Flatten, Reshape, FourierFeatures, and lists and Sequential of them. For a "
-        "layer whose constant you know put DeclaredLayer(layer, lipschitz) in its place, or pass "
-        "InvertibleResidual(layer, lipschitz=...)."
+        f"{', '.join(kind.__name__ for kind in _LINEAR)}, the activations {known}, ELU, LeakyReLU, PReLU, "
+        "ReLU, Activation(name), ScaledActivation(name), DenseConcatenation(net), average pooling, Flatten, Reshape, "
+        "FourierFeatures, and lists and Sequential of them. For a layer whose constant you know put "
+        "DeclaredLayer(layer, lipschitz) in its place, or pass InvertibleResidual(layer, lipschitz=...)."
     )
 
 

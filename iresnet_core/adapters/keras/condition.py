@@ -5,9 +5,10 @@ from typing import Any, Self
 import keras
 
 import iresnet_core as core
-from iresnet_core.adapters.keras.branch import linear_layers, steps_of
+from iresnet_core.adapters.keras.branch import learned_layers, steps_of
 from iresnet_core.adapters.keras.tensors import checkpointed, kernel_of, tensor_of
 from iresnet_core.adapters.shared.condition import ConditionMethods
+from iresnet_core.adapters.shared.learned_steps import LearnedStep, with_core_layers
 from iresnet_core.branches import Activation
 from iresnet_core.errors import InvalidArgumentError, UnknownArrayError
 
@@ -32,16 +33,21 @@ class Condition(ConditionMethods, keras.layers.Layer):
 
     def _take_net(self, net: Any, inputs: int | None) -> None:
         self.net: Any = [] if net is None else list(net) if isinstance(net, tuple) else net
-        dense = linear_layers(steps_of(self.net))
-        if any(type(layer) is not keras.layers.Dense for layer in dense):
+        steps = steps_of(self.net)
+        dense = [step for step in steps if type(step) is keras.layers.Dense]
+        if any(step not in dense and not isinstance(step, Activation | LearnedStep) for step in steps):
             raise InvalidArgumentError(f"the net of a condition maps vectors: Dense and activations, got {net!r}.")
         if dense and inputs is None:
             raise InvalidArgumentError("say how many columns a condition has: Condition(net, features=...).")
-        for layer in dense:
-            if not layer.built:
-                layer.build((None, inputs))
-            inputs = layer.units
+        for step in steps:
+            if isinstance(step, LearnedStep) and inputs is not None:
+                step.build((inputs,))
+            elif step in dense:
+                if not step.built:
+                    step.build((None, inputs))
+                inputs = step.units
         checkpointed(self, "net", dense)
+        checkpointed(self, "learned", learned_layers(self.net))
         for layer in self._flatten_layers(include_self=False):
             if not layer.built:  # activations, which are never called
                 layer.built = True
@@ -49,13 +55,15 @@ class Condition(ConditionMethods, keras.layers.Layer):
         self.core_condition()  # checks that all fits
 
     def _net_steps(self, checked: bool) -> list[Any]:
+        steps = steps_of(self.net)
+        like = next((kernel_of(step) for step in steps if isinstance(step, keras.layers.Dense)), None)
         return [
-            step
-            if isinstance(step, Activation)
-            else core.Dense(
+            core.Dense(
                 keras.ops.transpose(kernel_of(step)), tensor_of(step.bias) if step.use_bias else None, checked=checked
             )
-            for step in steps_of(self.net)
+            if isinstance(step, keras.layers.Dense)
+            else step
+            for step in with_core_layers(steps, like)
         ]
 
     def call(self, context: Any) -> Any:

@@ -1,14 +1,22 @@
 """The invertible residual block as a Keras layer."""
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 import keras
 
 import iresnet_core as core
-from iresnet_core.adapters.keras.branch import convolution_options, linear_layers, require_one_function, steps_of
+from iresnet_core.adapters.keras.branch import (
+    convolution_options,
+    learned_layers,
+    require_one_function,
+    shape_behind,
+    steps_of,
+)
 from iresnet_core.adapters.keras.layer import FlowLayer
 from iresnet_core.adapters.keras.tensors import checkpointed, kernel_of
 from iresnet_core.adapters.keras.weight import CappedWeight
+from iresnet_core.adapters.shared.learned_steps import ConcatenationStep, caps_of, linear_layers
 from iresnet_core.adapters.shared.residual import ResidualMethods
 from iresnet_core.adapters.shared.steps import Step
 from iresnet_core.adapters.shared.weight import CappedLayer
@@ -53,45 +61,32 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
             self.net: Any = keras.Sequential(list(net)) if isinstance(net, list | tuple) else net
             return
         self.net = list(net) if isinstance(net, tuple) else net
-        linear = linear_layers(self._steps())
-        if not linear:
+        steps = self._steps()
+        linear = linear_layers(steps)
+        if not any(layer in steps for layer in linear):
             raise InvalidArgumentError(f"a residual branch needs at least one Dense or convolution layer, got {net!r}.")
         if len({id(layer) for layer in linear}) < len(linear):
             names = [layer.name for layer in linear]
             twice = next(name for name in names if names.count(name) > 1)
             raise InvalidArgumentError(f"the layer {twice!r} comes twice in the branch; make another one.")
         checkpointed(self, "net", linear)
+        checkpointed(self, "learned", learned_layers(self.net))
         self.capped = []
 
     def _build_for(self, event_shape: Shape) -> None:
-        shape: Any = (None, *event_shape)
         self._event_shape = self._seen = event_shape
         if self.declared is not None:
             if not self.net.built:
-                self.net.build(shape)
+                self.net.build((None, *event_shape))
             return
         if isinstance(self.net, keras.Sequential) and not self.net.built:
-            self.net.build(shape)
+            self.net.build((None, *event_shape))
         capped: list[CappedWeight] = []
-        for step in self._steps():
-            if isinstance(step, Step):
-                step.build(tuple(shape[1:]))
-                shape = (None, *step.output_shape(tuple(shape[1:])))
-            if isinstance(step, Step | CoreActivation):
-                continue
-            if convolution_options(step) is not None and len(shape) != step.rank + 2:
-                raise ShapeError(
-                    f"{type(step).__name__} {step.name!r} takes samples of {step.rank + 1} axes, the channels last; "
-                    f"those of {self.name!r} have shape {event_shape}."
-                )
-            if not step.built:
-                step.build(shape)
-            capped.append(CappedWeight(step, self.cap, tuple(shape[1:]), dtype=self.dtype, name=f"cap_{len(capped)}"))
-            shape = step.compute_output_shape(shape)
-        if tuple(shape[1:]) != event_shape:
+        steps = self._steps()
+        shape = self._build_steps(steps, event_shape, iter(caps_of(steps, self.cap)), capped)
+        if shape != event_shape:
             raise ShapeError(
-                f"a residual branch keeps the shape, but that of {self.name!r} makes {tuple(shape[1:])} of "
-                f"{event_shape}."
+                f"a residual branch keeps the shape, but that of {self.name!r} makes {shape} of {event_shape}."
             )
         for layer in self._flatten_layers(include_self=False):
             if not layer.built:  # activations, which are never called
@@ -102,6 +97,25 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
             width = capped[0].capped_layer().free().output_shape[-1]
             self.conditioning = keras.layers.Dense(width, use_bias=False, dtype=self.dtype, name="conditioning")
             self.conditioning.build((None, self.context_features))
+
+    def _build_steps(self, steps: list[Any], shape: Shape, caps: Iterator[float], capped: list[CappedWeight]) -> Shape:
+        """Build the steps, and cap the linear layers among them; return the shape of a sample at the end."""
+        for step in steps:
+            if isinstance(step, ConcatenationStep):
+                self._build_steps(step.steps, shape, caps, capped)
+            if isinstance(step, Step):
+                step.build(shape)
+            elif not isinstance(step, CoreActivation):
+                if convolution_options(step) is not None and len(shape) != step.rank + 1:
+                    raise ShapeError(
+                        f"{type(step).__name__} {step.name!r} takes samples of {step.rank + 1} axes, the channels "
+                        f"last; those of {self.name!r} have shape {shape}."
+                    )
+                if not step.built:
+                    step.build((None, *shape))
+                capped.append(CappedWeight(step, next(caps), shape, dtype=self.dtype, name=f"cap_{len(capped)}"))
+            shape = shape_behind(step, shape)
+        return shape
 
     def _steps(self) -> list[Any]:
         return steps_of(self.net)

@@ -1,11 +1,12 @@
 """The invertible residual block: how a branch becomes the core's chain in training and in evaluation."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import iresnet_core as core
 from iresnet_core.adapters.shared.layer import LayerMethods, Weights
+from iresnet_core.adapters.shared.learned_steps import ConcatenationStep, learned_arrays
 from iresnet_core.adapters.shared.steps import Step
 from iresnet_core.adapters.shared.weight import CappedLayer, training_layers, with_newest
 from iresnet_core.backends import Array, Backend, get_backend
@@ -205,18 +206,23 @@ class ResidualMethods(LayerMethods):
     def _chain(self, linear: Iterable[LinearLayer]) -> core.Chain:
         """Return the core's chain, with these linear layers between the activations and the other steps."""
         steps, given = self._steps(), list(linear)
-        following, shape = iter(given), self._shape_in_front(steps)
+        return core.Chain(self._core_layers(steps, iter(given), self._shape_in_front(steps), given[0].weight))
+
+    def _core_layers(self, steps: list[Any], following: Iterator[LinearLayer], shape: Shape, like: Array) -> list[Any]:
         layers: list[Any] = []
         for step in steps:
             if isinstance(step, Activation):
                 layers.append(step)
+            elif isinstance(step, ConcatenationStep):
+                layers.append(step.around(self._core_layers(step.steps, following, shape, like), like))
+                shape = layers[-1].output_shape
             elif isinstance(step, Step):
-                layers.append(step.layer(shape, given[0].weight))
+                layers.append(step.layer(shape, like))
                 shape = step.output_shape(shape)
             else:
                 layers.append(next(following))
                 shape = layers[-1].output_shape
-        return core.Chain(layers)
+        return layers
 
     def _shape_in_front(self, steps: list[Any]) -> Shape:
         """Return the shape of one sample of the block, where a step before the first linear layer needs it."""
@@ -225,7 +231,7 @@ class ResidualMethods(LayerMethods):
             return ()
         if first.input_shape is not None:
             return first.input_shape
-        if self._seen is None and first.keeps_shape:
+        if self._seen is None and first.takes_any_shape:
             return ()
         if self._seen is None:
             raise InvalidArgumentError(
@@ -240,6 +246,7 @@ class ResidualMethods(LayerMethods):
         Where derivatives are taken it is another one each time, which keeps what it makes once with the last one.
         """
         parameters = [array for layer in capped for array in (layer.weight, layer.bias) if array is not None]
+        parameters += learned_arrays(self._steps())
         backend = get_backend(*parameters)
         # A compiler or a batching transformation hides the values; other transformations make arrays that die with it.
         if backend.is_tracing(*parameters):

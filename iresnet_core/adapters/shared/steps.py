@@ -26,13 +26,13 @@ class Step:
         Its constant, which counts when the linear layers share what is left.
     input_shape : tuple of int or None
         The shape of the samples that it takes, where that is given.
-    keeps_shape : bool
-        Whether it takes and keeps every shape.
+    takes_any_shape : bool
+        Whether the shape in front of the branch is not needed to make the layer.
     """
 
     lipschitz: float = 1.0
     input_shape: Shape | None = None
-    keeps_shape: bool = False
+    takes_any_shape: bool = False
 
     def build(self, shape: Shape) -> None:
         """Make the weights of the framework's layer, where that needs the shape."""
@@ -180,7 +180,7 @@ class DeclaredStep(Step):
         name: str,
     ) -> None:
         self.apply, self.lipschitz, self.shapes, self.astype, self.name = apply, lipschitz, shapes, astype, name
-        self.input_shape, self.keeps_shape = (None if shapes is None else shapes[0]), shapes is None
+        self.input_shape, self.takes_any_shape = (None if shapes is None else shapes[0]), shapes is None
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the declared shape, or the same."""

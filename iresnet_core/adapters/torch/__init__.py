@@ -7,6 +7,7 @@ from iresnet_core.adapters.torch.declared import DeclaredLayer, FourierFeatures
 from iresnet_core.adapters.torch.flow import Flow
 from iresnet_core.adapters.torch.inverted import Inverted
 from iresnet_core.adapters.torch.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze, Wrap
+from iresnet_core.adapters.torch.learned import DenseConcatenation, ScaledActivation
 from iresnet_core.adapters.torch.pointwise import Pointwise
 from iresnet_core.adapters.torch.residual import InvertibleResidual
 from iresnet_core.adapters.torch.transform import FlowTransform
@@ -17,6 +18,7 @@ __all__ = [
     "Classifier",
     "Condition",
     "DeclaredLayer",
+    "DenseConcatenation",
     "FactorOut",
     "Flow",
     "FlowLayer",
@@ -27,6 +29,7 @@ __all__ = [
     "InvertibleResidual",
     "Logit",
     "Pointwise",
+    "ScaledActivation",
     "Squeeze",
     "Wrap",
 ]

@@ -5,10 +5,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from iresnet_core.adapters.shared.learned_steps import ConcatenationStep, LearnedStep
 from iresnet_core.adapters.shared.steps import FixedStep, FlattenStep, PoolingStep, ReshapeStep, Step
 from iresnet_core.adapters.torch.declared import DeclaredLayer, FourierFeatures
+from iresnet_core.adapters.torch.learned import DenseConcatenation, ScaledActivation
 from iresnet_core.backends import backend
 from iresnet_core.branches import Activation as CoreActivation
+from iresnet_core.branches import PReLU as CorePReLU
 from iresnet_core.errors import InvalidArgumentError, ShapeError, UnknownLipschitzError
 
 __all__ = [
@@ -16,7 +19,6 @@ __all__ = [
     "convolution_options",
     "described",
     "function_of_one_sample",
-    "linear_layers",
     "output_shape",
     "steps_of",
 ]
@@ -112,6 +114,12 @@ def _other_step(module: nn.Module) -> Step | None:
     if isinstance(module, DeclaredLayer) and _computes_as(module, DeclaredLayer):
         function_of_one_sample(module.layer)
         return module.step()
+    if kind is nn.PReLU:
+        return LearnedStep(CorePReLU, lambda: module.weight)
+    if isinstance(module, ScaledActivation) and _computes_as(module, ScaledActivation):
+        return module.step()
+    if isinstance(module, DenseConcatenation) and _computes_as(module, DenseConcatenation):
+        return ConcatenationStep(steps_of(module.net), lambda: module.angle, 1, output_shape)
     if isinstance(module, FourierFeatures) and _computes_as(module, FourierFeatures):
         return FixedStep(module._layer)
     if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
@@ -189,15 +197,18 @@ def steps_of(net: nn.Module) -> list[Any]:
         step: Any = layer if _computes_as(layer, *_LINEAR) else _activation_of(layer)
         step = _other_step(layer) if step is None else step
         if step is None:
-            known = ", ".join(kind.__name__ for kind in (*_LINEAR, *_ACTIVATIONS, *_POOLING, nn.Flatten, nn.Unflatten))
+            known = ", ".join(
+                kind.__name__ for kind in (*_LINEAR, *_ACTIVATIONS, nn.PReLU, *_POOLING, nn.Flatten, nn.Unflatten)
+            )
             name = type(layer).__name__.removeprefix("Parametrized")
             derived = isinstance(layer, (*_LINEAR, nn.Sequential, Activation))
             raise UnknownLipschitzError(
                 f"the Lipschitz constant of {name} is not known"
                 + (", since its forward is not that of the class that it is made from" if derived else "")
-                + f", so that no block with it can be certified. Known are {known}, Activation(name), FourierFeatures "
-                "and Sequential of them. For a module whose constant you know put DeclaredLayer(module, lipschitz) in "
-                "its place, or pass InvertibleResidual(module, lipschitz=...)."
+                + f", so that no block with it can be certified. Known are {known}, Activation(name), "
+                "ScaledActivation(name), DenseConcatenation(net), FourierFeatures and Sequential of them. For a module "
+                "whose constant you know put DeclaredLayer(module, lipschitz) in its place, or pass "
+                "InvertibleResidual(module, lipschitz=...)."
             )
         steps.append(step)
     return steps
@@ -232,11 +243,6 @@ def function_of_one_sample(net: nn.Module) -> nn.Module:
                 "every train() of the model), or use LayerNorm, GroupNorm or an ActNorm between the blocks."
             )
     return net
-
-
-def linear_layers(steps: list[Any]) -> list[Any]:
-    """Return the linear modules among the steps."""
-    return [step for step in steps if not isinstance(step, CoreActivation | Step)]
 
 
 def convolution_options(module: nn.Module) -> dict[str, Any] | None:

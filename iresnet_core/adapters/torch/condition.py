@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 import iresnet_core as core
 from iresnet_core.adapters.shared.condition import ConditionMethods
+from iresnet_core.adapters.shared.learned_steps import LearnedStep, with_core_layers
 from iresnet_core.adapters.torch.branch import steps_of
+from iresnet_core.branches import Activation
 from iresnet_core.errors import InvalidArgumentError
 
 __all__ = ["Condition"]
@@ -30,14 +32,15 @@ class Condition(ConditionMethods, nn.Module):
     def _take_net(self, net: Any, inputs: int | None) -> None:
         self.net = net
         for step in [] if net is None else steps_of(net):
-            if isinstance(step, nn.Module) and not isinstance(step, nn.Linear):
-                raise InvalidArgumentError(f"the net of a condition maps vectors: Linear and activations, got {step}.")
+            if not isinstance(step, nn.Linear | Activation | LearnedStep):
+                raise InvalidArgumentError(f"the net of a condition maps vectors: Linear and activations, got {net}.")
         self.core_condition()  # checks that all fits
 
     def _net_steps(self, checked: bool) -> list[Any]:
+        steps = [] if self.net is None else steps_of(self.net)
         return [
             core.Dense(step.weight, step.bias, checked=checked) if isinstance(step, nn.Linear) else step
-            for step in ([] if self.net is None else steps_of(self.net))
+            for step in with_core_layers(steps, next((s.weight for s in steps if isinstance(s, nn.Linear)), None))
         ]
 
     def forward(self, context: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 import iresnet_core as core
+from iresnet_core.adapters.shared.learned_steps import ConcatenationStep, caps_of, linear_layers
 from iresnet_core.adapters.shared.residual import ResidualMethods
 from iresnet_core.adapters.shared.steps import Step
 from iresnet_core.adapters.shared.weight import CappedLayer
@@ -12,7 +13,6 @@ from iresnet_core.adapters.torch.branch import (
     convolution_options,
     described,
     function_of_one_sample,
-    linear_layers,
     output_shape,
     steps_of,
 )
@@ -53,8 +53,9 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
         self.context = None
         if self.declared is not None:
             return
-        linear = linear_layers(steps_of(net))
-        if not linear:
+        steps = steps_of(net)
+        linear = linear_layers(steps)
+        if not any(layer in steps for layer in linear):
             raise InvalidArgumentError(
                 f"a residual branch needs at least one Linear or convolution layer, got {described(net)}."
             )
@@ -62,12 +63,13 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
             convolution_options(layer)  # refuses paddings that the core does not know
 
     def _cap_weights(self) -> None:
-        linear = linear_layers(self._steps())
-        for layer in linear:
-            cap_weight(layer, self.cap, convolution_options(layer))
-        first = linear[0]
-        if isinstance(first, nn.Linear) and not any(isinstance(step, Step) for step in self._steps()):
-            self.bind((first.in_features,))
+        steps = self._steps()
+        for layer, cap in zip(linear_layers(steps), caps_of(steps, self.cap), strict=True):
+            cap_weight(layer, cap, convolution_options(layer))
+        first: Any = next(step for step in steps if isinstance(step, nn.Module))
+        enters = linear_layers(steps)[0]
+        if isinstance(enters, nn.Linear) and all(step.takes_any_shape for step in steps if isinstance(step, Step)):
+            self.bind((enters.in_features,))
         if self.context_features is not None:
             width = first.out_features if isinstance(first, nn.Linear) else first.out_channels
             like = first.weight
@@ -112,12 +114,8 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
 
     def _sizes(self, steps: list[Any], shape: Shape) -> list[Shape]:
         """Return the shapes of the samples that the linear layers get, where the block gets one of this shape."""
-        linear, behind = linear_layers(steps), tuple(shape)
         sizes: list[Shape] = []
-        for step in steps:
-            if step in linear:
-                sizes.append(behind)
-            behind = output_shape(step, behind)
+        behind = _take_sizes(steps, tuple(shape), sizes)
         if behind != tuple(shape):
             raise ShapeError(
                 f"a residual branch keeps the shape, but {described(self.net)} makes {behind} of {tuple(shape)}. What "
@@ -166,3 +164,14 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
         steps = self._steps()
         if any(isinstance(step, Step) or convolution_options(step) is not None for step in steps):
             self.bind(tuple(x.shape[1:]))
+
+
+def _take_sizes(steps: list[Any], shape: Shape, sizes: list[Shape]) -> Shape:
+    """Append the shapes of what the linear layers get, also inside of concatenations; return the shape at the end."""
+    for step in steps:
+        if isinstance(step, ConcatenationStep):
+            _take_sizes(step.steps, shape, sizes)
+        elif isinstance(step, nn.Module):
+            sizes.append(shape)
+        shape = output_shape(step, shape)
+    return shape
