@@ -36,6 +36,7 @@ from iresnet_core.flows import (
     Logit,
     NormalMixture,
     Pointwise,
+    ProductBase,
     ResidualBlock,
     Squeeze,
     Standardize,
@@ -292,6 +293,11 @@ _PAIRS = _data(
     write=lambda pairs: [list(pair) for pair in pairs],
     read=lambda pairs: [tuple(pair) for pair in pairs],
 )
+_PLACES = _data(
+    "a list of lists of whole numbers",
+    lambda value: isinstance(value, list) and all(map(_are_integers, value)),
+    write=lambda places: [list(own) for own in places],
+)
 _NUMBERS = _data(
     "an object of numbers", lambda value: isinstance(value, dict) and all(map(_is_number, value.values())), write=dict
 )
@@ -403,6 +409,7 @@ STORABLE = (
     Storable(NormalMixture, {"log_weights": _ARRAY, "mean": _ARRAY, "scale": _ARRAY}),
     Storable(StudentT, {"df": _NUMBER, "mean": _ARRAY, "scale": _ARRAY}),
     Storable(VonMises, {"mean": _ARRAY, "concentration": _ARRAY}),
+    Storable(ProductBase, {"parts": _PARTS, "entries": _PLACES}),
     Storable(Uniform, {"low": _LIST, "high": _LIST, "periodic": _BOOLEAN}),
     Storable(Chain, {"layers": _PARTS}),
     Storable(Dense, {"weight": _ARRAY, "bias": _or_none(_ARRAY)}),

@@ -1,11 +1,12 @@
 """Flows: residual blocks and the other layers, pure functions of arrays, and their composition."""
 
 from iresnet_core.flows.actnorm import ActNorm
-from iresnet_core.flows.base_densities import Base, DiagonalNormal, FullNormal, NormalMixture, StudentT, Uniform
+from iresnet_core.flows.base_densities import DiagonalNormal, FullNormal, NormalMixture, StudentT, Uniform
 from iresnet_core.flows.condition import Condition, require_rows
 from iresnet_core.flows.factor_out import FactorOut
 from iresnet_core.flows.flow import Flow, LogProb
 from iresnet_core.flows.inverted import Inverted
+from iresnet_core.flows.latent_density import Base
 from iresnet_core.flows.layer import Layer, Shape, Transformed, located
 from iresnet_core.flows.logit import Logit
 from iresnet_core.flows.maximum_likelihood import (
@@ -19,13 +20,14 @@ from iresnet_core.flows.maximum_likelihood import (
 )
 from iresnet_core.flows.outliers import require_visible_bulk
 from iresnet_core.flows.pointwise import Pointwise
+from iresnet_core.flows.product_base import ProductBase
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
 from iresnet_core.flows.sampling import Drawn
 from iresnet_core.flows.standardize import Standardize
 from iresnet_core.flows.variational import ImportanceWeights, importance_weights, reverse_kl
 from iresnet_core.flows.von_mises import VonMises
-from iresnet_core.flows.wrap import Wrap
+from iresnet_core.flows.wrap import Wrap, require_periodic
 
 __all__ = [
     "DEFAULT_SHARE",
@@ -45,6 +47,7 @@ __all__ = [
     "Logit",
     "NormalMixture",
     "Pointwise",
+    "ProductBase",
     "ResidualBlock",
     "Shape",
     "Squeeze",
@@ -57,6 +60,7 @@ __all__ = [
     "importance_weights",
     "located",
     "mean_loss",
+    "require_periodic",
     "require_rows",
     "require_share",
     "require_visible_bulk",

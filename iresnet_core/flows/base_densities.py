@@ -1,13 +1,11 @@
 """Densities of latents other than the standard normal: fixed, or with parameters that are learned with the flow's."""
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.common import (
-    Copyable,
     flatten,
     require_finite,
     require_floating,
@@ -16,71 +14,9 @@ from iresnet_core.common import (
     widest,
 )
 from iresnet_core.errors import InvalidArgumentError, NonFiniteError, ShapeError
+from iresnet_core.flows.latent_density import LOG_DIAGONAL, LOGARITHM, PLAIN, Base, uniform_numbers
 
-__all__ = ["Base", "DiagonalNormal", "FullNormal", "NormalMixture", "StudentT", "Uniform", "uniform_numbers"]
-
-
-class Base(Copyable, ABC):
-    """A density of latents: `log_prob` and `sample`, and which latents it is for.
-
-    Attributes
-    ----------
-    arrays : tuple of array
-        Its parameters, which are parameters of the flow.
-    shape : tuple of int
-        Shape of one latent.
-    bounded : bool
-        Whether it is zero somewhere, where its log-density is -inf.
-    """
-
-    shape: tuple[int, ...]
-    bounded = False
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"{type(self).__name__} never changes; build another one to have another {name}.")
-
-    def _keep(self, **fields: Any) -> None:
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(shape={self.shape})"
-
-    @property
-    def arrays(self) -> tuple[Array, ...]:
-        """The parameters."""
-        return ()
-
-    def astype(self, dtype: Any) -> Self:
-        """Return the density with parameters of another dtype."""
-        return self
-
-    def log_prob(self, z: Array) -> Array:
-        """Return log p(z) (batch,) in nats, in float64, for latents z (batch, *shape)."""
-        backend = get_backend(z, *self.arrays)
-        require_floating(backend, z, "the latents")
-        if tuple(z.shape[1:]) != self.shape:
-            raise ShapeError(f"{self!r} is a density of latents of shape {self.shape}, got {tuple(z.shape[1:])}.")
-        with backend.full_precision():
-            return self.density(backend, z)[0]
-
-    def score_log_prob(self, z: Array) -> Array | None:
-        """Return log p(z) (batch,) by the parameters that samples are not differentiable by; None if there are none.
-
-        `reverse_kl` takes the gradient for these parameters by their score.
-        """
-        return None
-
-    @abstractmethod
-    def density(self, backend: Backend, z: Array) -> tuple[Array, Array]:
-        """Return log p(z) of checked latents and a bound on its rounding error, both float64 (batch,)."""
-
-    @abstractmethod
-    def sample(self, n: int, rng: Any, like: Array) -> Array:
-        """Draw latents (n, *shape) of the backend, dtype and device of `like`, differentiable by mean and scale."""
-
-    def _gaussian(self, n: int, rng: Any, like: Array) -> Array:
-        return get_backend(like).sample("gaussian", (n, *self.shape), like, rng)
+__all__ = ["DiagonalNormal", "FullNormal", "NormalMixture", "StudentT", "Uniform"]
 
 
 def _checked(name: str, **parameters: Array) -> Backend:
@@ -120,6 +56,7 @@ class DiagonalNormal(Base):
 
     mean: Array
     scale: Array
+    parameters = {"mean": PLAIN, "scale": LOGARITHM}  # noqa: RUF012
 
     def __init__(self, mean: Array, scale: Array) -> None:
         _checked(type(self).__name__, mean=mean, scale=scale)
@@ -127,16 +64,6 @@ class DiagonalNormal(Base):
             raise ShapeError(f"mean and scale have one shape, that of a latent; got {mean.shape} and {scale.shape}.")
 
         self._keep(mean=mean, scale=scale, shape=tuple(mean.shape))
-
-    @property
-    def arrays(self) -> tuple[Array, ...]:
-        """Mean and scale."""
-        return self.mean, self.scale
-
-    def astype(self, dtype: Any) -> Self:
-        """Return the density with parameters of another dtype."""
-        xp = get_backend(self.mean).xp
-        return type(self)(xp.astype(self.mean, dtype), xp.astype(self.scale, dtype))
 
     def _standard(self, backend: Backend, z: Array) -> tuple[Array, Array, Array]:
         """Return the standardised entries, a bound on their rounding errors, and log det of the scales."""
@@ -200,10 +127,9 @@ class StudentT(DiagonalNormal):
         super().__init__(mean, scale)
         self._keep(df=number)
 
-    def astype(self, dtype: Any) -> Self:
-        """Return the density with parameters of another dtype."""
-        xp = get_backend(self.mean).xp
-        return type(self)(self.df, xp.astype(self.mean, dtype), xp.astype(self.scale, dtype))
+    def with_arrays(self, arrays: Sequence[Array]) -> Self:
+        """Return the density with another mean and scale."""
+        return type(self)(self.df, *arrays)
 
     def density(self, backend: Backend, z: Array) -> tuple[Array, Array]:
         """Return log p(z) and its rounding bound."""
@@ -257,6 +183,7 @@ class FullNormal(Base):
 
     mean: Array
     cholesky: Array
+    parameters = {"mean": PLAIN, "cholesky": LOG_DIAGONAL}  # noqa: RUF012
 
     def __init__(self, mean: Array, cholesky: Array) -> None:
         backend = _checked(type(self).__name__, mean=mean, cholesky=cholesky)
@@ -264,16 +191,6 @@ class FullNormal(Base):
             raise ShapeError(f"mean is (d,) and cholesky (d, d), got {tuple(mean.shape)}, {tuple(cholesky.shape)}.")
         _checked(type(self).__name__, scale=backend.xp.linalg.diagonal(cholesky))
         self._keep(mean=mean, cholesky=cholesky, shape=tuple(mean.shape))
-
-    @property
-    def arrays(self) -> tuple[Array, ...]:
-        """Mean and triangle."""
-        return self.mean, self.cholesky
-
-    def astype(self, dtype: Any) -> Self:
-        """Return the density with parameters of another dtype."""
-        xp = get_backend(self.mean).xp
-        return type(self)(xp.astype(self.mean, dtype), xp.astype(self.cholesky, dtype))
 
     def density(self, backend: Backend, z: Array) -> tuple[Array, Array]:
         """Return log p(z) and its rounding bound; the inverse triangle has the error d u |L^-1| |L| |L^-1|."""
@@ -320,6 +237,7 @@ class NormalMixture(Base):
     log_weights: Array
     mean: Array
     scale: Array
+    parameters = {"log_weights": PLAIN, "mean": PLAIN, "scale": LOGARITHM}  # noqa: RUF012
 
     def __init__(self, log_weights: Array, mean: Array, scale: Array) -> None:
         _checked(type(self).__name__, log_weights=log_weights, mean=mean, scale=scale)
@@ -327,15 +245,6 @@ class NormalMixture(Base):
         if len(shapes[0]) != 1 or shapes[1] != shapes[2] or len(shapes[1]) < 2 or shapes[1][0] != shapes[0][0]:
             raise ShapeError(f"log_weights are (k,), mean and scale (k, *shape), got {', '.join(map(str, shapes))}.")
         self._keep(log_weights=log_weights, mean=mean, scale=scale, shape=shapes[1][1:])
-
-    @property
-    def arrays(self) -> tuple[Array, ...]:
-        """Weights, means and scales."""
-        return self.log_weights, self.mean, self.scale
-
-    def astype(self, dtype: Any) -> Self:
-        """Return the density with parameters of another dtype."""
-        return type(self)(*(get_backend(a).xp.astype(a, dtype) for a in self.arrays))
 
     def score_log_prob(self, z: Array) -> Array | None:
         """Return log p(z) as a function of the weights."""
@@ -409,6 +318,12 @@ class Uniform(Base):
             raise InvalidArgumentError(f"every low is below its high, got {lows} and {highs}.")
         self._keep(low=lows, high=highs, periodic=bool(periodic), shape=(len(lows),), bounded=not periodic)
 
+    @property
+    def periods(self) -> tuple[float | None, ...]:
+        """The lengths of the torus."""
+        lengths = [b - a for a, b in zip(self.low, self.high, strict=True)]
+        return tuple(lengths) if self.periodic else super().periods
+
     def density(self, backend: Backend, z: Array) -> tuple[Array, Array]:
         """Return log p(z) and its rounding bound."""
         xp, wide = backend.xp, widest(backend)
@@ -435,10 +350,3 @@ class Uniform(Base):
             low, high = self._ends(backend, like)
             drawn = low + (high - low) * uniform_numbers(backend, (n, *self.shape), like, rng)
             return xp.astype(xp.minimum(xp.maximum(drawn, low), high), like.dtype)
-
-
-def uniform_numbers(backend: Backend, shape: tuple[int, ...], like: Array, rng: Any) -> Array:
-    """Draw from [0, 1] in float64: the angle of a pair of normal numbers is uniform, on every backend."""
-    xp, wide = backend.xp, widest(backend)
-    pair = xp.astype(backend.sample("gaussian", (2, *shape), like, rng), wide)
-    return 0.5 + xp.atan2(pair[0, ...], pair[1, ...]) / (2 * math.pi)

@@ -1,12 +1,13 @@
 """Densities of latents, and the log-density of a sample from them and a log-determinant."""
 
+import inspect
 import math
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.common import flatten, require_floating, round_up, unit_roundoff, which_samples, widest
 from iresnet_core.errors import InvalidArgumentError, NonFiniteError, ShapeError
-from iresnet_core.flows.base_densities import Base
+from iresnet_core.flows.latent_density import Base
 from iresnet_core.inverse import UNSTATED_ROUNDING
 from iresnet_core.results import LogDet
 
@@ -56,11 +57,25 @@ def checked_base(base: Any, latent_shape: tuple[int, ...]) -> Any:
         and callable(getattr(base, "log_prob", None))
         and callable(getattr(base, "sample", None))
     ):
+        _require_samples_like(base)
         return base
     raise InvalidArgumentError(
         f"there is no base density {base!r}; there is 'normal', one of this package such as DiagonalNormal, or an "
         "object with log_prob(z) and sample(n, rng, like)."
     )
+
+
+def _require_samples_like(base: Any) -> None:
+    """Refuse a density of another library, which draws samples by a method with other arguments."""
+    try:
+        inspect.signature(base.sample).bind(1, None, None)
+    except TypeError:
+        raise InvalidArgumentError(
+            f"the base {type(base).__name__} has a method sample that does not take (n, rng, like). A distribution of "
+            "PyTorch is taken by the Flow of iresnet_core.adapters.torch; others need an object around them."
+        ) from None
+    except ValueError:  # a method of C, without a signature
+        return
 
 
 def latents(base: Any, backend: Backend, shape: tuple[Any, ...], like: Array, rng: Any) -> Array:

@@ -16,10 +16,10 @@ from iresnet_core.common import (
 )
 from iresnet_core.determinant import LOGDET_OPTIONS, LogDetOptions, SampleSeed, own_seed, uses_own_seeds
 from iresnet_core.errors import DtypeError, InvalidArgumentError, ShapeError, UnknownArrayError
-from iresnet_core.flows.base_densities import Base
 from iresnet_core.flows.bases import LogProb, checked_base, latents, scored
 from iresnet_core.flows.composition import distributed, summed
 from iresnet_core.flows.condition import Condition, Labels, agreed, as_condition, require_condition
+from iresnet_core.flows.latent_density import Base
 from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shape, Transformed, located
 from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
 from iresnet_core.flows.sampling import drawn

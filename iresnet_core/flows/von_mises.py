@@ -1,7 +1,7 @@
 """The von Mises density, the normal of angles, as a density of latents."""
 
 import math
-from typing import Any, Self
+from typing import Any
 
 from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.common import (
@@ -12,7 +12,7 @@ from iresnet_core.common import (
     widest,
 )
 from iresnet_core.errors import InvalidArgumentError, ShapeError
-from iresnet_core.flows.base_densities import Base, uniform_numbers
+from iresnet_core.flows.latent_density import PLAIN, Base, Parameter, uniform_numbers
 
 __all__ = ["VonMises"]
 
@@ -21,6 +21,16 @@ __all__ = ["VonMises"]
 NODES, MOST_CONCENTRATION = 512, 3000.0
 # Rounds of rejection. At least 0.65 of each are accepted (Best and Fisher 1979): 1e-18 of the samples are in none.
 ROUNDS = 40
+
+
+def _free_concentration(k: Array) -> Array:
+    backend = get_backend(k)
+    if not backend.is_tracing(k) and not bool(backend.xp.all((k > 0) & (k < MOST_CONCENTRATION))):
+        raise InvalidArgumentError(
+            f"a concentration that is learned begins above 0 and below {MOST_CONCENTRATION:g}: take a small one in "
+            "place of 0, or keep it fixed."
+        )
+    return backend.xp.log(k / (MOST_CONCENTRATION - k))
 
 
 class VonMises(Base):
@@ -54,6 +64,12 @@ class VonMises(Base):
 
     mean: Array
     concentration: Array
+    parameters = {  # noqa: RUF012
+        "mean": PLAIN,
+        "concentration": Parameter(
+            "free_", _free_concentration, lambda a: MOST_CONCENTRATION / (1 + get_backend(a).xp.exp(-a))
+        ),
+    }
 
     def __init__(self, mean: Array, concentration: Array) -> None:
         backend = get_backend(mean, concentration)
@@ -76,13 +92,9 @@ class VonMises(Base):
         self._keep(mean=mean, concentration=concentration, shape=tuple(mean.shape))
 
     @property
-    def arrays(self) -> tuple[Array, ...]:
-        """Mean and concentration."""
-        return self.mean, self.concentration
-
-    def astype(self, dtype: Any) -> Self:
-        """Return the density with parameters of another dtype."""
-        return type(self)(*(get_backend(a).xp.astype(a, dtype) for a in self.arrays))
+    def periods(self) -> tuple[float | None, ...]:
+        """A turn for each."""
+        return (2 * math.pi,) * self.shape[0]
 
     def score_log_prob(self, z: Array) -> Array | None:
         """Return log p(z) as a function of the concentration."""

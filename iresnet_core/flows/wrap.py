@@ -9,7 +9,7 @@ from typing import Any
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.common import sample_norms, unit_roundoff, widest
 from iresnet_core.errors import InvalidArgumentError, ShapeError
-from iresnet_core.flows.base_densities import Base, Uniform
+from iresnet_core.flows.latent_density import Base
 from iresnet_core.flows.layer import (
     ForwardOptions,
     InverseOptions,
@@ -21,7 +21,6 @@ from iresnet_core.flows.layer import (
     wide_norms,
 )
 from iresnet_core.flows.preimage import Preimage
-from iresnet_core.flows.von_mises import VonMises
 from iresnet_core.results import Inverse
 
 __all__ = ["Wrap"]
@@ -165,19 +164,30 @@ def require_periodic(layers: Sequence[Layer], base: Any) -> None:
 
     A base of the caller's own is taken at its word.
     """
+    wraps = _wraps(layers)
+    if not wraps or not isinstance(base, str | Base):
+        return
+    periods = (None,) if isinstance(base, str) else base.periods
+    places = [range(len(periods)) if w.entries is None or isinstance(base, str) else w.entries for w in wraps]
+    for wrap, entries in zip(wraps, places, strict=True):
+        if not all((own := periods[entry]) is not None and abs(own / wrap.period - 1) < 1e-12 for entry in entries):
+            raise InvalidArgumentError(
+                f"{wrap!r} makes angles, whose density needs a base of the same period, and the flow has {base!r}. "
+                "Give it Uniform(low, high, periodic=True), VonMises(mean, concentration), a ProductBase of one of "
+                "them and a density of the other entries, or a base of your own."
+            )
+    angles = {entry % len(periods) for entries in places for entry in entries}
+    if plain := [entry for entry, own in enumerate(periods) if own is not None and entry not in angles]:
+        raise InvalidArgumentError(
+            f"entries {plain} of the samples are no angles, since no Wrap names them, and {base!r} is periodic there, "
+            "hence no density of numbers. Take a ProductBase of one part for the angles and one for the numbers."
+        )
+
+
+def _wraps(layers: Sequence[Layer]) -> list["Wrap"]:
+    """Return the layers that wrap, also those inside of others."""
+    found = [layer for layer in layers if isinstance(layer, Wrap)]
     for layer in layers:
         inside = getattr(layer, "layers", None) or [getattr(layer, "layer", None)]
-        require_periodic([inner for inner in inside if isinstance(inner, Layer)], base)
-        if not isinstance(layer, Wrap) or not isinstance(base, str | Base):
-            continue
-        ends = (base.low, base.high) if isinstance(base, Uniform) and base.periodic else None
-        periods = [b - a for a, b in zip(*ends, strict=True)] if ends else []
-        turns = isinstance(base, VonMises) and abs(layer.period / (2 * math.pi) - 1) < 1e-12
-        if layer.entries is not None:
-            periods = [periods[entry] for entry in layer.entries] if periods else []
-            turns = isinstance(base, VonMises) and turns and len(layer.entries) == base.shape[0]
-        if not (turns or (periods and all(abs(p / layer.period - 1) < 1e-12 for p in periods))):
-            raise InvalidArgumentError(
-                f"{layer!r} makes angles, whose density needs a base of the same period, and the flow has {base!r}. "
-                "Give it Uniform(low, high, periodic=True), VonMises(mean, concentration), or a base of your own."
-            )
+        found += _wraps([inner for inner in inside if isinstance(inner, Layer)])
+    return found

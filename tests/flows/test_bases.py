@@ -17,6 +17,7 @@ from iresnet_core import (
     Inverted,
     NormalMixture,
     Pointwise,
+    ProductBase,
     StudentT,
     Uniform,
     VonMises,
@@ -51,6 +52,12 @@ CASES = {
     "von mises": (
         lambda a: VonMises(a(MEAN), a(CONCENTRATION)),
         lambda z: stats.vonmises(CONCENTRATION, MEAN).logpdf(z).sum(1),
+    ),
+    "cylinder": (
+        lambda a: ProductBase(
+            [StudentT(2.5, a(MEAN[:1]), a(SCALE[:1])), VonMises(a(MEAN[1:]), a(CONCENTRATION[1:]))], [[1], [0]]
+        ),
+        lambda z: stats.t(2.5, MEAN[0], SCALE[0]).logpdf(z[:, 1]) + stats.vonmises(7.0, MEAN[1]).logpdf(z[:, 0]),
     ),
     "box": (
         lambda a: Uniform([-1.0, 0.0], [1.0, 3.0]),
@@ -94,6 +101,7 @@ def test_what_is_drawn_has_the_density(backend, name):
         ),
         "student": stats.t(2.5, MEAN[1], SCALE[1]).cdf,
         "von mises": stats.vonmises(CONCENTRATION[1], MEAN[1]).cdf,
+        "cylinder": stats.t(2.5, MEAN[0], SCALE[0]).cdf,
         "box": stats.uniform(0, 3).cdf,
     }[name]
     assert stats.kstest(z[:, 1], marginal).pvalue > 1e-4
@@ -144,6 +152,33 @@ def test_parameters_of_a_base_are_learned(backend):
     for_mean, for_scale = gradients(backend, loss, [array(backend, MEAN), array(backend, SCALE)])
     np.testing.assert_allclose(for_mean, ((z - MEAN) / SCALE**2).sum(0), rtol=1e-6)
     np.testing.assert_allclose(for_scale, (((z - MEAN) / SCALE) ** 2 - 1).sum(0) / SCALE, rtol=1e-6)
+
+
+def learnable(name, a):
+    """The cases, with a concentration above 0 where it is one that is learned."""
+    return VonMises(a(MEAN), a(CONCENTRATION + 0.25)) if name == "von mises" else CASES[name][0](a)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_have_a_form_of_any_numbers(backend, name):
+    """The form leads back to the density, and whatever an optimiser makes of it is one."""
+    base = learnable(name, lambda values: array(backend, values))
+    free = base.free
+    assert tuple(free) == base.free_names
+    again = base.with_free(free)
+    assert type(again) is type(base)
+    for one, other in zip(again.arrays, base.arrays, strict=True):
+        expected = np.tril(host(other)) if other.shape == (2, 2) and name == "full" else host(other)
+        np.testing.assert_allclose(host(one), expected, rtol=1e-12)
+    z = array(backend, np.random.default_rng(0).uniform(0, 1, (5, 2)))
+    for shift in (-30.0, 30.0):
+        moved = base.with_free({key: a + shift for key, a in free.items()})
+        assert np.isfinite(host(moved.log_prob(z))).all()
+
+
+def test_a_concentration_that_is_learned_is_not_zero(backend):
+    with pytest.raises(InvalidArgumentError, match="above 0"):
+        _ = VonMises(array(backend, MEAN), array(backend, CONCENTRATION)).free
 
 
 class Logistic:
@@ -198,6 +233,28 @@ def test_bad_bases_are_refused(backend):
             StudentT(df, a(MEAN), a(SCALE))
     with pytest.raises(InvalidArgumentError, match="below"):
         Uniform([0.0], [0.0])
+    part = DiagonalNormal(a(MEAN), a(SCALE))
+    for places in ([[0, 1], [2, 2]], [[0, 1], [3, 4]], [[0, 1], [2, -1]]):
+        with pytest.raises(InvalidArgumentError, match="each once"):
+            ProductBase([part, part], places)
+    with pytest.raises(ShapeError, match="places"):
+        ProductBase([part, part], [[0, 1], [2]])
+    with pytest.raises(ShapeError, match="vectors"):
+        ProductBase([DiagonalNormal(a(SCALES), a(SCALES))])
+    for parts in ([], ["normal"]):
+        with pytest.raises(InvalidArgumentError, match="part"):
+            ProductBase(parts)
+
+
+class OfAnotherLibrary(Logistic):
+    def sample(self, sample_shape=()):
+        raise AssertionError("never called")
+
+
+def test_a_density_of_another_library_is_refused(backend):
+    block = dense_block(backend, np.random.default_rng(1), 2)
+    with pytest.raises(InvalidArgumentError, match="does not take"):
+        Flow([block], (2,), base=OfAnotherLibrary(backend))
 
 
 @pytest.mark.parametrize("own", [False, True])

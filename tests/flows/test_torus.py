@@ -10,9 +10,11 @@ from iresnet_core import (
     Activation,
     Chain,
     Dense,
+    DiagonalNormal,
     Flow,
     FourierFeatures,
     Inverted,
+    ProductBase,
     ResidualBlock,
     Uniform,
     VonMises,
@@ -132,3 +134,26 @@ def test_the_base_has_the_period_of_the_angles(backend):
         nats = host(backend, on_torus.log_prob(x).value)
         expected = host(backend, flow.forward(x).logdet.value) - 2 * math.log(TURN)
         np.testing.assert_allclose(nats, expected, rtol=0, atol=1e-10)
+
+
+def test_the_density_of_a_cylinder(backend):
+    """An angle beside a number: samples have the angle within a turn, and only a base that is of both is taken."""
+    flow = torus_flow(backend, entries=[1])
+    x = array(backend, np.random.default_rng(3).uniform(-2, 2, (3, 2)))
+    zero = x[0, :1] * 0
+    number, angle = DiagonalNormal(zero, zero + 2), Uniform([-math.pi], [math.pi], periodic=True)
+    on_cylinder = Flow(flow.layers, (2,), base=ProductBase([angle, number], [[1], [0]]))
+    nats, z = on_cylinder.log_prob(x), flow.forward(x)
+    numbers = host(backend, z.value)[:, 0] / 2
+    expected = host(backend, z.logdet.value) - numbers**2 / 2 - math.log(2 * math.sqrt(TURN)) - math.log(TURN)
+    np.testing.assert_allclose(host(backend, nats.value), expected, rtol=0, atol=1e-10)
+    samples = host(backend, on_cylinder.sample(200, rng=0).value)
+    assert (np.abs(samples[:, 1]) <= math.pi).all()
+    assert np.abs(samples[:, 0]).max() > math.pi
+    for base in (
+        ProductBase([angle, number]),
+        Uniform([-math.pi] * 2, [math.pi] * 2, periodic=True),
+        VonMises(x[0, ...], x[0, ...] ** 2),
+    ):
+        with pytest.raises(InvalidArgumentError, match="period"):
+            Flow(flow.layers, (2,), base=base).log_prob(x)

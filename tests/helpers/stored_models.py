@@ -30,6 +30,7 @@ from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.inverted import Inverted
 from iresnet_core.flows.logit import Logit
 from iresnet_core.flows.pointwise import Pointwise
+from iresnet_core.flows.product_base import ProductBase
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
 from iresnet_core.flows.standardize import Standardize
@@ -77,6 +78,10 @@ MODELS = {
     "mixture": lambda e, t: NormalMixture(normal(e, t, 4), normal(e, t, 4, 3), e.xp.abs(normal(e, t, 4, 3))),
     "student": lambda e, t: StudentT(2.5, normal(e, t, 3), e.xp.abs(normal(e, t, 3))),
     "von mises": lambda e, t: VonMises(array(e, [0.5, -1.0], t), array(e, [3.0, 0.0], t)),
+    "product of bases": lambda e, t: ProductBase(
+        [VonMises(array(e, [0.5], t), array(e, [3.0], t)), DiagonalNormal(normal(e, t, 2), e.xp.abs(normal(e, t, 2)))],
+        [[1], [2, 0]],
+    ),
     "uniform": lambda e, t: Uniform([0.0, -1.0], [1.0, 2.0], periodic=True),
     "flow with a base": lambda e, t: Flow(
         [block(e, t)], (3,), base=StudentT(3.0, normal(e, t, 3), e.xp.abs(normal(e, t, 3)))
