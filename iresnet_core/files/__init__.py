@@ -3,12 +3,15 @@
 from iresnet_core.files.array_files import SUFFIXES, read_array, read_arrays, write_array
 from iresnet_core.files.atomic_write import write_bytes, write_text
 from iresnet_core.files.digests import HASH_KEY, digest_of
+from iresnet_core.files.plain_data import as_plain_data, from_plain_data
 from iresnet_core.files.storage import load, save
 
 __all__ = [
     "HASH_KEY",
     "SUFFIXES",
+    "as_plain_data",
     "digest_of",
+    "from_plain_data",
     "load",
     "read_array",
     "read_arrays",

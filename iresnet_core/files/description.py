@@ -26,6 +26,7 @@ from iresnet_core.errors import InvalidArgumentError, IResNetError, StorageError
 from iresnet_core.files.limits import require_modest_convolution, require_modest_flow, require_modest_shape
 from iresnet_core.flows import (
     ActNorm,
+    Base,
     Condition,
     DiagonalNormal,
     FactorOut,
@@ -282,6 +283,18 @@ def _read_parts(data: Any, path: str, source: TensorSource) -> list[Any]:
     return [build(node, f"{path}.{index}.", source) for index, node in enumerate(data)]
 
 
+def _write_base(base: Any, path: str, sink: TensorSink) -> Any:
+    if isinstance(base, str):
+        return base
+    if type(base) not in _ROW_OF_TYPE:
+        kinds = ", ".join(row.kind.__name__ for row in STORABLE if issubclass(row.kind, Base))
+        raise StorageError(
+            f"the base {base!r} is an object of your own, which a file cannot describe. Densities that can be stored: "
+            f"{kinds}. To save the map alone, give its layers to a Flow without base."
+        )
+    return describe(base, f"{path}.", sink)
+
+
 _TEXT = _data("a string", lambda value: isinstance(value, str))
 _INTEGER = _data("a whole number", _is_integer)
 _BOOLEAN = _data("true or false", lambda value: isinstance(value, bool))
@@ -320,7 +333,7 @@ _PART = FieldKind(
 _PARTS = FieldKind(_write_parts, _read_parts)
 # The name of a density without parameters, or its description.
 _BASE = FieldKind(
-    lambda base, path, sink: base if isinstance(base, str) else describe(base, f"{path}.", sink),
+    _write_base,
     lambda data, path, source: (_PART if isinstance(data, dict) else _TEXT).read(data, path, source),
 )
 

@@ -2,9 +2,10 @@
 
 from iresnet_core.flows.actnorm import ActNorm
 from iresnet_core.flows.base_densities import DiagonalNormal, FullNormal, NormalMixture, StudentT, Uniform
+from iresnet_core.flows.bases import LogProb, checked_base, latents
 from iresnet_core.flows.condition import Condition, require_rows
 from iresnet_core.flows.factor_out import FactorOut
-from iresnet_core.flows.flow import Flow, LogProb
+from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.inverted import Inverted
 from iresnet_core.flows.latent_density import Base
 from iresnet_core.flows.layer import Layer, Shape, Transformed, located
@@ -57,7 +58,9 @@ __all__ = [
     "Uniform",
     "VonMises",
     "Wrap",
+    "checked_base",
     "importance_weights",
+    "latents",
     "located",
     "mean_loss",
     "require_periodic",

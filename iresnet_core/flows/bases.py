@@ -43,7 +43,10 @@ class LogProb(NamedTuple):
 
 
 def checked_base(base: Any, latent_shape: tuple[int, ...]) -> Any:
-    """Return a base density if it is one, of latents of this shape; refuse anything else."""
+    """Return a base density if it is one, of latents of this shape; refuse anything else.
+
+    An object of the caller's own may say its `event_shape`, which is then compared.
+    """
     if isinstance(base, Base):
         if base.shape != latent_shape:
             raise ShapeError(
@@ -58,6 +61,11 @@ def checked_base(base: Any, latent_shape: tuple[int, ...]) -> Any:
         and callable(getattr(base, "sample", None))
     ):
         _require_samples_like(base)
+        said = getattr(base, "event_shape", None)
+        if said is not None and tuple(said) != latent_shape:
+            raise ShapeError(
+                f"{base!r} is a density of latents of shape {tuple(said)}; those of the flow have {latent_shape}."
+            )
         return base
     raise InvalidArgumentError(
         f"there is no base density {base!r}; there is 'normal', one of this package such as DiagonalNormal, or an "

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from iresnet_core.adapters.keras.base import Base
 from iresnet_core.adapters.keras.branch import Activation
 from iresnet_core.adapters.keras.classifier import Classifier
 from iresnet_core.adapters.keras.condition import Condition
@@ -17,6 +18,7 @@ from iresnet_core.adapters.shared import warn_deprecated
 __all__ = [
     "ActNorm",
     "Activation",
+    "Base",
     "Classifier",
     "Condition",
     "DeclaredLayer",

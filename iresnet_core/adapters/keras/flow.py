@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import keras
 
+from iresnet_core.adapters.keras.base import Base
 from iresnet_core.adapters.keras.fitting import PreparedModel
 from iresnet_core.adapters.keras.layer import FlowLayer, KerasHooks, require_different_layers
 from iresnet_core.adapters.keras.replicas import own_seed
@@ -55,7 +56,7 @@ class _SeededModel(PreparedModel):
 @keras.saving.register_keras_serializable(package="iresnet_core", name="Flow")
 @keras.saving.register_keras_serializable(package="iresnet_core", name="FlowModel")
 class Flow(KerasHooks, FlowMethods, _SeededModel):
-    """A normalising flow z = f(x) with a standard normal base: log p(x) = log N(f(x); 0, I) + log|det J_f(x)|.
+    """A normalising flow z = f(x) with the density ``log p(x) = log p_base(f(x)) + log|det J_f(x)|``.
 
     Notes
     -----
@@ -101,6 +102,9 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
 
     def _sample_generator(self) -> Any:
         return get_backend(self._like()).generator(self.seed_generator.next())
+
+    def _taken_base(self, base: Any) -> Base:
+        return base if isinstance(base, Base) else Base(base, dtype=self.dtype)
 
     # --- Keras ---
 
@@ -187,6 +191,7 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
             "share": self.share,
             "checkpoint": self.checkpoint,
             "condition": None if self.condition is None else keras.saving.serialize_keras_object(self.condition),
+            "base": self.base if isinstance(self.base, str) else keras.saving.serialize_keras_object(self.base),
             "seed": self.seed,
         }
 
@@ -195,7 +200,9 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
         """Make the model and its layers."""
         deserialize, condition = keras.saving.deserialize_keras_object, config.get("condition")
         layers = [deserialize(layer) for layer in config["layers"]]
-        return cls(**{**config, "layers": layers, "condition": condition and deserialize(condition)})
+        base = config.get("base", "normal")  # older files have none
+        base = base if isinstance(base, str) else deserialize(base)
+        return cls(**{**config, "layers": layers, "base": base, "condition": condition and deserialize(condition)})
 
     # --- files, and names of the release before ---
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self, cast
 
 import iresnet_core as core
+from iresnet_core.adapters.shared.base import BaseTaking
 from iresnet_core.adapters.shared.condition import require_taken, rows_of, taken
 from iresnet_core.adapters.shared.placing import bound_shapes, placed
 from iresnet_core.adapters.shared.residual import ResidualMethods
@@ -24,8 +25,8 @@ __all__ = ["FlowMethods"]
 LARGEST_SILENT_ERROR = 0.05
 
 
-class FlowMethods(TrainingMethods):
-    """A normalising flow: layers with a standard normal base density.
+class FlowMethods(BaseTaking, TrainingMethods):
+    """A normalising flow: layers with a base density, by default the standard normal one.
 
     Attributes
     ----------
@@ -58,6 +59,7 @@ class FlowMethods(TrainingMethods):
         share: float | None = None,
         checkpoint: bool = False,
         condition: Any = None,
+        base: Any = "normal",
         **options: Any,
     ) -> None:
         """Make the flow.
@@ -83,6 +85,9 @@ class FlowMethods(TrainingMethods):
         condition : Condition or net, optional
             Map of a condition to what enters all layers that take one: an embedding that they share, whose entries are
             their `context_features`.
+        base : "normal", Base, or a density
+            Density of the latents: a density of the core such as `DiagonalNormal`, or an object with ``log_prob(z)``
+            and ``sample(n, rng, like)``. ``Base(density, learned=False)`` is one that is not trained.
         **options
             Those of a Keras model, and `seed`: the seed of the probes and samples, by default drawn from Keras' own, so
             that `keras.utils.set_random_seed` decides it. A PyTorch module has none.
@@ -90,9 +95,9 @@ class FlowMethods(TrainingMethods):
         Raises
         ------
         ShapeError
-            If the layers do not fit each other.
+            If the layers do not fit each other, or the base not the latents.
         InvalidArgumentError
-            If an entry is no layer of a flow.
+            If an entry is no layer of a flow, or the base no density.
         """
         super().__init__(**options)
         self.condition = None if condition is None else self._taken_condition(condition)
@@ -105,6 +110,7 @@ class FlowMethods(TrainingMethods):
         self.checkpoint = checkpoint
         self._shapes = bound_shapes(self._flow_layers(), self.event_shape)
         self.latent_shape = self._shapes[-1]
+        self._keep_base(base, self.latent_shape)
 
     # --- what an adapter says ---
 
@@ -209,7 +215,7 @@ class FlowMethods(TrainingMethods):
         errors: bool = False,
         **options: Any,
     ) -> Any:
-        """Return log N(f(x); 0, I) + log|det J_f(x)| (batch,) in nats, or with `errors` the core's `LogProb`.
+        """Return log p_base(f(x)) + log|det J_f(x)| (batch,) in nats, or with `errors` the core's `LogProb`.
 
         Arguments as in `encode`. In training, NonFiniteError refuses samples so far out that their gradients would
         overflow in an optimiser; a compiled program gives them NaN instead, and no gradient.
@@ -383,7 +389,7 @@ class FlowMethods(TrainingMethods):
         weights = training_layers([c for layer, shape in layers for c in layer._capped_at(shape)]) if training else None
         made = [layer._layer_at(shape, context, training=training, weights=weights) for layer, shape in layers]
         condition = None if self.condition is None else self.condition.core_condition(checked=training)
-        return core.Flow(made, self.event_shape, condition=condition)
+        return core.Flow(made, self.event_shape, base=self._core_base(), condition=condition)
 
     def _entering(self, context: Any) -> Any:
         """Return what of a context enters the layers."""

@@ -1,5 +1,6 @@
 """PyTorch modules over the core: invertible residual blocks, flows and classifiers that train, save and sample."""
 
+from iresnet_core.adapters.torch.base import Base
 from iresnet_core.adapters.torch.branch import Activation
 from iresnet_core.adapters.torch.classifier import Classifier
 from iresnet_core.adapters.torch.condition import Condition
@@ -15,6 +16,7 @@ from iresnet_core.adapters.torch.transform import FlowTransform
 __all__ = [
     "ActNorm",
     "Activation",
+    "Base",
     "Classifier",
     "Condition",
     "DeclaredLayer",

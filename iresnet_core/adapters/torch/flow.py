@@ -9,15 +9,18 @@ from torch import Tensor, nn
 from iresnet_core.adapters.shared import warn_deprecated
 from iresnet_core.adapters.shared.flow import FlowMethods
 from iresnet_core.adapters.shared.layer import require_layers
-from iresnet_core.adapters.torch.layer import FlowLayer, TorchHooks
+from iresnet_core.adapters.torch.base import Base
+from iresnet_core.adapters.torch.distributions import LatentDistribution
+from iresnet_core.adapters.torch.layer import FlowLayer, TorchHooks, Wrap
 from iresnet_core.adapters.torch.processes import probe_generator
 from iresnet_core.adapters.torch.transform import FlowTransform
+from iresnet_core.flows import require_periodic
 
 __all__ = ["Flow"]
 
 
 class Flow(TorchHooks, FlowMethods, nn.Module):
-    """A normalising flow z = f(x) with a standard normal base: log p(x) = log N(f(x); 0, I) + log|det J_f(x)|.
+    """A normalising flow z = f(x) with the density ``log p(x) = log p_base(f(x)) + log|det J_f(x)|``.
 
     Notes
     -----
@@ -47,6 +50,10 @@ class Flow(TorchHooks, FlowMethods, nn.Module):
 
     def _like(self) -> Tensor:
         return next(self.parameters(), torch.zeros(()))
+
+    def _taken_base(self, base: Any) -> Base:
+        """Return a density as a Base, in the dtype and on the device of the flow."""
+        return base if isinstance(base, Base) else Base(base).to(self._like())
 
     def _options(self, x: Tensor, training: bool | None, errors: bool, options: dict[str, Any]) -> dict[str, Any]:
         options = super()._options(x, training, errors, options)
@@ -109,6 +116,11 @@ class Flow(TorchHooks, FlowMethods, nn.Module):
         shape (features,) it is ().
         """
         like, transform = self._like(), self.transform(context)
+        wraps = [layer.core_layer() for layer in self._all_layers() if isinstance(layer, Wrap)]
+        require_periodic(wraps, self._core_base())
+        if not isinstance(self.base, str):
+            latent = LatentDistribution(self, transform.batch_shape)
+            return torch.distributions.TransformedDistribution(latent, [transform], validate_args=False)
         zeros = torch.zeros((*transform.batch_shape, *self.latent_shape), dtype=like.dtype, device=like.device)
         normal = torch.distributions.Normal(zeros, torch.ones_like(zeros), validate_args=False)
         base = torch.distributions.Independent(normal, len(self.latent_shape))
