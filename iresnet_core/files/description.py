@@ -4,10 +4,9 @@ A part that can be stored has one row in the table `STORABLE`: its class and its
 in the model, such as "layers.0.branch.layers.2.weight".
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeGuard
+from typing import Any
 
 from iresnet_core.backends import Array
 from iresnet_core.branches import (
@@ -23,6 +22,30 @@ from iresnet_core.branches import (
     StatedLayer,
 )
 from iresnet_core.errors import InvalidArgumentError, IResNetError, StorageError
+from iresnet_core.files.fields import (
+    ARRAY,
+    BOOLEAN,
+    INTEGER,
+    INTEGERS,
+    LABELS,
+    LIST,
+    NUMBER,
+    NUMBERS,
+    PAIRS,
+    PLACES,
+    TEXT,
+    FieldKind,
+    Node,
+    TensorSink,
+    TensorSource,
+    brief,
+    field_of,
+    new,
+    or_none,
+    refuse_unknown,
+    some,
+    wrong_field,
+)
 from iresnet_core.files.limits import require_modest_convolution, require_modest_flow, require_modest_shape
 from iresnet_core.flows import (
     ActNorm,
@@ -50,43 +73,7 @@ from iresnet_core.operators import Convolution, ConvolutionTranspose, Dense
 
 __all__ = ["STORABLE", "Storable", "TensorSink", "TensorSource", "brief", "build", "describe", "some"]
 
-Node = dict[str, Any]
-
 DEEPEST = 64  # layers within layers
-
-
-class TensorSink(Protocol):
-    """Where `describe` puts the arrays of a model."""
-
-    def put(self, name: str, array: Array) -> tuple[str, tuple[int, ...]]:
-        """Keep the array under this name; return the name of its dtype, and its shape."""
-
-
-class TensorSource(Protocol):
-    """Where `build` takes its arrays from; `source` names it in messages."""
-
-    source: str
-
-    def take(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
-        """Return the array of this name after comparing it with its description."""
-
-
-class FieldKind(NamedTuple):
-    """How the values of a field become plain data and back.
-
-    Attributes
-    ----------
-    write : callable (value, path, sink)
-        Returns plain data, and puts the arrays of the value into the sink under names that start with `path`.
-    read : callable (data, path, source)
-        Returns the value; raises StorageError if the data are not of this kind.
-    left_out : bool
-        Whether a field of the value None is not written, as in files from before there was such a field.
-    """
-
-    write: Callable[[Any, str, TensorSink], Any]
-    read: Callable[[Any, str, TensorSource], Any]
-    left_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,8 +142,8 @@ def build(node: Any, path: str, source: TensorSource) -> Any:
     _refuse_depth(path, source.source)
     where = path.rstrip(".") or "the model"
     if not isinstance(node, dict):
-        raise _wrong(f"{path}the description", "an object", node, source)
-    kind = _TEXT.read(_field(node, "type", path, source), f"{path}type", source)
+        raise wrong_field(f"{path}the description", "an object", node, source)
+    kind = TEXT.read(field_of(node, "type", path, source), f"{path}type", source)
     if kind not in _ROW_OF_NAME:
         raise StorageError(
             f"{source.source}: {where} has the unknown type {kind!r}; known are {', '.join(_ROW_OF_NAME)}."
@@ -165,10 +152,10 @@ def build(node: Any, path: str, source: TensorSource) -> Any:
     values = {
         name: None
         if field.left_out and name not in node
-        else field.read(_field(node, name, path, source), f"{path}{name}", source)
+        else field.read(field_of(node, name, path, source), f"{path}{name}", source)
         for name, field in row.fields.items()
     }
-    _refuse_unknown(node, {"type", *row.fields}, where, source)
+    refuse_unknown(node, {"type", *row.fields}, where, source)
     try:
         return row.built(values)
     except IResNetError as error:
@@ -181,96 +168,7 @@ def _refuse_depth(path: str, source: str) -> None:
         raise StorageError(f"{source} is nested too deeply: a file holds at most {DEEPEST} layers within layers.")
 
 
-def _refuse_unknown(node: Node, known: set[str], where: str, source: TensorSource) -> None:
-    unknown = set(node) - known
-    if unknown:
-        raise StorageError(f"{source.source}: {where} has unknown fields: {some(unknown)}.")
-
-
-def _field(node: Node, name: str, path: str, source: TensorSource) -> Any:
-    if name not in node:
-        raise StorageError(f"{source.source}: the description lacks {path}{name}.")
-    return node[name]
-
-
-def _wrong(place: str, expected: str, seen: Any, source: TensorSource) -> StorageError:
-    return StorageError(f"{source.source}: {place} must be {expected}, got {brief(seen)}.")
-
-
-def brief(value: Any) -> str:
-    """Return the repr, shortened."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def some(names: set[str]) -> str:
-    """Return a few of the names."""
-    listed = sorted(names)
-    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "") or "none"
-
-
-# --- kinds of fields ---
-
-
-def _data(
-    expected: str,
-    accepts: Callable[[Any], bool],
-    *,
-    write: Callable[[Any], Any] = lambda value: value,
-    read: Callable[[Any], Any] = lambda data: data,
-) -> FieldKind:
-    """Return a kind of plain data; `expected` describes it in messages, `write` and `read` convert what is accepted."""
-
-    def read_checked(data: Any, path: str, source: TensorSource) -> Any:
-        if not accepts(data):
-            raise _wrong(path, expected, data, source)
-        return read(data)
-
-    return FieldKind(lambda value, path, sink: write(value), read_checked)
-
-
-def _or_none(kind: FieldKind) -> FieldKind:
-    """Return the kind of the same values and None."""
-    return FieldKind(
-        lambda value, path, sink: None if value is None else kind.write(value, path, sink),
-        lambda data, path, source: None if data is None else kind.read(data, path, source),
-    )
-
-
-def _new(kind: FieldKind) -> FieldKind:
-    """Return the kind of a field that older files lack: one of the value None is left out."""
-    return kind._replace(left_out=True)
-
-
-def _is_integer(value: Any) -> TypeGuard[int]:
-    """Whole numbers of 64 bits: JSON has larger ones, which no float holds and no shape needs."""
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-
-
-def _is_number(value: Any) -> bool:
-    return math.isfinite(value) if isinstance(value, float) else _is_integer(value)
-
-
-def _are_integers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_integer, value))
-
-
-def _write_array(array: Array, path: str, sink: TensorSink) -> Node:
-    dtype, shape = sink.put(path, array)
-    return {"dtype": dtype, "shape": list(shape)}
-
-
-def _read_array(data: Any, path: str, source: TensorSource) -> Array:
-    if data is None:
-        raise _wrong(path, "a tensor", None, source)
-    if not isinstance(data, dict):
-        raise _wrong(path, "an object", data, source)
-    _refuse_unknown(data, {"dtype", "shape"}, path, source)
-    dtype, shape = (
-        kind.read(_field(data, name, f"{path}.", source), f"{path}.{name}", source)
-        for name, kind in (("dtype", _TEXT), ("shape", _INTEGERS))
-    )
-    return source.take(path, dtype, shape)
+# --- parts as fields ---
 
 
 def _write_parts(parts: Any, path: str, sink: TensorSink) -> list[Node]:
@@ -279,7 +177,7 @@ def _write_parts(parts: Any, path: str, sink: TensorSink) -> list[Node]:
 
 def _read_parts(data: Any, path: str, source: TensorSource) -> list[Any]:
     if not isinstance(data, list):
-        raise _wrong(path, "a list", data, source)
+        raise wrong_field(path, "a list", data, source)
     return [build(node, f"{path}.{index}.", source) for index, node in enumerate(data)]
 
 
@@ -295,37 +193,6 @@ def _write_base(base: Any, path: str, sink: TensorSink) -> Any:
     return describe(base, f"{path}.", sink)
 
 
-_TEXT = _data("a string", lambda value: isinstance(value, str))
-_INTEGER = _data("a whole number", _is_integer)
-_BOOLEAN = _data("true or false", lambda value: isinstance(value, bool))
-_NUMBER = _data("a number", _is_number, read=float)
-_INTEGERS = _data("a list of whole numbers", _are_integers, write=list, read=tuple)
-_PAIRS = _data(
-    "a list of pairs of whole numbers",
-    lambda value: isinstance(value, list) and all(_are_integers(pair) and len(pair) == 2 for pair in value),
-    write=lambda pairs: [list(pair) for pair in pairs],
-    read=lambda pairs: [tuple(pair) for pair in pairs],
-)
-_PLACES = _data(
-    "a list of lists of whole numbers",
-    lambda value: isinstance(value, list) and all(map(_are_integers, value)),
-    write=lambda places: [list(own) for own in places],
-)
-_NUMBERS = _data(
-    "an object of numbers", lambda value: isinstance(value, dict) and all(map(_is_number, value.values())), write=dict
-)
-_LIST = _data(
-    "a list of numbers", lambda value: isinstance(value, list) and all(map(_is_number, value)), write=list, read=tuple
-)
-_LABELS = _data(
-    "a list of lists of numbers, or of null",
-    lambda value: (
-        isinstance(value, list)
-        and all(own is None or (isinstance(own, list) and all(map(_is_number, own))) for own in value)
-    ),
-    write=lambda labels: [None if own is None else list(own) for own in labels],
-)
-_ARRAY = FieldKind(_write_array, _read_array)
 _PART = FieldKind(
     lambda part, path, sink: describe(part, f"{path}.", sink),
     lambda data, path, source: build(data, f"{path}.", source),
@@ -334,7 +201,7 @@ _PARTS = FieldKind(_write_parts, _read_parts)
 # The name of a density without parameters, or its description.
 _BASE = FieldKind(
     _write_base,
-    lambda data, path, source: (_PART if isinstance(data, dict) else _TEXT).read(data, path, source),
+    lambda data, path, source: (_PART if isinstance(data, dict) else TEXT).read(data, path, source),
 )
 
 
@@ -371,39 +238,39 @@ def _built_reshape(input_shape: tuple[int, ...], output_shape: tuple[int, ...]) 
 
 
 _GEOMETRY = {
-    "stride": _INTEGERS,
-    "padding": _PAIRS,
-    "dilation": _INTEGERS,
-    "groups": _INTEGER,
-    "data_format": _TEXT,
-    "padding_mode": _TEXT,
+    "stride": INTEGERS,
+    "padding": PAIRS,
+    "dilation": INTEGERS,
+    "groups": INTEGER,
+    "data_format": TEXT,
+    "padding_mode": TEXT,
 }
 STORABLE = (
     Storable(
         Flow,
-        {"event_shape": _INTEGERS, "base": _BASE, "layers": _PARTS, "condition": _new(_PART)},
+        {"event_shape": INTEGERS, "base": _BASE, "layers": _PARTS, "condition": new(_PART)},
         build=lambda **fields: require_modest_flow(Flow(**fields)),
     ),
     Storable(
         ResidualBlock,
-        {"declared_lipschitz": _or_none(_NUMBER), "branch": _PART, "condition": _new(_PART)},
+        {"declared_lipschitz": or_none(NUMBER), "branch": _PART, "condition": new(_PART)},
         build=lambda declared_lipschitz, branch, condition: ResidualBlock(
             branch, lipschitz=declared_lipschitz, condition=condition
         ),
     ),
     Storable(
         ActNorm,
-        {"log_scale": _or_none(_ARRAY), "bias": _or_none(_ARRAY), "axis": _INTEGER, "condition": _new(_PART)},
+        {"log_scale": or_none(ARRAY), "bias": or_none(ARRAY), "axis": INTEGER, "condition": new(_PART)},
     ),
-    Storable(Squeeze, {"factor": _INTEGER, "data_format": _TEXT}),
-    Storable(InjectivePad, {"padding": _INTEGER, "axis": _INTEGER}),
-    Storable(Logit, {"alpha": _NUMBER}),
-    Storable(Standardize, {"mean": _LIST, "std": _LIST, "axis": _INTEGER}),
-    Storable(Wrap, {"low": _NUMBER, "period": _NUMBER, "entries": _or_none(_INTEGERS)}),
+    Storable(Squeeze, {"factor": INTEGER, "data_format": TEXT}),
+    Storable(InjectivePad, {"padding": INTEGER, "axis": INTEGER}),
+    Storable(Logit, {"alpha": NUMBER}),
+    Storable(Standardize, {"mean": LIST, "std": LIST, "axis": INTEGER}),
+    Storable(Wrap, {"low": NUMBER, "period": NUMBER, "entries": or_none(INTEGERS)}),
     Storable(Pointwise, {"layer": _PART}),
     Storable(
         FactorOut,
-        {"keep": _INTEGER, "axis": _INTEGER, "event_shape": _or_none(_INTEGERS), "layers": _PARTS},
+        {"keep": INTEGER, "axis": INTEGER, "event_shape": or_none(INTEGERS), "layers": _PARTS},
         build=_built_factor_out,
         values=_values_of_factor_out,
     ),
@@ -411,41 +278,41 @@ STORABLE = (
         Inverted,
         {
             "layer": _PART,
-            "solver": _TEXT,
-            "rtol": _or_none(_NUMBER),
-            "atol": _or_none(_NUMBER),
-            "max_iter": _or_none(_INTEGER),
+            "solver": TEXT,
+            "rtol": or_none(NUMBER),
+            "atol": or_none(NUMBER),
+            "max_iter": or_none(INTEGER),
         },
     ),
-    Storable(DiagonalNormal, {"mean": _ARRAY, "scale": _ARRAY}),
-    Storable(FullNormal, {"mean": _ARRAY, "cholesky": _ARRAY}),
-    Storable(NormalMixture, {"log_weights": _ARRAY, "mean": _ARRAY, "scale": _ARRAY}),
-    Storable(StudentT, {"df": _NUMBER, "mean": _ARRAY, "scale": _ARRAY}),
-    Storable(VonMises, {"mean": _ARRAY, "concentration": _ARRAY}),
-    Storable(ProductBase, {"parts": _PARTS, "entries": _PLACES}),
-    Storable(Uniform, {"low": _LIST, "high": _LIST, "periodic": _BOOLEAN}),
+    Storable(DiagonalNormal, {"mean": ARRAY, "scale": ARRAY}),
+    Storable(FullNormal, {"mean": ARRAY, "cholesky": ARRAY}),
+    Storable(NormalMixture, {"log_weights": ARRAY, "mean": ARRAY, "scale": ARRAY}),
+    Storable(StudentT, {"df": NUMBER, "mean": ARRAY, "scale": ARRAY}),
+    Storable(VonMises, {"mean": ARRAY, "concentration": ARRAY}),
+    Storable(ProductBase, {"parts": _PARTS, "entries": PLACES}),
+    Storable(Uniform, {"low": LIST, "high": LIST, "periodic": BOOLEAN}),
     Storable(Chain, {"layers": _PARTS}),
-    Storable(Dense, {"weight": _ARRAY, "bias": _or_none(_ARRAY)}),
+    Storable(Dense, {"weight": ARRAY, "bias": or_none(ARRAY)}),
     Storable(
         Convolution,
-        {"weight": _ARRAY, "bias": _or_none(_ARRAY), "input_shape": _INTEGERS, **_GEOMETRY},
+        {"weight": ARRAY, "bias": or_none(ARRAY), "input_shape": INTEGERS, **_GEOMETRY},
         build=lambda weight, **options: require_modest_convolution(Convolution(weight, **options)),
     ),
     Storable(
         ConvolutionTranspose,
-        {"weight": _ARRAY, "bias": _or_none(_ARRAY), "output_shape": _INTEGERS, **_GEOMETRY},
+        {"weight": ARRAY, "bias": or_none(ARRAY), "output_shape": INTEGERS, **_GEOMETRY},
         build=_built_transpose,
     ),
     Storable(Fixed, {"linear": _PART}),
-    Storable(Reshape, {"input_shape": _INTEGERS, "output_shape": _INTEGERS}, build=_built_reshape),
-    Storable(FourierFeatures, {"frequencies": _ARRAY, "passed": _INTEGERS}),
-    Storable(PReLU, {"slope": _ARRAY, "axis": _INTEGER}),
-    Storable(ScaledActivation, {"activation": _PART, "log_scale": _ARRAY, "axis": _INTEGER}),
-    Storable(DenseConcatenation, {"branch": _PART, "angle": _ARRAY, "axis": _INTEGER}),
-    Storable(Activation, {"name": _TEXT, "parameters": _NUMBERS}, build=_built_activation),
+    Storable(Reshape, {"input_shape": INTEGERS, "output_shape": INTEGERS}, build=_built_reshape),
+    Storable(FourierFeatures, {"frequencies": ARRAY, "passed": INTEGERS}),
+    Storable(PReLU, {"slope": ARRAY, "axis": INTEGER}),
+    Storable(ScaledActivation, {"activation": _PART, "log_scale": ARRAY, "axis": INTEGER}),
+    Storable(DenseConcatenation, {"branch": _PART, "angle": ARRAY, "axis": INTEGER}),
+    Storable(Activation, {"name": TEXT, "parameters": NUMBERS}, build=_built_activation),
     Storable(
         Condition,
-        {"net": _or_none(_PART), "labels": _or_none(_LABELS), "mean": _or_none(_LIST), "std": _or_none(_LIST)},
+        {"net": or_none(_PART), "labels": or_none(LABELS), "mean": or_none(LIST), "std": or_none(LIST)},
     ),
 )
 _ROW_OF_TYPE = {row.kind: row for row in STORABLE}
