@@ -19,7 +19,7 @@ from iresnet_core.branches import Activation, Chain
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.operators import Dense
 
-__all__ = ["cases", "load_case", "nominal_constant"]
+__all__ = ["cases", "load_case", "load_digits", "nominal_constant"]
 
 _CASES = tuple(f"d{d}_c{c}" for d in (2, 64) for c in ("0.5", "0.7", "0.9", "0.97"))
 _LAYERS = 3
@@ -51,6 +51,25 @@ def nominal_constant(name: str) -> float:
     """
     _require_case(name)
     return float(name.split("_c")[1])
+
+
+def load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Load the 1797 handwritten digits that ship with the package, and their labels.
+
+    Returns
+    -------
+    images, labels : arrays (1797, 1, 8, 8) and (1797,)
+        Grey levels 0 to 16 as uint8, and the digits 0 to 9. Source: E. Alpaydin and C. Kaynak (1998); see
+        examples/LICENSE-digits.txt.
+
+    Examples
+    --------
+    >>> images, labels = load_digits()
+    >>> images.shape, images.max(), labels[:3]
+    ((1797, 1, 8, 8), np.uint8(16), array([0, 1, 2], dtype=uint8))
+    """
+    with files("iresnet_core").joinpath("examples", "digits.npz").open("rb") as file, np.load(file) as archive:
+        return archive["x"][:, None], archive["y"]
 
 
 def load_case(name: str, *, dtype: str = "float64", backend: str = "numpy") -> tuple[Chain, Array]:
