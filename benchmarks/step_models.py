@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 COEFF = 0.9
-PLAIN, OURS, COMPILED, CHECKPOINT, PEER = "plain", "iresnet-core", "iresnet-core, compiled", "checkpoint", "normflows"
+PLAIN, OURS, COMPILED, PEER = "plain", "iresnet-core", "iresnet-core, compiled", "normflows"
+CHECKPOINT, INVERSE = "checkpoint", "checkpoint, inverse"
 
 
 class Setting(NamedTuple):
@@ -100,6 +101,11 @@ def checkpointed(setting, levers):
     return ours(setting, levers, checkpoint=True)
 
 
+def inverse(setting, levers):
+    """The same, with one input of eight blocks, from which the others are found again."""
+    return ours(setting, levers, checkpoint="inverse")
+
+
 def compiled(setting, levers):
     """The same, its blocks by torch.compile."""
     model = ours(setting, levers)
@@ -124,7 +130,7 @@ def normflows(setting, levers):
     return Model(model, model.forward_kld, lambda: nf.utils.update_lipschitz(model, 5))
 
 
-MODELS = {PLAIN: plain, OURS: ours, COMPILED: compiled, CHECKPOINT: checkpointed, PEER: normflows}
+MODELS = {PLAIN: plain, OURS: ours, COMPILED: compiled, CHECKPOINT: checkpointed, INVERSE: inverse, PEER: normflows}
 
 
 def stepper(name, setting, levers=Levers()):  # noqa: B008 - a tuple

@@ -19,7 +19,7 @@ import importlib.util
 import torch
 from report_tables import Report
 from step_memory import first_step, peak
-from step_models import CHECKPOINT, COMPILED, MODELS, PEER, PLAIN, Levers, Setting, stepper
+from step_models import CHECKPOINT, COMPILED, INVERSE, MODELS, PEER, PLAIN, Levers, Setting, stepper
 from timing import medians
 
 IMAGES = [
@@ -76,7 +76,7 @@ def all_cases(report, names, options):
     for setting, of in found.items():
         rows.append((str(setting), *(of[name][i] for name in names if name != PLAIN for i in (2, 4))))
     report.table("A step of training beside the plain network's", heads, rows)
-    eager = [name for name in MODELS if name in {*names, CHECKPOINT} - {COMPILED}]
+    eager = [name for name in MODELS if name in {*names, CHECKPOINT, INVERSE} - {COMPILED}]
     for setting in IMAGES:
         depths(report, setting, (4, 16), eager, options.levers)
     depths(report, DEEP, DEPTHS, eager, options.levers)
@@ -97,7 +97,7 @@ def main():
     parser.add_argument("--batch", type=int, help="samples a step (500; of images 16)")
     parser.add_argument("--blocks", type=int, help="residual blocks (10; of images 4)")
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes")
-    parser.add_argument("--checkpoint", action="store_true", help="also with blocks that keep only their input")
+    parser.add_argument("--checkpoint", action="store_true", help="also with blocks that keep their input or less")
     parser.add_argument("--share", type=float, help="of the batch for the log-determinant; 1 is all of it")
     parser.add_argument("--control-variate", choices=("auto", "trace", "none"), help="none: no exact traces")
     parser.add_argument("--terms", type=int, help="products a probe")
@@ -111,7 +111,11 @@ def main():
     options.levers = Levers(options.share, options.control_variate, options.terms)
     torch.set_num_threads(1)
     report = Report(options.markdown)
-    left_out = {COMPILED: not options.compile, CHECKPOINT: not options.checkpoint}
+    left_out = {
+        COMPILED: not options.compile,
+        CHECKPOINT: not options.checkpoint,
+        INVERSE: not options.checkpoint,
+    }
     left_out[PEER] = importlib.util.find_spec("normflows") is None
     if left_out[PEER]:
         report.note("normflows is not installed: pip install --no-deps normflows==1.7.3")

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Any, Literal
 
+from iresnet_core.backends.derivatives_by_hand import DerivativesByHand
 from iresnet_core.errors import DerivativeError
 
 __all__ = ["NO_FORWARD_MODE", "NO_HOST_DRAW", "Array", "Backend", "NoiseKind", "Noted", "Pullback", "device_of"]
@@ -38,7 +39,7 @@ def _unchanged(cotangent: Array) -> Array:
     return cotangent
 
 
-class Backend(ABC):
+class Backend(DerivativesByHand, ABC):
     """One array framework: its namespace of the array API standard, and what the standard leaves out.
 
     A new backend sets `name` and `xp` and writes the nine methods of the first group below. All other methods have a
@@ -416,35 +417,3 @@ class Backend(ABC):
     def recomputes_pullbacks(self) -> bool:
         """Say whether `recomputed` may call `vjp` at this place."""
         return True
-
-    # --- derivatives written by hand, which save memory in training ---
-
-    def entrywise(
-        self, x: Array, both: Callable[[Array], tuple[Array, ...]], bend: Callable[..., Array]
-    ) -> tuple[Array, Array]:
-        """Return a function that acts on every entry of `x`, and its slope; both are differentiable.
-
-        ``both(x)`` gives the two, and more arrays that ``bend(x, *both(x))``, the second derivative, can use: a backend
-        may write the backward pass by hand with it.
-        """
-        value, slope, *_ = both(x)
-        return value, slope
-
-    def takes_derivatives_by_hand(self, *arrays: Array) -> bool:
-        """Say whether `with_derivative_by_hand` is worth calling here: a derivative of `arrays` is being recorded."""
-        return False
-
-    def with_derivative_by_hand(
-        self,
-        forward: Callable[..., tuple[tuple[Array, ...], tuple[Array, ...]]],
-        backward: Callable[..., Sequence[Any]],
-        plainly: Callable[..., tuple[Array, ...]],
-        arrays: Sequence[Any],
-    ) -> tuple[Array, ...]:
-        """Return the first of what ``forward(*arrays)`` gives, a tuple of arrays, with the derivative by `arrays`.
-
-        The second is a tuple of arrays to keep: ``backward(arrays, kept, cotangents, needed)`` gives a cotangent for
-        each of `arrays`, of which those that are not `needed` may be None. ``plainly(arrays, kept)`` is the same
-        program in a form that the backend can differentiate by itself, for second derivatives.
-        """
-        return plainly(arrays, forward(*arrays)[1])

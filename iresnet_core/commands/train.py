@@ -111,6 +111,14 @@ def train_command(
         bool | None,
         _option("--recompute/--no-recompute", help="Blocks once more on the way back: less memory, more time."),
     ] = None,
+    compiled: Annotated[
+        bool | None,
+        _option("--compile/--no-compile", help="PyTorch: one program for all blocks alike; Keras compiles anyway."),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        _option("--checkpoint", help="What blocks keep for the way back: all (default), input, or inverse: nothing."),
+    ] = None,
     samples: Annotated[int | None, _option("--samples", metavar="N", help="How much data to draw or to use.")] = None,
     file: Annotated[str | None, _option("--file", metavar="FILE", help="Where mnist.npz is.")] = None,
     key: Annotated[str | None, _option("--key", metavar="NAME", help="Which array of a .npz file.")] = None,
@@ -157,12 +165,13 @@ def train_command(
         "evaluate_every": evaluate_every,
         "checkpoint_every": checkpoint_every,
         "evaluation_samples": evaluation_samples,
-        "recompute": recompute,
+        "compiled": compiled,
     }
     asked = {name: value for name, value in asked.items() if value is not None}
     of_data = {"samples": samples, "file": file, "key": key, "levels": levels, "condition": condition, "labels": labels}
     of_data = {name: value for name, value in of_data.items() if value is not None}
     with usage_errors(), ExitStack() as held:
+        asked |= _kept_by_blocks(checkpoint, recompute)
         folder = _folder(data, out, resume)
         run = TrainingRun(folder)
         if run.exists():
@@ -173,7 +182,12 @@ def train_command(
                 TrainingRun.open(resume)
             config, dataset = _begun(data or "", asked, of_data)
         _planned(config, dataset)  # fails where they do not fit
-        find_trainer(config.settings.training.framework)
+        trainer = find_trainer(config.settings.training.framework)
+        if config.settings.training.recover and not trainer.recovers_inputs:
+            raise InvalidArgumentError(
+                f"--checkpoint inverse looks at every step whether the inputs were found, which the compiled steps of "
+                f"{config.settings.training.framework} cannot. Try --checkpoint input, or another --framework."
+            )
         if tensorboard and not has_tensorboard():
             raise MissingDependencyError("--tensorboard needs tensorboard. Try: pip install tensorboard")
         if tensorboard is None:
@@ -209,6 +223,19 @@ def _train(console: Console, run: TrainingRun, config: RunConfig, dataset: Datas
         )
         raise typer.Exit(INTERRUPTED)
     _finish(console, run, config, dataset, outcome)
+
+
+def _kept_by_blocks(checkpoint: str | None, recompute: bool | None) -> dict[str, bool]:
+    """Return the settings that `--checkpoint` stands for, and `--recompute`, its older form."""
+    if recompute is not None:
+        if checkpoint is not None:
+            raise InvalidArgumentError("give either --checkpoint or --recompute, not both.")
+        return {"recompute": recompute}
+    if checkpoint is None:
+        return {}
+    if checkpoint not in ("all", "input", "inverse"):
+        raise InvalidArgumentError(f"--checkpoint is all, input or inverse, got {checkpoint!r}.")
+    return {"recompute": checkpoint == "input", "recover": checkpoint == "inverse"}
 
 
 def _planned(config: RunConfig, dataset: Dataset) -> tuple[LayerPlan, ...]:

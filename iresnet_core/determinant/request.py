@@ -40,7 +40,7 @@ class LogDetOptions(TypedDict, total=False):
     control_variate: str
     errors: bool
     exact_up_to: int | None
-    checkpoint: bool
+    checkpoint: Any
     compiled: bool
 
 
@@ -146,6 +146,10 @@ def checked_request(options: LogDetOptions, reference: Any, methods: Mapping[str
         )
     if request.probe_kind not in ("rademacher", "gaussian"):
         raise InvalidArgumentError(f"probe_kind must be 'rademacher' or 'gaussian', got {request.probe_kind!r}.")
+    if not isinstance(request.checkpoint, bool):
+        raise InvalidArgumentError(
+            f"checkpoint is True or False, got {request.checkpoint!r}; inputs are found again by whole flows only."
+        )
     by_mean = method is not None and method.is_control_variate
     if reference is not None and not (method is None or by_mean):
         raise InvalidArgumentError(f"a reference is for method 'mean-jacobian', not {name!r}.")
@@ -160,7 +164,6 @@ def checked_request(options: LogDetOptions, reference: Any, methods: Mapping[str
         unbiased=bool(request.unbiased),
         terms=None if terms is None else require_positive_int(terms, "terms"),
         errors=bool(request.errors),
-        checkpoint=bool(request.checkpoint),
         compiled=bool(request.compiled),
         exact_up_to=None if exact_up_to is None else require_nonnegative_int(exact_up_to, "exact_up_to"),
     )

@@ -22,6 +22,7 @@ from iresnet_core.flows.maximum_likelihood import (
 from iresnet_core.flows.outliers import require_visible_bulk
 from iresnet_core.flows.pointwise import Pointwise
 from iresnet_core.flows.product_base import ProductBase
+from iresnet_core.flows.recovered_inputs import RecoveredInputs
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
 from iresnet_core.flows.sampling import Drawn
@@ -49,6 +50,7 @@ __all__ = [
     "NormalMixture",
     "Pointwise",
     "ProductBase",
+    "RecoveredInputs",
     "ResidualBlock",
     "Shape",
     "Squeeze",

@@ -22,6 +22,7 @@ from iresnet_core.flows.condition import Condition, Labels, agreed, as_condition
 from iresnet_core.flows.latent_density import Base
 from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shape, Transformed, located
 from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
+from iresnet_core.flows.recovered_inputs import RecoveredInputs, passed
 from iresnet_core.flows.sampling import drawn
 from iresnet_core.flows.wrap import require_periodic
 from iresnet_core.results import Inverse, LogDet
@@ -367,12 +368,16 @@ class Flow(Layer):
         return x
 
     def _forward(self, backend: Backend, x: Array, options: ForwardOptions) -> Transformed:
-        logdets = []
+        logdets: list[LogDet] = []
         if "rng" not in options:
             options = {**options, "rng": SampleSeed(x) if uses_own_seeds(options) else None}
         elif isinstance(options["rng"], str):
             options = {**options, "rng": own_seed(options, x[: options.get("part"), ...])}
-        for index, (layer, own) in enumerate(zip(self.layers, distributed(backend, self.layers, options), strict=True)):
+        record, shared = options.get("checkpoint"), distributed(backend, self.layers, options)
+        if isinstance(record, RecoveredInputs):
+            x, logdets = passed(backend, self.layers, x, shared, record)
+            return Transformed(x, summed(backend, self.layers, logdets, x.dtype))
+        for index, (layer, own) in enumerate(zip(self.layers, shared, strict=True)):
             with located(index, layer):
                 x, logdet = layer._forward(backend, x, own)
                 logdets.append(logdet)

@@ -65,6 +65,7 @@ class Trainer(Protocol):
     """
 
     channels_last: bool
+    recovers_inputs: bool  # whether it can do with the setting `recover`
 
     def step(self, x: np.ndarray, lr: float, context: np.ndarray | None = None) -> StepResult:
         """Take one step of Adam on samples (n, *model_shape)."""

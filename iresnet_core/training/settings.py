@@ -21,7 +21,7 @@ DTYPES = ("float32", "float64")
 _SEEDS = 2**63  # what all frameworks take
 _LARGEST_RATE = 1e6  # far beyond all that trains, and within the range of every dtype
 # A resumed training may change these settings; all others would make it another training.
-CHANGEABLE = frozenset({"steps", "minutes", "evaluate_every", "checkpoint_every", "recompute"})
+CHANGEABLE = frozenset({"steps", "minutes", "evaluate_every", "checkpoint_every", "recompute", "recover", "compiled"})
 _CONV_FROM = 16 * 16  # images with at least so many pixels get convolutions by default
 # Up to this dimension narrow layers suffice, with sines between them. Sines keep the slope of a block near its cap,
 # where lipswish and elu halve it at every layer, so that a few blocks bend the plane much further in the same time. So
@@ -74,6 +74,10 @@ class TrainingSettings:
     recompute : bool
         Whether a step keeps only the inputs of the blocks, and computes each block again on its way back: less memory,
         more time, the same training.
+    recover : bool
+        Whether it keeps one input of eight blocks, and finds the others again by inversion: on PyTorch.
+    compiled : bool
+        Whether PyTorch compiles the blocks, once for all that are alike. Keras compiles its steps in any case.
     """
 
     framework: str
@@ -92,6 +96,8 @@ class TrainingSettings:
     checkpoint_every: int
     evaluation_samples: int
     recompute: bool = False
+    recover: bool = False
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "evaluate_every", "checkpoint_every", "evaluation_samples"):
@@ -106,6 +112,11 @@ class TrainingSettings:
             raise InvalidArgumentError(
                 f"lr {self.lr:g} times weight_decay {self.weight_decay:g} is above 1, and would turn the signs of "
                 "weights at every step; lower one of them."
+            )
+        if self.recover and self.compiled:
+            raise InvalidArgumentError(
+                "a compiled step cannot look whether inputs were found again by inversion: leave out --compile, or try "
+                "--checkpoint input."
             )
         if (self.steps is None) == (self.minutes is None):
             raise InvalidArgumentError("give either steps or minutes.")
@@ -200,6 +211,8 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         "checkpoint_every": 500,
         "evaluation_samples": 1000,
         "recompute": False,
+        "recover": False,
+        "compiled": False,
     }
     for name, value in asked.items():
         (model if name in model else training)[name] = value
@@ -286,7 +299,7 @@ def settings_from_json(node: Any, where: str) -> RunSettings:
         training = {("framework" if name == "engine" else name): value for name, value in training.items()}
         node = {**node, "training": training}
     if isinstance(training, dict):  # as before there were these settings
-        node = {**node, "training": {"share": 1.0, "recompute": False, **training}}
+        node = {**node, "training": {"share": 1.0, "recompute": False, "recover": False, "compiled": False, **training}}
     data = node.get("data")
     if isinstance(data, dict):
         node = {**node, "data": {"condition": None, "labels": None, **data}}

@@ -36,6 +36,7 @@ class Trainer:
     """
 
     channels_last = True
+    recovers_inputs = False  # its steps are compiled
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from iresnet_core.common import require_nonnegative, require_shape
 from iresnet_core.determinant import LogDetOptions, uses_own_seeds
 from iresnet_core.errors import EstimateWarning, InvalidArgumentError, ShapeError
 from iresnet_core.files import save
-from iresnet_core.flows import Shape, require_share, training_log_prob
+from iresnet_core.flows import RecoveredInputs, Shape, require_share, training_log_prob
 
 __all__ = ["FlowMethods"]
 
@@ -38,15 +38,16 @@ class FlowMethods(BaseTaking, TrainingMethods):
         Weight of the spectral penalty in the loss.
     share : float or None
         Part of a batch whose log-determinants `training_loss` takes.
-    checkpoint : bool
-        Whether blocks keep only their inputs for the way back.
+    checkpoint : bool or "inverse"
+        Whether blocks keep only their inputs for the way back, or find them again; `recovered` says how well.
     """
 
     event_shape: Shape
     latent_shape: Shape
     terms: int | None
     penalty: float
-    checkpoint: bool = False
+    checkpoint: bool | str = False
+    recovered: RecoveredInputs | None = None
     _has_warned = False
 
     def __init__(
@@ -57,7 +58,7 @@ class FlowMethods(BaseTaking, TrainingMethods):
         terms: int | None = None,
         penalty: float = 0.0,
         share: float | None = None,
-        checkpoint: bool = False,
+        checkpoint: bool | str = False,
         condition: Any = None,
         base: Any = "normal",
         **options: Any,
@@ -78,10 +79,11 @@ class FlowMethods(BaseTaking, TrainingMethods):
         share : float, optional
             Part of a batch whose log-determinants `training_loss` and Keras' `fit` take, drawn at random. By default a
             quarter, and at least 256 entries of samples: it hardly adds to the noise of a gradient.
-        checkpoint : bool
+        checkpoint : bool or "inverse"
             Whether the gradient of a log-density keeps only the inputs of the blocks, and computes each block again on
-            its way back from input, weights and probes: the memory of a training step hardly grows with the number of
-            blocks, and it takes about half as long again. Values and gradients are the same to rounding.
+            its way back: memory hardly grows with their number, and a step takes half as long again. Values and
+            gradients are the same to rounding. "inverse" keeps one input of eight blocks in a row and finds the others
+            again by inversion, in eager PyTorch, see `iresnet_core.flows.RecoveredInputs`.
         condition : Condition or net, optional
             Map of a condition to what enters all layers that take one: an embedding that they share, whose entries are
             their `context_features`.
@@ -105,8 +107,8 @@ class FlowMethods(BaseTaking, TrainingMethods):
         self.event_shape = require_shape(event_shape, "event_shape")
         self.terms, self.penalty = terms, require_nonnegative(penalty, "penalty")
         self.share = require_share(share)
-        if not isinstance(checkpoint, bool):
-            raise InvalidArgumentError(f"checkpoint is True or False, got {checkpoint!r}.")
+        if not isinstance(checkpoint, bool) and checkpoint != "inverse":
+            raise InvalidArgumentError(f"checkpoint is True, False or 'inverse', got {checkpoint!r}.")
         self.checkpoint = checkpoint
         self._shapes = bound_shapes(self._flow_layers(), self.event_shape)
         self.latent_shape = self._shapes[-1]
@@ -177,7 +179,7 @@ class FlowMethods(BaseTaking, TrainingMethods):
         x : array (batch, *event_shape)
             Samples.
         context : array (batch, features), optional
-            The conditioning, for flows with conditional blocks; in evaluation one row may stand for all samples.
+            The conditioning of conditional blocks; in evaluation one row may stand for all samples.
         logdet : bool
             Return the pair of latents and log-determinant; alone, the latents cost no product for it.
         training : bool, optional
@@ -417,8 +419,9 @@ class FlowMethods(BaseTaking, TrainingMethods):
     def _options(self, x: Array, training: bool | None, errors: bool, options: dict[str, Any]) -> dict[str, Any]:
         """Fill in the options of `logdet`; in training, errors that nobody asks for are not computed."""
         training = self._is_training(training)
-        if self.checkpoint:
-            options = {"checkpoint": True, **options}
+        options = {"checkpoint": self.checkpoint, **options}
+        if options["checkpoint"] == "inverse":
+            options["checkpoint"] = self.recovered = RecoveredInputs()
         if training and not errors and options.get("tol") is None:
             options = {"errors": False, **options}
         if training and self.terms is not None and not {"terms", "tol", "method"} & set(options):

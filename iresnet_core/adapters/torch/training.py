@@ -34,6 +34,7 @@ class Trainer:
     """
 
     channels_last = False
+    recovers_inputs = True
 
     def __init__(
         self,
@@ -51,10 +52,11 @@ class Trainer:
         flow = Flow(
             build_layers(plan, start=settings.start),
             event_shape=model_shape,
-            checkpoint=settings.recompute,
+            checkpoint="inverse" if settings.recover else settings.recompute,
             condition=build_condition(condition),
         )
         self.flow = flow.to(device=self.device, dtype=getattr(torch, settings.dtype))
+        self.flow.compiled = settings.compiled
         self.flow.initialize(self._tensor(first), self._context(first_context))
         groups = [
             {"params": [p for p in self.flow.parameters() if (p.ndim > 1) == decays], "weight_decay": decay}

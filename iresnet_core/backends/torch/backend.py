@@ -42,9 +42,9 @@ from iresnet_core.backends.torch.layout import (
     layout_for,
     transposed_in_plain_layout,
 )
-from iresnet_core.backends.torch.noise import TracedSeed, last_draw, random_signs, seeded_generator
+from iresnet_core.backends.torch.noise import TracedSeed, last_draw, random_signs, replayed, seeded_generator
 from iresnet_core.backends.torch.precision import full_precision, lowers, own_dtype
-from iresnet_core.backends.torch.recomputation import pullback, recomputed
+from iresnet_core.backends.torch.recomputation import pullback, pulled_back, recomputed
 from iresnet_core.errors import InvalidArgumentError
 
 __all__ = ["TorchBackend"]
@@ -331,6 +331,16 @@ class TorchBackend(Backend):
             return plainly(arrays, kept) if self.may_differentiate(*known) else plain
         outputs: tuple[Array, ...] = ByHand.apply(forward, backward, plainly, *arrays)  # type: ignore[no-untyped-call]
         return outputs
+
+    def pulled_back(
+        self, fn: Callable[[Array], tuple[Array, ...]], x: Array, others: Sequence[Array], cotangents: Sequence[Array]
+    ) -> tuple[tuple[Array, ...], list[Array]]:
+        """Record a graph of its own, which ends at x and at `others`."""
+        return pulled_back(fn, x, others, cotangents)
+
+    def replayed(self, rng: Any, x: Array) -> Callable[[], Any]:
+        """Keep the state of a generator."""
+        return replayed(rng, x.device)
 
     def recomputed(self, fn: Callable[..., Noted], arrays: Sequence[Array]) -> Noted:
         """Go through ``torch.utils.checkpoint``."""

@@ -1,6 +1,8 @@
 """Seeds and random signs of PyTorch."""
 
 import math
+from collections.abc import Callable
+from copy import deepcopy
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +14,7 @@ from iresnet_core.backends.host_noise import draw, generator
 from iresnet_core.backends.torch.compilation import inside_functorch, is_fixed_size
 from iresnet_core.errors import InvalidArgumentError
 
-__all__ = ["TracedSeed", "last_draw", "random_signs", "seeded_generator", "signs_of_bytes"]
+__all__ = ["TracedSeed", "last_draw", "random_signs", "replayed", "seeded_generator", "signs_of_bytes"]
 
 
 def seeded_generator(seed: Array) -> torch.Generator:
@@ -24,6 +26,18 @@ def seeded_generator(seed: Array) -> torch.Generator:
     words = np.atleast_1d(seed.cpu().numpy()).astype(np.int64).astype(np.uint32)
     state = int(np.random.SeedSequence(words.tolist()).generate_state(1, np.uint64)[0])
     return torch.Generator(device=seed.device).manual_seed(state % 2**63)
+
+
+def replayed(rng: Any, device: Any) -> Callable[[], Any]:
+    """Return a function that makes a source of the random numbers that `rng` is about to give on a device."""
+    if rng is None:
+        on_host = device.type == "cpu"
+        rng = torch.default_generator if on_host else torch.cuda.default_generators[device.index or 0]
+    if isinstance(rng, torch.Generator):
+        state = rng.get_state()
+        return lambda: torch.Generator(device=rng.device).set_state(state)
+    kept = deepcopy(rng)  # a generator of NumPy's
+    return lambda: deepcopy(kept)
 
 
 @lru_cache(maxsize=32)

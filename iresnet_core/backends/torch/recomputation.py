@@ -11,7 +11,7 @@ from iresnet_core.backends.base import Array, Pullback
 from iresnet_core.backends.torch.compilation import inside_functorch
 from iresnet_core.backends.torch.precision import in_same_precision, saving_hooks
 
-__all__ = ["pullback", "recomputed"]
+__all__ = ["pullback", "pulled_back", "recomputed"]
 
 
 def recomputed(fn: Callable[..., Any], arrays: Sequence[Array]) -> Any:
@@ -48,6 +48,28 @@ def pullback(fn: Callable[[Array], Array], x: Array) -> tuple[Array, Pullback]:
         return out
 
     return value if recorded else value.detach(), product
+
+
+def pulled_back(
+    fn: Callable[[Array], tuple[Array, ...]], x: Array, others: Sequence[Array], cotangents: Sequence[Array]
+) -> tuple[tuple[Array, ...], list[Array]]:
+    """Return ``fn(x)`` and the cotangents of x and of others; see `DerivativesByHand.pulled_back`.
+
+    The others may belong to a graph from which they come. Nothing of that is freed.
+    """
+    with torch.enable_grad():
+        point = x.detach().requires_grad_()
+        outputs = fn(point)
+        reached = [(out, cotangent) for out, cotangent in zip(outputs, cotangents, strict=True) if out.requires_grad]
+        found = torch.autograd.grad(
+            [out for out, _ in reached],
+            [point, *others],
+            [cotangent for _, cotangent in reached],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    return tuple(out.detach() for out in outputs), list(found)
 
 
 def _kept_graph(fn: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
