@@ -35,7 +35,7 @@ def draw(found, folder):
             f = found[name][label]
             axis.loglog(1e3 * f.seconds, f.rmse, marker, color=colour, label=label, markersize=7, linestyle="none")
         axis.set_title(name, fontsize=9)
-        axis.set_xlabel("ms a batch", fontsize=8)
+        axis.set_xlabel("ms per batch", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.xaxis.set_minor_formatter(mpl.ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
         axis.tick_params(which="minor", labelsize=6)

@@ -133,7 +133,7 @@ def certified(report, must, cases):
             assert max(float(np.max(answer.bias_bound)) for answer in answers) <= 1.01e-3
             most[method] = max(most[method], *counts[-1])
         rows.append((case.name, *(f"{np.mean(count):.1f}" for count in counts)))
-    report.table("products a probe for a certified 1e-3 nats", ["case", *methods], rows)
+    report.table("products per probe for a certified 1e-3 nats", ["case", *methods], rows)
     for method in methods[:2]:
         must.at_most(f"products for a certified 1e-3 nats, {method}, most", most[method], 10)
 

@@ -14,7 +14,7 @@ RESIDUAL_FLOW = "Residual Flow, training"
 
 
 class Figures(NamedTuple):
-    """Of one method: products a probe, errors in nats, seconds a batch."""
+    """Of one method: products per probe, errors in nats, seconds per batch."""
 
     products: float
     bias: float

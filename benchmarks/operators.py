@@ -69,7 +69,7 @@ class Slq:
         self.matvec = matvec
 
     def forms(self, steps, probes, seed):
-        """Estimates of log det(I + A), one a probe."""
+        """Estimates of log det(I + A), one per probe."""
         if steps not in self.compiled:
             if self.symmetric:
                 integrand = self.funm.monte_carlo_funm_sym_logdet(self.decomp.tridiag_sym(steps))

@@ -235,7 +235,7 @@ def main():
             backends.append(backend(name).name)
         except MissingDependencyError as error:
             print(f"left out: {error}")
-    print(f"{'':42} {'us a step or term':>19} {'ratio to':>19} {'us once':>19}")
+    print(f"{'':42} {'us per step or term':>19} {'ratio to':>19} {'us once':>19}")
     heads = ("core", "direct", "direct", "bare", "core", "direct")
     print(f"{'backend':11} {'':17} {'':12} {' '.join(f'{head:>9}' for head in heads)}")
     with limit_threads(backends, options.threads):

@@ -30,7 +30,7 @@ PER_DIMENSION = 1e-3
 ENTRIES = 2**16
 # Products from which on a certificate is looked at, and at most.
 MOST = 40
-HEADS = ["d", "batch", "products", "ms a sample", "us a sample and product", "MiB a sample", "in d numbers"]
+HEADS = ["d", "batch", "products", "ms per sample", "us per sample and product", "MiB per sample", "in d numbers"]
 
 
 def convolutional(extent):

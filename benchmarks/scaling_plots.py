@@ -17,7 +17,7 @@ def draw(found, folder):
         memory.loglog(d, [row[4] / 2**20 for row in rows], "o-", label=label, markersize=4)
     d = [row[0] for row in next(iter(found.values()))]
     memory.loglog(d, [100 * 8 * n / 2**20 for n in d], "k:", label="100 d numbers")
-    for axis, label in ((times, "us a sample and product"), (memory, "peak MiB a sample")):
+    for axis, label in ((times, "us per sample and product"), (memory, "peak MiB per sample")):
         axis.set_xlabel("d", fontsize=8)
         axis.set_ylabel(label, fontsize=8)
         axis.tick_params(labelsize=7)

@@ -143,7 +143,7 @@ def show(report, found):
             seconds, steps, _, error = curve[-1]
             values = [f"{curve[i][2]:.3f}" for i in looks]
             rows.append((name, steps, f"{1e3 * seconds / steps:.0f}", *values, f"{seconds:.0f}", f"{error:.3f}"))
-        heads = ["model", "steps", "ms a step", *(f"{LOOKS[i]:g} of the time" for i in looks), "seconds", "±"]
+        heads = ["model", "steps", "ms per step", *(f"{LOOKS[i]:g} of the time" for i in looks), "seconds", "±"]
         report.table(f"{data}: {unit}", heads, rows)
 
 

@@ -100,7 +100,7 @@ def main():
     parser.add_argument("--checkpoint", action="store_true", help="also with blocks that keep their input or less")
     parser.add_argument("--share", type=float, help="of the batch for the log-determinant; 1 is all of it")
     parser.add_argument("--control-variate", choices=("auto", "trace", "none"), help="none: no exact traces")
-    parser.add_argument("--terms", type=int, help="products a probe")
+    parser.add_argument("--terms", type=int, help="products per probe")
     parser.add_argument("--depths", type=int, nargs="+", metavar="N", help="only the memory, with so many blocks")
     parser.add_argument(
         "--compile-time", type=int, nargs="+", metavar="N", help="only the compiler, for so many blocks"

@@ -89,9 +89,9 @@ class Linearization:
     mean_matrix : callable, optional
         () -> a Jacobian (d, d) that stands for all samples, such as the one at their mean slopes.
     matrix : callable, optional
-        () -> J (batch, d, d), explicit; d products a sample.
+        () -> J (batch, d, d), explicit; d products per sample.
     sylvester_matrix : callable, optional
-        () -> M (batch, r, r) with det(I + M) = det(I + J), r the narrowest width (Sylvester); r products a sample.
+        () -> M (batch, r, r) with det(I + M) = det(I + J), r the narrowest width (Sylvester); r products per sample.
     width : int, optional
         The order r of these matrices.
     leading_axes : bool

@@ -40,7 +40,7 @@ class Arnoldi(ProbedMethod):
         return True
 
     def form(self, products: JacobianProducts, v: Array, linear: Array | None, steps: Steps) -> FormEstimate:
-        """Estimate v^T f(J) v for probes v (probes, batch, d); one product a step."""
+        """Estimate v^T f(J) v for probes v (probes, batch, d); one product per step."""
         process = run_arnoldi(products, v, steps)
         if linear is not None:  # the process computes in float64
             linear = process.xp.astype(linear, process.xp.float64, copy=False)

@@ -3,8 +3,8 @@
 The exact answer has no noise, so that it may cost more than an estimate. Its cost grows with the third power of the
 order of the determinant, and that of an estimate with the second. ``benchmarks/exact_limit.py`` measures both. On one
 core, with 64 samples and the errors, the exact answer takes 1 to 2 times as long as an estimate at order 32, 3 to 7
-times at order 64 (0.15 ms a sample) and 7 times at 128. In a training step, with its gradient, it takes 3 times as long
-at order 32 and 9 times at order 64.
+times at order 64 (0.15 ms per sample) and 7 times at 128. In a training step, with its gradient, it takes 3 times as
+long at order 32 and 9 times at order 64.
 """
 
 from iresnet_core.determinant.request import Request

@@ -33,7 +33,7 @@ BASIS = 16
 # Probes that are few enough to begin with the second order, and those of the default at most.
 FEW_PROBES, DEFAULT_PROBES = 32, 128
 # Probes at most, and the order up to which the exact determinant takes their place: where they would cost more than its
-# d products, with as many products a probe at least.
+# d products, with as many products per probe at least.
 MOST_PROBES, LARGEST_EXACT, FEWEST_PRODUCTS = 2**12, 4096, 8
 
 

@@ -62,144 +62,160 @@ def logdet(
     reference: MeanJacobian | None = None,
     **options: Unpack[LogDetOptions],
 ) -> LogDet:
-    """Estimate or compute log|det(I + J_g(x))|, sample by sample, in nats; or log det(I + A) of a linear operator.
+    """Estimate or compute log|det(I + J_g(x))| in nats for every sample, or log det(I + A) of a linear operator.
 
     Parameters
     ----------
-    g : Branch or callable; or, without `x`, a linear operator
-        The contraction; a plain callable needs a backend with automatic differentiation. A linear operator is a square
-        matrix (..., d, d), a SciPy sparse matrix or LinearOperator, a `Dense`, or what `as_operator` makes of two
-        functions; products with A alone, without A^T, are enough where something bounds A.
-    x : array (batch, ...)
-        Where the Jacobian is taken; a sample has d entries. That of a linear operator is the same everywhere.
+    g : Branch or callable, or a linear operator
+        The contraction. A plain callable needs a backend with automatic differentiation. Without `x` it is a linear
+        operator: a square matrix (..., d, d), a SciPy sparse matrix or LinearOperator, a `Dense`, or what `as_operator`
+        makes of two functions. Products with A alone, without A^T, are enough where something bounds A.
+    x : array (batch, ...), optional
+        The samples at which the Jacobian is taken. A sample has d entries. Leave it out for a linear operator, whose
+        Jacobian is the same everywhere.
     spectrum : (low, high), optional
-        For an operator of any norm: it is symmetric, and its eigenvalues lie there, low > -1; None for a `high` that is
-        to be found. Implicit Euler for diffusion has (0, None).
+        For a symmetric operator of any norm: its eigenvalues lie between low > -1 and high. Pass None for a `high` that
+        is to be found. An implicit Euler step for diffusion has ``spectrum=(0, None)``.
     disc : (s, r), optional
-        For an operator of any norm: ||A - s I|| <= r < 1 + s; None for an `r` that is to be found.
+        For an operator of any norm: ||A - s I|| <= r < 1 + s. Pass None for an `r` that is to be found.
     half_plane : float, optional
-        For an operator of any norm: v^T A v >= low ||v||^2 for all v, low > -1, as with advection. Half the logarithm
-        of det (I + A)^T (I + A) is taken then, at two products a step.
+        For an operator of any norm: v^T A v >= low ||v||^2 for all v, with low > -1, as in a step with advection. Half
+        the logarithm of det (I + A)^T (I + A) is computed then, with two products per step.
     lipschitz : float, optional
-        Lipschitz constant c < 1 of g; default ``g.lipschitz``. All bounds rest on it. Where it is below the product of
-        the layers' norms, the errors count that rounding grows by the latter on its way through the layers. A compiled
-        program that gets the weights as arguments cannot know their norms, and takes the layers to be balanced.
+        The Lipschitz constant c < 1 of g; by default ``g.lipschitz``. All bounds rest on it. If it is below the product
+        of the layers' norms, the errors allow for rounding that grows by that product on its way through the layers. A
+        compiled program that gets the weights as arguments cannot know their norms, and takes the layers as balanced.
     reference : MeanJacobian, optional
-        For "mean-jacobian": the preconditioner of another batch, from `mean_jacobian`. Without it that of `x` itself is
-        made, in some 4 d^3 operations a batch.
+        For "mean-jacobian": the preconditioner of another batch, from `mean_jacobian`. Without it the preconditioner of
+        `x` itself is made, which takes some 4 d^3 operations for a batch.
     **options
-        The options that follow, which layers and flows take too (`LogDetOptions`). By default::
+        All options that follow; layers and flows take them too (`LogDetOptions`). Their defaults are::
 
             method="auto", tol=None, probes=1, noise=None, rng=None, unbiased=False, terms=None,
             probe_kind="rademacher", control_variate="auto", errors=True, exact_up_to=None, checkpoint=False,
             compiled=False
 
     method : {"auto", "exact", "series", "roulette", "arnoldi", "mean-jacobian", "lanczos"}
-        "exact": determinant of the explicit matrix, of order min(d, narrowest width of a Chain) by Sylvester.
-        "series": truncated power series with random probes (Behrmann et al. 2019). "roulette": the same made unbiased
-        by Russian roulette on its tail (Chen et al. 2019). "arnoldi": Krylov approximation from the same probes, with
-        an a-posteriori certificate; a third of the products of the series, or fewer. "mean-jacobian": Arnoldi's method
-        on what a preconditioner, made of the slopes' means over the batch, leaves of the logarithm; the rest is exact.
-        Some hundred times less noise than "arnoldi" on trained branches, in half the products; needs a `Chain` of
-        dense layers, or convolutions on small images, and entrywise activations (or a branch whose linearisation has
-        `mean_matrix`). "auto": "exact" up to a fixed order of the determinant (see `exact_up_to`), or where the
-        tolerance would cost as much; else "mean-jacobian" where the branch allows it and d is at most 1024 (with
-        convolutions: and a `reference` is given, or rng="sample" and one comes first), else "arnoldi".
-        "lanczos", for symmetric operators: Gauss-Radau's rules bound every form from both sides, in half the products
-        of "arnoldi". "auto" for an operator: "exact" up to order 64, 1024 for a matrix or 4096 for a sparse one (by
-        its factors), else "lanczos" where that applies. Of a sparse matrix, or with `pattern` in `as_operator`, probes
-        see entries of one colour, far apart in the pattern; without `probes` or `tol` more than 4 steps.
+        How the answer is computed.
+
+        - "exact": the determinant of the explicit matrix. By Sylvester's identity its order is d or the narrowest width
+          of a `Chain`, whichever is less.
+        - "series": the truncated power series with random probes (Behrmann et al. 2019).
+        - "roulette": the same series, made unbiased by Russian roulette on its tail (Chen et al. 2019).
+        - "arnoldi": a Krylov approximation from the same probes, with an a-posteriori certificate. It takes a third of
+          the products of the series, or fewer.
+        - "mean-jacobian": a matrix at the mean slopes of the batch gives most of the answer exactly, and Arnoldi's
+          method estimates the rest. On trained branches the noise is some hundred times less than that of "arnoldi",
+          with half the products. It needs a `Chain` of dense layers, or of convolutions on small images, with entrywise
+          activations (or a branch whose linearisation has `mean_matrix`).
+        - "lanczos", for symmetric operators: Gauss-Radau's rules bound every form from both sides, with half the
+          products of "arnoldi". For a sparse matrix, or with `pattern` in `as_operator`, every probe sees entries of
+          one colour, which lie far apart in the pattern: more than 4 steps, unless `probes` or `tol` is given.
+        - "auto" for a branch: "exact" up to a fixed order of the determinant (`exact_up_to`), or where the tolerance
+          would cost as much. Otherwise "mean-jacobian" where the branch allows it and d is at most 1024; with
+          convolutions only if a `reference` is given, or with ``rng="sample"`` and a convolution first. Otherwise
+          "arnoldi".
+        - "auto" for an operator: "exact" up to order 64, for a matrix up to 1024 and for a sparse one up to 4096, by
+          its factors. Otherwise "lanczos" where that applies, and else "arnoldi".
     tol : float, optional
-        Spend products and probes until std_error and bias_bound are at most this, for every sample, in nats; at most
-        4096 probes. The rounding in bias_bound cannot be brought down; where it is above `tol`, so may std_error be, up
-        to the rounding, and `reason` says so.
+        The largest `std_error` and `bias_bound`, in nats, that you accept for any sample. Products and probes are added
+        until both are met, with at most 4096 probes. Rounding, which is part of `bias_bound`, cannot be brought down.
+        Where it is above `tol` the standard error may be as large as the rounding, and `reason` says so.
     probes : int
-        Random probes a sample (with `tol`: to begin with).
+        The number of random probes for each sample. With `tol` it is the number to begin with.
     noise : array (probes, batch, ...) or (batch, ...), optional
-        The probes themselves, for results that can be compared to rounding. For "roulette" and ``unbiased`` answers a
-        pair ``(probes, lengths)``, lengths the numbers of products beyond the certain ones.
+        The probes themselves, so that results can be compared to rounding between backends. For "roulette" and
+        ``unbiased=True`` it is a pair ``(probes, lengths)``; the lengths are the numbers of products beyond the certain
+        ones.
     rng : None, int, generator or "sample"
-        Source of the probes: None is the framework's own generator, an int a seed. "sample": a hash of the bits of each
-        sample (rounded to float32), so that a sample has the same answer in any batch, order and program, on every
-        backend up to rounding; the evaluation of a flow takes that by default. The preconditioner of "mean-jacobian" is
-        then made at fixed points instead of the batch; that of convolutions is kept with the weights.
+        The source of the probes. None is the framework's own generator, and an int is a seed. With "sample" the probes
+        are a hash of the bits of each sample, rounded to float32. A sample then has the same answer in any batch, order
+        and program, and up to rounding on every backend. The evaluation of a flow does that by default. The
+        preconditioner of "mean-jacobian" is then made at fixed points instead of the batch, and for convolutions it is
+        kept with the weights.
     unbiased : bool
-        Whether the mean of `value` over probes and lengths, and that of its gradient, is to be exact but for rounding,
-        whatever was truncated: what the products of "series", "arnoldi" or "mean-jacobian" leave is added by Russian
-        roulette. P(N >= j), the chance of j further products, is ``k^(j-1) / 8``, with k = c, or max(c, 1 - 1/d) for
-        "mean-jacobian"; the variance is finite (proof in `iresnet_core.determinant.roulette`) and part of `std_error`.
+        Whether the mean of `value` and of its gradient over all draws is to be exact, up to rounding. What the products
+        of "series", "arnoldi" or "mean-jacobian" leave out is then added by Russian roulette. The chance of j further
+        products is P(N >= j) = ``k^(j-1) / 8`` with k = c, or k = max(c, 1 - 1/d) for "mean-jacobian". The variance is
+        finite (the proof is in `iresnet_core.determinant.roulette`) and part of `std_error`.
     terms : int, optional
-        Products a probe for "series", "arnoldi" and "mean-jacobian", certain terms for "roulette" (default 4). Default:
-        as many as make the certified truncation error at most `tol`, or 1e-3 nats, up to a limit of 64. "series" is
-        content with 1e-3 nats a dimension from its 64th term on, and goes on to 2048 for that, or for `tol`. The
-        certificate is far above the error of "mean-jacobian": in training, ``terms=2`` is plenty. Where its rounding in
-        float32 would count more than 1e-3 nats a dimension, "mean-jacobian" takes its products in float64.
+        The number of products for each probe of "series", "arnoldi" and "mean-jacobian", and the number of certain
+        terms of "roulette" (4 by default). By default products are taken until the truncation error is certified to be
+        at most `tol`, or 1e-3 nats, but at most 64. "series" is content with 1e-3 nats per dimension from its 64th term
+        on, and takes up to 2048 terms for that or for `tol`. The certificate of "mean-jacobian" is far above its error,
+        so that ``terms=2`` is plenty in training. Where its rounding in float32 would exceed 1e-3 nats per dimension,
+        its products are taken in float64.
     probe_kind : {"rademacher", "gaussian"}
-        Rademacher probes, drawn as rows of a signed Hadamard matrix without replacement, have the lower variance;
-        as many as the next power of two above d give the exact trace.
+        The distribution of the probes. Rademacher probes have the lower variance. They are drawn as rows of a signed
+        Hadamard matrix without replacement, and as many as the next power of two above d give the exact trace.
     control_variate : {"auto", "trace", "none"}
-        "trace": only log(I + J) - theta J is estimated and theta tr J added exactly, theta = 1 / (1 + 0.6 tr J / d),
-        which takes most of the noise away at half the cost of a product; needs a branch that offers its trace (a Chain
-        of dense layers, or of convolutions that keep the extent, with at most two groups of slopes between them). Three
-        convolutions with an activation at one or both ends leave a remainder of third order in the deviations of their
-        slopes from means to the probes: those of the batch; for rng="sample" and `noise` of fixed points.
-        "auto": where it does. "mean-jacobian" always takes its trace exactly (with more than two groups of slopes, but
-        for a remainder of third order in their deviations from the mean).
+        With "trace" only log(I + J) - theta J is estimated, and theta tr J is added exactly, theta = 1 / (1 + 0.6 tr J
+        / d). This removes most of the noise and costs half a product. It needs a branch that offers its trace: a Chain
+        of dense layers, or of convolutions that keep the extent, with at most two groups of slopes between them. Three
+        convolutions with an activation at one or both ends leave a remainder of third order to the probes; it is taken
+        in the deviations of the slopes from their means over the batch, or from fixed points for ``rng="sample"`` and
+        with `noise`. "auto" is "trace" where that is possible. "mean-jacobian" always takes its trace exactly, but for
+        a remainder of third order where there are more than two groups of slopes.
     errors : bool
         False leaves the errors out: `std_error` and `bias_bound` are NaN, and "exact" computes the Jacobian in the
-        dtype of x. For training loops, which look at the value and its gradient only.
+        dtype of x. This is for training, which needs the value and its gradient only.
     exact_up_to : int, optional
-        "auto" is exact up to this order of the determinant; default 64, and 32 with ``errors=False``. The choice
-        depends on nothing else, so that all runs, machines and compiled programs choose alike.
+        The order of the determinant up to which "auto" is exact: 64 by default, and 32 with ``errors=False``. The
+        choice depends on nothing else, so that all runs, machines and compiled programs choose alike.
     checkpoint : bool
-        Whether all that lies between x and the answer is computed again on the way back instead of being kept: for the
-        derivative, by x, the weights and what else g closes over, only x, the weights and the probes are. Values and
-        gradients are the same to rounding; time is that of one evaluation more. It has no effect on an answer to a
-        `tol`, whose probes are not known beforehand, and where nothing is differentiated. On JAX and TensorFlow first
-        derivatives only; a plain callable's parameters are variables on TensorFlow, to be found.
+        Whether intermediate results are computed again on the way back instead of being kept. Then only x, the weights
+        and the probes are kept for the derivative. Values and gradients are the same up to rounding, and the time grows
+        by one evaluation. It has no effect on an answer to a `tol`, whose probes are not known beforehand, or where
+        nothing is differentiated. On JAX and TensorFlow first derivatives only; the parameters of a plain callable on
+        TensorFlow have to be variables.
     compiled : bool
-        Whether the backend compiles the answer to a `Chain` without errors (``errors=False``), once for all chains that
-        are alike but for their arrays, see `Backend.by_program`. Probes are drawn outside, so that the answer is the
-        same to rounding. It has an effect on PyTorch, outside of other programs and of autocast.
+        Whether the backend compiles the answer for a `Chain` without errors (``errors=False``), once for all chains
+        that differ in their arrays only (`Backend.by_program`). The probes are drawn outside, so that the answer is the
+        same up to rounding. It has an effect on PyTorch only, outside of other programs and of autocast.
 
     Returns
     -------
     LogDet
-        value, std_error, bias_bound, products, each (batch,), the method used and why; in the dtype of x, but at least
-        float32. `std_error` is estimated from the probes' own Krylov vectors, so that one probe suffices for it; for
-        d > 4 it then errs upwards, up to twice. Where one direction dominates J, and single probes may miss it, its
-        eigenvalue is taken from the products. `bias_bound` bounds the truncation error of this very draw, plus an
-        allowance for the rounding of the products; that of the slopes, where the inputs of activations are huge, is
-        not in it. For an operator all arrays are (), or (...,) for a stack of matrices (..., d, d).
+        The arrays value, std_error, bias_bound and products, each (batch,), then the method used, and why. They
+        have the dtype of x, but at least float32. For an operator they have the shape (), or (...,) for a stack of
+        matrices (..., d, d). `std_error` is estimated from the products of the probes, so that one probe is enough; for
+        d > 4 it may then be up to twice too large. Where one direction dominates J, which single probes may miss, its
+        eigenvalue is taken from the products. `bias_bound` bounds the truncation error of this draw, plus an allowance
+        for the rounding of the products. The rounding of the slopes, where the inputs of activations are huge, is not
+        in it.
 
     Raises
     ------
     NotContractiveError
         If c >= 1, a product expanded by more than c, or the determinant is out of the range that c allows.
     NotConvergedError
-        If `tol` cannot be reached: by 4096 probes, or by the products at most.
+        If `tol` cannot be reached with 4096 probes, or with the largest number of products.
     DerivativeError
         If neither g nor the backend provides products.
     UnknownLipschitzError, NonFiniteError, ShapeError, DtypeError, MixedBackendsError, InvalidArgumentError
-        For arguments that make no sense, and options that do not exist.
+        If an argument makes no sense, or an option does not exist.
 
     Notes
     -----
-    Cost: one evaluation of g, and `products` products with J^T a sample ("exact": as many as the order of the
-    determinant, in matrix form). "roulette" takes ``terms + c / (1 - c)`` on average; ``unbiased`` adds to the others
-    at most ``1 / (8 (1 - k))``, and "arnoldi" and "mean-jacobian" end before that where their certificate is down to
-    rounding, "series" and "roulette" after 2^14 products at the latest. The number of products is drawn once a probe
-    for the whole batch, so that the errors of its samples are correlated. Memory of "arnoldi" and "mean-jacobian" with
-    m products: the Krylov basis, m probes batch d numbers, and some m^2 / 2 numbers for each of 10 to 200 quadrature
-    nodes, probe and sample.
+    **Cost.** One evaluation of g and, for each sample, `products` products with J^T; "exact" takes as many as the order
+    of the determinant, in matrix form. "roulette" takes ``terms + c / (1 - c)`` products on average. ``unbiased=True``
+    adds at most ``1 / (8 (1 - k))`` on average to those of the other methods. "arnoldi" and "mean-jacobian" end earlier
+    where their certificate is down to rounding; "series" and "roulette" end after 2^14 products at the latest. The
+    number of products is drawn once for each probe and the whole batch, so that the errors of its samples are
+    correlated.
 
-    Where the backend differentiates, `value` has its derivative with respect to x and to what g closes over, apart from
-    the value: for each probe v the derivative of w^T J v with w = (I + J)^-T v held fixed, from the same products (one
-    product with J more, and a backward pass through that), and the exact one of the trace; "exact" is differentiated as
-    it is. "mean-jacobian" differentiates its own trace, so that only (w - B^T v)^T dJ v, B near (I + J)^-1, is left to
-    the probe. Second derivatives of the stochastic methods are refused, and the errors have none. A compiled
-    function cannot look at values: `tol` is refused there, "arnoldi" takes 10 products, "mean-jacobian" 4 and "series"
-    those of its a-priori bound unless `terms` says otherwise, and bias_bound tells how far they came.
+    **Memory** of "arnoldi" and "mean-jacobian" with m products: the Krylov basis holds m * probes * batch * d numbers,
+    and each of 10 to 200 quadrature nodes some m^2 / 2 numbers for each probe and sample.
+
+    **Derivatives.** Where the backend differentiates, `value` has a derivative with respect to x and to what g closes
+    over, which is estimated separately from the value. For each probe v it is the derivative of w^T J v with w = (I +
+    J)^-T v held fixed, from the same products, one more product with J and a backward pass through that. The trace is
+    differentiated exactly, and so is "exact". "mean-jacobian" differentiates its own trace, so that only (w - B^T v)^T
+    dJ v, with B near (I + J)^-1, is left to the probe. Second derivatives of the stochastic methods are refused, and
+    the errors have no derivative.
+
+    **Compiled functions** cannot look at values. There `tol` is refused, and unless `terms` says otherwise "arnoldi"
+    takes 10 products, "mean-jacobian" 4, and "series" those of its a-priori bound; `bias_bound` says what they left.
 
     Examples
     --------

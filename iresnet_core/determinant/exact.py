@@ -1,4 +1,4 @@
-"""Exact log-determinants: an explicit matrix a sample, of the smallest order there is."""
+"""Exact log-determinants: an explicit matrix per sample, of the smallest order there is."""
 
 import math
 from typing import Any
@@ -45,7 +45,7 @@ def samples_at_a_time(order: int, d: int) -> int:
 
 
 class Exact(Method):
-    """LU factors of the smallest matrix that has the determinant: no noise, and d products a sample in matrix form."""
+    """LU factors of the smallest matrix with that determinant: no noise, d products per sample in matrix form."""
 
     name = "exact"
     is_exact = True
@@ -70,8 +70,8 @@ class Exact(Method):
 def determinant_in_parts(problem: Problem) -> LogDet:
     """Compute log det(I + M) by LU factors, M the r x r matrix of the narrowest cut or the Jacobian itself.
 
-    A branch that can be cast is evaluated in float64, unless its `errors` are of no interest. Cost: r products a sample
-    in matrix form, and O(r^3).
+    A branch that can be cast is evaluated in float64, unless its `errors` are of no interest. Cost: r products per
+    sample in matrix form, and O(r^3).
     """
     backend, g, x, linearization, constant, request, _, growth = problem
     xp, errors = backend.xp, request.errors
@@ -102,7 +102,7 @@ def determinant_in_parts(problem: Problem) -> LogDet:
 def exact_jointly(backend: Backend, joint: JointPass, x: Array, constant: float) -> tuple[Array, LogDet]:
     """g(x) and the exact log-determinant, without errors, differentiated together: ``sum_p w_p^T dJ e_p``.
 
-    The e_p are the d unit vectors and the w_p the rows of ``(I + J)^-1``. Cost: d products a sample.
+    The e_p are the d unit vectors and the w_p the rows of ``(I + J)^-1``. Cost: d products per sample.
     """
     xp, batch, d = backend.xp, x.shape[0], x.shape[1]
     units = xp.reshape(xp.eye(d, dtype=x.dtype, device=device_of(x)), (d, 1, d))

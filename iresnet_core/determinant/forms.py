@@ -88,7 +88,7 @@ class Steps(NamedTuple):
         """What is said of a form whose products ended before its error was small enough."""
         return (
             f"the truncation is bounded by {self.error_of(bias):.2g} nats, not {self.target:.2g}, after {products} "
-            f"products a probe, {why}"
+            f"products per probe, {why}"
         )
 
 

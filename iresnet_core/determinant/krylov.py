@@ -13,7 +13,7 @@ because |v_1^T (I + t J^T)^-1 v_(m+1)| <= t c / (1 - t^2 c^2) for orthogonal vec
 over all J with these products and ||J|| <= c is less, see `worst_case`. All integrals are taken by one Gauss-Legendre
 rule: what is bounded is the error of the rule for the integrand of J, and the difference of both integrands at its
 nodes. I + t H has a positive definite symmetric part, so that its LU factors exist without pivoting; they grow by one
-column a product.
+column per product.
 
 The bound by the residual holds for a preconditioned E in place of J as well, I + E = B (I + J), with other bounds on
 (I + t E)^-1: see `preconditioning`. There the norm of E need not be below 1, and whatever the LU factors give,

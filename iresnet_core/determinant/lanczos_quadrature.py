@@ -37,7 +37,7 @@ class Lanczos(ProbedMethod):
         return False
 
     def form(self, products: JacobianProducts, v: Array, linear: Array | None, steps: Steps) -> FormEstimate:
-        """Estimate v^T log(I + B) v for probes v (probes, batch, d); one product a step."""
+        """Estimate v^T log(I + B) v for probes v (probes, batch, d); one product per step."""
         if steps.lengths is not None:
             raise InvalidArgumentError(
                 "'lanczos' takes no further products by roulette, since its truncation is bounded. For unbiased=True "

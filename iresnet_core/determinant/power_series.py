@@ -10,12 +10,12 @@ __all__ = ["MANY_TERMS", "MOST_TERMS", "PowerSeries"]
 
 # Terms of a series after which less accuracy will do, where no tolerance was given.
 MANY_TERMS = 64
-# Terms of a series at most, where their number is not given. Up to c = 0.995 less than 1e-5 nats a dimension are left.
+# Most terms of a series, where their number is not given. Up to c = 0.995 less than 1e-5 nats per dimension remain.
 MOST_TERMS = 2048
 
 
 class PowerSeries:
-    """Running sums of v^T log(I + J) v for probes v (probes, batch, d), one term a product.
+    """Running sums of v^T log(I + J) v for probes v (probes, batch, d), one term per product.
 
     The coefficients of J^k are (-1)^(k+1) / k, and 1 less `linear` for k = 1. Whatever is needed of the terms is summed
     as they come: a long series takes no more memory than a short one.

@@ -69,8 +69,8 @@ class Request(NamedTuple):
 class Problem(NamedTuple):
     """A branch g with the constant c at samples x, its linearisation there, and what is asked.
 
-    At `max_products` products a sample a tolerance is given up, since the exact answer costs as much. Rounding may grow
-    by `growth` on the way through the layers, see `layer_growth`.
+    At `max_products` products per sample a tolerance is given up, since the exact answer costs as much. Rounding may
+    grow by `growth` on the way through the layers, see `layer_growth`.
     """
 
     backend: Backend
@@ -195,7 +195,7 @@ def given_lengths(lengths: Any) -> list[int]:
     try:
         return [operator.index(n) for n in lengths]
     except TypeError:
-        raise InvalidArgumentError(f"lengths must hold whole numbers, one a probe, got {lengths!r}.") from None
+        raise InvalidArgumentError(f"lengths must hold whole numbers, one per probe, got {lengths!r}.") from None
 
 
 def in_dtype(backend: Backend, g: Any, x: Array, request: Request, working: Any) -> tuple[Any, Array, Request]:

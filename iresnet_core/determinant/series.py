@@ -20,7 +20,7 @@ COMPILED_TERMS = 256
 
 
 class Series(ProbedMethod):
-    """The truncated series: the cheapest products and two vectors a sample, but many products where c is near 1."""
+    """The truncated series: the cheapest products and two vectors per sample, but many products where c is near 1."""
 
     name = "series"
 

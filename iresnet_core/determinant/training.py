@@ -1,4 +1,4 @@
-"""Log-determinants for training: two or three products a sample, and hardly any noise in value and gradient.
+"""Log-determinants for training: two or three products per sample, and hardly any noise in value and gradient.
 
 With J0 the Jacobian at the mean slopes of a batch, B = (I + J0)^-1 and I + E = B (I + J),
 

@@ -102,7 +102,7 @@ class Condition(Copyable):
             raise InvalidArgumentError("a Condition needs a net, classes, labels, or mean and std to know its size.")
         self.features = len(known[0]) if known else math.prod(self.net.input_shape) if self.net is not None else 0
         if not self.features or any(len(n) != self.features for n in known):
-            raise ShapeError(f"labels, mean and std must have one entry a column, got {[len(n) for n in known]}.")
+            raise ShapeError(f"labels, mean and std must have one entry per column, got {[len(n) for n in known]}.")
         encoded = sum(1 if n is None else len(n) for n in self.labels) if self.labels else self.features
         if self.net is not None and tuple(self.net.input_shape) != (encoded,):
             raise ShapeError(f"the net takes {self.net.input_shape}, but the encoded condition has {encoded} entries.")

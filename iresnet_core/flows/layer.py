@@ -184,7 +184,7 @@ class Layer(Copyable, ABC):
         return self
 
     def context_rows(self, x: Array, context: Array | None) -> Array | None:
-        """Return the context of samples x (batch, ...) as checked rows, one a sample or (1, features) for all.
+        """Return the context of samples x (batch, ...) as checked rows, one per sample or (1, features) for all.
 
         None for a layer without a condition. Errors as `given`.
         """

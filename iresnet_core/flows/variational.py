@@ -98,7 +98,7 @@ def reverse_kl(
     NonFiniteError
         If the target or the flow has no finite log-density at a sample, outside of compiled programs.
     ShapeError, MixedBackendsError
-        If the target returns anything but one number a sample, or arrays of another backend.
+        If the target returns anything but one number per sample, or arrays of another backend.
     InvalidArgumentError
         If there is no such option, or n is not positive.
 

@@ -49,7 +49,7 @@ def anderson(
 ) -> tuple[Progress, Array, Array]:
     """Anderson's method (type II, window 5) on f(x) = y - g(x) - x (Walker and Ni 2011).
 
-    The least-squares step is taken by the normal equations, whose matrix grows by one row a step: scaled to a unit
+    The least-squares step is taken by the normal equations, whose matrix grows by one row per step: scaled to a unit
     diagonal and with a ridge of the size of its rounding, so that a difference which the others nearly span has no say.
     A residual that grew sends the sample back to its best iterate for one plain step, with the history dropped: the
     residual then shrinks by c at least once in every two evaluations.

@@ -8,7 +8,7 @@ from iresnet_core.common import flatten, gamma, unit_roundoff, widest, working_d
 
 __all__ = ["LARGEST_EXPLICIT", "LocalJacobian", "local_jacobian"]
 
-# Dimension up to which it is worth its d products a sample, and numbers in one matrix or stack of products.
+# Dimension up to which it is worth its d products per sample, and numbers in one matrix or stack of products.
 LARGEST_EXPLICIT, NUMBERS = 128, 2**22
 # Squarings of the Gram matrix in the bound on a norm, which is then at most d^(1 / 16) above it.
 SQUARINGS = 3

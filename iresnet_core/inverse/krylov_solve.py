@@ -21,7 +21,7 @@ def gmres(
 
     `product` is v -> J v for rows of norm one. Samples that are `idle` are not waited for. At most `most` products, at
     most d, and `MOST_PRODUCTS`; in a compiled program always so many or `COMPILED_PRODUCTS`, whichever is less. Memory:
-    a row of d numbers a product. Where a solve breaks down, the right-hand side itself is returned.
+    a row of d numbers per product. Where a solve breaks down, the right-hand side itself is returned.
     """
     xp, tracing = backend.xp, backend.is_tracing(right)
     length = xp.linalg.vector_norm(right, axis=-1)

@@ -75,8 +75,8 @@ def refined(g: Any, y: Array, start: Array, argument_error: Array, lipschitz: fl
     Notes
     -----
     The second bound is asked where the first is not small, for chains of smooth activations with d up to 128: d more
-    products a sample, and the memory of some 10 * 2^22 numbers. Otherwise at most `MOST_EVALUATIONS` evaluations and
-    products, of which three in float64, with 20 d numbers a sample.
+    products per sample, and the memory of some 10 * 2^22 numbers. Otherwise at most `MOST_EVALUATIONS` evaluations and
+    products, of which three in float64, with 20 d numbers per sample.
     """
     backend = get_backend(start)
     xp, wide = backend.xp, widest(backend)

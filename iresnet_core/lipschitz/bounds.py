@@ -103,12 +103,13 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
 
     Notes
     -----
-    Cost for an n x n matrix: "svd" about 20 n^3 operations, "cholesky" 1.3 n^3 and some 20 products, "gram" 2 n^3 a
-    squaring (up to 46, in a compiled program 14), "lanczos" two products a step; "fft" for c inputs and outputs a group
-    about 12 c^3 for each group and frequency, of which there are at most 31 (k - 1) along an axis, half of them along
-    the last one, and 200 MiB of memory or so, however large the images. The other methods make convolutions explicit,
-    each group by itself; one with a single tap is the stack of its groups' matrices, for every method, at the cost of
-    those. Everything but "lanczos" is computed in float64 whatever the dtype of A.
+    Cost for an n x n matrix: "svd" takes about 20 n^3 operations, "cholesky" 1.3 n^3 and some 20 products, "gram" 2 n^3
+    for each squaring (up to 46, in a compiled program 14), and "lanczos" two products per step. "fft" takes about 12
+    c^3 operations for each group and frequency, where a group has c inputs and outputs. There are at most 31 (k - 1)
+    frequencies along an axis, half of them along the last one; the memory is about 200 MiB, however large the images.
+    The other methods make convolutions explicit, each group by itself. A convolution with a single tap is the stack of
+    its groups' matrices, for every method and at their cost. Everything but "lanczos" is computed in float64, whatever
+    the dtype of A.
 
     Where the backend differentiates, the derivative of every bound is that of the norm, scaled to the bound:
     (bound / sigma) u v^T; with "fft" that of the norm on the torus. Where nobody can ask for it, no singular vectors

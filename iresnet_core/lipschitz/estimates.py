@@ -55,7 +55,7 @@ def spectral_norm(
     method : {"auto", "svd", "lanczos", "power"}
         "auto" is the best for most: "svd", of the explicit matrix, where m or n is at most 128, else "lanczos",
         Golub-Kahan-Lanczos bidiagonalisation (Golub and Kahan 1965). "power" is the power iteration of Behrmann et al.
-        (2019); it needs three times the steps of "lanczos" or more, but can be warm-started at a step or two a call.
+        (2019); it needs three times the steps of "lanczos" or more, but can be warm-started at a step or two per call.
     start : array (..., m) or SpectralNorm, optional
         Left singular vector to begin from, say of the last training step. The default is a fixed pseudo-random vector,
         the same on every backend. Of a convolution with one tap the pixel is taken where it is longest.
@@ -77,7 +77,7 @@ def spectral_norm(
 
     Notes
     -----
-    Cost: two operator products a step; for "svd" none, but O(m n min(m, n)) operations. Half precision is computed in
+    Cost: two operator products per step; for "svd" none, but O(m n min(m, n)) operations. Half precision is computed in
     float32. Differentiating `value` gives u v^T, the gradient of the norm where the largest singular value is simple.
     A convolution with one tap is the stack of its groups' matrices, at the cost of those, whatever the size of the
     images; its vectors are zero but at one pixel.
@@ -162,7 +162,7 @@ def _left_start(backend: Backend, operator: LinearOperator, given: Array | None)
 
 
 def _lanczos(operator: LinearOperator, left: Array, rtol: float, max_iter: int) -> tuple[Array, ...]:
-    """Golub-Kahan-Lanczos; two operator products a step. A stack goes on until its last matrix has converged."""
+    """Golub-Kahan-Lanczos; two operator products per step. A stack goes on until its last matrix has converged."""
     xp = operator.backend.xp
     right = operator.rmatvec(left)
     iterations = xp.zeros(operator.batch_shape, dtype=xp.int32, device=device_of(left))

@@ -1,6 +1,7 @@
 """Norm of a convolution through the circular convolution that contains it.
 
-It is the largest one of the symbol, one small matrix a frequency; `frequencies.py` says why, and at which frequencies.
+It is the largest norm of the symbol, one small matrix per frequency. `frequencies.py` says why, and at which
+frequencies.
 """
 
 import math
@@ -24,7 +25,7 @@ from iresnet_core.operators import Convolution
 
 __all__ = ["fourier_bound"]
 
-# Up to this many channels a group the singular values of every frequency cost less than their certificate.
+# Up to this many channels per group the singular values of every frequency cost less than their certificate.
 FEW_CHANNELS = 8
 # Power steps that rank the frequencies, then more where that was not enough; how many of the first are decomposed.
 POWER_STEPS = (12, 60)

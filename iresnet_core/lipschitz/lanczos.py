@@ -10,7 +10,7 @@ from iresnet_core.operators import LinearOperator
 
 __all__ = ["Bidiagonalization", "bidiagonalize", "filled_stack", "norms_from_gram", "unit"]
 
-# A basis grows by one vector a step. Filled up with zeros to a multiple of this number its products have few shapes,
+# A basis grows by one vector per step. Filled up with zeros to a multiple of this number its products have few shapes,
 # for each of which some backends compile.
 FILL = 8
 
@@ -63,7 +63,7 @@ class Bidiagonalization:
 
 
 def bidiagonalize(operator: LinearOperator, start: Array, steps: int) -> Iterator[Bidiagonalization]:
-    """Yield the bidiagonalisation after each step; two operator products a step.
+    """Yield the bidiagonalisation after each step; two operator products per step.
 
     Parameters
     ----------

@@ -144,7 +144,7 @@ def _normalized(operator: Any, known: Any, value: Any, cap: float, unit: float) 
 def scaled_within(xp: Any, weight: Array, norm: Array, cap: Array) -> Array:
     """Return the weights (..., *shape) times min(1, cap / norm), for norms (...,) and caps of their shape.
 
-    The form for weights in training: one product an entry, and the derivative of the norm goes through. How far the
+    The form for weights in training: one product per entry, and the derivative of the norm goes through. How far the
     result may exceed the cap by rounding is not bounded, as it is in `normalize`.
     """
     factor = xp.astype(cap / xp.maximum(norm, cap), weight.dtype, copy=False)

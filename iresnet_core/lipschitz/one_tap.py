@@ -1,4 +1,4 @@
-"""Convolutions with a window of one tap: one matrix a group, the same at every pixel.
+"""Convolutions with a window of one tap: one matrix per group, the same at every pixel.
 
 Their norm is that of the largest matrix, whatever the size of the images, the padding and the stride, as long as one
 pixel is kept; the singular vectors of that matrix, put at one pixel, are theirs.

@@ -1,6 +1,6 @@
 """Certified norms of layers by matrix products alone, looking at no value: the same eagerly and in compiled programs.
 
-The norm of a convolution is the largest one of its symbol, a small complex matrix a frequency,
+The norm of a convolution is the largest one of its symbol, a small complex matrix per frequency,
 A(w) = sum over t of K_t e^(i w t): `frequencies.py` says why, and at which frequencies it is taken.
 
 The Gram matrices A(w)^H A(w) = P + iQ, P symmetric and Q antisymmetric, are held as the real matrices P + Q, their

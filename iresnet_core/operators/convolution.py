@@ -110,7 +110,7 @@ class Convolution(LinearLayer):
         if channels != group_channels * self.groups or out_channels % self.groups:
             raise ShapeError(
                 f"{self.groups} groups, a kernel of shape {tuple(kernel.shape)} and {channels} input channels do not "
-                f"fit: the kernel takes {group_channels} channels a group and gives {out_channels}."
+                f"fit: the kernel takes {group_channels} channels per group and gives {out_channels}."
             )
         self.channels, self.out_channels = channels, out_channels
         self.stride = _per_axis(stride, axes, "stride")

@@ -57,7 +57,7 @@ class Matrices(LinearOperator):
         return self.array
 
     def matvec(self, v: Array) -> Array:
-        """Multiply v (..., n), one vector a matrix."""
+        """Multiply v (..., n), one vector per matrix."""
         xp = self.backend.xp
         if self.batch_shape:
             return xp.matmul(self.array, v[..., None])[..., 0]

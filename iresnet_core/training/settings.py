@@ -26,7 +26,7 @@ _CONV_FROM = 16 * 16  # images with at least so many pixels get convolutions by 
 # Up to this dimension narrow layers suffice, with sines between them. Sines keep the slope of a block near its cap,
 # where lipswish and elu halve it at every layer, so that a few blocks bend the plane much further in the same time. So
 # it is with convolutions, whose blocks are few for their dimension: after 350 steps on MNIST it
-# is 1.61 bits a dimension with sines, 1.69 with elu.
+# is 1.61 bits per dimension with sines, 1.69 with elu.
 _FEW = 16
 # Parameters of the logit of images: that of photographs in the literature (Chen et al. 2019); and where more than so
 # many pixels are at the ends, in levels.

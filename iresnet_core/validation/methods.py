@@ -28,7 +28,7 @@ class Setting:
     method, probe_kind, control_variate : str
         Options of `logdet`; the trace is exact unless `control_variate` is "none".
     probes : int
-        Random probes a sample.
+        Random probes per sample.
     more : mapping
         Further options of `logdet`.
     """

@@ -142,7 +142,7 @@ def _decades(axes: Axes, numticks: int) -> None:
 
 
 def _grid(curves: Curves, rows: Sequence[tuple[Callable[[Axes, str], None], str]], height: float) -> Figure:
-    """One column a branch, one row a kind of plot; the axes of a row share their scale and one legend."""
+    """One column per branch, one row a kind of plot; the axes of a row share their scale and one legend."""
     cases = shown_cases(curves)
     with matplotlib.rc_context(PLOT_STYLE):
         figure = Figure(figsize=(max(2.7 * len(cases), 4.5), height * len(rows)), layout="constrained")

@@ -114,7 +114,7 @@ def test_layers_and_functional_models():
 
 
 def test_conditional_densities(tmp_path):
-    """fit takes pairs; the density of the condition, one for all or one a sample, in files too."""
+    """fit takes pairs; the density of the condition, one for all or one per sample, in files too."""
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     context = rng.standard_normal((60, 3)).astype("float32")

@@ -62,7 +62,7 @@ def test_arnoldi_stops_at_its_limit(backend, method, monkeypatch):
     assert int(host(backend, result.products).max()) <= 3
     gap = np.abs(host(backend, result.value) - host(backend, at_most.value))
     assert (gap <= host(backend, result.bias_bound) + host(backend, at_most.bias_bound)).all()
-    assert method == "mean-jacobian" or "not 0.001, after 3 products a probe" in result.reason
+    assert method == "mean-jacobian" or "not 0.001, after 3 products per probe" in result.reason
 
 
 def test_no_more_than_64_products_near_one(backend):
@@ -78,7 +78,7 @@ def test_a_tolerance_that_no_product_meets(backend, monkeypatch):
     monkeypatch.setattr(krylov, "MOST_PRODUCTS", 3)
     g = dense_chain(backend, 40, [40], 0.99, 0)
     x = array(backend, np.random.default_rng(0).standard_normal((2, 40)))
-    with pytest.raises(NotConvergedError, match="after 3 products a probe"):
+    with pytest.raises(NotConvergedError, match="after 3 products per probe"):
         logdet(g, x, method="arnoldi", tol=1e-6, rng=0)
     monkeypatch.setattr(estimator, "MOST_PROBES", 8)
     with pytest.raises(NotConvergedError, match="would take"):

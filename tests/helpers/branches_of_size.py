@@ -166,7 +166,7 @@ def samples(backend, case, n, seed=1):
 
 
 class Counting:
-    """A branch that counts the evaluations and Jacobian products a sample that are asked of it."""
+    """A branch that counts the evaluations and Jacobian products per sample that are asked of it."""
 
     def __init__(self, g):
         self.g, self.evaluations, self.products = g, 0, 0

@@ -258,7 +258,7 @@ def convolve(x, kernel, *, stride, padding, dilation, groups, padding_mode):
 
 
 def convolution_matrix(kernel, input_shape, options):
-    """The explicit matrix, one input entry a column."""
+    """The explicit matrix, one input entry per column."""
     d = math.prod(input_shape)
     return convolve(np.eye(d).reshape(d, *input_shape), kernel, **options).reshape(d, -1).T
 

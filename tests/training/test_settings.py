@@ -79,7 +79,7 @@ def test_few_samples_are_trained_on_with_decay_from_a_lower_start():
     ],
 )
 def test_alpha_of_images_that_are_mostly_black_or_white_is_a_tenth_of_a_level(levels, ends, alpha):
-    """A tenth of a level; 0.05, for photographs, costs 1.4 bits a dimension on MNIST."""
+    """A tenth of a level; 0.05, for photographs, costs 1.4 bits per dimension on MNIST."""
     x = np.random.default_rng(0).integers(1, (levels or 256) - 1, (20, 1, 10, 10))
     at_ends = np.arange(x.size) < ends * x.size
     x.reshape(-1)[at_ends] = np.where(np.arange(x.size)[at_ends] % 3, 0, (levels or 256) - 1)

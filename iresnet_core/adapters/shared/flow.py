@@ -33,7 +33,7 @@ class FlowMethods(BaseTaking, TrainingMethods):
     event_shape, latent_shape : tuple of int
         Shape of one sample and of its latent.
     terms : int or None
-        Jacobian products a probe in training.
+        Jacobian products per probe in training.
     penalty : float
         Weight of the spectral penalty in the loss.
     share : float or None
@@ -72,7 +72,7 @@ class FlowMethods(BaseTaking, TrainingMethods):
         event_shape : sequence of int
             Shape of one sample: channels first in PyTorch, last in Keras.
         terms : int, optional
-            Jacobian products a probe in training, where the blocks are too wide for the exact determinant; by default
+            Jacobian products per probe in training, where the blocks are too wide for the exact determinant; by default
             as many as `logdet` takes without errors: 1 for blocks of dense layers, 4 for others.
         penalty : float
             Weight of `spectral_penalty` in `training_loss`, and in the loss of Keras' `fit`.
@@ -188,9 +188,9 @@ class FlowMethods(BaseTaking, TrainingMethods):
         errors : bool
             Return the core's `LogDet` (value, std_error, bias_bound, products, method, reason) instead of its value.
         **options
-            As in `iresnet_core.Flow.log_prob`. In training a fixed number of products (`terms`) is the default, and
-            probes come from the framework's generator; in evaluation as many products as certify 1e-3 nats a block, and
-            every sample has probes of its own, which do not depend on the batch.
+            As in `iresnet_core.Flow.log_prob`. In training the default is a fixed number of products (`terms`), and
+            probes come from the framework's generator. In evaluation each block takes as many products as certify 1e-3
+            nats, and every sample has probes of its own, which do not depend on the batch.
 
         Returns
         -------

@@ -32,7 +32,7 @@ Axis = int | tuple[int, ...] | None
 
 
 class EighResult(NamedTuple):
-    """Eigenvalues in ascending order and eigenvectors, one a column."""
+    """Eigenvalues in ascending order and eigenvectors, one per column."""
 
     eigenvalues: Array
     eigenvectors: Array
