@@ -35,10 +35,6 @@ def device_of(x: Array) -> Any:
     return getattr(x, "device", None)
 
 
-def _unchanged(cotangent: Array) -> Array:
-    return cotangent
-
-
 class Backend(DerivativesByHand, ABC):
     """One array framework: its namespace of the array API standard, and what the standard leaves out.
 
@@ -180,7 +176,7 @@ class Backend(DerivativesByHand, ABC):
 
     def first_order_only(self, x: Array) -> Array:
         """Return `x`, of which a second derivative, which would be wrong, is refused with a `DerivativeError`."""
-        return self.map_cotangent(x, _unchanged)
+        return self.map_cotangent(x, lambda cotangent: cotangent)
 
     # --- programs: for a framework that compiles or traces ---
 
@@ -201,6 +197,10 @@ class Backend(DerivativesByHand, ABC):
     def is_constant(self, *arrays: Array) -> bool:
         """Say whether the values of all `arrays` are known, even if the program around them is being traced."""
         return not self.is_tracing(*arrays)
+
+    def are_program_constants(self, *arrays: Array) -> bool:
+        """Say whether a program that is traced holds these arrays as constants, and what was made of them before."""
+        return False
 
     def knows_size(self, extent: Any) -> bool:
         """Say whether the extent of an array is a number here; in a program for any size it is None or a variable."""

@@ -193,9 +193,12 @@ class Chain(Copyable):
         It is kept by the `keeper`, by default the chain itself: another chain of the same weights where this one is
         made anew for every call. Threads that meet here first all make the same.
         """
-        if self.operators[0].backend.is_tracing() or self.operators[0].backend.may_differentiate(*self.arrays):
-            return make()
+        backend = self.operators[0].backend
         known = (self if self.keeper is None else self.keeper)._kept
+        if backend.is_tracing() and name in known and backend.are_program_constants(*self.arrays):
+            return known[name]
+        if backend.is_tracing() or backend.may_differentiate(*self.arrays):
+            return make()
         if name not in known:
             if len(known) >= MOST_KEPT:
                 known.clear()

@@ -29,6 +29,7 @@ from iresnet_core.backends.torch.compilation import (
     constant_tensor,
     evaluated_once,
     fixed_number,
+    holds_values,
     inside_functorch,
     is_batched,
     is_fixed_size,
@@ -36,12 +37,9 @@ from iresnet_core.backends.torch.compilation import (
     program_of,
     records_plainly,
 )
-from iresnet_core.backends.torch.layout import (
-    evenly_padded,
-    in_plain_layout,
-    layout_for,
-    transposed_in_plain_layout,
-)
+from iresnet_core.backends.torch.elimination import calculated_bits, writes_onnx
+from iresnet_core.backends.torch.layout import evenly_padded, in_plain_layout, layout_for, transposed_in_plain_layout
+from iresnet_core.backends.torch.linalg import inverse_and_log_determinant
 from iresnet_core.backends.torch.noise import TracedSeed, last_draw, random_signs, replayed, seeded_generator
 from iresnet_core.backends.torch.precision import full_precision, lowers, own_dtype
 from iresnet_core.backends.torch.recomputation import pullback, pulled_back, recomputed
@@ -209,11 +207,7 @@ class TorchBackend(Backend):
         form: Array = BilinearForm.apply(left, matrix, right)  # type: ignore[no-untyped-call]
         return form
 
-    def inverse_and_log_determinant(self, matrix: Array) -> tuple[Array, Array]:
-        """Take both from one LU factorisation."""
-        factors, pivots = torch.linalg.lu_factor(matrix)
-        unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-        return torch.linalg.lu_solve(factors, pivots, unit), factors.diagonal().abs().log().sum()
+    inverse_and_log_determinant = staticmethod(inverse_and_log_determinant)
 
     def add_to_first(self, a: Array, x: Array, y: Array) -> Array:
         """Write into `a`."""
@@ -236,8 +230,8 @@ class TorchBackend(Backend):
         return math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())
 
     def bits(self, x: Array) -> Array:
-        """Read the memory in another way."""
-        return x.detach().view(torch.int32)
+        """Read the memory in another way; ONNX has no such operator."""
+        return calculated_bits(x.detach()) if writes_onnx() else x.detach().view(torch.int32)
 
     def swish(self, x: Array) -> Array:
         """Call ``torch.nn.functional.silu``."""
@@ -380,6 +374,8 @@ class TorchBackend(Backend):
         if torch.compiler.is_compiling():
             return True
         return inside_functorch() and any(map(is_batched, arrays))
+
+    are_program_constants = staticmethod(holds_values)
 
     def knows_size(self, extent: Any) -> bool:
         """Whether no compiler takes it for a variable."""

@@ -18,6 +18,7 @@ __all__ = [
     "constant_tensor",
     "evaluated_once",
     "fixed_number",
+    "holds_values",
     "inside_functorch",
     "is_batched",
     "is_fixed_size",
@@ -34,6 +35,13 @@ def inside_functorch() -> bool:
 def makes_plain_tensors() -> bool:
     """Whether a tensor made here is one that may be used anywhere: no transform, tracer or mode wraps it."""
     return not (inside_functorch() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None)
+
+
+def holds_values(*arrays: Array) -> bool:
+    """Whether torch.export is at work without its compiler, and all tensors have values, as constants have there."""
+    if torch.compiler.is_dynamo_compiling() or not torch.compiler.is_compiling() or inside_functorch():
+        return False
+    return all(type(a) in (torch.Tensor, torch.nn.Parameter) and not a.requires_grad for a in arrays)
 
 
 def records_plainly(*arrays: Array) -> bool:

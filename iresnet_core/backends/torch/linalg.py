@@ -8,9 +8,25 @@ from typing import Any
 import torch
 from array_api_compat.torch.linalg import *  # noqa: F403
 
+from iresnet_core.backends.torch.elimination import (
+    eigenvalues_and_vectors,
+    eliminated,
+    log_determinant,
+    writes_onnx,
+)
 from iresnet_core.backends.torch.precision import own_dtype
 
-__all__ = ["matmul", "matrix_transpose", "solve", "vecdot", "vector_norm"]
+__all__ = [
+    "eigh",
+    "inv",
+    "inverse_and_log_determinant",
+    "matmul",
+    "matrix_transpose",
+    "slogdet",
+    "solve",
+    "vecdot",
+    "vector_norm",
+]
 
 Array = Any
 
@@ -30,7 +46,35 @@ def matrix_transpose(x: Array, /) -> Array:  # type: ignore[no-redef]
 
 def solve(x1: Array, x2: Array, /) -> Array:  # type: ignore[no-redef]
     """Solve systems with right-hand sides x2 (..., n, k); looking for singular ones would wait for the device."""
+    if writes_onnx():
+        return eliminated(x1, x2)
     return torch.linalg.solve_ex(x1, x2)[0]
+
+
+def eigh(x: Array, /) -> Any:  # type: ignore[no-redef]
+    """Eigenvalues, ascending, and eigenvectors of symmetric matrices."""
+    return eigenvalues_and_vectors(x) if writes_onnx() else torch.linalg.eigh(x)
+
+
+def inv(x: Array, /) -> Array:  # type: ignore[no-redef]
+    """Inverses of matrices (..., n, n)."""
+    if writes_onnx():
+        return eliminated(x, torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand_as(x))
+    return torch.linalg.inv(x)
+
+
+def inverse_and_log_determinant(matrix: Array) -> tuple[Array, Array]:
+    """Take the inverse and log|det| of one matrix (n, n) from one LU factorisation."""
+    unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    if writes_onnx():
+        return eliminated(matrix, unit), log_determinant(matrix)[1]
+    factors, pivots = torch.linalg.lu_factor(matrix)
+    return torch.linalg.lu_solve(factors, pivots, unit), factors.diagonal().abs().log().sum()
+
+
+def slogdet(x: Array, /) -> Any:  # type: ignore[no-redef]
+    """Sign and logarithm of |det| of matrices (..., n, n)."""
+    return log_determinant(x) if writes_onnx() else torch.linalg.slogdet(x)
 
 
 def vecdot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:  # type: ignore[no-redef]

@@ -7,12 +7,14 @@ refused mixed dtypes before it comes here.
 from typing import Any
 
 import torch
+from array_api_compat import torch as compat
 from array_api_compat.torch import *  # noqa: F403
 
 from iresnet_core.backends.torch import linalg
+from iresnet_core.backends.torch.elimination import summed_words, writes_onnx
 from iresnet_core.backends.torch.linalg import matmul, matrix_transpose, vecdot
 
-__all__ = ["astype", "linalg", "matmul", "matrix_transpose", "maximum", "minimum", "vecdot", "where"]
+__all__ = ["astype", "eye", "linalg", "matmul", "matrix_transpose", "maximum", "minimum", "sum", "vecdot", "where"]
 
 Array = Any
 # Not functions of arrays, but loaders of TorchScript, which raise when pytest looks for doctests in them.
@@ -22,6 +24,22 @@ for _loader in ("classes", "ops"):
 maximum, minimum, where = torch.maximum, torch.minimum, torch.where
 
 
+def sum(x: Array, /, *, axis: Any = None, dtype: Any = None, **options: Any) -> Array:
+    """Sum; words of 32 bits go round, also where ONNX would cut them off."""
+    if dtype == torch.int32 and writes_onnx():
+        return summed_words(x, axis)
+    return compat.sum(x, axis=axis, dtype=dtype, **options)
+
+
 def astype(x: Array, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Array:
     """Convert; with ``copy=False`` an array that has the dtype already is returned itself."""
     return x.to(dtype=dtype, device=device, copy=copy)
+
+
+def eye(n_rows: Any, n_cols: Any = None, /, *, k: Any = 0, dtype: Any = None, device: Any = None) -> Array:
+    """Return ones on a diagonal and zeros beside it, without writing into a tensor, which ONNX programs cannot."""
+    columns = n_rows if n_cols is None else n_cols
+    if k == 0:
+        return torch.eye(n_rows, columns, dtype=dtype, device=device)
+    rows = torch.arange(n_rows, device=device)[:, None]
+    return (torch.arange(columns, device=device) == rows + k).to(dtype or torch.get_default_dtype())
