@@ -152,7 +152,7 @@ def preconditioned_trace(
 
     The slopes that deviations are taken from are `about`, and by default the means.
 
-    Cost: products of the weights once a batch; for L = 2 one bilinear form, half a Jacobian product, and for L > 2 one
+    Cost: weight products, once for each batch; for L = 2 one bilinear form, half a Jacobian product, and for L > 2 one
     for every pair of groups. A product with T^T costs L - 2 Jacobian products.
     """
     xp = backend.xp

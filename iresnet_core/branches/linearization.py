@@ -95,7 +95,7 @@ class Linearization:
     width : int, optional
         The order r of these matrices.
     leading_axes : bool
-        Whether the products also take stacks (probes, batch, *event); if not, they are called once a probe.
+        Whether the products also take stacks (probes, batch, *event); if not, they are called once for each probe.
     structure : ChainStructure, optional
         What a `Chain` knows beyond that; other branches leave it out.
     """

@@ -19,10 +19,10 @@ from iresnet_core.errors import InvalidArgumentError
 
 __all__ = ["ARNOLDI", "arnoldi_estimate", "with_roulette"]
 
-# Products a probe in a compiled program. Trained branches meet the default accuracy in ten up to c = 0.99; the
+# Products per probe in a compiled program. Trained branches meet the default accuracy in ten up to c = 0.99; the
 # certificate says how far they came.
 COMPILED_PRODUCTS = 10
-# Products a probe where nobody looks at the errors.
+# Products per probe where nobody looks at the errors.
 PRODUCTS_WITHOUT_ERRORS = 4
 # Eigenvalue below which the logarithm is not taken: that of a symmetric part may be below -1 where E is not symmetric.
 LEAST_EIGENVALUE = -0.999999

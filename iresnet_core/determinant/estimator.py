@@ -97,10 +97,10 @@ class ProbedMethod(Method):
     @staticmethod
     @abstractmethod
     def compiled_products(c: float, d: int) -> int | None:
-        """Products a probe in a compiled program, which cannot look at its certificate; None: as in an eager call."""
+        """Products per probe in a compiled program, which cannot look at its certificate; None: as in an eager call."""
 
     def default_products(self, request: Request, d: int) -> int | None:
-        """Products a probe if `terms` does not say; None: as many as the accuracy takes."""
+        """Products per probe if `terms` does not say; None: as many as the accuracy takes."""
         return None
 
     def rate(self, c: float, d: int) -> float:

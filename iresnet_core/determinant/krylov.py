@@ -33,7 +33,7 @@ __all__ = ["ArnoldiProcess", "run_arnoldi"]
 # was seen. It is looked at once the bound by the residual is within this factor of the target. Were it smaller still,
 # one product too many would be taken.
 LARGEST_GAIN = 16
-# Products a probe at most, where their number is not given: the basis holds a vector for each. Up to c = 0.98 they
+# Products per probe at most, where their number is not given: the basis holds a vector for each. Up to c = 0.98 they
 # certify 0.001 nats in d = 64 for every operator that was tried, and four to eight are enough for trained branches.
 MOST_PRODUCTS = 64
 # Numbers of the LU factors a probe and sample at most: fewer products are taken where the rule has more than 200 nodes.

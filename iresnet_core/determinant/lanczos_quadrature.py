@@ -18,7 +18,7 @@ from iresnet_core.errors import InvalidArgumentError, NotContractiveError
 
 __all__ = ["LANCZOS"]
 
-# Products a probe at most, where their number is not given, and in a compiled program: the basis holds a vector each.
+# Products per probe at most, where their number is not given, and in a compiled program: the basis holds a vector each.
 MOST_PRODUCTS, COMPILED_PRODUCTS = 200, 16
 # Residual of (I + B) w = v, relative to ||v||, at which w is good enough for the derivative w^T dB v. The form
 # converges twice as fast as w.

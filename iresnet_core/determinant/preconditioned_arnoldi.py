@@ -34,7 +34,7 @@ __all__ = ["MEAN_JACOBIAN", "PRECONDITIONED_WIDTH", "PreconditionedProducts", "p
 
 # Up to this dimension a matrix of the mean Jacobian's size is made for every batch.
 PRECONDITIONED_WIDTH = 1024
-# Products a probe in a compiled program: the method converges two to three times as fast as plain Arnoldi.
+# Products per probe in a compiled program: the method converges two to three times as fast as plain Arnoldi.
 COMPILED_PRODUCTS = 4
 
 

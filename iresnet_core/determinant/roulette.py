@@ -41,7 +41,7 @@ __all__ = ["LEAST_CHANCE", "ROULETTE", "form_with_roulette"]
 
 # Certain terms of method "roulette".
 CERTAIN_TERMS = 4
-# Products a probe at most, of the certain terms and the roulette together. Beyond them c^k is below rounding up to
+# Products per probe at most, of the certain terms and the roulette together. Beyond them c^k is below rounding up to
 # c = 0.998, and nothing is left; nearer 1 the bound on the bias says what is.
 MOST_PRODUCTS = 2**14
 # Products after which it is looked at whether what is left is down to rounding.

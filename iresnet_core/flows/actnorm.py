@@ -33,7 +33,7 @@ __all__ = ["ActNorm"]
 
 
 class ActNorm(Layer):
-    """``z = (x + bias) exp(log_scale)``, one pair of parameters a channel; log|det| is ``pixels * sum(log_scale)``.
+    """``z = (x + bias) exp(log_scale)``, one pair of parameters per channel; log|det| is ``pixels * sum(log_scale)``.
 
     It brings the input of a residual block to mean zero and variance one, where its activations work best. Leave the
     parameters out and let `Flow.initialize` set them from data (Kingma and Dhariwal 2018, Sec. 3.1).
@@ -154,7 +154,7 @@ class ActNorm(Layer):
 
     @property
     def inverse_lipschitz(self) -> Any:
-        """Largest reciprocal scale, as an array (); (batch,) for the layer under one condition a sample."""
+        """Largest reciprocal scale, as an array (); (batch,) for the layer under one condition per sample."""
         backend, log_scale, _ = self._parameters()
         xp = backend.xp
         with backend.full_precision():
@@ -276,10 +276,10 @@ class ActNormPerSample(ActNorm):
 
 
 def _require_pairs(condition: Condition, log_scale: Array | None) -> None:
-    """Refuse a map that does not return a pair of numbers a channel."""
+    """Refuse a map that does not return a pair of numbers per channel."""
     channels = condition.width / 2 if log_scale is None else log_scale.shape[0]
     if condition.width != 2 * channels or condition.width % 2:
-        seen = "two numbers a channel" if log_scale is None else f"{2 * log_scale.shape[0]}, two a channel"
+        seen = "two numbers per channel" if log_scale is None else f"{2 * log_scale.shape[0]}, two per channel"
         raise ShapeError(f"the map of the condition of an ActNorm returns {seen}; this one returns {condition.width}.")
 
 

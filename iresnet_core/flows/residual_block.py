@@ -38,12 +38,12 @@ class ResidualBlock(Layer):
         The residual branch g: a `Chain`, an object with `lipschitz` and `linearize`, or a plain callable, which needs
         `lipschitz` here and a backend that differentiates.
     lipschitz : float, optional
-        Constant to use instead of the branch's own certified one: a declaration of the caller's, on which every error
-        bound then rests.
+        Constant to use instead of the branch's own certified one. It is your declaration, and every error bound then
+        rests on it.
     condition : Condition, Dense or Chain, optional
-        Map of a condition to what is added behind the first linear layer of a branch that is a `Chain`, one number a
-        channel; or behind all but the last one, side by side, where it returns as many. It may have any constant: the
-        branch stays as contractive as it is, under every condition.
+        Map of a condition to what is added behind the first linear layer of a branch that is a `Chain`, one number for
+        each channel. If it returns numbers for all linear layers but the last, side by side, they are added behind
+        each. It may have any constant: the branch is equally contractive under every condition.
 
     Attributes
     ----------

@@ -34,7 +34,7 @@ class Standardize(Layer):
     Parameters
     ----------
     mean, std : sequence of float
-        One number a channel; `std` is positive.
+        One number per channel; `std` is positive.
     axis : int
         The channel axis of a batch; 1 for vectors and images with the channels first, -1 for channels last.
 
@@ -64,7 +64,7 @@ class Standardize(Layer):
         if isinstance(axis, bool) or not isinstance(axis, int) or axis == 0:
             raise InvalidArgumentError(f"axis must be a whole number other than 0, the batch axis, got {axis!r}.")
         if not means or len(means) != len(stds):
-            raise ShapeError(f"mean and std must have one number a channel, got {len(means)} and {len(stds)}.")
+            raise ShapeError(f"mean and std must have one number per channel, got {len(means)} and {len(stds)}.")
         if not all(map(math.isfinite, (*means, *stds))):
             raise NonFiniteError("mean and std must be finite numbers.")
         if not all(std > 0 and math.isfinite(1 / std) for std in stds):

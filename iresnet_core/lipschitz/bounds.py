@@ -70,19 +70,20 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
     A : array (..., m, n), Dense, Convolution, or anything `as_operator` takes
         One operator, or a stack of matrices.
     method : str
-        "auto" is the best for most. The others, with how far above the norm they aim; they hold also where they miss:
+        "auto" suits most operators. The others are listed with how far above the norm they aim to be; the bound holds
+        even where they miss that aim.
 
-        - "svd": the norm itself, up to rounding. "auto" where m or n is at most 128.
-        - "cholesky": at most 0.5 %. "auto" for larger matrices.
-        - "gram": by matrix products alone; up to rounding, in a compiled program within 0.1 %. "auto" for matrices on
-          an accelerator and in a compiled program, where it replaces "svd" and "cholesky".
-        - "fft": for convolutions; with circular padding the norm, with zero padding the norm on a torus of size
-          n + k - 1, a few per cent more; for images with more than 31 (k - 1) points along an axis at most 0.13 % an
-          axis more, in a compiled program, beyond 32 channels or two axes, from 12 (k - 1) points on 0.9 %. "auto" for
-          larger convolutions.
-        - "lanczos": by products with A and A^T alone; 0.5 %, with probability 1 - 1e-10. "auto" for operators without
-          entries.
-        - "frobenius", "holder": ||A||_F and sqrt(||A||_1 ||A||_inf), cheap, and 2 to 40 times too large.
+        - "svd": the norm itself, up to rounding. "auto" takes it where m or n is at most 128.
+        - "cholesky": at most 0.5 % above. "auto" takes it for larger matrices.
+        - "gram": the norm up to rounding, or within 0.1 % in a compiled program, by matrix products alone. "auto" takes
+          it in place of "svd" and "cholesky" on an accelerator and in a compiled program.
+        - "fft": for convolutions. With circular padding it is the norm, and with zero padding the norm on a torus of
+          size n + k - 1, which is a few percent larger. Where an image has more than 31 (k - 1) points along an axis,
+          up to 0.13 % is added for that axis; in a compiled program, beyond 32 channels, or with three axes, 0.9 % from
+          12 (k - 1) points on. "auto" takes it for larger convolutions.
+        - "lanczos": 0.5 % above, with probability 1 - 1e-10, by products with A and A^T alone. "auto" takes it for
+          operators without entries.
+        - "frobenius", "holder": ||A||_F and sqrt(||A||_1 ||A||_inf). They cost little and are 2 to 40 times too large.
     rng : None, int or generator
         For "lanczos", whose start has to be fresh and random; None draws from the framework's own generator.
 

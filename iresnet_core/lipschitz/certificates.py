@@ -156,7 +156,7 @@ def cholesky_bound(backend: Backend, A: Array) -> Array:
 def raise_until_certified(backend: Backend, gram: Array, gram_error: Array, estimates: Iterator[float]) -> float:
     """Certify the first estimate that passes when raised by MARGIN, or else growing multiples of the last one.
 
-    `estimates` are lower bounds on the norm, each better and dearer than the one before.
+    `estimates` are lower bounds on the norm, each better and more expensive than the one before.
     """
     xp, estimate = backend.xp, 0.0
     for estimate in estimates:

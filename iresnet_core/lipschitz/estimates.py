@@ -45,24 +45,25 @@ def spectral_norm(
 ) -> SpectralNorm:
     """Estimate the spectral norm, max ||A v|| / ||v||, from below: the value is u^T A v for unit vectors u and v.
 
-    It serves gradients, penalties and plots, where a little less than the norm does no harm. What has to hold, such as
-    a Lipschitz constant, takes a bound from above: `lipschitz_bound`.
+    Use it for gradients, penalties and plots, where a little less than the norm does no harm. For what has to hold,
+    such as a Lipschitz constant, take the bound from above: `lipschitz_bound`. The norm of a square matrix is not its
+    largest absolute eigenvalue: that of [[0, 1], [0, 0]] is 1, and its eigenvalues are 0.
 
     Parameters
     ----------
     A : array (..., m, n), Dense, Convolution, or anything `as_operator` takes
         One operator, or a stack of matrices that are treated side by side.
     method : {"auto", "svd", "lanczos", "power"}
-        "auto" is the best for most: "svd", of the explicit matrix, where m or n is at most 128, else "lanczos",
+        "auto" takes "svd", of the explicit matrix, where m or n is at most 128, and otherwise "lanczos", which is
         Golub-Kahan-Lanczos bidiagonalisation (Golub and Kahan 1965). "power" is the power iteration of Behrmann et al.
-        (2019); it needs three times the steps of "lanczos" or more, but can be warm-started at a step or two per call.
+        (2019). It needs at least three times the steps of "lanczos", but with a warm start one or two steps per call.
     start : array (..., m) or SpectralNorm, optional
         Left singular vector to begin from, say of the last training step. The default is a fixed pseudo-random vector,
         the same on every backend. Of a convolution with one tap the pixel is taken where it is longest.
     rtol : float
         Stop when ``residual <= rtol * value``; with 0 "power" takes `max_iter` steps without looking.
     max_iter : int
-        Steps at most.
+        The largest number of steps.
 
     Returns
     -------

@@ -78,7 +78,7 @@ def _chunk_bound(backend: Backend, matrices: Array, known: float) -> float:
 
 
 def _estimates(backend: Backend, matrices: Array, gram: Array) -> Iterator[float]:
-    """Yield lower bounds on the largest norm of matrices, each better and dearer, given the smaller Gram matrices.
+    """Yield lower bounds on the largest norm of matrices, given the smaller Gram matrices; each costs more.
 
     Power steps rank them; the singular values of the first in rank are computed.
     """

@@ -21,7 +21,7 @@ from iresnet_core.operators import Convolution
 
 __all__ = ["ENTRIES_AT_A_TIME", "RESOLUTION", "Grid", "grid_of"]
 
-# Points of the finest grid for each tap but the first, where the torus has more; 0.13 % an axis may be lost.
+# Points of the finest grid for each tap but the first, where the torus has more; 0.13 % per axis may be lost.
 RESOLUTION = 31
 # Entries of the symbol, or of the phases, that are held at a time (32 MiB of float64).
 ENTRIES_AT_A_TIME = 2**22

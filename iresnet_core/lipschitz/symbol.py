@@ -21,7 +21,7 @@ from iresnet_core.operators import Convolution, LinearLayer
 
 __all__ = ["certified_bound"]
 
-# Beyond so many channels or axes the cost of the frequencies, n^3 each, counts more than 0.9 % an axis.
+# Beyond so many channels or axes the cost of the frequencies, n^3 each, counts more than 0.9 % per axis.
 FEW_CHANNELS, FEW_AXES, COARSE_RESOLUTION = 32, 2, 12
 # Entries of the matrices that are squared at a time: fewer stay in a processor's cache, which is 2 to 4 times faster
 # (64 and 128 channels), but programs shall not be cut into more than so many pieces unless memory asks for it.

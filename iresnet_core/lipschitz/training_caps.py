@@ -39,7 +39,7 @@ __all__ = [
 
 # Vectors of the block: the leading singular values of trained weights lie close together, pressed against the cap.
 BASIS_SIZE = 16
-# Steps from a start that knows nothing; later on it is one a pass.
+# Steps from a start that knows nothing; later on one per pass is enough.
 FIRST_STEPS = 8
 
 
@@ -219,7 +219,7 @@ def certificate(layer: LinearLayer, *, derivative: bool | None = None) -> Certif
     Dense, and convolutions with one tap: Gram iteration (`gram_bound`) with 12 norms, 2 n^3 operations each for the
     smaller extent n; within log(n) / 2^13 of the norm. Other convolutions: the norm on the torus, by the symbol
     (Fourier transform of the kernel), whose frequencies are ranked first; for images with more than 31 (k - 1) points
-    along an axis the symbol is taken on a grid of that size, which may lose 0.13 % an axis. Beyond 32 channels, or two
+    along an axis the symbol is taken on a grid of that size, which may lose 0.13 % per axis. Beyond 32 channels, or two
     axes, it is 12 (k - 1) and 0.9 %. Where n singular values are equal at most frequencies, as for an orthogonal
     kernel, the bound is n^(1/64) of the norm, up to 16 channels n^(1/512).
     """

@@ -298,7 +298,7 @@ def planned_features(
         raise InvalidArgumentError(f"images have 1, 2 or 3 spatial axes besides that of the channels, got {axes}.")
     if len(widths) != len(blocks) or not blocks:
         raise InvalidArgumentError(
-            f"widths and blocks have one number a stage, got widths={tuple(widths)} and blocks={tuple(blocks)}."
+            f"widths and blocks have one number per stage, got widths={tuple(widths)} and blocks={tuple(blocks)}."
         )
     if classes < 1 or channels < 1 or padding < 0 or min(widths) < 1 or min(blocks) < 0:
         raise InvalidArgumentError(

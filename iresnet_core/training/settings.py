@@ -48,7 +48,7 @@ class TrainingSettings:
     minutes : float or None
         Length in minutes, evaluations included.
     batch : int
-        Samples a step.
+        Samples per step.
     lr : float
         Learning rate of Adam at the start.
     schedule : {"cosine", "constant"}

@@ -105,7 +105,7 @@ def draw_toy(name: str, n: int, rng: np.random.Generator) -> Points:
     name : str
         One of `toy_names()`.
     n : int
-        How many.
+        The number of samples.
     rng : numpy.random.Generator
         Where the randomness comes from.
 

@@ -291,7 +291,7 @@ def test_maps_that_do_not_fit_are_refused(backend):
         ResidualBlock(block.branch, condition=a_map(backend, rng, 2, 4))
     with pytest.raises(InvalidArgumentError, match="Chain"):
         ResidualBlock(lambda x: x, lipschitz=0.5, condition=a_map(backend, rng, 2, 4))
-    with pytest.raises(ShapeError, match="6, two a channel"):
+    with pytest.raises(ShapeError, match="6, two per channel"):
         ActNorm(norm.log_scale, norm.bias, condition=a_map(backend, rng, 2, 3))
     two = ResidualBlock(block.branch, condition=a_map(backend, rng, 2, 5))
     three = ResidualBlock(block.branch, condition=a_map(backend, rng, 3, 5))

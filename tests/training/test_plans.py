@@ -45,8 +45,8 @@ def test_a_stage_may_be_without_blocks():
     [
         (4, {}, "1, 2 or 3 spatial axes"),
         (0, {}, "1, 2 or 3 spatial axes"),
-        (2, {"blocks": (1,)}, "one number a stage"),
-        (2, {"widths": (), "blocks": ()}, "one number a stage"),
+        (2, {"blocks": (1,)}, "one number per stage"),
+        (2, {"widths": (), "blocks": ()}, "one number per stage"),
         (2, {"widths": (0, 1)}, "at least 1"),
         (2, {"blocks": (-1, 1)}, "at least 1"),
         (2, {"classes": 0}, "classes=0"),

@@ -37,9 +37,9 @@ class ClassifierMethods:
         padding : int
             Zero channels that are appended.
         widths : sequence of int
-            Hidden channels of the blocks, one number a stage.
+            Hidden channels of the blocks, one number per stage.
         blocks : sequence of int
-            Blocks, one number a stage.
+            Blocks, one number per stage.
         coeff : float
             Bound on the Lipschitz constant of every block.
         activation : str

@@ -37,7 +37,7 @@ class Activation(nn.Module):
     name : str
         See `iresnet_core.Activation`.
     **parameters
-        As there.
+        Its parameters, see `iresnet_core.Activation`.
 
     Examples
     --------

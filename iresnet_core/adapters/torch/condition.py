@@ -15,7 +15,7 @@ __all__ = ["Condition"]
 
 
 class Condition(ConditionMethods, nn.Module):
-    """``h = net(e(c))``: from a condition c to what enters, with labels one-hot and numbers scaled.
+    """``h = net(e(c))``: numbers h that enter a layer under a condition c; e scales c, or makes labels one-hot.
 
     Notes
     -----

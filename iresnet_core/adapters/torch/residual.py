@@ -94,7 +94,7 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
         return {**self.__dict__, "_kept": None}
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; what is kept of the last weights is forgotten."""
+        """Set the mode, and forget what was computed from the last weights."""
         self._kept = None
         return super().train(mode)
 

@@ -140,7 +140,7 @@ def _differentiated(plainly: Any, arrays: Any, kept: Any, cotangents: Any, neede
 
 
 class ScaledProduct(torch.autograd.Function):
-    """(scale * v) W^T, whose first factor is made again on the way back: memory is dearer than a multiplication."""
+    """(scale * v) W^T, whose first factor is made again on the way back: memory costs more than a multiplication."""
 
     @staticmethod
     def forward(ctx: Any, v: Array, scale: Array, weight: Array) -> Array:
