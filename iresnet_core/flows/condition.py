@@ -306,14 +306,15 @@ def usable_rows(backend: Backend, rows: Array, labels: Labels | None, largest: f
     Those that cannot hold NaN, infinity, entries above `largest`, or labels that are not known.
     """
     xp = backend.xp
-    wide = xp.astype(rows, widest(backend))
-    usable = xp.all(xp.abs(wide) < largest, axis=1)
-    known = None if labels is None else _are_known(backend, rows, labels)
-    if known is not None:
-        usable = usable & known
-    plain = [0.0 if own is None else own[0] for own in labels or (None,) * rows.shape[1]]
-    other = xp.astype(xp.asarray(plain, dtype=wide.dtype, device=device_of(rows)), rows.dtype)
-    return usable, xp.where(usable[:, None], rows, xp.broadcast_to(other[None, :], rows.shape))
+    with backend.full_precision():
+        wide = xp.astype(rows, widest(backend))
+        usable = xp.all(xp.abs(wide) < largest, axis=1)
+        known = None if labels is None else _are_known(backend, rows, labels)
+        if known is not None:
+            usable = usable & known
+        plain = [0.0 if own is None else own[0] for own in labels or (None,) * rows.shape[1]]
+        other = xp.astype(xp.asarray(plain, dtype=wide.dtype, device=device_of(rows)), rows.dtype)
+        return usable, xp.where(usable[:, None], rows, other[None, :])
 
 
 def agreed(layers: Iterable[Any]) -> tuple[int | None, Labels | None]:
