@@ -31,8 +31,13 @@ NO_HOST_DRAW = (
 
 
 def device_of(x: Array) -> Any:
-    """Return the device of an array, or None where it has none of its own because a compiler is tracing it."""
-    return getattr(x, "device", None)
+    """Return the device of an array, or None where it has none of its own.
+
+    That is so while a compiler is tracing it, and for arrays of JAX that may be moved anywhere. One that is bound to a
+    device binds what comes of it, and a program that has got unbound arrays would be compiled once more for bound ones.
+    """
+    device = getattr(x, "device", None)
+    return device if device is not None and getattr(x, "committed", True) else None
 
 
 class Backend(DerivativesByHand, ABC):

@@ -64,3 +64,9 @@ def test_on_jax(tmp_path):
     if not importlib.util.find_spec("jax"):
         pytest.skip("jax is not installed")
     assert in_a_process("programs", tmp_path, KERAS_BACKEND="jax", JAX_ENABLE_X64="0")[-1] == "agreed"
+
+
+def test_jax_compiles_a_training_once(tmp_path):
+    if not importlib.util.find_spec("jax"):
+        pytest.skip("jax is not installed")
+    assert in_a_process("one_program", tmp_path, KERAS_BACKEND="jax", JAX_ENABLE_X64="0")[-2:] == ["True", "0"]

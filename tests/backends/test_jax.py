@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from iresnet_core.backends import backend as find_backend
-from iresnet_core.backends import get_backend
+from iresnet_core.backends import device_of, get_backend
 from iresnet_core.errors import DerivativeError, DtypeError, InvalidArgumentError
 
 jax = pytest.importorskip("jax", reason="JAX is not installed")
@@ -404,3 +404,14 @@ def test_the_switch_of_the_process_is_left_alone(backend):
 def test_float64_is_kept(backend):
     assert backend.from_numpy(X).dtype == jnp.float64
     assert issubclass(DtypeError, TypeError)
+
+
+def test_what_is_made_like_an_array_is_bound_to_a_device_only_where_that_is(backend):
+    """Arrays that are bound bind what is computed from them, and programs are compiled once more for those."""
+    free = jnp.ones(3)
+    bound = jax.device_put(free, jax.devices()[0])
+    for like, expected in ((free, False), (bound, True)):
+        assert like.committed is expected
+        assert backend.from_numpy(np.ones(2), like).committed is expected
+        assert backend.xp.zeros(2, device=device_of(like)).committed is expected
+    assert jax.jit(lambda x: x if device_of(x) is None else None)(bound) is not None

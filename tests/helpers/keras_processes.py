@@ -137,6 +137,29 @@ def checkpoint():
     print("agreed")
 
 
+def one_program():
+    """Count the programs that JAX makes in the first steps of a training, and in the later ones."""
+    import jax
+    import keras
+    from keras.layers import Dense
+
+    from iresnet_core.adapters.keras import ActNorm, Flow, InvertibleResidual
+
+    made = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: made.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    blocks = [InvertibleResidual([Dense(8, activation="elu"), Dense(2)]) for _ in range(2)]
+    flow = Flow([ActNorm(), *blocks], event_shape=(2,))
+    x = samples(2, 64)
+    flow.initialize(x).compile(optimizer=keras.optimizers.Adam(1e-3))
+    flow.train_on_batch(x)
+    first = len(made)
+    for _ in range(3):
+        flow.train_on_batch(x)
+    print(first > 0, len(made) - first)
+
+
 def checks():
     """Run all of keras_checks.py on the backend of Keras that the environment names."""
     from pathlib import Path
@@ -167,5 +190,5 @@ def programs():
 
 
 if __name__ == "__main__":
-    named = (load, replicas, other_backend, checkpoint, checks, programs)
+    named = (load, replicas, other_backend, checkpoint, one_program, checks, programs)
     {script.__name__: script for script in named}[sys.argv[1]]()
