@@ -259,11 +259,11 @@ def convolution_trace(
     """Return tr J (batch,) for slopes D1 and D2, given as (batch, channels, *spatial), and the K2 between them."""
     xp = backend.xp
     axes = inner.ndim - 2
-    matrices = xp.unstack(kernels.kernels)
     if outer is not None and middle is not None and math.prod(middle.window) == 1:
         # With the channels last its products are those of matrices.
-        parts = [_parts(backend, xp.moveaxis(slopes, 1, -1), kernels.boxes, 1) for slopes in (inner, outer)]
-        return _summed(xp, [D1 * backend.rows_times(D2, K) for D1, D2, K in zip(*parts, matrices, strict=True)])
+        last = [xp.moveaxis(slopes, 1, -1) for slopes in (inner, outer)]
+        return _trace_by_matrices(backend, kernels.boxes, (*last, kernels.kernels))
+    matrices = xp.unstack(kernels.kernels)
     padded = None if outer is None or middle is None else _extended(xp, middle, outer)
     products = []
     for box, here, kernel in zip(kernels.boxes, _parts(backend, inner, kernels.boxes, 2), matrices, strict=True):
@@ -277,6 +277,47 @@ def convolution_trace(
             )
         products.append(here * image)
     return _summed(xp, products)
+
+
+def _trace_by_matrices(backend: Backend, boxes: Sequence[Box], arrays: tuple[Array, Array, Array]) -> Array:
+    """Return the sum over boxes of D1 * (D2 K), per sample, for slopes (batch, *spatial, channels) and matrices K.
+
+    Of a trace that is differentiated the slopes alone are kept, not their parts and products.
+    """
+    xp = backend.xp
+
+    def split(inner: Array, outer: Array, kernels: Array) -> list[tuple[Array, Array, Array]]:
+        parts = [_parts(backend, slopes, boxes, 1) for slopes in (inner, outer)]
+        return list(zip(*parts, xp.unstack(kernels), strict=True))
+
+    def value(*arrays: Array) -> Array:
+        return _summed(xp, [D1 * backend.rows_times(D2, K) for D1, D2, K in split(*arrays)])
+
+    def backward(arrays: Any, kept: Any, cotangents: Sequence[Array], needed: Sequence[bool]) -> list[Array]:
+        inner, outer, kernels = arrays
+        scale = xp.reshape(cotangents[0], (-1, *(1,) * (inner.ndim - 1)))
+        of_inner, of_outer, of_kernels = [], [], []
+        for D1, D2, K in split(scale * inner, outer, kernels):
+            of_inner.append(backend.rows_times(D2, K))
+            of_outer.append(backend.rows_times(D1, xp.matrix_transpose(K)))
+            rows = (xp.reshape(part, (-1, part.shape[-1])) for part in (D2, D1))
+            of_kernels.append(xp.matmul(xp.matrix_transpose(next(rows)), next(rows)))
+        of_inner, of_outer = (_joined(xp, parts, boxes, 1) for parts in (of_inner, of_outer))
+        return [scale * of_inner, of_outer, xp.stack(of_kernels)]
+
+    if not backend.takes_derivatives_by_hand(*arrays):
+        return value(*arrays)
+    return backend.with_derivative_by_hand(
+        lambda *arrays: ((value(*arrays),), ()), backward, lambda arrays, kept: (value(*arrays),), arrays
+    )[0]
+
+
+def _joined(xp: Any, parts: Sequence[Array], boxes: Sequence[Box], axis: int) -> Array:
+    """Return the array whose `_parts` they are."""
+    for side, cuts in reversed(list(enumerate(zip(*boxes, strict=True)))):
+        count = len(set(cuts))
+        parts = [xp.concat(parts[i : i + count], axis=axis + side) for i in range(0, len(parts), count)]
+    return parts[0]
 
 
 def _parts(backend: Backend, x: Array, boxes: Sequence[Box], axis: int) -> list[Array]:
