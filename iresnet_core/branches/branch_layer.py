@@ -84,7 +84,7 @@ class BranchLayer(Copyable, ABC):
         sizes = [safe_sample_norms(backend.xp, backend.stop_gradient(a)) for a in (x, value)]
         return value, 8 * unit_roundoff(backend, x.dtype) * (self.lipschitz * sizes[0] + sizes[1])
 
-    def absolute_norm(self) -> float:
+    def absolute_norm(self) -> Any:
         """Bound the norm of the Jacobian with all entries replaced by their absolute values."""
         return self.lipschitz
 

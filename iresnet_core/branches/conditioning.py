@@ -95,6 +95,8 @@ def conditioned(layers: Sequence[Any], added: Array, *, single: bool = False) ->
             continue
         width = widths.pop(0)
         own = added[:, begin : begin + width]
+        if width < added.shape[1]:  # a view of what others are views of too, which loops of torch.compile do not take
+            own = get_backend(own).xp.astype(own, own.dtype, copy=True)
         begin += width
         if single:
             out.append(layer.with_bias(own[0, ...] if layer.bias is None else layer.bias + own[0, ...]))

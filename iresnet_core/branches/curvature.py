@@ -52,7 +52,10 @@ def curvature_of(layers: Sequence[Any], scales: Sequence[RoundingScale | None]) 
                 return None
             bend = layer.slope_lipschitz
             if isinstance(layer, BranchLayer):
-                absolute, terms = absolute * layer.absolute_norm(), terms + layer.terms()
+                own = layer.absolute_norm()
+                if not isinstance(own, float):
+                    return None
+                absolute, terms = absolute * own, terms + layer.terms()
             else:
                 absolute, terms = absolute * layer.lipschitz, terms + 8
         if bend:

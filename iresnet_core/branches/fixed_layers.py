@@ -270,10 +270,17 @@ class FourierFeatures(BranchLayer):
         """Return the passed entries of v (..., d), one by one."""
         return [v[..., index : index + 1] for index in self.passed]
 
-    def absolute_norm(self) -> float:
-        """Bound by the Frobenius norm."""
-        xp, weight = self.waves.backend.xp, self._gram.weight
-        return math.sqrt(2 * float(xp.sum(xp.astype(weight, xp.float64) ** 2))) * (1 + 1e-12)
+    def absolute_norm(self) -> Any:
+        """Bound by the Frobenius norm: a number, or an array () where the frequencies are those of a program."""
+        backend, weight = self.waves.backend, self._gram.weight
+
+        def bound() -> Array:
+            xp = backend.xp
+            return xp.sqrt(2 * xp.sum(xp.astype(backend.stop_gradient(weight), xp.float64) ** 2)) * (1 + 1e-12)
+
+        with backend.full_precision():
+            norm = backend.concretely(bound) if backend.is_constant(weight) else bound()
+        return norm if backend.is_tracing(norm) else float(norm)
 
     def terms(self) -> int:
         """Entries of x, and the waves."""
@@ -284,7 +291,9 @@ class FourierFeatures(BranchLayer):
         backend, value = get_backend(x), self(x)
         u = unit_roundoff(backend, x.dtype)
         sizes = [safe_sample_norms(backend.xp, backend.stop_gradient(a)) for a in (x, value)]
-        return value, gamma(self.waves.shape[1] + 2, u) * self.absolute_norm() * sizes[0] + 8 * u * sizes[1]
+        norm = self.absolute_norm()
+        norm = norm if isinstance(norm, float) else backend.xp.astype(norm, x.dtype)
+        return value, gamma(self.waves.shape[1] + 2, u) * norm * sizes[0] + 8 * u * sizes[1]
 
     def astype(self, dtype: Any) -> "FourierFeatures":
         """Return the layer in another dtype."""

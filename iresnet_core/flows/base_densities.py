@@ -329,7 +329,8 @@ class Uniform(Base):
         xp, wide = backend.xp, widest(backend)
         logs = [math.log(b - a) for a, b in zip(self.low, self.high, strict=True)]
         value = xp.zeros((z.shape[0],), dtype=wide, device=device_of(z)) - math.fsum(logs)
-        rounding = xp.zeros_like(value) + 4 * unit_roundoff(backend, wide) * (math.fsum(map(abs, logs)) + len(logs))
+        sizes = math.fsum([abs(one) for one in logs]) + len(logs)
+        rounding = xp.zeros_like(value) + 4 * unit_roundoff(backend, wide) * sizes
         if self.periodic:
             return value, rounding
         low, high = self._ends(backend, z)

@@ -58,6 +58,8 @@ class Base(Copyable, ABC):
         Shape of one latent.
     bounded : bool
         Whether it is zero somewhere, where its log-density is -inf.
+    rejects : bool
+        Whether it draws by rejection, and hence more random numbers in a compiled program than in an eager one.
     periods : tuple of (float or None)
         Period of every entry of a latent, of which all that differ by whole periods are one point, and None for those
         that have no period.
@@ -65,6 +67,7 @@ class Base(Copyable, ABC):
 
     shape: tuple[int, ...]
     bounded = False
+    rejects = False
     parameters: ClassVar[Mapping[str, Parameter]] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:

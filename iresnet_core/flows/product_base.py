@@ -131,11 +131,12 @@ class ProductBase(Base):
         return functools.reduce(operator.add, scores) if scores else None
 
     def sample(self, n: int, rng: Any, like: Array) -> Array:
-        """Draw from the parts, one after the other."""
+        """Draw from the parts, one after the other; those that draw by rejection are the last, see `rejects`."""
         backend = get_backend(like)
         rng = backend.generator(rng)
-        drawn = backend.xp.concat([part.sample(n, rng, like) for part in self.parts], axis=1)
-        order = [place for places in self.entries for place in places]
+        pairs = sorted(zip(self.parts, self.entries, strict=True), key=lambda pair: pair[0].rejects)
+        drawn = backend.xp.concat([part.sample(n, rng, like) for part, _ in pairs], axis=1)
+        order = [place for _, places in pairs for place in places]
         return _at(backend, drawn, [order.index(place) for place in range(self.shape[0])])
 
 

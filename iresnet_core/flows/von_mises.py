@@ -64,6 +64,7 @@ class VonMises(Base):
 
     mean: Array
     concentration: Array
+    rejects = True
     parameters = {  # noqa: RUF012
         "mean": PLAIN,
         "concentration": Parameter(

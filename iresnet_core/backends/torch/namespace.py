@@ -14,7 +14,19 @@ from iresnet_core.backends.torch import linalg
 from iresnet_core.backends.torch.elimination import summed_words, writes_onnx
 from iresnet_core.backends.torch.linalg import matmul, matrix_transpose, vecdot
 
-__all__ = ["astype", "eye", "linalg", "matmul", "matrix_transpose", "maximum", "minimum", "sum", "vecdot", "where"]
+__all__ = [
+    "astype",
+    "cumulative_sum",
+    "eye",
+    "linalg",
+    "matmul",
+    "matrix_transpose",
+    "maximum",
+    "minimum",
+    "sum",
+    "vecdot",
+    "where",
+]
 
 Array = Any
 # Not functions of arrays, but loaders of TorchScript, which raise when pytest looks for doctests in them.
@@ -34,6 +46,13 @@ def sum(x: Array, /, *, axis: Any = None, dtype: Any = None, **options: Any) -> 
 def astype(x: Array, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Array:
     """Convert; with ``copy=False`` an array that has the dtype already is returned itself."""
     return x.to(dtype=dtype, device=device, copy=copy)
+
+
+def cumulative_sum(x: Array, /, *, axis: Any = None, dtype: Any = None, include_initial: Any = False) -> Array:
+    """Sum up along an axis; that of array-api-compat asks for the namespace, which torch.compile does not trace."""
+    if include_initial:
+        return compat.cumulative_sum(x, axis=axis, dtype=dtype, include_initial=True)
+    return torch.cumsum(x, dim=0 if axis is None else axis, dtype=dtype)
 
 
 def eye(n_rows: Any, n_cols: Any = None, /, *, k: Any = 0, dtype: Any = None, device: Any = None) -> Array:
