@@ -26,6 +26,7 @@ from iresnet_core.flows.recovered_inputs import RecoveredInputs
 from iresnet_core.flows.reshaping import InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
 from iresnet_core.flows.sampling import Drawn
+from iresnet_core.flows.sequence import chosen_layers, event_shape_of, shape_found
 from iresnet_core.flows.standardize import Standardize
 from iresnet_core.flows.variational import ImportanceWeights, importance_weights, reverse_kl
 from iresnet_core.flows.von_mises import VonMises
@@ -61,6 +62,8 @@ __all__ = [
     "VonMises",
     "Wrap",
     "checked_base",
+    "chosen_layers",
+    "event_shape_of",
     "importance_weights",
     "latents",
     "located",
@@ -70,6 +73,7 @@ __all__ = [
     "require_share",
     "require_visible_bulk",
     "reverse_kl",
+    "shape_found",
     "training_log_prob",
     "training_loss",
     "with_own_numbers",

@@ -11,7 +11,6 @@ from iresnet_core.common import (
     require_nonnegative_int,
     require_options,
     require_positive_int,
-    require_shape,
     unit_roundoff,
 )
 from iresnet_core.determinant import LOGDET_OPTIONS, LogDetOptions, SampleSeed, own_seed, uses_own_seeds
@@ -24,13 +23,14 @@ from iresnet_core.flows.layer import ForwardOptions, InverseOptions, Layer, Shap
 from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
 from iresnet_core.flows.recovered_inputs import RecoveredInputs, passed
 from iresnet_core.flows.sampling import drawn
+from iresnet_core.flows.sequence import LayerSequence, event_shape_of, in_shape, number_and_shape
 from iresnet_core.flows.wrap import require_periodic
 from iresnet_core.results import Inverse, LogDet
 
 __all__ = ["Flow", "LogProb", "require_no_base"]
 
 
-class Flow(Layer):
+class Flow(LayerSequence, Layer):
     """``z = f(x) = f_k(... f_1(x))`` with ``log p(x) = log N(z; 0, I) + log|det J_f(x)|``.
 
     Put an `ActNorm` before every `ResidualBlock` and one at the end, and a `Logit` in front of images; `initialize`
@@ -41,8 +41,8 @@ class Flow(Layer):
     ----------
     layers : sequence of Layer
         In the order of `forward`; at least one.
-    event_shape : tuple of int
-        Shape of one sample, without the batch axis.
+    event_shape : tuple of int or int, optional
+        Shape of one sample, without the batch axis; n stands for (n,). By default what the layers say, as blocks do.
     base : "normal", Base, or an object of your own
         Density of the latents: `DiagonalNormal`, `FullNormal`, `NormalMixture`, `StudentT`, `Uniform`, whose parameters
         are then parameters of the flow, or an object with ``log_prob(z)`` (batch,) and ``sample(n, rng, like)``.
@@ -90,12 +90,12 @@ class Flow(Layer):
     def __init__(
         self,
         layers: Sequence[Layer],
-        event_shape: Sequence[int],
+        event_shape: int | Sequence[int] | None = None,
         *,
         base: Any = "normal",
         condition: Any = None,
     ) -> None:
-        start = require_shape(event_shape, "event_shape")
+        start = event_shape_of(layers, event_shape)
         if not start:
             raise ShapeError("event_shape is the shape of one sample, with at least one axis; got ().")
         shape, placed = start, []
@@ -301,7 +301,7 @@ class Flow(Layer):
 
     def sample(
         self,
-        n: int,
+        n: int | Sequence[int] = (),
         context: Array | None = None,
         *,
         rng: Any = None,
@@ -313,8 +313,8 @@ class Flow(Layer):
 
         Parameters
         ----------
-        n : int
-            How many; 0 gives an empty batch.
+        n : int or tuple of int
+            How many; 0 gives an empty batch. A tuple is the shape of the batch, and () one sample without a batch axis.
         context : array (n, features), or (features,) for all samples
             As in `log_prob`.
         rng : None, int or the backend's own generator
@@ -341,12 +341,15 @@ class Flow(Layer):
         NotConvergedError
             As `inverse`.
         """
+        n, shape = number_and_shape(n)
         like, backend, count = self._drawing(n, like)
         require_condition(context, self.context_features, "this Flow")  # before random numbers are used up
         if not log_prob:
-            return self.inverse(self._latents(backend, count, like, rng), context, **options)
-        rng = backend.generator(rng)
-        return drawn(self, self._latents(backend, count, like, rng), context, options, rng=rng)
+            found: Any = self.inverse(self._latents(backend, count, like, rng), context, **options)
+        else:
+            rng = backend.generator(rng)
+            found = drawn(self, self._latents(backend, count, like, rng), context, options, rng=rng)
+        return in_shape(backend, found, shape)
 
     def _drawing(self, n: Any, like: Array | None) -> tuple[Array, Backend, Any]:
         """Return an array like the samples that are to be drawn, its backend, and their checked number."""

@@ -1,5 +1,6 @@
 """Flows as Keras models: densities that train by `fit`, sample and go to the core."""
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, Self
@@ -84,6 +85,9 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
 
     def _flow_layers(self) -> list[Any]:
         return list(self.flow_layers)
+
+    def _parameters_of(self, layer: Any) -> int:
+        return sum(math.prod(variable.shape) for variable in layer.trainable_variables)
 
     def _all_layers(self) -> list[Any]:
         return [layer for layer in self._flatten_layers() if isinstance(layer, FlowLayer)]

@@ -117,6 +117,12 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
             shape = shape_behind(step, shape)
         return shape
 
+    def _own_shape(self) -> Shape | None:
+        if self._event_shape is not None or self.declared is not None:
+            return self._event_shape
+        last = next((step for step in reversed(self._steps()) if not isinstance(step, CoreActivation)), None)
+        return (last.units,) if isinstance(last, keras.layers.Dense) else None  # a block keeps the shape
+
     def _steps(self) -> list[Any]:
         return steps_of(self.net)
 

@@ -113,6 +113,9 @@ class ActNormMethods(LayerMethods):
             self.mark_initialized()
         return self
 
+    def _shape_before(self, shape: Shape) -> Shape:
+        return shape  # also before a Keras layer knows its channels
+
     @property
     def takes_context(self) -> bool:  # type: ignore[override]
         """Whether the layer is conditional."""

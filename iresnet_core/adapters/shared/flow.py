@@ -10,10 +10,11 @@ from iresnet_core.adapters.shared.base import BaseTaking
 from iresnet_core.adapters.shared.condition import require_taken, rows_of, taken
 from iresnet_core.adapters.shared.placing import bound_shapes, placed
 from iresnet_core.adapters.shared.residual import ResidualMethods
+from iresnet_core.adapters.shared.sequence import SequenceMethods, flow_shape
 from iresnet_core.adapters.shared.training_loss import TrainingMethods
 from iresnet_core.adapters.shared.weight import training_layers
 from iresnet_core.backends import Array, get_backend
-from iresnet_core.common import require_nonnegative, require_shape
+from iresnet_core.common import require_nonnegative
 from iresnet_core.determinant import LogDetOptions, uses_own_seeds
 from iresnet_core.errors import EstimateWarning, InvalidArgumentError, ShapeError
 from iresnet_core.files import save
@@ -25,7 +26,7 @@ __all__ = ["FlowMethods"]
 LARGEST_SILENT_ERROR = 0.05
 
 
-class FlowMethods(BaseTaking, TrainingMethods):
+class FlowMethods(SequenceMethods, BaseTaking, TrainingMethods):
     """A normalising flow: layers with a base density, by default the standard normal one.
 
     Attributes
@@ -44,8 +45,6 @@ class FlowMethods(BaseTaking, TrainingMethods):
 
     event_shape: Shape
     latent_shape: Shape
-    terms: int | None
-    penalty: float
     checkpoint: bool | str = False
     recovered: RecoveredInputs | None = None
     _has_warned = False
@@ -53,7 +52,7 @@ class FlowMethods(BaseTaking, TrainingMethods):
     def __init__(
         self,
         layers: Sequence[Any],
-        event_shape: Sequence[int],
+        event_shape: int | Sequence[int] | None = None,
         *,
         terms: int | None = None,
         penalty: float = 0.0,
@@ -69,8 +68,8 @@ class FlowMethods(BaseTaking, TrainingMethods):
         ----------
         layers : sequence of FlowLayer
             In the order in which samples go through them.
-        event_shape : sequence of int
-            Shape of one sample: channels first in PyTorch, last in Keras.
+        event_shape : sequence of int or int, optional
+            Shape of one sample: channels first in PyTorch, last in Keras; n is (n,). By default what the layers know.
         terms : int, optional
             Jacobian products per probe in training, where the blocks are too wide for the exact determinant; by default
             as many as `logdet` takes without errors: 1 for blocks of dense layers, 4 for others.
@@ -104,7 +103,7 @@ class FlowMethods(BaseTaking, TrainingMethods):
         super().__init__(**options)
         self.condition = None if condition is None else self._taken_condition(condition)
         self._take_layers(layers)
-        self.event_shape = require_shape(event_shape, "event_shape")
+        self.event_shape = flow_shape(self._flow_layers(), event_shape)
         self.terms, self.penalty = terms, require_nonnegative(penalty, "penalty")
         self.share = require_share(share)
         if not isinstance(checkpoint, bool) and checkpoint != "inverse":
@@ -267,7 +266,7 @@ class FlowMethods(BaseTaking, TrainingMethods):
 
     def sample(
         self,
-        n: int,
+        n: int | Sequence[int] = (),
         context: Array | None = None,
         *,
         rng: Any = None,
@@ -280,8 +279,8 @@ class FlowMethods(BaseTaking, TrainingMethods):
 
         Parameters
         ----------
-        n : int
-            How many.
+        n : int or tuple of int
+            How many; a tuple is the shape of the batch, and () one sample without a batch axis.
         context : array (n, features), or (features,) or (1, features), optional
             One condition a sample, or one for all.
         rng : int or the framework's own generator, optional

@@ -105,6 +105,14 @@ class LayerMethods:
         """Return a layer of the core that knows shapes, whether or not the parameters have values."""
         return self.core_layer(training=False)
 
+    def _own_shape(self) -> Shape | None:
+        """Return the shape of the samples that the layer takes, where its weights say it."""
+        return None
+
+    def _shape_before(self, shape: Shape) -> Shape:
+        """Return the shape in front of the layer that belongs to one behind it."""
+        return tuple(self._shape_layer().input_shape(shape))
+
     def _mapped(self, x: Any, context: Array | None = None, training: bool | None = None) -> Array:
         """Map samples x (batch, ...), without the log-determinant."""
         x, context = self._received(x), self._received_context(context)

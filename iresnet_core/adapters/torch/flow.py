@@ -65,6 +65,9 @@ class Flow(TorchHooks, FlowMethods, nn.Module):
     def _sample_generator(self) -> None:
         return None
 
+    def _parameters_of(self, layer: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in layer.parameters())
+
     def extra_repr(self) -> str:
         """Show the shapes."""
         return f"event_shape={self.event_shape}"
@@ -86,13 +89,15 @@ class Flow(TorchHooks, FlowMethods, nn.Module):
         self.compiled = True
         return self
 
-    def sample(self, n: int, context: Tensor | None = None, *, rng: Any = None, **options: Any) -> Any:
+    def sample(
+        self, n: int | Sequence[int] = (), context: Tensor | None = None, *, rng: Any = None, **options: Any
+    ) -> Any:
         """Draw n samples (n, *event_shape), without gradient; with ``errors=True`` the core's `Inverse`.
 
         Parameters
         ----------
-        n : int
-            How many.
+        n : int or tuple of int
+            How many; a tuple is the shape of the batch, and () one sample without a batch axis.
         context : Tensor (n, features), or (features,) or (1, features), optional
             One condition a sample, or one for all.
         rng : int or torch.Generator, optional

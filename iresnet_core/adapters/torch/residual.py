@@ -75,6 +75,9 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
             like = first.weight
             self.context = nn.Linear(self.context_features, width, bias=False, device=like.device, dtype=like.dtype)
 
+    def _own_shape(self) -> Shape | None:
+        return self._seen
+
     def _steps(self) -> list[Any]:
         return steps_of(self.net)
 
