@@ -25,7 +25,7 @@ __all__ = ["sample_command"]
 
 def sample_command(
     run: RunArgument,
-    n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 1000,
+    n: Annotated[int, typer.Option("-n", help="Number of samples.", min=1)] = 1000,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Default samples.npy in RUN.", show_default=False)
     ] = None,

@@ -41,13 +41,13 @@ class ActNormMethods(LayerMethods):
         Parameters
         ----------
         channels : int
-            Number of channels. A Keras layer may leave it out, and takes it from its first input.
+            Number of channels. In Keras it may be left out; it is then that of the first input.
         axis : int, optional
             Channel axis of a batch; by default 1 in PyTorch, -1 in Keras.
         context_features : int, optional
-            Size of a condition, of which a linear map, zero at first, is added to log_scale and bias.
+            Size of a condition. A linear map of it, which is zero at first, is added to log_scale and bias.
         **options
-            Those of a Keras layer.
+            Options of a Keras layer.
 
         Raises
         ------

@@ -35,7 +35,7 @@ class ClassifierMethods:
         classes : int
             Number of classes.
         padding : int
-            Zero channels that are appended.
+            The number of zero channels that are appended to the images.
         widths : sequence of int
             Hidden channels of the blocks, one number per stage.
         blocks : sequence of int
@@ -43,9 +43,9 @@ class ClassifierMethods:
         coeff : float
             Bound on the Lipschitz constant of every block.
         activation : str
-            One of the core's.
+            The name of an activation of the core.
         **options
-            Those of a Keras model.
+            Options of a Keras model.
 
         Raises
         ------

@@ -39,14 +39,15 @@ class ConditionMethods:
         Parameters
         ----------
         net : module, layer or list of layers, optional
-            Dense layers and activations, of any constant, from the encoded columns to what enters; without it these
-            enter as they are. The activations are those that a block may have.
+            Dense layers and activations, of any constant, from the encoded columns to the numbers that enter the
+            layers. Without it the encoded columns enter directly. The activations are those that a block may have.
         classes, labels, mean, std
             As in `iresnet_core.Condition`.
         features : int, optional
-            Columns of a condition of plain numbers: needed in Keras, whose layers do not tell their inputs.
+            The number of columns of a condition of plain numbers. Keras needs it, since its layers do not tell their
+            inputs.
         **options
-            Those of a Keras layer.
+            Options of a Keras layer.
 
         Raises
         ------

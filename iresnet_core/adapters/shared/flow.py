@@ -67,38 +67,40 @@ class FlowMethods(SequenceMethods, BaseTaking, TrainingMethods):
         Parameters
         ----------
         layers : sequence of FlowLayer
-            In the order in which samples go through them.
+            The layers, in the order in which samples go through them.
         event_shape : sequence of int or int, optional
-            Shape of one sample: channels first in PyTorch, last in Keras; n is (n,). By default what the layers know.
+            Shape of one sample, with the channels first in PyTorch and last in Keras. An int n stands for (n,). By
+            default the layers tell it, if they know it.
         terms : int, optional
-            Jacobian products per probe in training, where the blocks are too wide for the exact determinant; by default
-            as many as `logdet` takes without errors: 1 for blocks of dense layers, 4 for others.
+            Jacobian products per probe in training, where the blocks are too wide for the exact determinant. By default
+            as many as `logdet` takes without errors: 1 for blocks of dense layers, and 4 for others.
         penalty : float
             Weight of `spectral_penalty` in `training_loss`, and in the loss of Keras' `fit`.
         share : float, optional
-            Part of a batch whose log-determinants `training_loss` and Keras' `fit` take, drawn at random. By default a
-            quarter, and at least 256 entries of samples: it hardly adds to the noise of a gradient.
+            The part of a batch, drawn at random, whose log-determinants `training_loss` and Keras' `fit` compute. By
+            default it is a quarter, but at least 256 entries of samples. It hardly adds to the noise of a gradient.
         checkpoint : bool or "inverse"
-            Whether the gradient of a log-density keeps only the inputs of the blocks, and computes each block again on
-            its way back: memory hardly grows with their number, and a step takes half as long again. Values and
-            gradients are the same to rounding. "inverse" keeps one input of eight blocks in a row and finds the others
-            again by inversion, in eager PyTorch, see `iresnet_core.flows.RecoveredInputs`.
+            With True the gradient of a log-density keeps only the inputs of the blocks, and computes each block again
+            on the way back. Memory then hardly grows with the number of blocks, and a step takes half as long again.
+            Values and gradients are the same up to rounding. With "inverse" only one input of eight blocks in a row is
+            kept, and the others are found again by inversion; in eager PyTorch, see
+            `iresnet_core.flows.RecoveredInputs`.
         condition : Condition or net, optional
-            Map of a condition to what enters all layers that take one: an embedding that they share, whose entries are
-            their `context_features`.
+            An embedding of the condition that all layers share. Its output has as many entries as the
+            `context_features` of the layers.
         base : "normal", Base, or a density
-            Density of the latents: a density of the core such as `DiagonalNormal`, or an object with ``log_prob(z)``
-            and ``sample(n, rng, like)``. ``Base(density, learned=False)`` is one that is not trained.
+            Density of the latents. It is a density of the core such as `DiagonalNormal`, or an object with
+            ``log_prob(z)`` and ``sample(n, rng, like)``. ``Base(density, learned=False)`` is not trained.
         **options
-            Those of a Keras model, and `seed`: the seed of the probes and samples, by default drawn from Keras' own, so
-            that `keras.utils.set_random_seed` decides it. A PyTorch module has none.
+            Options of a Keras model, and `seed`, the seed of the probes and samples. By default it is drawn from Keras'
+            own generator, so that `keras.utils.set_random_seed` determines it. A PyTorch module has no options.
 
         Raises
         ------
         ShapeError
-            If the layers do not fit each other, or the base not the latents.
+            If the layers do not fit each other, or the base does not fit the latents.
         InvalidArgumentError
-            If an entry is no layer of a flow, or the base no density.
+            If an entry is not a layer of a flow, or the base is not a density.
         """
         super().__init__(**options)
         self.condition = None if condition is None else self._taken_condition(condition)
@@ -280,15 +282,15 @@ class FlowMethods(SequenceMethods, BaseTaking, TrainingMethods):
         Parameters
         ----------
         n : int or tuple of int
-            How many; a tuple is the shape of the batch, and () one sample without a batch axis.
+            The number of samples. A tuple is the shape of the batch, and () is one sample without a batch axis.
         context : array (n, features), or (features,) or (1, features), optional
-            One condition a sample, or one for all.
+            One condition for each sample, or one for all.
         rng : int or the framework's own generator, optional
             Default: PyTorch's global generator; in Keras the seed of the model.
         log_prob : bool
             Return the pair of samples and log-densities (n,), from one pass; with `errors` the core's `Drawn`.
         training, errors, **options
-            As in `inverse`, and with `log_prob` as in that.
+            As in `inverse`, and if `log_prob` is true, also as in `log_prob`.
         """
         like = self._like()
         backend = get_backend(like)
@@ -312,8 +314,8 @@ class FlowMethods(SequenceMethods, BaseTaking, TrainingMethods):
     def initialize(self, x: Array, context: Array | None = None) -> Self:
         """Initialise from samples x (batch, *event_shape) what depends on data and is not initialised yet.
 
-        Returns the flow. A hundred samples or more say what mean and variance are. The first batch in training does so
-        as well, and so does Keras' `fit`.
+        Returns the flow. A hundred samples are enough to estimate means and variances. The first batch in training, and
+        Keras' `fit`, initialise the flow too.
         """
         x, context = self._samples(x, context)
         self._require_taken(context)
@@ -327,7 +329,7 @@ class FlowMethods(SequenceMethods, BaseTaking, TrainingMethods):
     def certify(self) -> Self:
         """Certify the weights that changed since they were certified last; returns the flow.
 
-        Nothing needs the call: it takes the time of the certificates now, before the next evaluation does.
+        You do not have to call it. It only computes the certificates now, before the next evaluation needs them.
         """
         for layer in self._flow_layers():
             layer.certify()

@@ -54,9 +54,9 @@ class ResidualMethods(LayerMethods):
         net : module, layer or list of layers
             The branch g. In PyTorch a Linear, a Conv1d-3d (stride 1) or a (nested) Sequential of them and of
             activations, whose weights are capped from now on by a parametrisation: ``layer.weight`` is the weight in
-            use, ``layer.parametrizations.weight.original`` the free parameter. In Keras a list or a Sequential of Dense
-            and Conv1D-3D (strides 1, channels last) and of activations, as layers or as their `activation`; their
-            kernels stay the free parameters, and the block scales them where it uses them. With `lipschitz`, any
+            use, and ``layer.parametrizations.weight.original`` the free parameter. In Keras a list or a Sequential of
+            Dense and Conv1D-3D (strides 1, channels last) and of activations, as layers or as their `activation`. Their
+            kernels stay the free parameters, and the block scales them where it uses them. With `lipschitz` it is any
             module or layer.
         coeff : float
             Bound on the Lipschitz constant of the block, in (0, 1).
@@ -64,16 +64,16 @@ class ResidualMethods(LayerMethods):
             Cap every linear layer at `coeff` (Behrmann et al. 2019) instead of at its share coeff^(1/L), for L linear
             layers.
         lipschitz : float, optional
-            Constant of a branch that the core cannot certify, as the caller's declaration, on which all bounds then
-            rest; where it is above `coeff`, the output is scaled down.
+            Constant of a branch that the core cannot certify. It is your declaration, and all bounds then rest on it.
+            If it is above `coeff`, the output is scaled down.
         context_features : int, optional
-            Size of a conditioning vector; an unconstrained linear map of it is added after the first linear layer, so
-            that the Lipschitz constant in x stays.
+            Size of a conditioning vector. A linear map of it, without a cap, is added after the first linear layer; the
+            Lipschitz constant in x does not change.
         condition : Condition or net, optional
-            A map of one's own in place of that linear one; it may have any constant. Where it returns as many entries
-            as all hidden layers together have, it is added behind every linear layer but the last.
+            A map of your own in place of that linear one. It may have any constant. If it returns as many entries as
+            all hidden layers together have, it is added behind every linear layer but the last.
         **options
-            Those of a Keras layer.
+            Options of a Keras layer.
 
         Raises
         ------

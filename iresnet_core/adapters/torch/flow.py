@@ -99,7 +99,7 @@ class Flow(TorchHooks, FlowMethods, nn.Module):
         n : int or tuple of int
             How many; a tuple is the shape of the batch, and () one sample without a batch axis.
         context : Tensor (n, features), or (features,) or (1, features), optional
-            One condition a sample, or one for all.
+            One condition for each sample, or one for all.
         rng : int or torch.Generator, optional
             Default: PyTorch's global generator.
         **options
