@@ -7,6 +7,8 @@ one is answered with a sentence and not with a traceback. Each command is a modu
 import codecs
 import os
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +22,15 @@ __all__ = ["build_app", "main"]
 
 _EXTRA = ("typer", "rich", "matplotlib")
 _IN_ASCII = {"±": "+-", "·": "-", "…": "...", "ö": "oe"}
+# With their lines in the list of all, for which no command has to be imported.
+_COMMANDS = {
+    "train": "Train a flow by maximum likelihood.",
+    "score": "Print the mean log-density of samples with its errors, and write that of each sample.",
+    "sample": "Draw samples from a trained flow and write them to a file.",
+    "plot": "Draw density, samples, the transport of a grid, images, and the course of the training.",
+    "info": "Print layers, shapes, parameters and certified Lipschitz constants of a model.",
+    "validate": "Compare every method with exact answers, on trained branches that ship with the package.",
+}
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}  # frameworks that would log between the tables, unless the user wants it
 
 
@@ -38,7 +49,7 @@ def main() -> None:
     _encode_all(sys.stdout, sys.stderr)
     try:
         try:
-            build_app()()
+            build_app(_asked(sys.argv[1:]))(prog_name="iresnet")
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -65,16 +76,15 @@ def _replacement(error: UnicodeError) -> tuple[str, int]:
     return "".join(_IN_ASCII.get(c, "?") for c in error.object[error.start : error.end]), error.end
 
 
-def build_app() -> "typer.Typer":
-    """Return the typer application."""
-    import typer
+def _asked(arguments: list[str]) -> tuple[str, ...]:
+    """Return the command that a line asks for; none where it asks for help or for what is not there."""
+    first = next((argument for argument in arguments if not argument.startswith("-")), None)
+    return (first,) if first in _COMMANDS else ()
 
-    from iresnet_core.commands.info import info_command
-    from iresnet_core.commands.plot import plot_command
-    from iresnet_core.commands.sample import sample_command
-    from iresnet_core.commands.score import score_command
-    from iresnet_core.commands.train import train_command
-    from iresnet_core.commands.validate import validate_command
+
+def build_app(commands: Sequence[str] = tuple(_COMMANDS)) -> "typer.Typer":
+    """Return the typer application, with these commands and the names of all others, which are not imported."""
+    import typer
 
     app = typer.Typer(
         help="Invertible residual networks: spectral norms, inverses and log-determinants, each with its error.",
@@ -96,13 +106,17 @@ def build_app() -> "typer.Typer":
     ) -> None:
         """Nothing to do before the commands."""
 
-    app.command("validate")(validate_command)
-    app.command("train")(train_command)
-    app.command("sample")(sample_command)
-    app.command("score")(score_command)
-    app.command("plot")(plot_command)
-    app.command("info")(info_command)
+    for name, line in _COMMANDS.items():
+        if name in commands:
+            module = import_module(f"iresnet_core.commands.{name}")
+            app.command(name, short_help=line)(getattr(module, f"{name}_command"))
+        else:
+            app.command(name, help=line)(_not_imported)
     return app
+
+
+def _not_imported() -> None:
+    """Stand for a command in the list of all."""
 
 
 def _version() -> str:

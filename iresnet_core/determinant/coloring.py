@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 __all__ = ["color_count", "colorings", "masks"]
 
@@ -20,8 +19,10 @@ def colorings(pattern: Any) -> Iterator[tuple[int, np.ndarray, bool]]:
     (j, i). The colours are found greedily, entry by entry; no more of them are used than the largest number of entries
     within k steps of one. The orders end where all are told apart, or with `MOST_NEIGHBOURS`.
     """
+    from scipy.sparse import eye_array  # takes as long to import as all of this package
+
     entries = abs(pattern.tocsr())
-    step = ((entries + entries.T + scipy.sparse.eye_array(entries.shape[0])) != 0).astype(np.int32).tocsr()
+    step = ((entries + entries.T + eye_array(entries.shape[0])) != 0).astype(np.int32).tocsr()
     near, order = step, 1
     while True:
         colors = _greedy(near)

@@ -3,8 +3,6 @@
 from typing import Any
 
 import numpy as np
-import scipy.sparse
-from scipy.sparse.linalg import splu
 
 from iresnet_core.errors import NotContractiveError
 
@@ -22,8 +20,10 @@ def sparse_log_determinant(rows: Any, least: float) -> tuple[float, float]:
     those of I + A + E with |E| <= d u / (1 - d u) |L| |U| (Higham 2002, Theorem 9.3), so that to first order the
     logarithm is off by tr((I + A)^-1 E) at most, which the sum of all |E| over `least` bounds.
     """
+    from scipy.sparse import eye_array  # takes as long to import as all of this package
+
     d = rows.shape[0]
-    whole = (scipy.sparse.eye_array(d) + rows.astype(np.float64)).tocsc()
+    whole = (eye_array(d) + rows.astype(np.float64)).tocsc()
     factors = _factors(whole)
     pivots = np.abs(factors.U.diagonal())
     logarithms = np.log(pivots)
@@ -39,6 +39,9 @@ def is_above(rows: Any, low: float) -> bool:
     That is where the symmetric part of A, less a little less than low I, is positive definite, so that elimination with
     pivots on the diagonal meets positive ones alone (Sylvester's law of inertia).
     """
+    from scipy.sparse import eye_array
+    from scipy.sparse.linalg import splu
+
     d = rows.shape[0]
     symmetric = 0.5 * (rows + rows.T).astype(np.float64)
     norm = abs(low) + float(np.max(abs(symmetric) @ np.ones(d)))
@@ -46,7 +49,7 @@ def is_above(rows: Any, low: float) -> bool:
     shift = low - ALLOWANCE * (1 + abs(low)) - rounding * norm
     try:
         factors = splu(
-            (symmetric - shift * scipy.sparse.eye_array(d)).tocsc(),
+            (symmetric - shift * eye_array(d)).tocsc(),
             permc_spec="MMD_AT_PLUS_A",
             diag_pivot_thresh=0.0,
             options={"SymmetricMode": True},
@@ -57,6 +60,8 @@ def is_above(rows: Any, low: float) -> bool:
 
 
 def _factors(matrix: Any) -> Any:
+    from scipy.sparse.linalg import splu
+
     try:
         return splu(matrix)
     except RuntimeError as error:
