@@ -235,7 +235,7 @@ def image_figure(panels: Mapping[str, np.ndarray], side: int = 8) -> Figure:
 def training_figure(
     rows: Sequence[Mapping[str, float | None]], coeff: float, unit: str, best_step: float | None
 ) -> Figure:
-    """Draw the log of a training: losses and the largest certified constant against steps.
+    """Draw the log of a training against steps: log-densities or bits per dimension, and the largest constant.
 
     Parameters
     ----------
@@ -244,12 +244,13 @@ def training_figure(
     coeff : float
         Bound on the constants.
     unit : {"nats", "bits_per_dim"}
-        Unit of the losses.
+        Unit of what is drawn.
     best_step : float or None
         The step of the exported model.
     """
     column = {name: np.array([np.nan if row[name] is None else row[name] for row in rows]) for name in rows[0]}
-    steps, validation = column["step"], column[f"validation_{unit}"]
+    steps, sign = column["step"], -1 if unit == "nats" else 1  # the log has -log p, as a loss
+    training, validation = sign * column[f"train_{unit}"], sign * column[f"validation_{unit}"]
     error = column["validation_error"]
     if unit != "nats" and len(rows) > 1:
         scale = np.ptp(validation) / max(np.ptp(column["validation_nats"]), 1e-300)
@@ -258,7 +259,7 @@ def training_figure(
     with matplotlib.rc_context(PLOT_STYLE):
         figure = _figure(7.2, 5.4)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-        upper.plot(steps, column[f"train_{unit}"], color=ORANGE, marker=marker, label="training batches")
+        upper.plot(steps, training, color=ORANGE, marker=marker, label="training batches")
         upper.plot(steps, validation, color=BLUE, marker=marker, label="validation")
         upper.fill_between(
             steps,
@@ -269,10 +270,11 @@ def training_figure(
             linewidth=0,
             label="its standard error",
         )
-        upper.set_ylim(_without_outliers(np.concatenate([column[f"train_{unit}"], validation])))
+        low, high = _without_outliers(sign * np.concatenate([training, validation]))
+        upper.set_ylim(*sorted((sign * low, sign * high)))
         if best_step is not None:
             upper.axvline(best_step, color=BLACK, linestyle=":", linewidth=1, label="exported model")
-        upper.set_ylabel("bits per dimension" if unit == "bits_per_dim" else "negative log-density (nats)")
+        upper.set_ylabel("bits per dimension" if unit == "bits_per_dim" else "log-density (nats)")
         upper.legend(frameon=False)
         lower.plot(steps, column["lipschitz"], color=BLUE, marker=marker, label="largest certified constant")
         lower.axhline(coeff, color=RED, linestyle="--", linewidth=1.2, label="cap")

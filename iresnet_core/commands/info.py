@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from iresnet_core.commands.model_summary import largest_constant, summary_rows
+from iresnet_core.commands.model_summary import SummaryRow, largest_constant, repeated, summary_rows
 from iresnet_core.commands.terminal import one_thread, usage_errors, wide_console
 from iresnet_core.errors import RunError
 from iresnet_core.files import load
@@ -27,8 +27,14 @@ __all__ = ["info_command"]
 def info_command(
     path: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="Model file or run folder.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    all_layers: Annotated[
+        bool, typer.Option("--all", help="Every layer with what is inside, also where many are alike.")
+    ] = False,
 ) -> None:
-    """Print layers, shapes, parameters and certified Lipschitz constants of a model, and how it was trained."""
+    """Print layers, shapes, parameters and certified Lipschitz constants of a model, and how it was trained.
+
+    Layers that are alike stand once, with the largest of their constants.
+    """
     console = wide_console()
     with usage_errors(), one_thread():
         model = load(model_file(path))
@@ -55,21 +61,31 @@ def info_command(
             table.add_column(
                 heading, justify="right" if heading in ("parameters", "constant") else "left", no_wrap=True
             )
-        for row in rows:
-            shape = _shape(row.input_shape)
-            if row.output_shape != row.input_shape:
-                shape += f" -> {_shape(row.output_shape)}"
-            inside = row.depth > 0
-            table.add_row(
-                Text("  " * row.depth + row.name, style="dim" if inside and row.parameters == 0 else ""),
-                shape,
-                f"{row.parameters:,}" if row.parameters else "",
-                "" if row.lipschitz is None else f"{row.lipschitz:.6f}",
-                row.certificate,
-            )
+        if all_layers:
+            for row in rows:
+                _add(table, row, row.depth)
+        else:
+            for times, group in repeated(rows):
+                if times > 1:
+                    table.add_row(Text(f"{times} times", style="dim"), "", "", "", "")
+                for row in group:
+                    _add(table, row, row.depth + (times > 1))
         console.print(table)
         console.print()
         _print_facts(console, model, rows, run, config, result)
+
+
+def _add(table: Table, row: SummaryRow, depth: int) -> None:
+    shape = _shape(row.input_shape)
+    if row.output_shape != row.input_shape:
+        shape += f" -> {_shape(row.output_shape)}"
+    table.add_row(
+        Text("  " * depth + row.name, style="dim" if row.in_branch and row.parameters == 0 else ""),
+        shape,
+        f"{row.parameters:,}" if row.parameters else "",
+        "" if row.lipschitz is None else f"{row.lipschitz:.6f}",
+        row.certificate,
+    )
 
 
 def _print_facts(console: Console, model: Any, rows: Any, run: Any, config: RunConfig | None, result: Any) -> None:

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from iresnet_core.branches import Chain
 from iresnet_core.flows import FactorOut, Flow, Inverted, Layer, Pointwise, ResidualBlock, Shape
 from iresnet_core.operators import Convolution, LinearLayer
 
-__all__ = ["SummaryRow", "largest_constant", "summary_rows"]
+__all__ = ["SummaryRow", "largest_constant", "repeated", "summary_rows"]
+
+_LONGEST_GROUP = 4  # rows that are looked for again together
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class SummaryRow:
         Certified constant of the branch of a residual block, or of a linear layer in one; None for other layers.
     certificate : str
         "exact", "certified" or "stated"; "" where there is no constant.
+    in_branch : bool
+        Whether it is a part of a residual branch.
     """
 
     depth: int
@@ -39,6 +43,7 @@ class SummaryRow:
     parameters: int
     lipschitz: float | None
     certificate: str
+    in_branch: bool = False
 
 
 def summary_rows(model: Any) -> list[SummaryRow]:
@@ -65,6 +70,36 @@ def largest_constant(rows: list[SummaryRow]) -> float | None:
     return max(
         (row.lipschitz for row in rows if row.name == "ResidualBlock" and row.lipschitz is not None), default=None
     )
+
+
+def repeated(rows: list[SummaryRow]) -> list[tuple[int, list[SummaryRow]]]:
+    """Return the rows without those of branches, in groups that follow on each other so many times.
+
+    Rows that differ in their constants only are alike, and stand with the largest of them.
+    """
+    left = [row for row in rows if not row.in_branch]
+    found: list[tuple[int, list[SummaryRow]]] = []
+    while left:
+        times = {size: _times(left, size) for size in range(1, _LONGEST_GROUP + 1)}
+        size = max(times, key=lambda size: (size * times[size] if times[size] > 1 else 1, -size))
+        group = [_largest(left[place : size * times[size] : size]) for place in range(size)]
+        found.append((times[size], group))
+        left = left[size * times[size] :]
+    return found
+
+
+def _times(rows: list[SummaryRow], size: int) -> int:
+    """How often the first rows, so many of them, follow on each other."""
+    kinds = [replace(row, lipschitz=None) for row in rows]
+    times = 1
+    while kinds[times * size : (times + 1) * size] == kinds[:size] and len(kinds) >= (times + 1) * size:
+        times += 1
+    return times
+
+
+def _largest(rows: list[SummaryRow]) -> SummaryRow:
+    constants = [row.lipschitz for row in rows if row.lipschitz is not None]
+    return replace(rows[0], lipschitz=max(constants, default=None))
 
 
 def _of_flow(flow: Flow, depth: int) -> Iterator[SummaryRow]:
@@ -101,13 +136,15 @@ def _of_chain(chain: Chain, depth: int) -> Iterator[SummaryRow]:
             kind = type(layer).__name__
             if isinstance(layer, Convolution):
                 kind += f" {'x'.join(str(n) for n in layer.weight.shape[2:])}"
-            yield SummaryRow(depth, kind, shape, layer.output_shape, count, layer.lipschitz, layer.bound.certificate)
+            yield SummaryRow(
+                depth, kind, shape, layer.output_shape, count, layer.lipschitz, layer.bound.certificate, depth > 0
+            )
             shape = layer.output_shape
         else:
             after = shape if (changed := getattr(layer, "output_shape", None)) is None else changed
             count = sum(math.prod(array.shape) for array in getattr(layer, "arrays", ()))
             certificate = getattr(layer, "certificate", "exact")
-            yield SummaryRow(depth, layer.name, shape, after, count, layer.lipschitz, certificate)
+            yield SummaryRow(depth, layer.name, shape, after, count, layer.lipschitz, certificate, depth > 0)
             shape = after
 
 

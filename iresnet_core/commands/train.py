@@ -5,6 +5,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +13,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from iresnet_core.commands import INTERRUPTED
 from iresnet_core.commands.terminal import FAILED, one_thread, usage_errors, wide_console
+from iresnet_core.commands.training_display import TrainingDisplay
 from iresnet_core.errors import DataFileError, InvalidArgumentError, IResNetError, MissingDependencyError, RunError
 from iresnet_core.files import load
 from iresnet_core.training import (
@@ -55,85 +56,104 @@ def _option(*names: str, help: str, **more: Any) -> Any:  # typer's word
     return typer.Option(*names, help=help, show_default=False, **more)
 
 
+# The groups of options in the help.
+_data = partial(_option, rich_help_panel="Data")
+_model = partial(_option, rich_help_panel="Model")
+_training = partial(_option, rich_help_panel="Training")
+_run = partial(_option, rich_help_panel="Run folder and evaluation")
+
+
 def train_command(
     data: Annotated[
         str | None,
         typer.Argument(metavar="DATA", help=f"{', '.join((*toy_names(), *IMAGES))}, or a .npy, .npz or .csv file."),
     ] = None,
-    out: Annotated[Path | None, _option("--out", metavar="RUN", help="Run folder; default runs/DATA.")] = None,
-    resume: Annotated[Path | None, _option("--resume", metavar="RUN", help="Go on with this run.")] = None,
+    out: Annotated[Path | None, _run("--out", metavar="RUN", help="Run folder; default runs/DATA.")] = None,
+    resume: Annotated[Path | None, _run("--resume", metavar="RUN", help="Go on with this run.")] = None,
     framework: Annotated[
         str | None,
-        _option("--framework", "--engine", metavar="NAME", help=f"{' or '.join(trainer_names())}; default torch."),
+        _training("--framework", "--engine", metavar="NAME", help=f"{' or '.join(trainer_names())}; default torch."),
     ] = None,
-    model: Annotated[str | None, _option("--model", metavar="KIND", help="mlp or conv; default by the data.")] = None,
-    blocks: Annotated[int | None, _option("--blocks", help="Residual blocks (8; of conv 4 a scale).")] = None,
-    hidden: Annotated[int | None, _option("--hidden", help="Width of hidden layers (64, 128; of conv 32).")] = None,
-    layers: Annotated[int | None, _option("--layers", help="Hidden layers a block (2).")] = None,
-    activation: Annotated[str | None, _option("--activation", help="Between them, as lipswish, elu or sin.")] = None,
-    coeff: Annotated[float | None, _option("--coeff", help="Cap of a block's Lipschitz constant (0.9).")] = None,
+    model: Annotated[str | None, _model("--model", metavar="KIND", help="mlp or conv; default by the data.")] = None,
+    blocks: Annotated[int | None, _model("--blocks", help="Residual blocks (8; of conv 4 a scale).")] = None,
+    hidden: Annotated[int | None, _model("--hidden", help="Width of hidden layers (64, 128; of conv 32).")] = None,
+    layers: Annotated[int | None, _model("--layers", help="Hidden layers a block (2).")] = None,
+    activation: Annotated[str | None, _model("--activation", help="Between them, as lipswish, elu or sin.")] = None,
+    coeff: Annotated[float | None, _model("--coeff", help="Cap of a block's Lipschitz constant (0.9).")] = None,
     alpha: Annotated[
-        float | None, _option("--alpha", help="Of the logit of images (0.05; less if most are black or white).")
+        float | None, _model("--alpha", help="Of the logit of images (0.05; less if most are black or white).")
     ] = None,
     standardize: Annotated[
         bool | None,
-        _option("--standardize/--no-standardize", help="Data but grey levels, as first layer; default yes."),
+        _model("--standardize/--no-standardize", help="Data but grey levels, as first layer; default yes."),
     ] = None,
-    steps: Annotated[int | None, _option("--steps", help="Length in steps (2000).")] = None,
-    minutes: Annotated[float | None, _option("--minutes", help="Length in minutes, instead of steps.")] = None,
-    batch: Annotated[int | None, _option("--batch", help="Samples a step (256; of conv 64).")] = None,
-    lr: Annotated[float | None, _option("--lr", help="Learning rate of Adam.")] = None,
-    schedule: Annotated[str | None, _option("--schedule", help="cosine (default) or constant.")] = None,
+    steps: Annotated[int | None, _training("--steps", help="Length in steps (2000).")] = None,
+    minutes: Annotated[float | None, _training("--minutes", help="Length in minutes, instead of steps.")] = None,
+    batch: Annotated[int | None, _training("--batch", help="Samples a step (256; of conv 64).")] = None,
+    lr: Annotated[float | None, _training("--lr", help="Learning rate of Adam.")] = None,
+    schedule: Annotated[str | None, _training("--schedule", help="cosine (default) or constant.")] = None,
     start: Annotated[
         str | None,
-        _option("--start", help="Of weights: orthogonal, or uniform (below 10000 samples)."),
+        _training("--start", help="Of weights: orthogonal, or uniform (below 10000 samples)."),
     ] = None,
     weight_decay: Annotated[
-        float | None, _option("--weight-decay", help="Decoupled (2 below 10000 samples, else 0).")
+        float | None, _training("--weight-decay", help="Decoupled (2 below 10000 samples, else 0).")
     ] = None,
-    clip: Annotated[float | None, _option("--clip", help="Largest norm of the gradient (10).")] = None,
+    clip: Annotated[float | None, _training("--clip", help="Largest norm of the gradient (10).")] = None,
     share: Annotated[
         float | None,
-        _option("--share", help="Part of a batch for the log-determinants (a quarter)."),
+        _training("--share", help="Part of a batch for the log-determinants (a quarter)."),
     ] = None,
-    dtype: Annotated[str | None, _option("--dtype", help="float32 (default) or float64.")] = None,
-    seed: Annotated[int | None, _option("--seed", help="Seed of everything (0).")] = None,
+    dtype: Annotated[str | None, _training("--dtype", help="float32 (default) or float64.")] = None,
+    seed: Annotated[int | None, _training("--seed", help="Seed of everything (0).")] = None,
     evaluate_every: Annotated[
-        int | None, _option("--evaluate-every", metavar="N", help="Steps between evaluations (100; of conv 250).")
+        int | None, _run("--evaluate-every", metavar="N", help="Steps between evaluations (100; of conv 250).")
     ] = None,
     checkpoint_every: Annotated[
-        int | None, _option("--checkpoint-every", metavar="N", help="Steps between checkpoints (500).")
+        int | None, _run("--checkpoint-every", metavar="N", help="Steps between checkpoints (500).")
     ] = None,
     evaluation_samples: Annotated[
-        int | None, _option("--evaluation-samples", metavar="N", help="Of the validation set (1000).")
+        int | None, _run("--evaluation-samples", metavar="N", help="Of the validation set (1000).")
     ] = None,
     recompute: Annotated[
         bool | None,
-        _option("--recompute/--no-recompute", help="Blocks once more on the way back: less memory, more time."),
+        _training("--recompute/--no-recompute", help="Blocks once more on the way back: less memory, more time."),
     ] = None,
     compiled: Annotated[
         bool | None,
-        _option("--compile/--no-compile", help="PyTorch: one program for all blocks alike; Keras compiles anyway."),
+        _training("--compile/--no-compile", help="PyTorch: one program for all blocks alike; Keras compiles anyway."),
     ] = None,
     checkpoint: Annotated[
         str | None,
-        _option("--checkpoint", help="What blocks keep for the way back: all (default), input, or inverse: nothing."),
+        _training("--checkpoint", help="What blocks keep for the way back: all (default), input, or inverse: nothing."),
     ] = None,
-    samples: Annotated[int | None, _option("--samples", metavar="N", help="How much data to draw or to use.")] = None,
-    file: Annotated[str | None, _option("--file", metavar="FILE", help="Where mnist.npz is.")] = None,
-    key: Annotated[str | None, _option("--key", metavar="NAME", help="Which array of a .npz file.")] = None,
+    penalty: Annotated[
+        float | None,
+        _training("--penalty", help="Times the sum of the squared norms of the weights, added to the loss (0)."),
+    ] = None,
+    ema: Annotated[
+        float | None,
+        _training("--ema", metavar="DECAY", help="Evaluate and export a moving average of the weights."),
+    ] = None,
+    threads: Annotated[
+        int | None, _training("--threads", metavar="N", help="Threads on the CPU; default the framework's.")
+    ] = None,
+    samples: Annotated[int | None, _data("--samples", metavar="N", help="How much data to draw or to use.")] = None,
+    file: Annotated[str | None, _data("--file", metavar="FILE", help="Where mnist.npz is.")] = None,
+    key: Annotated[str | None, _data("--key", metavar="NAME", help="Which array of a .npz file.")] = None,
     levels: Annotated[
-        int | None, _option("--levels", metavar="N", help="Grey levels of a file of whole numbers.")
+        int | None, _data("--levels", metavar="N", help="Grey levels of a file of whole numbers.")
     ] = None,
     condition: Annotated[
-        str | None, _option("--condition", metavar="COLUMNS", help="Columns of a table that are conditions, as 2,3.")
+        str | None,
+        _data("--condition", metavar="COLUMNS", help="Columns of a table that are conditions, as 2,3."),
     ] = None,
     labels: Annotated[
-        str | None, _option("--labels", metavar="COLUMNS", help="Which of these hold labels, to enter one-hot.")
+        str | None, _data("--labels", metavar="COLUMNS", help="Which of these hold labels, to enter one-hot.")
     ] = None,
     tensorboard: Annotated[
         bool | None,
-        _option("--tensorboard/--no-tensorboard", help="Log for TensorBoard; default where that is installed."),
+        _run("--tensorboard/--no-tensorboard", help="Log for TensorBoard; default where that is installed."),
     ] = None,
 ) -> None:
     """Train a flow by maximum likelihood.
@@ -166,6 +186,9 @@ def train_command(
         "checkpoint_every": checkpoint_every,
         "evaluation_samples": evaluation_samples,
         "compiled": compiled,
+        "penalty": penalty,
+        "ema": ema,
+        "threads": threads,
     }
     asked = {name: value for name, value in asked.items() if value is not None}
     of_data = {"samples": samples, "file": file, "key": key, "levels": levels, "condition": condition, "labels": labels}
@@ -203,7 +226,7 @@ def _train(console: Console, run: TrainingRun, config: RunConfig, dataset: Datas
     _announce(console, config, dataset, run)
     plan = _planned(config, dataset)
     try:
-        with _Display(config, console) as display:
+        with TrainingDisplay(config, console) as display:
             outcome = train(run, config, dataset, plan, display, tensorboard=tensorboard)
     except KeyboardInterrupt:
         console.print(
@@ -216,8 +239,9 @@ def _train(console: Console, run: TrainingRun, config: RunConfig, dataset: Datas
         print(f"iresnet: {error}", file=sys.stderr)
         raise typer.Exit(FAILED) from error
     if not outcome.finished:
+        when = f"at step {outcome.step}; everything is saved" if outcome.step else "before the first step"
         console.print(
-            f"Interrupted at step {outcome.step}; everything is saved. Resume: iresnet train --resume {run.folder}",
+            f"Interrupted {when}. Resume: iresnet train --resume {run.folder}",
             style="yellow",
             soft_wrap=True,
         )
@@ -332,67 +356,15 @@ def _announce(console: Console, config: RunConfig, dataset: Dataset, run: Traini
             "white",
             soft_wrap=True,
         )
-    unit = "nats" if config.levels is None else f"bits per dimension, of {config.levels} grey levels each"
-    console.print(f"loss: mean of -log p(x) over samples x, in {unit}", soft_wrap=True)
+    if config.levels is None:
+        console.print("log-density: mean of log p(x) over samples x, in nats; more is better", soft_wrap=True)
+    else:
+        console.print(
+            f"bits per dimension: mean of -log2 p(x) / dimensions, for {config.levels} grey levels; fewer is better",
+            soft_wrap=True,
+        )
     going_on = " (going on from its checkpoint)" if run.checkpoint_path.exists() else ""
     console.print(f"run folder: {run.folder}{going_on}", soft_wrap=True)
-
-
-class _Display:
-    """A bar on a terminal, a line an evaluation elsewhere; a `Watcher` of the training."""
-
-    def __init__(self, config: RunConfig, console: Console) -> None:
-        self.config, self.console = config, console
-        training = config.settings.training
-        self.steps, self.seconds = training.steps, None if training.minutes is None else 60 * training.minutes
-        self.size = math.prod(config.layout.data_shape)
-        self.loss: float | None = None
-        self.validation = self.constant = ""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        watched = console.is_terminal
-        self.bar = Progress(*columns, console=console, transient=True, disable=not watched, expand=True)
-        self.task = self.bar.add_task("", total=self.steps if self.steps is not None else self.seconds)
-
-    def __enter__(self) -> "_Display":
-        self.bar.__enter__()
-        return self
-
-    def __exit__(self, *details: Any) -> None:
-        self.bar.__exit__(*details)
-
-    def stepped(self, step: int, seconds: float, loss: float) -> None:
-        """Move the bar on."""
-        self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
-        words = f"step {step} · loss {self._in_unit(self.loss):.3f} {self._unit()}{self.validation}{self.constant}"
-        self.bar.update(self.task, completed=step if self.steps is not None else seconds, description=words)
-
-    def evaluated(self, row: Mapping[str, Any]) -> None:
-        """Remember what the bar shows, or print a line."""
-        self.validation = f" · val {self._in_unit(row['validation_nats']):.3f}"
-        self.constant = f" · c {row['lipschitz']:.4f}"
-        if self.bar.disable:
-            self.console.print(
-                f"step {row['step']:>6}  {row['seconds']:>6.0f} s  "
-                f"train {self._in_unit(row['train_nats']):.4f}  validation "
-                f"{self._in_unit(row['validation_nats']):.4f} ± {self._scale() * row['validation_error']:.4f} "
-                f"{self._unit()}  c {row['lipschitz']:.4f}",
-                soft_wrap=True,
-            )
-
-    def _unit(self) -> str:
-        return "nats" if self.config.levels is None else "bits/dim"
-
-    def _scale(self) -> float:
-        return 1.0 if self.config.levels is None else 1 / (self.size * math.log(2))
-
-    def _in_unit(self, nats: float) -> float:
-        return nats if self.config.levels is None else bits_per_dim(nats, self.config.levels, self.size)
 
 
 def _finish(console: Console, run: TrainingRun, config: RunConfig, dataset: Dataset, outcome: Outcome) -> None:

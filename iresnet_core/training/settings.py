@@ -16,12 +16,24 @@ from iresnet_core.training.plans import ModelSettings
 __all__ = ["RunSettings", "TrainingSettings", "default_settings", "settings_from_json", "share_at_ends", "with_changes"]
 
 SCHEDULES = ("cosine", "constant")
+# As it was in older run folders.
+_AS_BEFORE = {
+    "share": 1.0,
+    "recompute": False,
+    "recover": False,
+    "compiled": False,
+    "penalty": 0.0,
+    "ema": None,
+    "threads": None,
+}
 STARTS = ("orthogonal", "uniform")
 DTYPES = ("float32", "float64")
 _SEEDS = 2**63  # what all frameworks take
 _LARGEST_RATE = 1e6  # far beyond all that trains, and within the range of every dtype
 # A resumed training may change these settings; all others would make it another training.
-CHANGEABLE = frozenset({"steps", "minutes", "evaluate_every", "checkpoint_every", "recompute", "recover", "compiled"})
+CHANGEABLE = frozenset(
+    {"steps", "minutes", "evaluate_every", "checkpoint_every", "recompute", "recover", "compiled", "threads"}
+)
 _CONV_FROM = 16 * 16  # images with at least so many pixels get convolutions by default
 # Up to this dimension narrow layers suffice, with sines between them. Sines keep the slope of a block near its cap,
 # where lipswish and elu halve it at every layer, so that a few blocks bend the plane much further in the same time. So
@@ -78,6 +90,12 @@ class TrainingSettings:
         Whether it keeps one input of eight blocks, and finds the others again by inversion: on PyTorch.
     compiled : bool
         Whether PyTorch compiles the blocks, once for all that are alike. Keras compiles its steps in any case.
+    penalty : float
+        The loss has this times the sum of the squared spectral norms of the free weights (Behrmann et al. 2019).
+    ema : float or None
+        Decay of the moving average of all parameters, which is what is evaluated and exported; None without one.
+    threads : int or None
+        Threads of the framework on the CPU; None for its own number.
     """
 
     framework: str
@@ -98,6 +116,9 @@ class TrainingSettings:
     recompute: bool = False
     recover: bool = False
     compiled: bool = False
+    penalty: float = 0.0
+    ema: float | None = None
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch", "evaluate_every", "checkpoint_every", "evaluation_samples"):
@@ -131,6 +152,12 @@ class TrainingSettings:
         if self.dtype not in DTYPES:
             raise InvalidArgumentError(f"dtype must be {' or '.join(DTYPES)}, got {self.dtype!r}.")
         require_share(self.share)
+        if not 0 <= self.penalty < float("inf"):
+            raise InvalidArgumentError(f"penalty must be a number of at least 0, got {self.penalty:g}.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InvalidArgumentError(f"ema, the decay of an average, must lie between 0 and 1, got {self.ema:g}.")
+        if self.threads is not None and self.threads < 1:
+            raise InvalidArgumentError(f"threads must be at least 1, got {self.threads}.")
         if self.lr > _LARGEST_RATE:
             raise InvalidArgumentError(f"lr must be at most {_LARGEST_RATE:g}, got {self.lr:g}.")
         if not 0 <= self.seed < _SEEDS:
@@ -207,12 +234,15 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         "share": None,
         "seed": source.seed,
         "dtype": "float32",
-        "evaluate_every": 250 if kind == "conv" else 100,  # an evaluation of images takes as long as thirty steps
+        "evaluate_every": _evaluate_every(kind == "conv", asked.get("steps")),
         "checkpoint_every": 500,
         "evaluation_samples": 1000,
         "recompute": False,
         "recover": False,
         "compiled": False,
+        "penalty": 0.0,
+        "ema": None,
+        "threads": None,
     }
     for name, value in asked.items():
         (model if name in model else training)[name] = value
@@ -229,6 +259,15 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
             f"a batch of {settings.training.batch} is more than the {len(dataset.train)} samples to train on."
         )
     return settings
+
+
+def _evaluate_every(convolutional: bool, steps: int | None) -> int:
+    """Return the steps between evaluations; of images one takes as long as thirty steps.
+
+    A short training is evaluated a few times as well, since its best model is that of an evaluation.
+    """
+    usual, fewest = (250, 4) if convolutional else (100, 10)
+    return usual if steps is None else max(1, min(usual, steps // fewest))
 
 
 def share_at_ends(dataset: Dataset) -> float:
@@ -299,7 +338,7 @@ def settings_from_json(node: Any, where: str) -> RunSettings:
         training = {("framework" if name == "engine" else name): value for name, value in training.items()}
         node = {**node, "training": training}
     if isinstance(training, dict):  # as before there were these settings
-        node = {**node, "training": {"share": 1.0, "recompute": False, "recover": False, "compiled": False, **training}}
+        node = {**node, "training": {**_AS_BEFORE, **training}}
     data = node.get("data")
     if isinstance(data, dict):
         node = {**node, "data": {"condition": None, "labels": None, **data}}

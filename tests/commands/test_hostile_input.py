@@ -182,7 +182,7 @@ def test_an_output_that_is_full_is_one_line(tmp_path):
 
 
 def test_ctrl_c_before_a_command_has_begun(monkeypatch):
-    def interrupted():
+    def interrupted(commands):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "build_app", interrupted)

@@ -302,10 +302,10 @@ def test_train_from_the_first_step_to_the_picture(framework, tmp_path):
     run = tmp_path / "run"
     result = iresnet("train", "circles", "--framework", framework, "--out", run, *QUICK)
     assert result.exit_code == 0, result.output
-    assert "loss: mean of -log p(x) over samples x, in nats\n" in result.stdout
+    assert "log-density: mean of log p(x) over samples x, in nats; more is better\n" in result.stdout
     lines = [line for line in result.stdout.splitlines() if re.match(r"step +\d+ ", line)]
     assert len(lines) == 2
-    assert re.search(r"validation \d\.\d{4} ± 0\.\d{4} nats  c 0\.\d{4}$", lines[-1])
+    assert re.search(r"log-density: train -\d\.\d{4}  validation -\d\.\d{4} ± 0\.\d{4}  c 0\.\d{4}$", lines[-1])
     test = re.search(r"test log-density (\S+) ± (\S+) nats", result.stdout)
     node = json.loads((run / "result.json").read_text())
     assert f"{node['log_prob']:.4f}" == test[1]
@@ -347,7 +347,7 @@ def test_training_on_images_says_what_the_loss_and_the_logit_are_with_torch(tmp_
     quick = [word for word in QUICK if word not in ("--samples", 500)]
     result = iresnet("train", tmp_path / "x.npy", "--out", tmp_path / "run", *quick)
     assert result.exit_code == 0, result.output
-    assert "loss: mean of -log p(x) over samples x, in bits per dimension, of 256 grey levels" in result.stdout
+    assert "bits per dimension: mean of -log2 p(x) / dimensions, for 256 grey levels; fewer is better" in result.stdout
     assert re.search(r"logit with alpha 0.000391 in front: 7\d% of the pixels are black or white", result.stdout)
     assert re.search(r"^logit +alpha 0.000391$", iresnet("info", tmp_path / "run").stdout, re.MULTILINE)
     assert TrainingRun(tmp_path / "run").read_config().settings.model.alpha == 0.1 / 256

@@ -1,6 +1,8 @@
 """Training of a planned flow with Keras: what the loop of `iresnet_core.training.loop` needs of a backend."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -12,7 +14,7 @@ from iresnet_core.adapters.keras.flow import Flow
 from iresnet_core.adapters.keras.kept_in_programs import is_certificate
 from iresnet_core.adapters.keras.tensors import constant
 from iresnet_core.backends import get_backend
-from iresnet_core.errors import RunError
+from iresnet_core.errors import InvalidArgumentError, RunError
 from iresnet_core.training import ConditionPlan, LayerPlan, StepResult, TrainingSettings
 
 __all__ = ["Trainer"]
@@ -49,6 +51,7 @@ class Trainer:
         first_context: np.ndarray | None = None,
     ) -> None:
         self.settings = settings
+        _take_threads(settings.threads)
         seed = settings.seed % 2**32  # Keras takes no larger ones
         keras.utils.set_random_seed(seed)
         layers = build_layers(plan, settings.dtype, start=settings.start)
@@ -59,31 +62,64 @@ class Trainer:
             dtype=settings.dtype,
             share=settings.share,
             checkpoint=settings.recompute,
+            penalty=settings.penalty,
             condition=build_condition(condition, settings.dtype),
         )
         self.model.initialize(first, first_context)
         self.optimizer = keras.optimizers.AdamW(
-            settings.lr, weight_decay=settings.weight_decay, epsilon=1e-8, global_clipnorm=settings.clip
+            settings.lr,
+            weight_decay=settings.weight_decay,
+            epsilon=1e-8,
+            global_clipnorm=settings.clip,
         )
         variables = self.model.trainable_variables
         self.optimizer.exclude_from_weight_decay([v for v in variables if len(v.shape) <= 1])
         self.model.compile(optimizer=self.optimizer)
         self.optimizer.build(variables)
+        # Not Keras' own average: to swap it in and out changes the weights by rounding on TensorFlow.
+        self.average = [keras.Variable(v, trainable=False) for v in variables] if settings.ema is not None else []
+        self.averaged_steps = keras.Variable(0, dtype="int64", trainable=False) if self.average else None
 
     def step(self, x: np.ndarray, lr: float, context: np.ndarray | None = None) -> StepResult:
         """Take one step of Adam, in a compiled program; the norm of its gradient stays inside that."""
         self.optimizer.learning_rate = lr
         self.model.reset_metrics()
-        return StepResult(float(self.model.train_on_batch(x if context is None else (x, context))), None)
+        loss = float(self.model.train_on_batch(x if context is None else (x, context)))
+        self._take_into_average()
+        return StepResult(loss, None)
+
+    def _take_into_average(self) -> None:
+        """Move the average towards the parameters; the first ones are the average at the start."""
+        if self.averaged_steps is None:
+            return
+        assert self.settings.ema is not None
+        part = 1.0 if int(self.averaged_steps) == 0 else 1 - self.settings.ema
+        for average, variable in zip(self.average, self.model.trainable_variables, strict=True):
+            average.assign_add(part * (constant(variable) - constant(average)))
+        self.averaged_steps.assign_add(1)
 
     def log_prob(self, x: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
         """Return log-densities under the certified weights."""
-        with get_backend(keras.ops.zeros(())).no_grad():
+        with self._averaged(), get_backend(keras.ops.zeros(())).no_grad():
             return _host(self.model.log_prob(x, context, rng=seed))
 
     def lipschitz(self) -> float:
         """Return the largest certified constant of a block."""
-        return self.model.lipschitz
+        with self._averaged():
+            return self.model.lipschitz
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Exchange the parameters for their average, where there is one."""
+        variables = self.model.trainable_variables if self.average else []
+        own = [_host(constant(variable)).copy() for variable in variables]
+        for variable, average in zip(variables, self.average, strict=True):
+            variable.assign(constant(average))
+        try:
+            yield
+        finally:
+            for variable, value in zip(variables, own, strict=True):
+                variable.assign(value)
 
     def parameter_count(self) -> int:
         """Return the number of trained parameters."""
@@ -126,11 +162,41 @@ class Trainer:
         own = [variable for variable in self.model.variables if not is_certificate(variable)]
         units = {f"unit.{k}": variable for k, variable in enumerate(v for v in own if v.name == "unit")}
         named = {f"flow.{k}": variable for k, variable in enumerate(v for v in own if v.name != "unit")}
-        return named | units | {f"adam.{k}": variable for k, variable in enumerate(self.optimizer.variables)}
+        averages = {f"average.{k}": variable for k, variable in enumerate(self.average)}
+        if self.averaged_steps is not None:
+            averages["average.count"] = self.averaged_steps
+        adam = {f"adam.{k}": variable for k, variable in enumerate(self.optimizer.variables)}
+        return named | units | averages | adam
 
     def to_core(self) -> core.Flow:
         """Return the certified flow."""
-        return self.model.to_core()
+        with self._averaged():
+            return self.model.to_core()
+
+
+def _take_threads(threads: int | None) -> None:
+    """Set the number of threads of Keras' backend, which has to be asked before it computes.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the backend cannot be told.
+    """
+    if threads is None:
+        return
+    name = keras.backend.backend()
+    try:
+        if name == "torch":
+            sys.modules["torch"].set_num_threads(threads)
+        elif name == "tensorflow":
+            sys.modules["tensorflow"].config.threading.set_intra_op_parallelism_threads(threads)
+        else:
+            raise InvalidArgumentError(
+                f"--threads cannot be set with Keras on {name}, which takes the cores that its process may use: start "
+                "it with taskset, or in a container."
+            )
+    except RuntimeError as error:  # of TensorFlow, once it has computed
+        raise InvalidArgumentError(f"--threads comes too late: {error}") from error
 
 
 def _host(tensor: Any) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import iresnet_core as core
 from iresnet_core.adapters.torch.building import build_condition, build_layers
@@ -47,12 +48,15 @@ class Trainer:
         first_context: np.ndarray | None = None,
     ) -> None:
         self.settings = settings
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(settings.seed)
         flow = Flow(
             build_layers(plan, start=settings.start),
             event_shape=model_shape,
             checkpoint="inverse" if settings.recover else settings.recompute,
+            penalty=settings.penalty,
             condition=build_condition(condition),
         )
         self.flow = flow.to(device=self.device, dtype=getattr(torch, settings.dtype))
@@ -63,6 +67,7 @@ class Trainer:
             for decays, decay in ((True, settings.weight_decay), (False, 0.0))
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr)
+        self.average = None if settings.ema is None else AveragedModel(self.flow, multi_avg_fn=_ema(settings.ema))
 
     def _tensor(self, x: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
@@ -81,18 +86,25 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.settings.clip)
         if bool(torch.isfinite(loss) & torch.isfinite(norm)):  # else the parameters stay as they are
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update_parameters(self.flow)
         return StepResult(float(loss.detach()), float(norm))
 
     def log_prob(self, x: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
         """Return log-densities under the certified weights."""
-        self.flow.eval()
+        flow = self._evaluated()
         with torch.no_grad():
-            values: Tensor = self.flow.log_prob(self._tensor(x), self._context(context), rng=seed)
+            values: Tensor = flow.log_prob(self._tensor(x), self._context(context), rng=seed)
         return values.cpu().numpy()
 
     def lipschitz(self) -> float:
         """Return the largest certified constant of a block."""
-        return self.flow.lipschitz
+        return self._evaluated().lipschitz
+
+    def _evaluated(self) -> Flow:
+        """Return the flow, or that of the averaged parameters, in evaluation mode."""
+        flow: Flow = self.flow if self.average is None else self.average.module  # type: ignore[assignment]
+        return flow.eval()
 
     def parameter_count(self) -> int:
         """Return the number of trained parameters."""
@@ -104,6 +116,9 @@ class Trainer:
         for name, parameter in self.flow.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
                 arrays[f"adam.{key}.{name}"] = _host(value)
+        if self.average is not None:
+            arrays["average.count"] = _host(self.average.n_averaged)
+            arrays |= {f"average.{name}": _host(t) for name, t in self.average.module.named_parameters()}
         return arrays | self._random_states()
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -140,6 +155,7 @@ class Trainer:
             for name, array in moments.items():
                 if not name.startswith("adam.exp_avg.") and np.any(array < 0):
                     raise RunError(f"{name} is negative.")
+        self._load_average({name: a for name, a in arrays.items() if name.startswith("average.")})
         random = {name: a for name, a in arrays.items() if name.startswith("random.")}
         if "random.cuda" in random and self.device.type != "cuda":
             del random["random.cuda"]  # the training goes on without the GPU that it was begun with
@@ -162,6 +178,17 @@ class Trainer:
         except RuntimeError as error:
             raise RunError(f"the state of the random generator is damaged: {error}") from error
 
+    def _load_average(self, arrays: Mapping[str, np.ndarray]) -> None:
+        average = self.average
+        expected: dict[str, Tensor] = {}
+        if average is not None:
+            expected |= {f"average.{name}": p for name, p in average.module.named_parameters()}
+            expected["average.count"] = average.n_averaged
+        _require_same(arrays, {name: (tuple(t.shape), _host(t).dtype) for name, t in expected.items()})
+        with torch.no_grad():
+            for name, tensor in expected.items():
+                tensor.copy_(_tensor_of(arrays[name]))
+
     def _random_states(self) -> dict[str, np.ndarray]:
         states = {"random.cpu": _host(torch.get_rng_state())}
         if self.device.type == "cuda":
@@ -170,7 +197,7 @@ class Trainer:
 
     def to_core(self) -> core.Flow:
         """Return the certified flow."""
-        return self.flow.to_core()
+        return self._evaluated().to_core()
 
 
 def _require_same(
@@ -186,6 +213,11 @@ def _require_same(
                 f"the checkpoint is that of another model: {name} is {found[name].dtype} of shape {found[name].shape} "
                 f"there, {dtype} of shape {shape} here."
             )
+
+
+def _ema(decay: float) -> Any:
+    """Return the rule by which parameters enter their average."""
+    return get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
 
 def _host(tensor: Tensor) -> np.ndarray:
