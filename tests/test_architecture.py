@@ -53,6 +53,7 @@ ALLOWED = {
     "reference": {"branches", "operators"},
     "example_data": {"branches", "operators"},
     "cli": {"commands"},
+    "__main__": {"cli"},
     "backends": set(),
     "errors": set(),
     "results": set(),
