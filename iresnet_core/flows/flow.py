@@ -40,15 +40,16 @@ class Flow(LayerSequence, Layer):
     Parameters
     ----------
     layers : sequence of Layer
-        In the order of `forward`; at least one.
+        The layers in the order of `forward`; at least one.
     event_shape : tuple of int or int, optional
-        Shape of one sample, without the batch axis; n stands for (n,). By default what the layers say, as blocks do.
+        Shape of one sample, without the batch axis. An int n stands for (n,). By default the layers tell it, such as a
+        `ResidualBlock`.
     base : "normal", Base, or an object of your own
-        Density of the latents: `DiagonalNormal`, `FullNormal`, `NormalMixture`, `StudentT`, `Uniform`, whose parameters
-        are then parameters of the flow, or an object with ``log_prob(z)`` (batch,) and ``sample(n, rng, like)``.
+        Density of the latents. The parameters of a `DiagonalNormal`, `FullNormal`, `NormalMixture`, `StudentT` or
+        `Uniform` are then parameters of the flow. An object of your own has ``log_prob(z)`` (batch,) and ``sample(n,
+        rng, like)``.
     condition : Condition, Dense or Chain, optional
-        Map of a condition to what enters all layers that take one: an embedding that they share. Without it the
-        condition itself enters them.
+        An embedding of the condition that all layers share. Without it the condition itself enters the layers.
 
     Attributes
     ----------
@@ -62,7 +63,7 @@ class Flow(LayerSequence, Layer):
     ShapeError
         If the layers do not fit each other, `event_shape` or the map of the condition; a note says which.
     InvalidArgumentError
-        If an entry is no layer or a flow with a base of its own, or there is no such base.
+        If an entry is not a layer, or is a flow with a base of its own, or if there is no such base.
     MixedBackendsError, DtypeError
         If the parameters come from two backends or have two dtypes.
 
@@ -144,7 +145,7 @@ class Flow(LayerSequence, Layer):
 
     @property
     def context_labels(self) -> Labels | None:
-        """Labels that it may hold, see `Condition`."""
+        """Labels that a condition may hold, see `Condition`."""
         return self._takes[1]
 
     def _with(self, layers: Sequence[Layer], condition: Condition | None) -> Self:
@@ -241,11 +242,12 @@ class Flow(LayerSequence, Layer):
         context : array (batch, features), or (features,) for all samples
             Conditions, see `given`.
         method, tol, probes, noise, rng, unbiased, terms, probe_kind, control_variate, errors, exact_up_to
-            As in `logdet`, for every residual block, but: `tol` is for the sum over all blocks, of which each gets an
-            equal part; `rng` is "sample" if it is left out, but for training (``errors=False``) and unbiased answers,
-            where it is the framework's generator; an int is a seed from which every block gets a stream of its own, and
-            a generator is used by the blocks in turn; `noise` is a list with one entry a residual block, in the order
-            of `forward` (independent entries, else the standard errors do not add in quadrature).
+            As in `logdet`, for every residual block, with these differences. `tol` is for the sum over all blocks, and
+            each block gets an equal part of it. By default `rng` is "sample", and for training (``errors=False``) and
+            unbiased answers the framework's generator. An int is a seed from which every block gets a stream of its
+            own; a generator is used by one block after the other. `noise` is a list with one entry for each residual
+            block, in the order of `forward`; the entries have to be independent for the standard errors to add in
+            quadrature.
 
         Returns
         -------
@@ -314,7 +316,8 @@ class Flow(LayerSequence, Layer):
         Parameters
         ----------
         n : int or tuple of int
-            How many; 0 gives an empty batch. A tuple is the shape of the batch, and () one sample without a batch axis.
+            The number of samples; 0 gives an empty batch. A tuple is the shape of the batch, and () gives one sample
+            without a batch axis.
         context : array (n, features), or (features,) for all samples
             As in `log_prob`.
         rng : None, int or the backend's own generator

@@ -79,7 +79,7 @@ def reverse_kl(
     target : callable
         Takes samples (n, *event_shape) of the flow's backend and returns their log-densities (n,), differentiable.
     n : int
-        How many samples.
+        The number of samples.
     context : array (n, features), or (features,) for all samples
         As in `Flow.sample`.
     rng : None, int or the backend's own generator
