@@ -268,7 +268,7 @@ class Flow(LayerSequence, Layer):
         require_periodic(self.layers, self.base)
         z, logdet = self._checked_forward(x, options)
         backend = get_backend(z)
-        with backend.full_precision():
+        with backend.full_precision(), backend.batch_of_unknown_size(z):
             return scored(backend, z, logdet, self.base)
 
     def bits_per_dim(

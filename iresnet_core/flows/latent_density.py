@@ -125,7 +125,7 @@ class Base(Copyable, ABC):
         require_floating(backend, z, "the latents")
         if tuple(z.shape[1:]) != self.shape:
             raise ShapeError(f"{self!r} is a density of latents of shape {self.shape}, got {tuple(z.shape[1:])}.")
-        with backend.full_precision():
+        with backend.full_precision(), backend.batch_of_unknown_size(z):
             return self.density(backend, z)[0]
 
     def score_log_prob(self, z: Array) -> Array | None:

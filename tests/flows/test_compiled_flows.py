@@ -25,6 +25,7 @@ from iresnet_core import (
     VonMises,
     Wrap,
 )
+from iresnet_core.flows import training_log_prob
 
 pytestmark = pytest.mark.needs("compile")
 RNG = np.random.default_rng(0)
@@ -112,3 +113,25 @@ def test_preimages(backend, name):
     x, *context = arguments(backend, flow)
     back = compiled(backend, COMPILERS[backend.name][0], lambda *a: flow.inverse(*a, rtol=1e-12).value)(x, *context)
     np.testing.assert_allclose(host(back), host(flow.inverse(x, *context, rtol=1e-12).value), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_programs_of_tensorflow_for_batches_of_any_size(backend, name):
+    """Which Keras compiles as soon as the last batch is smaller; a step of training, too."""
+    if backend.name != "tensorflow":
+        pytest.skip("other compilers know the size")
+    import tensorflow as tf
+
+    flow = FLOWS[name](backend)
+    inputs = arguments(backend, flow)
+    specs = [tf.TensorSpec([None, *a.shape[1:]], a.dtype) for a in inputs]
+
+    def nats(x, context=None):
+        trained = training_log_prob(flow, x, context=context, method="exact", errors=False).value
+        return flow.log_prob(x, context, method="exact").value, trained
+
+    expected = host(nats(*inputs)[0])
+    program = tf.function(nats, autograph=False, input_signature=specs)
+    for size in (3, 2):
+        for found in program(*(a[:size] for a in inputs)):
+            np.testing.assert_allclose(host(found), expected[:size], rtol=1e-9, atol=1e-9)

@@ -149,9 +149,14 @@ class WavesStep(Step):
         return self.behind
 
     def layer(self, shape: Shape, like: Array) -> BranchLayer:
-        """Return the embedding."""
-        frequencies = get_backend(like).xp.asarray(self.frequencies, dtype=like.dtype, device=device_of(like))
-        return core.FourierFeatures(frequencies, self.passed)
+        """Return the embedding, with frequencies that are known also where a compiler is tracing."""
+        framework = get_backend(like)
+
+        def made() -> core.FourierFeatures:
+            frequencies = framework.xp.asarray(self.frequencies, dtype=like.dtype, device=device_of(like))
+            return core.FourierFeatures(frequencies, self.passed)
+
+        return framework.concretely(made)  # type: ignore[no-any-return]
 
 
 class DeclaredStep(Step):
