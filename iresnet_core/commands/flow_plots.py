@@ -130,7 +130,7 @@ def density_figure(density: np.ndarray, data: np.ndarray, window: Window, title:
     return figure
 
 
-def sample_figure(panels: Mapping[str, np.ndarray], window: Window) -> Figure:
+def sample_figure(panels: Mapping[str, np.ndarray], window: Window, names: Sequence[str] | None = None) -> Figure:
     """Draw points in the plane, a panel for each entry of title and points (n, 2); the same number in all."""
     n = min(_SHOWN, *map(len, panels.values()), _SHOWN)
     with matplotlib.rc_context(PLANE_STYLE):
@@ -139,6 +139,10 @@ def sample_figure(panels: Mapping[str, np.ndarray], window: Window) -> Figure:
         for axes, (name, points) in zip(row, panels.items(), strict=True):
             axes.scatter(points[:n, 0], points[:n, 1], s=3, color=COLOURS.get(name, BLUE), alpha=0.35, linewidths=0)
             axes.set_title(f"{name}, {n} samples")
+            if names is not None:
+                axes.set_xlabel(names[0])
+                axes.set_ylabel(names[1])
+                axes.label_outer()
             _plane(axes, window)
     return figure
 
@@ -176,19 +180,22 @@ def transport_figure(
     return figure
 
 
-def marginal_figure(panels: Mapping[str, np.ndarray]) -> Figure:
+def marginal_figure(panels: Mapping[str, np.ndarray], names: Sequence[str] | None = None) -> Figure:
     """Draw samples of any dimension: histograms of the first coordinates, scatter plots of their pairs.
 
     Parameters
     ----------
     panels : mapping
         One or two entries of name and points (n, d); of two, the first has the upper triangle, the other the lower.
+    names : sequence of str, optional
+        Of the coordinates.
     """
     sets = list(panels.items())
     reference = sets[0][1]
     d = min(reference.shape[1], _MOST_MARGINALS)
     n = min(_SHOWN, *map(len, panels.values()), _SHOWN)
     low, high = np.quantile(reference, 0.001, axis=0), np.quantile(reference, 0.999, axis=0)
+    labels = [f"x[{k}]" for k in range(d)] if names is None else names
     margin = 0.08 * np.maximum(high - low, 1e-12)
     with matplotlib.rc_context(PLANE_STYLE):
         size = max(2.2 * d, 4.5)
@@ -199,7 +206,7 @@ def marginal_figure(panels: Mapping[str, np.ndarray]) -> Figure:
                 axes, span = table[i, j], (low[j] - margin[j], high[j] + margin[j])
                 axes.set_xlim(span)
                 if i == j:
-                    bins = np.linspace(*span, 41)
+                    bins = np.linspace(*span, int(np.clip(2 * n**0.5, 8, 40)) + 1)
                     for label, points in sets:
                         style: dict[str, Any] = {"histtype": "step", "color": COLOURS.get(label, BLUE), "label": label}
                         axes.hist(points[:, j], bins=bins, density=True, **style)
@@ -207,15 +214,17 @@ def marginal_figure(panels: Mapping[str, np.ndarray]) -> Figure:
                 else:
                     label, points = sets[0] if i < j else sets[-1]
                     colour = COLOURS.get(label, BLUE)
-                    axes.scatter(points[:n, j], points[:n, i], s=2, color=colour, alpha=0.4, linewidths=0)
+                    axes.scatter(
+                        points[:n, j], points[:n, i], s=2 if n > 500 else 8, color=colour, alpha=0.4, linewidths=0
+                    )
                     axes.set_ylim(low[i] - margin[i], high[i] + margin[i])
                 axes.label_outer()
                 if i == d - 1:
-                    axes.set_xlabel(f"x[{j}]")
+                    axes.set_xlabel(labels[j])
                 if j == 0 and d > 1:
-                    axes.set_ylabel(f"x[{i}]")
-        handles, labels = table[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(sets), frameon=False)
+                    axes.set_ylabel(labels[i])
+        handles, titles = table[0, 0].get_legend_handles_labels()
+        figure.legend(handles, titles, loc="outside upper center", ncols=len(sets), frameon=False)
     return figure
 
 

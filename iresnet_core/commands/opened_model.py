@@ -53,6 +53,15 @@ class OpenedModel:
         """Numbers in one sample of the data."""
         return math.prod(self.layout.data_shape)
 
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Names of the columns of a sample, if the run was trained on a table that has any."""
+        if self.config is None or self.config.columns is None:
+            return None
+        columns, condition = self.config.columns, self.config.settings.data.condition
+        placed = "" if condition is None else columns.placed(condition, "--condition")
+        return columns.without([int(k) for k in placed.split(",") if k])
+
     def test_set(self, seed: int) -> np.ndarray:
         """Return the test set of the run, dequantised."""
         if self.config is None:

@@ -44,6 +44,7 @@ def plot_command(
                 folder,
                 layout=model.layout,
                 seed=seed,
+                names=model.names,
                 told=lambda k, total, picture: progress(k, total, picture),
             )
         rows = model.run.read_log()

@@ -48,16 +48,19 @@ def grid_density(flow: Flow, window: Window, cells: int = _GRID) -> tuple[np.nda
     return density, float(density.sum() * area)
 
 
-def samples_figure(samples: np.ndarray, data: np.ndarray | None) -> Figure:
-    """Return the picture of samples (n, *data_shape), beside as many of the data where there are any."""
+def samples_figure(samples: np.ndarray, data: np.ndarray | None, names: tuple[str, ...] | None = None) -> Figure:
+    """Return the picture of samples (n, *data_shape), beside as many of the data where there are any.
+
+    `names` are those of the columns.
+    """
     panels = {"flow": samples} if data is None else {"data": data, "flow": samples}
     if samples.ndim == 4:
         return image_figure(panels)
     panels = {name: points.reshape(len(points), -1) for name, points in panels.items()}
     reference = next(iter(panels.values()))
     if reference.shape[1] == 2:
-        return sample_figure(panels, window_of(reference))
-    return marginal_figure(panels)
+        return sample_figure(panels, window_of(reference), names)
+    return marginal_figure(panels, names)
 
 
 def draw_pictures(
@@ -68,6 +71,7 @@ def draw_pictures(
     layout: SampleLayout,
     seed: int,
     told: Callable[[int, int, str], None],
+    names: tuple[str, ...] | None = None,
 ) -> list[Path]:
     """Draw what suits the dimension of the data, and return the files.
 
@@ -85,9 +89,11 @@ def draw_pictures(
         Seed of the samples.
     told : callable
         Is called with the number of pictures done and of all, and the name of the one at hand.
+    names : tuple of str, optional
+        Of the columns of a sample.
     """
     plane = data.shape[1:] == (2,) and flow.latent_shape == (2,)
-    pictures: dict[str, Callable[[], Figure]] = {"samples.png": lambda: _samples(flow, data, layout, seed)}
+    pictures: dict[str, Callable[[], Figure]] = {"samples.png": lambda: _samples(flow, data, layout, seed, names)}
     if plane:
         window = window_of(data)
         pictures["density.png"] = lambda: _density(flow, data, window)
@@ -98,9 +104,9 @@ def draw_pictures(
     return [folder / name for name in pictures]
 
 
-def _samples(flow: Flow, data: np.ndarray, layout: SampleLayout, seed: int) -> Figure:
+def _samples(flow: Flow, data: np.ndarray, layout: SampleLayout, seed: int, names: tuple[str, ...] | None) -> Figure:
     n = _IMAGES if data.ndim == 4 else min(_SAMPLES, len(data))
-    return samples_figure(layout.to_data(draw_samples(flow, n, seed=seed).value), data)
+    return samples_figure(layout.to_data(draw_samples(flow, n, seed=seed).value), data, names)
 
 
 def _density(flow: Flow, data: np.ndarray, window: Window) -> Figure:

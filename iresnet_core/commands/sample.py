@@ -27,7 +27,8 @@ def sample_command(
     run: RunArgument,
     n: Annotated[int, typer.Option("-n", help="Number of samples.", min=1)] = 1000,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Default samples.npy in RUN.", show_default=False)
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Default samples.npy in RUN; of tables .csv.", show_default=False),
     ] = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", metavar="PNG", help="Draw them too.", show_default=False)
@@ -40,14 +41,15 @@ def sample_command(
     backend: BackendOption = "numpy",
     dtype: DtypeOption = "float64",
 ) -> None:
-    """Draw samples from a trained flow and write them to a .npy, .npz or .csv file.
+    """Draw samples from a trained flow and write them to a .npy, .npz, .csv or .parquet file.
 
     Every sample comes with a certified bound on its distance to the exact preimage of its latent; the largest is
     printed, after what the distance is to first order.
     """
     console = wide_console()
     with usage_errors(), opened(run, backend, dtype) as model:
-        target = out if out is not None else _beside(run, "samples.npy")
+        # A table becomes a table again, with the names of its columns.
+        target = out if out is not None else _beside(run, "samples.npy" if model.names is None else "samples.csv")
         require_file(target, SUFFIXES)
         context = None if condition is None else condition_values(condition, model.flow.context_features)
         if context is None and model.flow.context_features is not None:
@@ -64,7 +66,7 @@ def sample_command(
                 context=context,
             )
         samples = model.layout.to_data(drawn.value)
-        write_array(target, samples)
+        write_array(target, samples, model.names)
         console.print(f"{n} samples of shape {samples.shape[1:]} in {target}", soft_wrap=True)
         console.print(
             f"distance to the exact preimages: about {np.max(drawn.error_estimate):.1e}, certainly at most "
@@ -76,7 +78,7 @@ def sample_command(
             from iresnet_core.commands.flow_plots import write_png
             from iresnet_core.commands.plots_of_a_run import samples_figure
 
-            write_png(samples_figure(samples, _data_of(model)), picture)
+            write_png(samples_figure(samples, _data_of(model), model.names), picture)
             console.print(f"picture: {picture}", soft_wrap=True)
 
 

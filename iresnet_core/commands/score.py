@@ -23,7 +23,7 @@ from iresnet_core.commands.opened_model import (
 from iresnet_core.commands.terminal import progress_bar, usage_errors, wide_console
 from iresnet_core.determinant import uses_own_seeds
 from iresnet_core.errors import DataFileError, InvalidArgumentError, ShapeError
-from iresnet_core.files import write_text
+from iresnet_core.files import TABLE_SUFFIXES, Table, opened_table, write_text
 from iresnet_core.training import (
     MeanScore,
     Scores,
@@ -41,7 +41,7 @@ def score_command(
     run: RunArgument,
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="FILE", help=".npy, .npz or .csv; default the test set of the run.", show_default=False),
+        typer.Argument(metavar="FILE", help="Samples; default the test set of the run.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
@@ -73,7 +73,7 @@ def score_command(
     with usage_errors(), opened(run, backend, dtype) as model:
         if out is not None:
             require_file(out, (".csv", ".json"))
-        x, levels, name, context = _samples_to_score(model, file, key, seed, condition)
+        x, levels, name, context, rows = _samples_to_score(model, file, key, seed, condition)
         with progress_bar() as progress:
             found = scores(
                 model.flow,
@@ -86,16 +86,18 @@ def score_command(
             )
         mean = mean_score(found)
         console.print(f"{mean.n} samples: {name}", soft_wrap=True)
+        if rows is not None and rows[-1] + 1 > len(rows):
+            console.print("rows with missing values are left out; the others keep their numbers", soft_wrap=True)
         _print_mean(console, mean, found.method, levels, model.size)
         if out is not None:
-            _write_scores(out, found, mean, levels, model.size)
+            _write_scores(out, found, mean, levels, model.size, rows)
             console.print(f"scores: {out}", soft_wrap=True)
 
 
 def _samples_to_score(
     model: OpenedModel, file: Path | None, key: str | None, seed: int, condition: str | None
-) -> tuple[np.ndarray, int | None, str, np.ndarray | None]:
-    """Samples as the model takes them, their grey levels, what they are, and their conditions."""
+) -> tuple[np.ndarray, int | None, str, np.ndarray | None, np.ndarray | None]:
+    """Samples as the model takes them, their grey levels, what they are, their conditions, and which rows they are."""
     if condition is not None and model.flow.context_features is None:
         raise InvalidArgumentError("this model takes no condition: leave --condition out.")
     if file is None and condition is not None:
@@ -107,8 +109,9 @@ def _samples_to_score(
             model.levels,
             f"test set of {model.config.data_name}" if model.config else "test set",
             model.test_contexts(),
+            None,
         )
-    samples, own = samples_from_file(file, key=key)
+    samples, own, kept = _read(model, file, key)
     context = None
     if model.flow.context_features is not None:
         known = condition if model.config is None or condition is not None else model.config.settings.data.condition
@@ -116,6 +119,8 @@ def _samples_to_score(
             raise InvalidArgumentError(
                 "this model is conditional: say which columns of FILE are conditions, --condition."
             )
+        if model.config is not None and model.config.columns is not None and kept is not None:
+            known = model.config.columns.placed(known, "--condition")
         samples, context = split_columns(samples, known, str(file))
         if context.shape[1] != model.flow.context_features:
             raise ShapeError(
@@ -138,12 +143,29 @@ def _samples_to_score(
             "floating-point samples as the model takes them."
         )
     if tuple(samples.shape[1:]) == model.layout.model_shape:
-        return np.asarray(samples, dtype=np.float64), levels, str(file), context
+        return np.asarray(samples, dtype=np.float64), levels, str(file), context, kept
     if tuple(samples.shape[1:]) != model.layout.data_shape:
         raise ShapeError(
             f"{file} holds samples of shape {tuple(samples.shape[1:])}; the model takes {model.layout.data_shape}."
         )
-    return model.layout.to_model(samples), levels, str(file), context
+    return model.layout.to_model(samples), levels, str(file), context, kept
+
+
+def _read(model: OpenedModel, file: Path, key: str | None) -> tuple[np.ndarray, int | None, np.ndarray | None]:
+    """Return samples, their grey levels, and for the tables of a run which rows they are."""
+    columns = None if model.config is None else model.config.columns
+    if columns is None or file.suffix.lower() not in TABLE_SUFFIXES:
+        samples, own = samples_from_file(file, key=key)
+        if columns is None or samples.ndim != 2:
+            return samples, own, None
+        table = Table(np.asarray(samples, dtype=np.float64), None, {})
+    else:
+        table = opened_table(file)
+    values = columns.values_of(table, str(file))
+    kept = columns.rows_to_keep(values, str(file))
+    if not kept.any():
+        raise DataFileError(f"{file}: every row has missing values.")
+    return columns.imputed(values[kept]), None, np.flatnonzero(kept)
 
 
 def _print_mean(console: Console, mean: MeanScore, method: str, levels: int | None, size: int) -> None:
@@ -158,7 +180,10 @@ def _print_mean(console: Console, mean: MeanScore, method: str, levels: int | No
         console.print(f"{bits:.4f} ± {error:.4f} bits per dimension")
 
 
-def _write_scores(out: Path, found: Scores, mean: MeanScore, levels: int | None, size: int) -> None:
+def _write_scores(
+    out: Path, found: Scores, mean: MeanScore, levels: int | None, size: int, rows: np.ndarray | None
+) -> None:
+    places = range(len(found.log_prob)) if rows is None else rows.tolist()
     columns: dict[str, Any] = {
         "log_prob": found.log_prob.tolist(),
         "std_error": found.std_error.tolist(),
@@ -168,11 +193,11 @@ def _write_scores(out: Path, found: Scores, mean: MeanScore, levels: int | None,
         columns["bits_per_dim"] = [bits_per_dim(-value, levels, size) for value in found.log_prob]
     if out.suffix.lower() == ".json":
         known = {name: value if math.isfinite(value) else None for name, value in mean._asdict().items()}
-        node = {"mean": known, "method": found.method, **columns}
+        node = {"mean": known, "method": found.method, "sample": list(places), **columns}
         write_text(out, json.dumps(node, indent=1, allow_nan=False) + "\n")
         return
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["sample", *columns])
-    writer.writerows([k, *row] for k, row in enumerate(zip(*columns.values(), strict=True)))
+    writer.writerows([k, *row] for k, *row in zip(places, *columns.values(), strict=True))
     write_text(out, text.getvalue())

@@ -18,7 +18,7 @@ from iresnet_core.commands import INTERRUPTED
 from iresnet_core.commands.terminal import FAILED, one_thread, usage_errors, wide_console
 from iresnet_core.commands.training_display import TrainingDisplay
 from iresnet_core.errors import DataFileError, InvalidArgumentError, IResNetError, MissingDependencyError, RunError
-from iresnet_core.files import load
+from iresnet_core.files import SUFFIXES, load
 from iresnet_core.training import (
     IMAGES,
     Dataset,
@@ -66,7 +66,9 @@ _run = partial(_option, rich_help_panel="Run folder and evaluation")
 def train_command(
     data: Annotated[
         str | None,
-        typer.Argument(metavar="DATA", help=f"{', '.join((*toy_names(), *IMAGES))}, or a .npy, .npz or .csv file."),
+        typer.Argument(
+            metavar="DATA", help=f"{', '.join((*toy_names(), *IMAGES))}, or a {' or '.join(SUFFIXES)} file."
+        ),
     ] = None,
     out: Annotated[Path | None, _run("--out", metavar="RUN", help="Run folder; default runs/DATA.")] = None,
     resume: Annotated[Path | None, _run("--resume", metavar="RUN", help="Go on with this run.")] = None,
@@ -146,10 +148,14 @@ def train_command(
     ] = None,
     condition: Annotated[
         str | None,
-        _data("--condition", metavar="COLUMNS", help="Columns of a table that are conditions, as 2,3."),
+        _data("--condition", metavar="COLUMNS", help="Columns of a table that are conditions, as age,3."),
     ] = None,
     labels: Annotated[
         str | None, _data("--labels", metavar="COLUMNS", help="Which of these hold labels, to enter one-hot.")
+    ] = None,
+    drop: Annotated[str | None, _data("--drop", metavar="COLUMNS", help="Columns to leave out, as id,3.")] = None,
+    missing: Annotated[
+        str | None, _data("--missing", metavar="HOW", help="Rows with missing values: drop, or impute medians.")
     ] = None,
     tensorboard: Annotated[
         bool | None,
@@ -192,6 +198,7 @@ def train_command(
     }
     asked = {name: value for name, value in asked.items() if value is not None}
     of_data = {"samples": samples, "file": file, "key": key, "levels": levels, "condition": condition, "labels": labels}
+    of_data |= {"drop": drop, "missing": missing}
     of_data = {name: value for name, value in of_data.items() if value is not None}
     with usage_errors(), ExitStack() as held:
         asked |= _kept_by_blocks(checkpoint, recompute)
@@ -274,7 +281,7 @@ def _folder(data: str | None, out: Path | None, resume: Path | None) -> Path:
         return resume
     if data is None:
         raise InvalidArgumentError(
-            f"train on what? {', '.join((*toy_names(), *IMAGES))}, or a .npy, .npz or .csv file; or --resume RUN."
+            f"train on what? {', '.join((*toy_names(), *IMAGES))}, or a {' or '.join(SUFFIXES)} file; or --resume RUN."
         )
     return out if out is not None else Path("runs") / Path(data).stem
 
@@ -298,6 +305,7 @@ def _begun(data: str, asked: Mapping[str, Any], of_data: Mapping[str, Any]) -> t
         data_name=dataset.name,
         data_hash=fingerprint(dataset),
         versions=_versions(settings),
+        columns=dataset.columns,
     )
     return config, dataset
 
@@ -341,6 +349,8 @@ def _announce(console: Console, config: RunConfig, dataset: Dataset, run: Traini
         f"validate, {len(dataset.test)} to test",
         soft_wrap=True,
     )
+    for note in dataset.notes:
+        console.print(note, soft_wrap=True)
     if dataset.condition is not None:
         kinds = [f"{len(own)} labels" if own else "numbers" for own in dataset.condition.labels]
         console.print(f"under conditions, columns {config.settings.data.condition}: {', '.join(kinds)}", soft_wrap=True)

@@ -1,18 +1,22 @@
 """Models on disk: safetensors files with a description, written under a temporary name and renamed."""
 
-from iresnet_core.files.array_files import SUFFIXES, read_array, read_arrays, write_array
+from iresnet_core.files.array_files import SUFFIXES, opened_table, read_array, read_arrays, write_array
 from iresnet_core.files.atomic_write import write_bytes, write_text
 from iresnet_core.files.digests import HASH_KEY, digest_of
 from iresnet_core.files.plain_data import as_plain_data, from_plain_data
 from iresnet_core.files.storage import load, save
+from iresnet_core.files.tables import TABLE_SUFFIXES, Table
 
 __all__ = [
     "HASH_KEY",
     "SUFFIXES",
+    "TABLE_SUFFIXES",
+    "Table",
     "as_plain_data",
     "digest_of",
     "from_plain_data",
     "load",
+    "opened_table",
     "read_array",
     "read_arrays",
     "save",

@@ -1,4 +1,4 @@
-"""Arrays from .npy, .npz and .csv files, with errors that say what a file holds instead."""
+"""Arrays from .npy and .npz files and tables, with errors that say what a file holds instead."""
 
 import csv
 import os
@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from iresnet_core.errors import DataFileError
+from iresnet_core.errors import DataFileError, MissingDependencyError
 from iresnet_core.files.atomic_write import write_bytes
+from iresnet_core.files.tables import TABLE_SUFFIXES, Table, read_table, table_bytes
 
-__all__ = ["SUFFIXES", "read_array", "read_arrays", "write_array"]
+__all__ = ["SUFFIXES", "opened_table", "read_array", "read_arrays", "write_array"]
 
-SUFFIXES = (".npy", ".npz", ".csv")
-_DELIMITERS = ",;\t "
+SUFFIXES = (".npy", ".npz", *TABLE_SUFFIXES)
 _LONGEST = 300  # characters of what somebody else says about a file
-_SHOWN = 40  # characters of a cell that is no number
 # What NumPy, csv, zipfile and zlib raise for files that are damaged, encrypted, or packed in another way.
 _DAMAGE = (
     ValueError,
@@ -43,8 +42,8 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Parameters
     ----------
     path : str or path
-        A .npy file, a .npz archive, or a .csv table of numbers with or without a line of column names. Nothing is
-        unpickled.
+        A .npy file, a .npz archive, a .parquet table, or a .csv table of numbers with or without a line of column
+        names. Nothing is unpickled.
 
     Returns
     -------
@@ -65,8 +64,8 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if path.is_dir():
         raise DataFileError(f"{path} is a folder, not a file.")
     with _damage_named(path):
-        if suffix == ".csv":
-            return {"": _read_table(path)}
+        if suffix in TABLE_SUFFIXES:
+            return {"": read_table(path).numbers()}
         if suffix == ".npy":
             return {"": _numbers(np.load(path, allow_pickle=False), f"{path}")}
         with np.load(path, allow_pickle=False) as archive:
@@ -100,13 +99,15 @@ def read_array(path: str | os.PathLike[str], key: str | None = None) -> np.ndarr
     return arrays[key]
 
 
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an array to a .npy, .npz (under the name "x") or .csv file, by its suffix, whole or not at all.
+def write_array(path: Path, array: np.ndarray, names: tuple[str, ...] | None = None) -> None:
+    """Write an array to a .npy, .npz (under the name "x"), .csv or .parquet file, by its suffix, whole or not at all.
+
+    Tables have the names of their columns where they are given.
 
     Raises
     ------
     DataFileError
-        For another suffix, or samples with more than one axis in a .csv table.
+        For another suffix, or samples with more than one axis in a table.
     """
     buffer = BytesIO()
     suffix = path.suffix.lower()
@@ -114,13 +115,19 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(buffer, array)
     elif suffix == ".npz":
         np.savez_compressed(buffer, x=array)
-    elif suffix == ".csv":
+    elif suffix in TABLE_SUFFIXES:
         if array.ndim > 2:
             raise DataFileError(f"{path}: a table cannot hold samples of shape {array.shape[1:]}; write .npy or .npz.")
-        np.savetxt(buffer, array, delimiter=",", fmt="%.9g" if array.dtype == np.float32 else "%.17g")
+        buffer.write(table_bytes(suffix, array.reshape(len(array), -1), names))
     else:
         raise DataFileError(f"{path}: arrays are written to {', '.join(SUFFIXES)} files.")
     write_bytes(path, buffer.getvalue())
+
+
+def opened_table(path: str | os.PathLike[str]) -> Table:
+    """Return the table in a .csv or .parquet file, with the errors of `read_arrays`."""
+    with _damage_named(Path(path)):
+        return read_table(Path(path))
 
 
 @contextmanager
@@ -128,7 +135,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     """Turn what NumPy and zipfile raise for a damaged file into an error that names it."""
     try:
         yield
-    except DataFileError:
+    except (DataFileError, MissingDependencyError):
         raise
     except MemoryError as error:
         raise DataFileError(f"{path} asks for more memory than there is; it may be damaged.") from error
@@ -148,44 +155,3 @@ def _listed(arrays: dict[str, np.ndarray]) -> str:
     if not arrays:
         return "no array"
     return ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-
-
-def _read_table(path: Path) -> np.ndarray:
-    """Read a table of numbers; the delimiter is the one that the first line holds."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        try:
-            first = file.readline()
-        except UnicodeDecodeError as error:
-            raise DataFileError(f"{path} is no text: {error}") from error
-        delimiter = next((mark for mark in _DELIMITERS if mark in first.strip()), ",")
-        file.seek(0)
-        rows: list[list[float]] = []
-        reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
-        for row in reader:
-            cells = [cell for cell in row if cell.strip()] if delimiter == " " else row
-            if not any(cell.strip() for cell in cells):
-                continue
-            values = _row(cells)
-            if isinstance(values, str):
-                if not rows and reader.line_num == 1:
-                    continue  # the names of the columns
-                raise DataFileError(f"{path}, line {reader.line_num}: {values[:_SHOWN]!r} is no number.")
-            if rows and len(values) != len(rows[0]):
-                raise DataFileError(
-                    f"{path}, line {reader.line_num}: {len(values)} columns, the lines before have {len(rows[0])}."
-                )
-            rows.append(values)
-    if not rows:
-        raise DataFileError(f"{path} holds no line of numbers.")
-    return np.array(rows)
-
-
-def _row(cells: list[str]) -> list[float] | str:
-    """Return the numbers of a line, or the first cell that is none."""
-    values = []
-    for cell in cells:
-        try:
-            values.append(float(cell))
-        except ValueError:
-            return cell
-    return values

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from iresnet_core.errors import DataFileError, InvalidArgumentError, ShapeError
+from iresnet_core.training.table_columns import numbers_of_columns
 
-__all__ = ["ConditionPlan", "condition_values", "numbers_of_columns", "planned_condition", "split_columns"]
+__all__ = ["ConditionPlan", "condition_values", "planned_condition", "split_columns"]
 
 _MOST_LABELS = 1000
 _HIDDEN, _ENTERING = 64, 32
@@ -37,28 +38,6 @@ class ConditionPlan:
     def encoded(self) -> int:
         """Entries of an encoded condition."""
         return sum(1 if own is None else len(own) for own in self.labels)
-
-
-def numbers_of_columns(text: str, columns: int, option: str) -> tuple[int, ...]:
-    """Return the columns that an option names, such as "2,3", counted from 0, or from the end as "-1".
-
-    Raises
-    ------
-    InvalidArgumentError
-        If it does not name columns of the table, or one of them twice.
-    """
-    try:
-        given = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InvalidArgumentError(
-            f"{option} takes numbers of columns with commas between them, such as 2,3, got {text!r}."
-        ) from None
-    if not all(-columns <= k < columns for k in given):
-        raise InvalidArgumentError(f"{option} {text}: the data have {columns} columns, 0 to {columns - 1}.")
-    found = tuple(k % columns for k in given)
-    if len(set(found)) < len(found):
-        raise InvalidArgumentError(f"{option} {text} names a column twice.")
-    return found
 
 
 def split_columns(table: np.ndarray, condition: str, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -12,15 +12,16 @@ C. Kaynak, UCI Machine Learning Repository, 1998, doi:10.24432/C50P49; CC BY 4.0
 import difflib
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
 from iresnet_core.errors import DataFileError, InvalidArgumentError, NonFiniteError, ShapeError
-from iresnet_core.files import SUFFIXES, read_array, read_arrays
+from iresnet_core.files import SUFFIXES, TABLE_SUFFIXES, Table, opened_table, read_array, read_arrays
 from iresnet_core.training.condition_columns import ConditionPlan, planned_condition, split_columns
+from iresnet_core.training.table_columns import TableColumns, require_varying
 from iresnet_core.training.toy_data import draw_toy, toy_names
 
 __all__ = [
@@ -49,7 +50,7 @@ class DatasetSource:
     Attributes
     ----------
     name : str
-        A toy set, "digits", "mnist", or the path of a .npy, .npz or .csv file.
+        A toy set, "digits", "mnist", or the path of a .npy, .npz, .csv or .parquet file.
     seed : int
         Seed of the split, and of the drawing of a toy set.
     samples : int, optional
@@ -61,7 +62,13 @@ class DatasetSource:
     levels : int, optional
         Number of grey levels of a file of whole numbers 0 .. levels - 1; default 256 for images of uint8.
     condition, labels : str, optional
-        Columns of a table that are conditions and no part of the samples, as "2,3"; and which of them hold labels.
+        Columns of a table that are conditions and no part of the samples, as "2,3" or by their names; and which of them
+        hold labels.
+    drop : str, optional
+        Columns that are left out.
+    missing : {"drop", "impute"}, optional
+        What becomes of rows with missing values: they are left out, or medians of the training set are put in; by
+        default they are refused.
     """
 
     name: str
@@ -72,6 +79,8 @@ class DatasetSource:
     levels: int | None = None
     condition: str | None = None
     labels: str | None = None
+    drop: str | None = None
+    missing: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,10 @@ class Dataset:
         The conditions of the three parts.
     condition : ConditionPlan or None
         What enters a flow for them: means and scales of those to train on, labels of all.
+    columns : TableColumns or None
+        The columns of a table that are used, those of the conditions among them.
+    notes : tuple of str
+        What was done to the data, for the user to see.
     """
 
     name: str
@@ -99,6 +112,8 @@ class Dataset:
     levels: int | None = None
     contexts: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     condition: ConditionPlan | None = None
+    columns: TableColumns | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -123,19 +138,35 @@ def load_dataset(source: DatasetSource) -> Dataset:
         If a file does not hold samples.
     """
     dataset = _whole(source)
+    if dataset.columns is None:
+        _refuse_options(source, "drop", "missing")
     if source.labels is not None and source.condition is None:
         raise InvalidArgumentError("--labels names columns of --condition; give that too.")
-    return dataset if source.condition is None else _conditional(dataset, source.condition, source.labels)
+    labels = None if dataset.columns is None else list(map(dataset.columns.label, range(len(dataset.columns.used))))
+    if source.condition is not None:
+        if labels is not None and dataset.columns is not None:
+            places = dataset.columns.placed(source.condition, "--condition").split(",")
+            labels = [label for k, label in enumerate(labels) if str(k) not in places]
+        dataset = _conditional(dataset, source.condition, source.labels)
+    if labels is not None:
+        require_varying(dataset.train, labels, dataset.name)
+    return dataset
 
 
 def _conditional(dataset: Dataset, condition: str, labels: str | None) -> Dataset:
     """Return a data set with some of its columns as conditions."""
     if dataset.levels is not None:
         raise InvalidArgumentError(f"--condition takes columns of real numbers; {dataset.name} holds grey levels.")
+    if dataset.columns is not None:
+        condition = dataset.columns.placed(condition, "--condition")
+        labels = None if labels is None else dataset.columns.placed(labels, "--labels")
     parts = [split_columns(part, condition, dataset.name) for part in (dataset.train, dataset.validation, dataset.test)]
     (train, validation, test), (first, second, third) = zip(*parts, strict=True)
     plan = planned_condition(first, condition, labels, dataset.train.shape[1], others=(second, third))
-    return Dataset(dataset.name, train, validation, test, None, (first, second, third), plan)
+    contexts = first, second, third
+    return replace(
+        dataset, train=train, validation=validation, test=test, levels=None, contexts=contexts, condition=plan
+    )
 
 
 def _whole(source: DatasetSource) -> Dataset:
@@ -171,7 +202,7 @@ def _whole(source: DatasetSource) -> Dataset:
 def samples_from_file(
     path: str | os.PathLike[str], *, key: str | None = None, levels: int | None = None
 ) -> tuple[np.ndarray, int | None]:
-    """Read samples from a .npy, .npz or .csv file.
+    """Read samples from a .npy, .npz, .csv or .parquet file.
 
     Parameters
     ----------
@@ -269,8 +300,37 @@ def _from_file(source: DatasetSource, rng: np.random.Generator) -> Dataset:
             train, levels = _as_samples(arrays["x_train"], f"{path}: x_train", source.levels)
             test, _ = _as_samples(arrays["x_test"], f"{path}: x_test", levels)
             return _split(path.name, train, levels, rng, source.samples, test)
-    samples, levels = _as_samples(read_array(path, source.key), f"{path}", source.levels)
+    if path.suffix.lower() in TABLE_SUFFIXES and source.levels is None:
+        _refuse_options(source, "key")
+        return _of_table(source, opened_table(path), path, rng)
+    array = read_array(path, source.key)
+    if source.levels is None and array.ndim in (1, 2) and array.size and array.dtype.kind == "f":
+        return _of_table(source, Table(array.reshape(len(array), -1).astype(np.float64), None, {}), path, rng)
+    samples, levels = _as_samples(array, f"{path}", source.levels)
     return _split(path.name, samples, levels, rng, source.samples)
+
+
+def _of_table(source: DatasetSource, table: Table, path: Path, rng: np.random.Generator) -> Dataset:
+    """Return the samples in the rows of a table, without gaps."""
+    columns = TableColumns.of_table(table, source.drop, source.missing)
+    values, notes = columns.values_of(table, f"{path}"), []
+    if len(columns.used) < columns.width:
+        notes.append(f"{columns.width - len(columns.used)} of {columns.width} columns are left out")
+    kept = columns.rows_to_keep(values, f"{path}")
+    if not kept.all():
+        notes.append(f"{np.sum(~kept)} of {len(kept)} rows have missing values and are left out")
+    dataset = _split(path.name, values[kept], None, rng, source.samples)
+    if columns.missing == "impute":
+        gaps = np.isnan(dataset.train)
+        if np.any(gaps.all(axis=0)):
+            empty = columns.label(int(np.argmax(gaps.all(axis=0))))
+            raise DataFileError(
+                f"{path}: column {empty} has no value in the samples to train on. Leave it out: --drop."
+            )
+        columns = replace(columns, fill=tuple(map(float, np.nanmedian(dataset.train, axis=0))))
+        notes.append(f"{np.sum(np.isnan(values))} missing values became the medians of the training set")
+    train, validation, test = map(columns.imputed, (dataset.train, dataset.validation, dataset.test))
+    return replace(dataset, train=train, validation=validation, test=test, columns=columns, notes=tuple(notes))
 
 
 def _as_samples(array: np.ndarray, name: str, levels: int | None) -> tuple[np.ndarray, int | None]:

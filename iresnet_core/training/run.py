@@ -30,6 +30,7 @@ from iresnet_core.training.checkpoint import Checkpoint, read_checkpoint, write_
 from iresnet_core.training.run_lock import LOCK_NAME, locked_folder
 from iresnet_core.training.sample_layout import SampleLayout
 from iresnet_core.training.settings import RunSettings, settings_from_json
+from iresnet_core.training.table_columns import TableColumns
 
 __all__ = ["Checkpoint", "RunConfig", "TrainingRun", "model_file"]
 
@@ -58,6 +59,8 @@ class RunConfig:
         Title of the data, and the fingerprint by which they are known again.
     versions : dict
         Versions of the package and the framework, for the record.
+    columns : TableColumns or None
+        The columns of a table that the model was made for, with the conditions.
     """
 
     settings: RunSettings
@@ -66,6 +69,7 @@ class RunConfig:
     data_name: str
     data_hash: str
     versions: dict[str, str]
+    columns: TableColumns | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,7 @@ class TrainingRun:
                 data_name=_text(node["data_name"]),
                 data_hash=_text(node["data_hash"]),
                 versions={_text(name): _text(value) for name, value in dict(node["versions"]).items()},
+                columns=_columns(node.get("columns")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{where} is damaged: {error!r}.") from error
@@ -317,6 +322,19 @@ def _shape(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not value or not all(type(n) is int and n > 0 for n in value):
         raise TypeError(f"{value!r} is no shape of a sample")
     return tuple(value)
+
+
+def _columns(value: Any) -> TableColumns | None:
+    if value is None:
+        return None
+    names, fill = value["names"], value["fill"]
+    return TableColumns(
+        width=int(value["width"]),
+        used=tuple(map(int, value["used"])),
+        names=None if names is None else tuple(map(_text, names)),
+        missing=None if value["missing"] is None else _text(value["missing"]),
+        fill=None if fill is None else tuple(map(float, fill)),
+    )
 
 
 def _levels(value: Any) -> int | None:

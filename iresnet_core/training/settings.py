@@ -341,7 +341,7 @@ def settings_from_json(node: Any, where: str) -> RunSettings:
         node = {**node, "training": {**_AS_BEFORE, **training}}
     data = node.get("data")
     if isinstance(data, dict):
-        node = {**node, "data": {"condition": None, "labels": None, **data}}
+        node = {**node, "data": {"condition": None, "labels": None, "drop": None, "missing": None, **data}}
     model = node.get("model")
     if isinstance(model, dict) and "standardize" not in model:
         node = {**node, "model": {**model, "standardize": False}}  # as before there was the setting
