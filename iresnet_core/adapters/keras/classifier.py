@@ -9,7 +9,9 @@ from iresnet_core.adapters.keras.building import build_layers
 from iresnet_core.adapters.keras.fitting import PreparedModel
 from iresnet_core.adapters.keras.flow import Flow
 from iresnet_core.adapters.keras.layer import ActNorm
+from iresnet_core.adapters.keras.onnx_files import write_classifier
 from iresnet_core.adapters.shared.classifier import ClassifierMethods
+from iresnet_core.errors import InvalidArgumentError, StorageError
 
 __all__ = ["Classifier"]
 
@@ -52,6 +54,25 @@ class Classifier(ClassifierMethods, PreparedModel):
         """Return logits (batch, classes) of images x (batch, *input_shape)."""
         z = self.activation(self.normalization(self.features.encode(x, training=training), training=training))
         return self.linear(keras.ops.mean(z, axis=tuple(range(1, len(z.shape) - 1))))
+
+    def _write_onnx(self, path: Any, **options: Any) -> None:
+        if options:
+            raise InvalidArgumentError(f"export of a classifier takes no {', '.join(options)}: it holds the logits.")
+        write_classifier(self, path)
+
+    @classmethod
+    def load(cls, path: Any) -> Self:
+        """Return the classifier of a .keras file that `save` wrote.
+
+        Raises
+        ------
+        StorageError
+            If the file holds another model.
+        """
+        model = keras.saving.load_model(path)
+        if not isinstance(model, cls):
+            raise StorageError(f"{path} holds a {type(model).__name__}, no Classifier.")
+        return model
 
     def _batch_spec(self) -> Any:
         return keras.InputSpec(shape=(None, *self.features.event_shape), dtype=self.compute_dtype)

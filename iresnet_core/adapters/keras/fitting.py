@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -71,26 +72,55 @@ class PreparedModel(keras.Model):
         """Return the shape and dtype of a batch of any size, as `call` takes it."""
         raise NotImplementedError
 
+    def _write_onnx(self, path: Any, **options: Any) -> None:
+        """Write the model as an ONNX file."""
+        raise NotImplementedError
+
     def export(
         self,
         filepath: Any,
-        format: str = "tf_saved_model",
+        method: str | None = None,
+        format: str | None = None,
         verbose: Any = None,
         input_signature: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Write a program of the present model; arguments as those of `keras.Model.export`.
+        """Write a program of the present model for batches of any size, whether or not it was called before.
 
-        By default it takes batches of any size, whether or not the model was called before. A SavedModel needs
-        TensorFlow beside Keras' own backend, which is not PyTorch: there ``format="torch"`` writes a program of
-        PyTorch. ONNX needs a converter, of which Keras says the name; it has the operators of a classifier, but not all
-        of a log-density.
+        Parameters
+        ----------
+        filepath : str or path
+            Its ending decides: .onnx for ONNX, .pt2 for a program of PyTorch, else a folder with a SavedModel.
+        method : {"log_prob", "encode", "inverse", "sample"}, optional
+            What an ONNX file of a flow computes; by default the log-density. The other formats hold the call.
+        format : {"tf_saved_model", "onnx", "torch"}, optional
+            In place of the ending.
+        verbose, input_signature, **kwargs
+            As those of `keras.Model.export`; for ONNX ``n=`` and other options of a PyTorch flow's `export`.
+
+        Notes
+        -----
+        A SavedModel needs TensorFlow beside Keras' own backend, which is not PyTorch. ONNX needs the packages torch,
+        onnx and onnxscript, on every backend of Keras.
 
         Raises
         ------
         InvalidArgumentError
-            If a SavedModel is asked for on Keras' PyTorch backend, where Keras cannot write any.
+            If a SavedModel is asked for on Keras' PyTorch backend, where Keras cannot write any, or a method for
+            another format than ONNX.
+        MissingDependencyError
+            If a package is missing that writes ONNX.
         """
+        suffix = Path(filepath).suffix
+        format = {".onnx": "onnx", ".pt2": "torch"}.get(suffix, "tf_saved_model") if format is None else format
+        if format == "onnx" and input_signature is None:
+            self._write_onnx(filepath, **kwargs, **({} if method is None else {"method": method}))
+            return
+        if method is not None:
+            raise InvalidArgumentError(
+                f"method={method!r} is for ONNX files (export('flow.onnx')); the other formats hold what a call of the "
+                "model computes."
+            )
         if keras.backend.backend() == "torch" and format == "tf_saved_model":
             raise InvalidArgumentError(
                 "Keras cannot write a SavedModel on its PyTorch backend. Use export('model.pt2', format='torch') for a "

@@ -10,14 +10,16 @@ import keras
 from iresnet_core.adapters.keras.base import Base
 from iresnet_core.adapters.keras.fitting import PreparedModel
 from iresnet_core.adapters.keras.layer import FlowLayer, KerasHooks, require_different_layers
+from iresnet_core.adapters.keras.onnx_files import write_flow
 from iresnet_core.adapters.keras.replicas import own_seed
 from iresnet_core.adapters.keras.tensors import checkpointed
 from iresnet_core.adapters.shared import warn_deprecated
 from iresnet_core.adapters.shared.flow import FlowMethods
 from iresnet_core.backends import get_backend
+from iresnet_core.common import require_positive_int
 from iresnet_core.errors import InvalidArgumentError
 
-__all__ = ["Flow"]
+__all__ = ["BitsPerDim", "Flow"]
 
 # Files with one of these endings are Keras' own.
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
@@ -32,6 +34,34 @@ class _NegativeMean(keras.losses.Loss):
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Return the negative predictions."""
         return -y_pred
+
+
+@keras.saving.register_keras_serializable(package="iresnet_core")
+class BitsPerDim(keras.metrics.MeanMetricWrapper):
+    """Mean of log2(levels) - log p(x) / (d log 2), as `iresnet_core.Flow.bits_per_dim`, for a flow's `compile`.
+
+    Parameters
+    ----------
+    event_shape : sequence of int
+        Shape of one sample, of d entries.
+    levels : int
+        Grey levels of images scaled to [0, 1]; 1 for data that were never quantised.
+    """
+
+    def __init__(self, event_shape: Any, levels: int = 256, name: str = "bits_per_dim", dtype: Any = None) -> None:
+        self.event_shape, self.levels = tuple(event_shape), require_positive_int(levels, "levels")
+        scale, shift = 1 / (math.prod(self.event_shape) * math.log(2)), math.log2(levels)
+        super().__init__(lambda target, nats: shift - scale * nats, name=name, dtype=dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` needs."""
+        config = {"event_shape": list(self.event_shape), "levels": self.levels}
+        return {**config, "name": self.name, "dtype": self.dtype}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "BitsPerDim":
+        """Make the metric."""
+        return cls(**config)
 
 
 def _pair(x: Any) -> tuple[Any, Any]:
@@ -134,14 +164,22 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
             self._is_fitted = False
 
     def compile(self, optimizer: Any = "rmsprop", **options: Any) -> None:
-        """Choose the optimizer; options as those of `keras.Model.compile`, but for losses and metrics.
+        """Choose the optimizer and metrics; options as those of `keras.Model.compile`, but for losses.
+
+        A metric gets the log-densities (batch,), in nats, as targets and as predictions. "bits_per_dim" is
+        ``BitsPerDim(event_shape)``: log2(256) - log p(x) / (d log 2), for images of 256 levels scaled to [0, 1].
 
         Raises
         ------
         InvalidArgumentError
-            If a loss or metrics are given, which compare predictions with targets.
+            If a loss is given, which compares predictions with targets.
         """
-        for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+        for name in ("metrics", "weighted_metrics"):
+            if isinstance(options.get(name), list | tuple):
+                options[name] = [
+                    BitsPerDim(self.event_shape) if metric == "bits_per_dim" else metric for metric in options[name]
+                ]
+        for name in ("loss", "loss_weights"):
             if options.get(name) is not None:
                 raise InvalidArgumentError(
                     f"compile: a flow takes no {name}, got {options[name]!r}. There are no targets; its loss is the "
@@ -154,6 +192,9 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
+    def _write_onnx(self, path: Any, **options: Any) -> None:
+        write_flow(self, path, **options)
+
     def _batch_spec(self) -> Any:
         samples = keras.InputSpec(shape=(None, *self.event_shape), dtype=self.compute_dtype)
         features = self._core(training=False).context_features
@@ -165,6 +206,10 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
         """Return (batch,)."""
         paired = isinstance(input_shape[0], list | tuple)
         return (input_shape[0][0] if paired else input_shape[0],)
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Update the metrics with the log-densities, and return their results."""
+        return super().compute_metrics(x, y_pred, y_pred, sample_weight)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Self
 
+import iresnet_core as core
 from iresnet_core.training import planned_features
 
 __all__ = ["ClassifierMethods"]
@@ -102,3 +103,9 @@ class ClassifierMethods:
     def lipschitz(self) -> float:
         """Largest certified constant of a block."""
         return float(self.features.lipschitz)
+
+    def _core_features(self) -> core.Flow:
+        """Return features and normalisation as one flow of the core, with certified weights."""
+        features = self.features.to_core()
+        layer = self.normalization.core_layer(training=False)
+        return core.Flow([*features.layers, layer.astype(features.arrays[0].dtype)], features.event_shape)

@@ -1,15 +1,18 @@
 """The classifier of Behrmann et al. (2019): an invertible residual network with a pooled linear head."""
 
 import math
-from typing import Any
+import os
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from iresnet_core.adapters.shared.classifier import ClassifierMethods
 from iresnet_core.adapters.torch.branch import Activation
 from iresnet_core.adapters.torch.building import build_layers
+from iresnet_core.adapters.torch.files import read_classifier, write_classifier_file
 from iresnet_core.adapters.torch.flow import Flow
 from iresnet_core.adapters.torch.layer import ActNorm
+from iresnet_core.adapters.torch.program import ClassifierProgram, require_exportable, write_classifier
 
 __all__ = ["Classifier"]
 
@@ -46,3 +49,35 @@ class Classifier(ClassifierMethods, nn.Module):
     def extra_repr(self) -> str:
         """Show the number of features."""
         return f"{math.prod(self.features.latent_shape)} features"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write arguments and state dict to one safetensors file, without pickle."""
+        write_classifier_file(path, self._arguments, self.state_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Return the classifier of a file that `save` wrote, in evaluation mode.
+
+        Raises
+        ------
+        StorageError
+            If the file is no such one.
+        """
+        arguments, state = read_classifier(path)
+        model = cls(**arguments).to(state["linear.weight"].dtype)
+        model.load_state_dict(state)
+        return model.eval()
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write the logits as a program for batches of any size: .onnx, or .pt2 for a program of `torch.export`.
+
+        Raises
+        ------
+        InvalidArgumentError, MissingDependencyError
+            As `Flow.export`.
+        """
+        require_exportable(path, "encode", None, {})
+        write_classifier(ClassifierProgram(self._core_features(), *self._head(), self.channel_axis), path)
+
+    def _head(self) -> tuple[str, Tensor, Tensor]:
+        return self._arguments["activation"], self.linear.weight.detach(), self.linear.bias.detach()

@@ -1,5 +1,6 @@
 """Flows as PyTorch modules: densities that train, sample and go to the core."""
 
+import os
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from iresnet_core.adapters.torch.base import Base
 from iresnet_core.adapters.torch.distributions import LatentDistribution
 from iresnet_core.adapters.torch.layer import FlowLayer, TorchHooks, Wrap
 from iresnet_core.adapters.torch.processes import probe_generator
+from iresnet_core.adapters.torch.program import require_exportable, write_flow
 from iresnet_core.adapters.torch.transform import FlowTransform
 from iresnet_core.flows import require_periodic
 
@@ -109,6 +111,38 @@ class Flow(TorchHooks, FlowMethods, nn.Module):
             warn_deprecated("sample(generator=)", "sample(rng=)")
             rng = options.pop("generator")
         return super().sample(n, context, rng=rng, **options)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        method: str = "log_prob",
+        *,
+        n: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Write one method as a program for batches of any size, with certified weights as constants.
+
+        Parameters
+        ----------
+        path : str or path
+            It ends in .onnx, or in .pt2 for a program of `torch.export`.
+        method : {"log_prob", "encode", "inverse", "sample"}
+            What the program computes; its inputs are x or z, and context behind it where the flow takes one.
+        n : int, optional
+            How many samples a program of "sample" draws in each run, by the generator of the runtime.
+        **options
+            As in the method, but for what a program cannot have (`tol`, `rng`, `noise`, `errors`); `logdet_method` is
+            the method of the log-determinant.
+
+        Raises
+        ------
+        InvalidArgumentError
+            At once, for what cannot be a program, and if an ActNorm is not initialised.
+        MissingDependencyError
+            If `onnx` or `onnxscript` is not installed, for an ONNX file.
+        """
+        require_exportable(path, method, n, options)
+        write_flow(self.to_core(), path, method, n, **options)
 
     def transform(self, context: Tensor | None = None) -> FlowTransform:
         """Return the map from latents to samples as a `torch.distributions.Transform`."""

@@ -1,0 +1,111 @@
+"""ONNX files of flows and classifiers, run by onnxruntime; needs the real packages, see the tox environment."""
+
+import logging
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx", reason="onnx is not installed")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+from torch_models import convolutions, images, nn, samples, torch, vector_flow  # noqa: E402
+
+from iresnet_core.adapters.torch import ActNorm, Classifier, Flow, InvertibleResidual, Logit, Squeeze  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+
+
+def image_flow(channels, extent):
+    torch.manual_seed(0)
+    layers = [Logit(), Squeeze(), ActNorm(4 * channels), InvertibleResidual(convolutions(4 * channels, 12))]
+    return Flow(layers, event_shape=(channels, extent, extent)).fill_caps()
+
+
+FLOWS = {
+    "d = 2": lambda: vector_flow(2, blocks=2, coeff=0.98).fill_caps(),
+    "d = 64": lambda: vector_flow(64, blocks=2).fill_caps(),
+    "d = 100": lambda: vector_flow(100, blocks=1),
+    "1 x 28 x 28": lambda: image_flow(1, 28),
+    "3 x 32 x 32": lambda: image_flow(3, 32),
+}
+
+
+def batch(flow, n):
+    if len(flow.event_shape) == 3:
+        return torch.rand(n, *flow.event_shape, generator=torch.Generator().manual_seed(n))
+    return samples(n, flow.event_shape[0], seed=n)
+
+
+def run(path, *inputs):
+    session = onnxruntime.InferenceSession(str(path))
+    given = {entry.name: x.numpy() for entry, x in zip(session.get_inputs(), inputs, strict=True)}
+    return session.run(None, given)[0]
+
+
+def close(found, expected, entries=1):
+    """To 1e-5, relative to the size of what float32 added up: numbers of order one for all entries of a sample."""
+    scale = max(1.0, entries**0.5, float(expected.abs().max()))
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+@pytest.mark.parametrize("method", ["log_prob", "encode", "inverse"])
+def test_a_method_for_batches_of_any_size(kind, method, tmp_path):
+    flow = FLOWS[kind]()
+    flow.initialize(batch(flow, 60)).eval()
+    flow.export(tmp_path / "flow.onnx", method)
+    with torch.no_grad():
+        for n in (1, 4):
+            x = batch(flow, n)
+            x = flow.encode(x) if method == "inverse" else x
+            entries = x[0].numel() if method == "log_prob" else 1
+            close(run(tmp_path / "flow.onnx", x), getattr(flow, method)(x), entries)
+
+
+@pytest.mark.parametrize("kind", ["d = 2", "3 x 32 x 32"])
+def test_samples_belong_to_the_density(kind, tmp_path):
+    """Their latents are standard normal numbers, and another run draws others."""
+    flow = FLOWS[kind]()
+    flow.initialize(batch(flow, 60)).eval()
+    flow.export(tmp_path / "flow.onnx", "sample", n=200)
+    first, second = (torch.tensor(run(tmp_path / "flow.onnx")) for _ in range(2))
+    assert not torch.equal(first, second)
+    with torch.no_grad():
+        z = flow.encode(first).double()
+    count = z.numel()
+    assert abs(float(z.mean())) < 5 / count**0.5
+    assert abs(float(z.var()) - 1) < 5 * (2 / count) ** 0.5
+
+
+def test_a_flow_under_conditions(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 16), nn.ELU(), nn.Linear(16, 3))
+    flow = Flow([ActNorm(3), InvertibleResidual(net, context_features=2)])
+    flow.initialize(samples(50, 3), torch.randn(50, 2)).eval()
+    flow.export(tmp_path / "flow.onnx")
+    x, context = samples(4, 3), torch.randn(4, 2)
+    with torch.no_grad():
+        close(run(tmp_path / "flow.onnx", x, context), flow.log_prob(x, context))
+
+
+def test_a_classifier(tmp_path):
+    torch.manual_seed(0)
+    model = Classifier((1, 8, 8), 4, padding=1, widths=(6, 6), blocks=(1, 1))
+    model.initialize(images(30)).eval()
+    model.export(tmp_path / "model.onnx")
+    with torch.no_grad():
+        for n in (1, 5):
+            close(run(tmp_path / "model.onnx", images(n)), model(images(n)))
+
+
+def test_the_exporter_of_pytorch_itself(tmp_path):
+    """A module that calls the flow, whose certificates are then part of the program."""
+    flow = vector_flow(2, blocks=1).initialize(samples(50, 2)).eval()
+    with torch.no_grad():
+        torch.onnx.export(flow, (samples(3, 2),), str(tmp_path / "flow.onnx"), dynamo=True, verbose=False)
+        close(run(tmp_path / "flow.onnx", samples(3, 2)), flow(samples(3, 2))[0])
