@@ -108,11 +108,21 @@ def _of_flow(flow: Flow, depth: int) -> Iterator[SummaryRow]:
         after = layer.output_shape(shape)
         yield from _of_layer(layer, shape, after, depth)
         shape = after
+    condition = flow.condition
+    if condition is not None:
+        yield SummaryRow(
+            depth, "map of the condition", (condition.features,), (condition.width,), _count(condition), None, ""
+        )
+    if not isinstance(flow.base, str):
+        yield SummaryRow(depth, f"base {type(flow.base).__name__}", shape, shape, _count(flow.base), None, "")
+
+
+def _count(part: Any) -> int:
+    return sum(math.prod(array.shape) for array in part.arrays)
 
 
 def _of_layer(layer: Layer, before: Shape, after: Shape, depth: int) -> Iterator[SummaryRow]:
-    count = sum(math.prod(array.shape) for array in layer.arrays)
-    constant, certificate = None, ""
+    count, constant, certificate = _count(layer), None, ""
     if isinstance(layer, ResidualBlock):
         constant, certificate = layer.lipschitz, _certificate(layer)
     yield SummaryRow(depth, _name(layer), before, after, count, constant, certificate)
@@ -164,4 +174,5 @@ def _name(layer: Layer) -> str:
         return type(layer).__name__
     if isinstance(layer, FactorOut):
         return f"FactorOut({layer.keep})"
-    return repr(layer).replace(", 'channels_first'", "").replace(", axis=1", "")
+    name = repr(layer).replace(", 'channels_first'", "").replace(", axis=1", "")
+    return name if layer.condition is None else name.split(", condition=")[0] + ", conditional)"

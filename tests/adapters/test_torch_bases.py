@@ -209,3 +209,24 @@ def test_a_flow_on_a_torus_has_a_density_and_samples(tmp_path):
     flow.save(tmp_path / "flow")
     found = core.load(tmp_path / "flow").log_prob(x.numpy(), method="exact").value
     np.testing.assert_allclose(found, nats.detach(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["mixture", "cylinder"])
+def test_a_compiled_program_for_any_size(name):
+    """With conditions; the graph is exported, which traces as torch.compile does."""
+    x, context = samples(6, 2), torch.randn(6, 3)
+    flow = a_flow(BASES[name], context_features=3).initialize(x, context).eval()
+
+    class Score(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flow = flow
+
+        def forward(self, x, context):
+            return self.flow.log_prob(x, context, method="exact")
+
+    size = {0: torch.export.Dim("batch")}
+    with torch.no_grad():
+        program = torch.export.export(Score(), (x, context), dynamic_shapes=(size, size)).module()
+        for n in (2, 5):
+            torch.testing.assert_close(program(x[:n], context[:n]), flow.log_prob(x, context, method="exact")[:n])

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from flow_examples import conditional_flow
 from frameworks_for_tests import without_notices
 from runs_for_tests import iresnet
 
@@ -106,3 +107,16 @@ def test_labels_of_the_test_set_alone_are_known(tmp_path):
     few = ("--steps", 2, "--blocks", 1, "--hidden", 4, "--layers", 1, "--no-tensorboard")
     result = iresnet("train", tmp_path / "t.csv", "--condition", "2", "--labels", "2", "--out", tmp_path / "run", *few)
     assert result.exit_code == 0, without_notices(result.output)
+
+
+def test_info_shows_the_map_of_the_condition_and_the_base(tmp_path):
+    backend = iresnet_core.backends.backend("numpy")
+    flow = conditional_flow(backend, 1)
+    base = iresnet_core.StudentT(3.0, np.zeros(3), np.ones(3))
+    flow = iresnet_core.Flow(flow.layers, (3,), base=base, condition=flow.condition)
+    iresnet_core.save(flow, tmp_path / "flow")
+    words = iresnet("info", tmp_path / "flow").stdout
+    count = sum(array.size for array in flow.condition.arrays)
+    assert re.search(rf"^map of the condition +2 -> 4 +{count} *$", words, re.MULTILINE)
+    assert re.search(r"^base StudentT +3 +6 *$", words, re.MULTILINE)
+    assert re.search(rf"^parameters +{sum(array.size for array in flow.arrays)}$", words, re.MULTILINE)
