@@ -5,6 +5,7 @@ import importlib.util
 import io
 import re
 import textwrap
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,11 +107,15 @@ def test_page_runs(page, tmp_path, monkeypatch, pytestconfig):
         pytest.skip("the pages show what a CPU prints")
     text = page.read_text(encoding="utf-8")
     needs = NEEDS.match(text)
-    for module in needs["modules"].split() if needs else ():
+    modules = needs["modules"].split() if needs else []
+    for module in modules:
         pytest.importorskip(module, reason=f"{module} is not installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    run(page, text)
+    with warnings.catch_warnings():
+        if "lightning" in modules:
+            warnings.simplefilter("ignore")  # Lightning warns of workers, loggers and much else
+        run(page, text)
 
 
 def documented():
