@@ -340,3 +340,15 @@ def test_samples_beyond_the_range_of_the_dtype_are_refused(backend):
         StudentT(0.02, 0 * one, one).sample(2000, 0, one)
     few = StudentT(0.3, 0 * one, one)
     assert np.isfinite(host(few.sample(2000, 0, one))).all()
+
+
+def test_parts_of_a_product_have_their_places(backend):
+    """With places that are no permutation of two, which would be its own inverse."""
+    base = ProductBase([Uniform([0, 10], [1, 11]), Uniform([20], [21])], [[2, 0], [1]])
+    drawn = base.sample(50, 0, array(backend, np.zeros(1)))
+    z = host(drawn)
+    assert (z >= [10, 20, 0]).all()
+    assert (z <= [11, 21, 1]).all()
+    np.testing.assert_array_equal(host(base.log_prob(drawn)), np.zeros(50))
+    with pytest.raises(ShapeError):
+        base.log_prob(array(backend, np.zeros((1, 2))))
