@@ -118,3 +118,11 @@ __all__ = [
     "spectral_penalty",
     "training_loss",
 ]
+
+# Modules that are for users, and what Python itself asks for.
+_SHOWN = ("__all__", "__doc__", "__file__", "__name__", "__path__", "__version__", "adapters", "backends", "errors")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, which is what tab completion shows; other modules are parts of these."""
+    return sorted([*__all__, *_SHOWN])

@@ -44,3 +44,12 @@ def __getattr__(name: str) -> Any:
         warn_deprecated("FlowModel", "Flow")
         return Flow
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# What Python itself asks for.
+_SHOWN = ("__all__", "__doc__", "__file__", "__name__", "__path__")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, which is what tab completion shows; other modules are parts of these."""
+    return sorted([*__all__, *_SHOWN])

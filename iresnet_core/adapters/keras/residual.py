@@ -142,6 +142,35 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
     def _linear_map(self, checked: bool) -> LinearLayer:
         return core.Dense(keras.ops.transpose(kernel_of(self.conditioning)), checked=checked)
 
+    def plain(self) -> keras.Sequential:
+        """Return the branch g as a network of ordinary layers, whose kernels are the certified ones in use.
+
+        It shares nothing with the block, which stays as it is: x + plain()(x) is what the block computes in evaluation.
+
+        Raises
+        ------
+        InvalidArgumentError
+            For a branch of declared constant, for a conditional one, and if the block is not built.
+        """
+        self._require_plain()
+        if self.declared is not None:
+            raise InvalidArgumentError(
+                "a branch of declared constant is a plain network already: keras.models.clone_model."
+            )
+        capped = self.capped_layers()
+        net = keras.Sequential([type(layer).from_config(layer.get_config()) for layer in self._net_layers()])
+        net.build((None, *(self._event_shape or ())))
+        for layer, own in zip(linear_layers(steps_of(net)), capped, strict=True):
+            weight = own.certified().weight
+            kernel = keras.ops.transpose(weight) if isinstance(layer, keras.layers.Dense) else weight
+            layer.kernel.assign(kernel)
+            if layer.use_bias:
+                layer.bias.assign(own.bias)
+        return net
+
+    def _net_layers(self) -> list[Any]:
+        return list(self.net) if isinstance(self.net, list | tuple) else list(self.net.layers)
+
     def capped_layers(self) -> list[CappedLayer]:
         """Return the capped linear layers with their free parameters; none for a branch of declared constant.
 

@@ -144,6 +144,16 @@ class ResidualMethods(LayerMethods):
         with get_backend(self.capped_layers()[0].weight).no_grad():
             return float(self._certified_chain(self.capped_layers()).lipschitz)
 
+    def _require_plain(self) -> None:
+        """Refuse a branch that is no network by itself."""
+        if self.takes_context:
+            raise InvalidArgumentError("the branch of a conditional block is no plain network: it takes a condition.")
+        if self.declared is not None and self.declared > self.coeff:
+            raise InvalidArgumentError(
+                f"the block scales its branch down by {self.coeff / self.declared:.3g}, since the declared constant is "
+                f"above {self.coeff:g}: copy the net, and multiply its output by that."
+            )
+
     def fill_caps(self) -> Self:
         """Scale the free weights so that every linear layer starts at its cap, from which training is quicker.
 

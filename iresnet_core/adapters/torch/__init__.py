@@ -35,3 +35,11 @@ __all__ = [
     "Squeeze",
     "Wrap",
 ]
+
+# What Python itself asks for.
+_SHOWN = ("__all__", "__doc__", "__file__", "__name__", "__path__")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, which is what tab completion shows; other modules are parts of these."""
+    return sorted([*__all__, *_SHOWN])

@@ -1,7 +1,9 @@
 """The invertible residual block as a PyTorch module."""
 
+import copy
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 import iresnet_core as core
@@ -17,7 +19,7 @@ from iresnet_core.adapters.torch.branch import (
     steps_of,
 )
 from iresnet_core.adapters.torch.layer import FlowLayer
-from iresnet_core.adapters.torch.weight import cap_of, cap_weight, capped_layer
+from iresnet_core.adapters.torch.weight import cap_of, cap_weight, capped_layer, plain_layer
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows import Shape
 from iresnet_core.lipschitz import capped_constant
@@ -126,6 +128,26 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
                 "extent is no multiple of the stride; or change the resolution with Squeeze() between the blocks."
             )
         return sizes
+
+    def plain(self) -> nn.Module:
+        """Return the branch g as a network of ordinary layers, whose weights are the certified ones in use.
+
+        It has no parametrizations and shares nothing with the block, which stays as it is: x + plain()(x) is what the
+        block computes in evaluation. Convolutions have the weights for the size of the samples that came last.
+
+        Raises
+        ------
+        InvalidArgumentError
+            For a branch of declared constant that the block scales down, for a conditional one, and if a weight has
+            parametrizations of its own.
+        """
+        self._require_plain()
+        if self.declared is not None:
+            return copy.deepcopy(self.net)  # type: ignore[no-any-return]
+        with torch.no_grad():
+            pairs = zip(self._linear(), self.capped_layers(), strict=True)
+            made = {id(module): plain_layer(module, layer.certified().weight.clone()) for module, layer in pairs}
+        return copy.deepcopy(self.net, made)  # type: ignore[no-any-return]
 
     def capped_layers(self) -> list[CappedLayer]:
         """Return the capped linear layers with their free parameters; none for a branch of declared constant."""

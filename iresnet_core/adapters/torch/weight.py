@@ -1,6 +1,7 @@
 """The parametrisation that keeps a layer's weight in use below its cap."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -15,7 +16,15 @@ from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.lipschitz import Certificate, basis_shape, scaled_for_any_size
 from iresnet_core.operators import Convolution, ConvolutionTranspose, Dense, LinearLayer
 
-__all__ = ["CappedWeight", "cap_of", "cap_weight", "capped_layer", "required_cap_of", "weight_before_cap"]
+__all__ = [
+    "CappedWeight",
+    "cap_of",
+    "cap_weight",
+    "capped_layer",
+    "plain_layer",
+    "required_cap_of",
+    "weight_before_cap",
+]
 
 
 class CappedWeight(CertifiedWeight, nn.Module):
@@ -218,6 +227,10 @@ def cap_weight(module: nn.Module, cap: float, options: dict[str, Any] | None) ->
     parametrize.register_parametrization(module, "weight", parametrization)
     # PyTorch gives the module a class of its own, which refuses to be pickled since nobody could find it again.
     type(module).__reduce_ex__ = _reduced  # type: ignore[method-assign,assignment]
+    # By that class a deep copy would be one with the original, which then loses its weight where the copy's
+    # parametrization is removed. Without it copies are made as pickles are, but for weights that have others before.
+    if len(module.parametrizations["weight"]) == 1 and "__deepcopy__" in vars(type(module)):  # type: ignore[index,arg-type]
+        del type(module).__deepcopy__  # type: ignore[attr-defined]
     return parametrization
 
 
@@ -241,7 +254,19 @@ def _capped_again(module: nn.Module, state: CappedWeight) -> nn.Module:
     """Cap a layer by a parametrisation that was its own before."""
     parametrize.register_parametrization(module, "weight", state, unsafe=True)
     type(module).__reduce_ex__ = _reduced  # type: ignore[method-assign,assignment]
+    if "__deepcopy__" in vars(type(module)):
+        del type(module).__deepcopy__  # type: ignore[attr-defined]
     return module
+
+
+def plain_layer(module: nn.Module, weight: Tensor) -> nn.Module:
+    """Return a layer without parametrizations that has a weight as its own parameter, and copies of all else."""
+    free: nn.Module = _reduced(module, 4)[1][0]
+    free._parameters = {
+        "weight": nn.Parameter(weight),
+        **{name: deepcopy(value) for name, value in module._parameters.items()},
+    }
+    return free
 
 
 def cap_of(module: nn.Module) -> CappedWeight | None:
