@@ -85,6 +85,10 @@ def train_command(
     alpha: Annotated[
         float | None, _model("--alpha", help="Of the logit of images (0.05; less if most are black or white).")
     ] = None,
+    activation_first: Annotated[
+        bool | None,
+        _model("--activation-first/--no-activation-first", help="One more in front; default for rows of grey levels."),
+    ] = None,
     standardize: Annotated[
         bool | None,
         _model("--standardize/--no-standardize", help="Data but grey levels, as first layer; default yes."),
@@ -176,6 +180,7 @@ def train_command(
         "coeff": coeff,
         "alpha": alpha,
         "standardize": standardize,
+        "activation_first": activation_first,
         "framework": framework,
         "steps": steps,
         "minutes": minutes,

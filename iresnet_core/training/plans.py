@@ -57,6 +57,8 @@ class ModelSettings:
         Parameter of the logit in front, for images of grey levels; None for a flow without a logit.
     standardize : bool
         Whether a layer that brings the data to mean zero and variance one stands in front; for all other data.
+    activation_first : bool
+        Whether an activation stands in front of the first linear layer of a block too, as in Residual Flows.
     """
 
     kind: str
@@ -67,6 +69,7 @@ class ModelSettings:
     coeff: float
     alpha: float | None = None
     standardize: bool = False
+    activation_first: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -164,9 +167,15 @@ BranchPlan = DensePlan | ConvolutionPlan | ActivationPlan
 LayerPlan = LogitPlan | ActNormPlan | InjectivePadPlan | SqueezePlan | FactorOutPlan | ResidualPlan
 
 
-def dense_block(widths: Sequence[int], activation: str, coeff: float) -> ResidualPlan:
-    """Return a residual block of dense layers between these widths, with an activation between any two of them."""
-    return ResidualPlan(_alternating([DensePlan(a, b) for a, b in pairwise(widths)], activation), coeff)
+def dense_block(
+    widths: Sequence[int], activation: str, coeff: float, *, activation_first: bool = False
+) -> ResidualPlan:
+    """Return a residual block of dense layers between these widths, with an activation between any two of them.
+
+    With `activation_first` one more activation stands in front.
+    """
+    branch = _alternating([DensePlan(a, b) for a, b in pairwise(widths)], activation)
+    return ResidualPlan((ActivationPlan(activation), *branch) if activation_first else branch, coeff)
 
 
 def convolution_block(
@@ -229,7 +238,8 @@ def planned_layers(
     if settings.kind == "mlp":
         size = math.prod(data_shape)
         widths = (size, *(settings.hidden,) * settings.layers, size)
-        residual = replace(dense_block(widths, settings.activation, settings.coeff), context=context)
+        block_of = dense_block(widths, settings.activation, settings.coeff, activation_first=settings.activation_first)
+        residual = replace(block_of, context=context)
         block = (ActNormPlan(size, context), residual)
         return first + block * settings.blocks + (ActNormPlan(size, context),)
     if context is not None:
@@ -248,7 +258,9 @@ def _scale(settings: ModelSettings, shape: tuple[int, ...], scales: int) -> tupl
     between = (channels, settings.hidden, settings.hidden, channels)
     block = (
         ActNormPlan(channels),
-        convolution_block(between, (3, 1, 3), settings.activation, settings.coeff),
+        convolution_block(
+            between, (3, 1, 3), settings.activation, settings.coeff, activation_first=settings.activation_first
+        ),
     )
     layers: tuple[LayerPlan, ...] = (SqueezePlan(), *(block * settings.blocks), ActNormPlan(channels))
     if scales > 1 and height % 2 == 0 and width % 2 == 0:

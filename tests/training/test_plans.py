@@ -71,6 +71,17 @@ def test_convolutions_have_two_scales():
             planned_layers(settings, shape)
 
 
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_an_activation_stands_in_front_where_asked_for(kind):
+    for first in (False, True):
+        plan = planned_layers(ModelSettings(kind, 2, 8, 2, "elu", 0.9, activation_first=first), (1, 6, 6))
+        branches = [layer.branch for layer in plan if isinstance(layer, ResidualPlan)]
+        assert len(branches) == 2
+        for branch in branches:
+            assert isinstance(branch[0], ActivationPlan) is first
+            assert len(branch) == 5 + first
+
+
 @pytest.mark.parametrize(
     ("kind", "shape", "hidden", "entries"),
     [

@@ -106,3 +106,14 @@ def test_convolutions_are_trained_with_sines_at_a_higher_rate():
     assert (settings.model.activation, settings.training.lr, settings.training.batch) == ("sin", 1e-2, 64)
     rows = default_settings(source, load_dataset(source), "torch", {})
     assert (rows.model.activation, rows.training.lr, rows.training.batch) == ("elu", 5e-3, 256)
+
+
+def test_rows_of_grey_levels_have_an_activation_in_front():
+    source = DatasetSource("digits")
+    rows, images = (default_settings(source, load_dataset(source), "torch", {"kind": kind}) for kind in ("mlp", "conv"))
+    assert (rows.model.activation_first, rows.training.weight_decay) == (True, 0.5)
+    assert (images.model.activation_first, images.training.weight_decay) == (False, 2.0)
+    assert not moons_settings().model.activation_first
+    node = json.loads(json.dumps(rows.as_json()))
+    del node["model"]["activation_first"]  # as it was written before there was the setting
+    assert not settings_from_json(node, "here").model.activation_first
