@@ -17,6 +17,7 @@ def flow(d=2):
     ("path", "options", "message"),
     [
         ("flow.txt", {}, "ends in .onnx"),
+        ("no such folder/flow.pt2", {}, "there is no folder"),
         ("flow.pt2", {"method": "score"}, "method must be one of"),
         ("flow.pt2", {"method": "sample"}, "number of samples"),
         ("flow.pt2", {"n": 3}, "n is for method='sample'"),

@@ -38,6 +38,8 @@ def require_exportable(path: str | os.PathLike[str], method: str, n: Any, option
             f"{os.fspath(path)}: a program is a file that ends in .onnx, or in .pt2 for torch.export; use save() for a "
             "file that iresnet_core.load reads on every backend."
         )
+    if not Path(path).parent.is_dir():
+        raise InvalidArgumentError(f"{os.fspath(path)}: there is no folder {Path(path).parent}; make it first.")
     if method not in METHODS:
         raise InvalidArgumentError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     if method == "sample":
