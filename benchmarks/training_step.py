@@ -76,7 +76,7 @@ def all_cases(report, names, options):
     for setting, of in found.items():
         rows.append((str(setting), *(of[name][i] for name in names if name != PLAIN for i in (2, 4))))
     report.table("A step of training beside the plain network's", heads, rows)
-    eager = [name for name in MODELS if name in {*names, CHECKPOINT, INVERSE} - {COMPILED}]
+    eager = [name for name in MODELS if name in {*names, CHECKPOINT} - {COMPILED}]
     for setting in IMAGES:
         depths(report, setting, (4, 16), eager, options.levers)
     depths(report, DEEP, DEPTHS, eager, options.levers)
