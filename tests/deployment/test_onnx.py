@@ -13,9 +13,11 @@ from torch_models import convolutions, images, nn, samples, torch, vector_flow  
 
 from iresnet_core.adapters.torch import ActNorm, Classifier, Flow, InvertibleResidual, Logit, Squeeze  # noqa: E402
 
+# From inside the exporter, and of the noise of estimates, which is the same on both sides.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
@@ -73,7 +75,8 @@ def test_samples_belong_to_the_density(kind, tmp_path):
     flow = FLOWS[kind]()
     flow.initialize(batch(flow, 60)).eval()
     flow.export(tmp_path / "flow.onnx", "sample", n=200)
-    first, second = (torch.tensor(run(tmp_path / "flow.onnx")) for _ in range(2))
+    session = onnxruntime.InferenceSession(str(tmp_path / "flow.onnx"))
+    first, second = (torch.tensor(session.run(None, {})[0]) for _ in range(2))
     assert not torch.equal(first, second)
     with torch.no_grad():
         z = flow.encode(first).double()
@@ -101,11 +104,3 @@ def test_a_classifier(tmp_path):
     with torch.no_grad():
         for n in (1, 5):
             close(run(tmp_path / "model.onnx", images(n)), model(images(n)))
-
-
-def test_the_exporter_of_pytorch_itself(tmp_path):
-    """A module that calls the flow, whose certificates are then part of the program."""
-    flow = vector_flow(2, blocks=1).initialize(samples(50, 2)).eval()
-    with torch.no_grad():
-        torch.onnx.export(flow, (samples(3, 2),), str(tmp_path / "flow.onnx"), dynamo=True, verbose=False)
-        close(run(tmp_path / "flow.onnx", samples(3, 2)), flow(samples(3, 2))[0])

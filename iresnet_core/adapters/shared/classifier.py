@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import iresnet_core as core
+from iresnet_core.backends import get_backend
 from iresnet_core.training import planned_features
 
 __all__ = ["ClassifierMethods"]
@@ -107,5 +108,6 @@ class ClassifierMethods:
     def _core_features(self) -> core.Flow:
         """Return features and normalisation as one flow of the core, with certified weights."""
         features = self.features.to_core()
-        layer = self.normalization.core_layer(training=False)
-        return core.Flow([*features.layers, layer.astype(features.arrays[0].dtype)], features.event_shape)
+        with get_backend(features.arrays[0]).no_grad():
+            layer = self.normalization.core_layer(training=False)
+            return core.Flow([*features.layers, layer.astype(features.arrays[0].dtype)], features.event_shape)
