@@ -69,8 +69,7 @@ class TableColumns:
         in_file: list[str | None] = [None] * self.width
         for place, column in enumerate(self.used):
             in_file[column] = self.label(place)
-        known = [name if name is not None and self.names is not None else f"\0{k}" for k, name in enumerate(in_file)]
-        chosen = numbers_of_columns(text, self.width, option, None if self.names is None else known)
+        chosen = numbers_of_columns(text, self.width, option, None if self.names is None else in_file)
         if not set(chosen) <= set(self.used):
             raise InvalidArgumentError(f"{option} {text} names a column that is left out.")
         return ",".join(str(self.used.index(k)) for k in chosen)
@@ -141,23 +140,33 @@ class TableColumns:
         return values if self.fill is None else np.where(np.isnan(values), np.array(self.fill), values)
 
 
-def numbers_of_columns(text: str, columns: int, option: str, names: Sequence[str] | None = None) -> tuple[int, ...]:
+def numbers_of_columns(
+    text: str, columns: int, option: str, names: Sequence[str | None] | None = None
+) -> tuple[int, ...]:
     """Return the columns that an option names, by their names or as "2,3", counted from 0, or from the end as "-1".
+
+    Columns whose name is None have been left out before, and are known by their numbers alone.
 
     Raises
     ------
     InvalidArgumentError
-        If it does not name columns of the table, or one of them twice.
+        If it does not name columns of the table, one of them twice, or gives a name that several columns have.
     """
     found = []
     for part in (part.strip() for part in text.split(",")):
         if names is not None and part in names:
-            found.append(list(names).index(part))
+            if len(places := [k for k, name in enumerate(names) if name == part]) > 1:
+                raise InvalidArgumentError(
+                    f"{option} {text}: {len(places)} columns have the name {part}. Give their numbers, which are "
+                    f"{', '.join(map(str, places))}."
+                )
+            found += places
             continue
         try:
             k = int(part)
         except ValueError:
-            known = "" if names is None else f", or their names, which are {_listed(names)}"
+            there = None if names is None else [name for name in names if name is not None]
+            known = "" if there is None else f", or their names, which are {_listed(there)}"
             raise InvalidArgumentError(
                 f"{option} takes numbers of columns with commas between them, such as 2,3{known}; got {text!r}."
             ) from None

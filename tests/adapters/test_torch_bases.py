@@ -185,6 +185,10 @@ def test_what_is_no_base_is_refused():
             a_flow(wrong)
     with pytest.raises(ShapeError, match=r"Independent\(distribution, 1\)"):
         a_flow(of_torch.Normal(TWO, TWO))
+    with pytest.raises(InvalidArgumentError, match="discrete values"):
+        a_flow(independent(of_torch.Poisson, TWO))
+    with pytest.raises(InvalidArgumentError, match="a density such as"):
+        a_flow(of_torch.Normal)
     for wrong in ("cauchy", None, nn.Linear(2, 2)):
         with pytest.raises(InvalidArgumentError, match="no base density"):
             a_flow(wrong)

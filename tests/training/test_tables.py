@@ -118,6 +118,15 @@ def test_numbers_of_columns():
     assert numbers_of_columns("b,-1,0", 4, "--x", ("a", "b", "c", "d")) == (1, 3, 0)
     with pytest.raises(InvalidArgumentError, match="twice"):
         numbers_of_columns("b,1", 4, "--x", ("a", "b", "c", "d"))
+    with pytest.raises(InvalidArgumentError, match=r"2 columns have the name a. Give their numbers, which are 0, 2\."):
+        numbers_of_columns("a", 3, "--x", ("a", "b", "a"))
+
+
+def test_messages_name_the_columns_that_are_left(tmp_path):
+    written(tmp_path / "x.csv")
+    columns = TableColumns.of_table(opened_table(tmp_path / "x.csv"), "city,id", None)
+    with pytest.raises(InvalidArgumentError, match=r"names, which are age, height, always; got 'id'\."):
+        columns.placed("id", "--condition")
 
 
 def test_parquet_and_csv_hold_the_same(tmp_path):

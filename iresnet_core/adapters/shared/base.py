@@ -47,8 +47,10 @@ class BaseMethods:
         """
         super().__init__(**options)
         density, own = self._taken_density(density)
-        if isinstance(density, str):
-            raise InvalidArgumentError(f"a Base is made of a density such as DiagonalNormal, got {density!r}.")
+        if isinstance(density, str | type):
+            raise InvalidArgumentError(
+                f"a Base is made of a density such as DiagonalNormal(mean, scale), got {density!r}."
+            )
         if not isinstance(density, Base):
             density = checked_base(density, tuple(getattr(density, "event_shape", ())))
             if learned is not None:

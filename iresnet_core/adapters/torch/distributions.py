@@ -9,7 +9,7 @@ from torch import distributions as of_torch
 from torch.distributions import constraints
 
 from iresnet_core.backends import get_backend
-from iresnet_core.errors import IResNetError, ShapeError
+from iresnet_core.errors import InvalidArgumentError, IResNetError, ShapeError
 from iresnet_core.flows import DiagonalNormal, FullNormal, NormalMixture, StudentT, Uniform, VonMises, latents
 
 __all__ = ["LatentDistribution", "OwnDistribution", "as_density"]
@@ -62,6 +62,11 @@ def as_density(distribution: of_torch.Distribution) -> tuple[Any, bool]:
             f"the base is a batch {batch} of distributions of events {event}, where one of whole latents is needed: "
             f"torch.distributions.Independent(distribution, {len(batch)}) makes one of entries that are independent."
         )
+    if _is_discrete(distribution):
+        raise InvalidArgumentError(
+            f"the base {distribution} takes discrete values, which have probabilities and no density; a flow needs a "
+            "base of real numbers, such as torch.distributions.Normal."
+        )
     inner: Any = distribution
     while isinstance(inner, of_torch.Independent):
         inner = inner.base_dist
@@ -74,6 +79,14 @@ def as_density(distribution: of_torch.Distribution) -> tuple[Any, bool]:
     if found is None:
         return OwnDistribution(distribution), False
     return found, any(a.requires_grad for a in _parameters(distribution))
+
+
+def _is_discrete(distribution: of_torch.Distribution) -> bool:
+    try:
+        support: Any = distribution.support
+    except NotImplementedError:  # a distribution of the caller's own need not say it
+        return False
+    return bool(getattr(support, "is_discrete", False))
 
 
 def _of_entries(inner: Any) -> Any:
