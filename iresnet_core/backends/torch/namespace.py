@@ -4,6 +4,7 @@ array-api-compat promotes the dtypes of its arguments first, which costs several
 refused mixed dtypes before it comes here.
 """
 
+import builtins
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ __all__ = [
     "linalg",
     "matmul",
     "matrix_transpose",
+    "max",
     "maximum",
+    "min",
     "minimum",
     "sum",
     "vecdot",
@@ -41,6 +44,16 @@ def sum(x: Array, /, *, axis: Any = None, dtype: Any = None, **options: Any) -> 
     if dtype == torch.int32 and writes_onnx():
         return summed_words(x, axis)
     return compat.sum(x, axis=axis, dtype=dtype, **options)
+
+
+def max(x: Array, /, *, axis: Any = None, keepdims: bool = False) -> Array:
+    """Largest entry; with all axes named, since ONNX's function takes no maximum without."""
+    return compat.max(x, axis=tuple(builtins.range(x.ndim)) if axis is None else axis, keepdims=keepdims)
+
+
+def min(x: Array, /, *, axis: Any = None, keepdims: bool = False) -> Array:
+    """Smallest entry; with all axes named, as `max`."""
+    return compat.min(x, axis=tuple(builtins.range(x.ndim)) if axis is None else axis, keepdims=keepdims)
 
 
 def astype(x: Array, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Array:
