@@ -28,7 +28,8 @@ class ProductBase(Base):
     Raises
     ------
     InvalidArgumentError
-        If a part is no density of this package, there is none, or a place belongs to two parts or to none.
+        If a part is no density of this package, there is none, a place belongs to two parts or to none, or it is no
+        whole number.
     ShapeError
         If a part is no density of vectors, or has another number of places than entries.
 
@@ -59,7 +60,12 @@ class ProductBase(Base):
             ends = [sum(part.shape[0] for part in chosen[:index]) for index in range(len(chosen) + 1)]
             places = tuple(tuple(range(a, b)) for a, b in itertools.pairwise(ends))
         else:
-            places = tuple(tuple(int(place) for place in own) for own in entries)
+            try:
+                places = tuple(tuple(operator.index(place) for place in own) for own in entries)
+            except TypeError:
+                raise InvalidArgumentError(
+                    f"entries are lists of whole numbers, one list for each part, got {entries!r}."
+                ) from None
         if [len(own) for own in places] != [part.shape[0] for part in chosen]:
             raise ShapeError(
                 f"the parts have {[part.shape[0] for part in chosen]} entries, and their places are "

@@ -237,6 +237,9 @@ def test_bad_bases_are_refused(backend):
     for places in ([[0, 1], [2, 2]], [[0, 1], [3, 4]], [[0, 1], [2, -1]]):
         with pytest.raises(InvalidArgumentError, match="each once"):
             ProductBase([part, part], places)
+    for places in ([[0, 1.5], [2, 3]], [[0, "b"], [2, 3]], [0, 1]):
+        with pytest.raises(InvalidArgumentError, match="lists of whole numbers"):
+            ProductBase([part, part], places)
     with pytest.raises(ShapeError, match="places"):
         ProductBase([part, part], [[0, 1], [2]])
     with pytest.raises(ShapeError, match="vectors"):
