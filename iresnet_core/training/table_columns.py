@@ -88,7 +88,7 @@ class TableColumns:
         Raises
         ------
         ShapeError
-            If columns are not there.
+            If columns are not there, or several have the same name.
         DataFileError
             If one of them holds text.
         """
@@ -97,6 +97,9 @@ class TableColumns:
             lacking = [column for column in self.names if column not in table.names]
             if lacking:
                 raise ShapeError(f"{name} lacks the columns {_listed(lacking)}; it has {_listed(table.names)}.")
+            several = [column for column in self.names if table.names.count(column) > 1]
+            if several:
+                raise ShapeError(f"{name} has several columns of the names {_listed(several)}; rename all but one.")
             places = [table.names.index(column) for column in self.names]
         elif width == len(self.used):
             places = list(range(width))

@@ -109,6 +109,9 @@ def test_columns_are_found_by_name_in_other_files(tmp_path):
     (tmp_path / "w.csv").write_text("height,other\n170,5\n")
     with pytest.raises(ShapeError, match="w lacks the columns age; it has height, other"):
         columns.values_of(opened_table(tmp_path / "w.csv"), "w")
+    (tmp_path / "u.csv").write_text("height,age,age\n170,5,30\n")
+    with pytest.raises(ShapeError, match="several columns of the names age"):
+        columns.values_of(opened_table(tmp_path / "u.csv"), "u")
     (tmp_path / "v.csv").write_text("1,2,3\n")
     with pytest.raises(ShapeError, match="3 columns; the model was made for samples of 2 columns of the 5"):
         columns.values_of(opened_table(tmp_path / "v.csv"), "v")
