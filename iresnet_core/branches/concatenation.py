@@ -67,6 +67,8 @@ class DenseConcatenation(BranchLayer):
     """
 
     def __init__(self, branch: Chain | Sequence[Any], angle: Array, *, axis: int = 1) -> None:
+        if not isinstance(branch, Chain | Sequence):
+            raise InvalidArgumentError(f"DenseConcatenation takes a Chain or a sequence of layers, got {branch!r}.")
         self.branch = branch if isinstance(branch, Chain) else Chain(branch)
         if isinstance(axis, bool) or not isinstance(axis, int) or axis == 0:
             raise InvalidArgumentError(f"axis must be a whole number other than 0, the batch axis, got {axis!r}.")

@@ -162,9 +162,7 @@ def _read(model: OpenedModel, file: Path, key: str | None) -> tuple[np.ndarray, 
     else:
         table = opened_table(file)
     values = columns.values_of(table, str(file))
-    kept = columns.rows_to_keep(values, str(file))
-    if not kept.any():
-        raise DataFileError(f"{file}: every row has missing values.")
+    kept = columns.rows_to_keep(values, str(file), trains=False)
     return columns.imputed(values[kept]), None, np.flatnonzero(kept)
 
 

@@ -77,65 +77,67 @@ def train_command(
         _training("--framework", "--engine", metavar="NAME", help=f"{' or '.join(trainer_names())}; default torch."),
     ] = None,
     model: Annotated[str | None, _model("--model", metavar="KIND", help="mlp or conv; default by the data.")] = None,
-    blocks: Annotated[int | None, _model("--blocks", help="Residual blocks (8; of conv 4 a scale).")] = None,
-    hidden: Annotated[int | None, _model("--hidden", help="Width of hidden layers (64, 128; of conv 32).")] = None,
-    layers: Annotated[int | None, _model("--layers", help="Hidden layers a block (2).")] = None,
-    activation: Annotated[str | None, _model("--activation", help="Between them, as lipswish, elu or sin.")] = None,
-    coeff: Annotated[float | None, _model("--coeff", help="Cap of a block's Lipschitz constant (0.9).")] = None,
-    alpha: Annotated[
-        float | None, _model("--alpha", help="Of the logit of images (0.05; less if most are black or white).")
-    ] = None,
+    blocks: Annotated[int | None, _model("--blocks", help="Residual blocks (8; conv: 4 for each scale).")] = None,
+    hidden: Annotated[int | None, _model("--hidden", help="Width of the hidden layers (64 or 128; conv: 32).")] = None,
+    layers: Annotated[int | None, _model("--layers", help="Hidden layers in each block (2).")] = None,
+    activation: Annotated[str | None, _model("--activation", help="Such as lipswish, elu or sin.")] = None,
+    coeff: Annotated[float | None, _model("--coeff", help="Cap on the Lipschitz constant of a block (0.9).")] = None,
+    alpha: Annotated[float | None, _model("--alpha", help="Parameter of the logit for images (0.05, or less).")] = None,
     activation_first: Annotated[
         bool | None,
-        _model("--activation-first/--no-activation-first", help="One more in front; default for rows of grey levels."),
+        _model(
+            "--activation-first/--no-activation-first",
+            help="Begin a block with an activation; default for mlp on images.",
+        ),
     ] = None,
     standardize: Annotated[
         bool | None,
-        _model("--standardize/--no-standardize", help="Data but grey levels, as first layer; default yes."),
+        _model("--standardize/--no-standardize", help="Begin with a layer that standardizes the data (yes)."),
     ] = None,
-    steps: Annotated[int | None, _training("--steps", help="Length in steps (2000).")] = None,
-    minutes: Annotated[float | None, _training("--minutes", help="Length in minutes, instead of steps.")] = None,
-    batch: Annotated[int | None, _training("--batch", help="Samples a step (256; of conv 64).")] = None,
+    steps: Annotated[int | None, _training("--steps", help="Length of the training in steps (2000).")] = None,
+    minutes: Annotated[float | None, _training("--minutes", help="Length in minutes instead of steps.")] = None,
+    batch: Annotated[int | None, _training("--batch", help="Samples in each step (256; conv: 64).")] = None,
     lr: Annotated[float | None, _training("--lr", help="Learning rate of Adam.")] = None,
     schedule: Annotated[str | None, _training("--schedule", help="cosine (default) or constant.")] = None,
     start: Annotated[
         str | None,
-        _training("--start", help="Of weights: orthogonal, or uniform (below 10000 samples)."),
+        _training("--start", help="First weights: orthogonal, or uniform (below 10000 samples)."),
     ] = None,
     weight_decay: Annotated[
-        float | None, _training("--weight-decay", help="Decoupled (2 below 10000 samples, else 0).")
+        float | None, _training("--weight-decay", help="Decoupled weight decay (2 below 10000 samples, else 0).")
     ] = None,
-    clip: Annotated[float | None, _training("--clip", help="Largest norm of the gradient (10).")] = None,
+    clip: Annotated[float | None, _training("--clip", help="Longer gradients are shortened to this norm (10).")] = None,
     share: Annotated[
         float | None,
-        _training("--share", help="Part of a batch for the log-determinants (a quarter)."),
+        _training("--share", help="Part of each batch that log-determinants are taken of (a quarter)."),
     ] = None,
     dtype: Annotated[str | None, _training("--dtype", help="float32 (default) or float64.")] = None,
     seed: Annotated[int | None, _training("--seed", help="Seed of everything (0).")] = None,
     evaluate_every: Annotated[
-        int | None, _run("--evaluate-every", metavar="N", help="Steps between evaluations (100; of conv 250).")
+        int | None, _run("--evaluate-every", metavar="N", help="Steps between evaluations (100; conv: 250).")
     ] = None,
     checkpoint_every: Annotated[
         int | None, _run("--checkpoint-every", metavar="N", help="Steps between checkpoints (500).")
     ] = None,
     evaluation_samples: Annotated[
-        int | None, _run("--evaluation-samples", metavar="N", help="Of the validation set (1000).")
+        int | None,
+        _run("--evaluation-samples", metavar="N", help="Samples in an evaluation (1000)."),
     ] = None,
     recompute: Annotated[
         bool | None,
-        _training("--recompute/--no-recompute", help="Blocks once more on the way back: less memory, more time."),
+        _training("--recompute/--no-recompute", help="The same as --checkpoint input: less memory, more time."),
     ] = None,
     compiled: Annotated[
         bool | None,
-        _training("--compile/--no-compile", help="PyTorch: one program for all blocks alike; Keras compiles anyway."),
+        _training("--compile/--no-compile", help="Compile the blocks with PyTorch; Keras always compiles."),
     ] = None,
     checkpoint: Annotated[
         str | None,
-        _training("--checkpoint", help="What blocks keep for the way back: all (default), input, or inverse: nothing."),
+        _training("--checkpoint", help="What blocks keep for the gradient: all (default), input, or inverse."),
     ] = None,
     penalty: Annotated[
         float | None,
-        _training("--penalty", help="Times the sum of the squared norms of the weights, added to the loss (0)."),
+        _training("--penalty", help="Weight of the squared spectral norms in the loss (0)."),
     ] = None,
     ema: Annotated[
         float | None,
@@ -145,17 +147,17 @@ def train_command(
         int | None, _training("--threads", metavar="N", help="Threads on the CPU; default the framework's.")
     ] = None,
     samples: Annotated[int | None, _data("--samples", metavar="N", help="How much data to draw or to use.")] = None,
-    file: Annotated[str | None, _data("--file", metavar="FILE", help="Where mnist.npz is.")] = None,
+    file: Annotated[str | None, _data("--file", metavar="FILE", help="The file mnist.npz.")] = None,
     key: Annotated[str | None, _data("--key", metavar="NAME", help="Which array of a .npz file.")] = None,
     levels: Annotated[
-        int | None, _data("--levels", metavar="N", help="Grey levels of a file of whole numbers.")
+        int | None, _data("--levels", metavar="N", help="Number of grey levels in a file of whole numbers.")
     ] = None,
     condition: Annotated[
         str | None,
         _data("--condition", metavar="COLUMNS", help="Columns of a table that are conditions, as age,3."),
     ] = None,
     labels: Annotated[
-        str | None, _data("--labels", metavar="COLUMNS", help="Which of these hold labels, to enter one-hot.")
+        str | None, _data("--labels", metavar="COLUMNS", help="Conditions that hold labels, which enter one-hot.")
     ] = None,
     drop: Annotated[str | None, _data("--drop", metavar="COLUMNS", help="Columns to leave out, as id,3.")] = None,
     missing: Annotated[

@@ -100,7 +100,9 @@ def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
             tensors = _StoredTensors(file, found, source)
             result = build(model, "", tensors)
     except SafetensorError as error:
-        raise StorageError(f"{source} is no intact safetensors file: {error}") from error
+        raise StorageError(
+            f"{source} is not an intact safetensors file, as save and iresnet train write: {error}"
+        ) from error
     if tensors.unread:
         raise StorageError(f"{source} holds tensors that its description does not name: {some(tensors.unread)}.")
     return result

@@ -1,6 +1,7 @@
 """Tables of numbers in .csv and .parquet files: with the names of their columns, and gaps where values are missing."""
 
 import csv
+import re
 from dataclasses import dataclass
 from importlib import import_module
 from io import BytesIO, StringIO
@@ -16,6 +17,7 @@ __all__ = ["TABLE_SUFFIXES", "Table", "read_table", "table_bytes"]
 TABLE_SUFFIXES = (".csv", ".parquet")
 _DELIMITERS = ",;\t "
 _GAPS = {"", "na", "n/a", "nan", "null", "none", "?"}  # a cell that says that there is no value, in any case
+_DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+([eE][-+]?\d+)?")
 _SHOWN = 40  # characters of a cell that is no number
 
 
@@ -112,7 +114,7 @@ def _read_csv(path: Path) -> Table:
         try:
             first = file.readline()
         except UnicodeDecodeError as error:
-            raise DataFileError(f"{path} is no text: {error}") from error
+            raise DataFileError(f"{path} is not a text in UTF-8 ({error}): save it in that encoding.") from error
         delimiter = next((mark for mark in _DELIMITERS if mark in first.strip()), ",")
         file.seek(0)
         names: tuple[str, ...] | None = None
@@ -133,9 +135,11 @@ def _read_csv(path: Path) -> Table:
             for k, value in enumerate(values):
                 if value is None and k not in texts:
                     name = names[k] if names else str(k)
+                    way = f"Leave the column out (--drop {name}), or code it by numbers."
+                    if delimiter != "," and _DECIMAL_COMMA.fullmatch(cells[k].strip()):
+                        way = "Write numbers with a decimal point."
                     texts[k] = (
-                        f"{path}, line {reader.line_num}: {cells[k][:_SHOWN]!r} in column {name} is no number. Leave "
-                        f"the column out (--drop {name}), or code it by numbers."
+                        f"{path}, line {reader.line_num}: {cells[k][:_SHOWN]!r} in column {name} is not a number. {way}"
                     )
             rows.append([np.nan if value is None else value for value in values])
     if not rows:

@@ -67,6 +67,8 @@ def checked_base(base: Any, latent_shape: tuple[int, ...]) -> Any:
                 f"{base!r} is a density of latents of shape {tuple(said)}; those of the flow have {latent_shape}."
             )
         return base
+    if isinstance(base, type):
+        raise InvalidArgumentError(f"{base.__name__} is a class; give an object of it, {base.__name__}(...), as base.")
     raise InvalidArgumentError(
         f"there is no base density {base!r}; there is 'normal', one of this package such as DiagonalNormal, or an "
         "object with log_prob(z) and sample(n, rng, like)."

@@ -142,14 +142,11 @@ def load_dataset(source: DatasetSource) -> Dataset:
         _refuse_options(source, "drop", "missing")
     if source.labels is not None and source.condition is None:
         raise InvalidArgumentError("--labels names columns of --condition; give that too.")
-    labels = None if dataset.columns is None else list(map(dataset.columns.label, range(len(dataset.columns.used))))
+    if dataset.columns is not None:
+        names = list(map(dataset.columns.label, range(len(dataset.columns.used))))
+        require_varying(dataset.train, names, dataset.name)
     if source.condition is not None:
-        if labels is not None and dataset.columns is not None:
-            places = dataset.columns.placed(source.condition, "--condition").split(",")
-            labels = [label for k, label in enumerate(labels) if str(k) not in places]
         dataset = _conditional(dataset, source.condition, source.labels)
-    if labels is not None:
-        require_varying(dataset.train, labels, dataset.name)
     return dataset
 
 
@@ -325,7 +322,7 @@ def _of_table(source: DatasetSource, table: Table, path: Path, rng: np.random.Ge
         if np.any(gaps.all(axis=0)):
             empty = columns.label(int(np.argmax(gaps.all(axis=0))))
             raise DataFileError(
-                f"{path}: column {empty} has no value in the samples to train on. Leave it out: --drop."
+                f"{path}: column {empty} has no value in the samples to train on. Leave it out: --drop {empty}."
             )
         columns = replace(columns, fill=tuple(map(float, np.nanmedian(dataset.train, axis=0))))
         notes.append(f"{np.sum(np.isnan(values))} missing values became the medians of the training set")

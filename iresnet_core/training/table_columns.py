@@ -1,5 +1,6 @@
 """The columns of a table that a flow is trained on: their names, what is left out, and what stands in for gaps."""
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,13 +116,17 @@ class TableColumns:
                 raise DataFileError(table.texts[place])
         return np.ascontiguousarray(table.values[:, places])
 
-    def rows_to_keep(self, values: np.ndarray, name: str) -> np.ndarray:
+    def rows_to_keep(self, values: np.ndarray, name: str, *, trains: bool = True) -> np.ndarray:
         """Return which rows (n,) are kept: all, or those without a gap.
+
+        The advice of an error is another one where a model is trained and where one is used.
 
         Raises
         ------
         NonFiniteError
             At gaps, if nothing is to be done about them; at infinity in any case.
+        DataFileError
+            If no row is left.
         """
         if np.any(np.isinf(values)):
             row, place = map(int, np.argwhere(np.isinf(values))[0])
@@ -133,10 +138,22 @@ class TableColumns:
             row, place = map(int, np.argwhere(gaps)[0])
             raise NonFiniteError(
                 f"{name}: NaN in sample {row}, column {self.label(place)}, and so in {np.sum(gaps.any(axis=1))} of "
-                f"{len(values)} samples. Values are missing in the columns {where}. Leave the rows out "
-                "(--missing drop), put medians in (--missing impute), or leave columns out (--drop)."
+                f"{len(values)} samples. Values are missing in the columns {where}. "
+                + (
+                    "Leave the rows out (--missing drop), put medians in (--missing impute), or leave columns out "
+                    "(--drop)."
+                    if trains
+                    else "The model was trained without gaps: remove these rows, or fill them in."
+                )
             )
-        return ~gaps.any(axis=1) if self.missing == "drop" else np.ones(len(values), dtype=bool)
+        kept = ~gaps.any(axis=1) if self.missing == "drop" else np.ones(len(values), dtype=bool)
+        if not kept.any():
+            worst = self.label(int(np.argmax(np.sum(gaps, axis=0))))
+            raise DataFileError(
+                f"{name}: every row has a missing value, most of them in column {worst}."
+                + (f" Leave it out (--drop {_quoted(worst)}), or use --missing impute." if trains else "")
+            )
+        return kept
 
     def imputed(self, values: np.ndarray) -> np.ndarray:
         """Return values (n, used) with `fill` in place of the gaps."""
@@ -156,7 +173,9 @@ def numbers_of_columns(
         If it does not name columns of the table, one of them twice, or gives a name that several columns have.
     """
     found = []
-    for part in (part.strip() for part in text.split(",")):
+    # A name with a comma stands in quotation marks, as in a file.
+    parts = next(csv.reader([text], skipinitialspace=True), [])
+    for part in (part.strip() for part in parts or [""]):
         if names is not None and part in names:
             if len(places := [k for k, name in enumerate(names) if name == part]) > 1:
                 raise InvalidArgumentError(
@@ -182,7 +201,7 @@ def numbers_of_columns(
 
 
 def require_varying(samples: np.ndarray, labels: Sequence[str], name: str | Path) -> None:
-    """Refuse columns that are constant over the samples to train on: their density has no upper limit.
+    """Refuse columns that are constant over the samples to train on: they have no density, and are no condition.
 
     Raises
     ------
@@ -192,13 +211,18 @@ def require_varying(samples: np.ndarray, labels: Sequence[str], name: str | Path
     constant = np.flatnonzero(np.all(samples == samples[:1], axis=0))
     if len(constant):
         what = [labels[int(k)] for k in constant]
-        options = ",".join(what[:_LISTED]) + (",..." if len(what) > _LISTED else "")
+        options = ",".join(map(_quoted, what[:_LISTED])) + (",..." if len(what) > _LISTED else "")
         raise DataFileError(
-            f"{name}: all samples to train on have the same value in the columns {_listed(what)}, whose density would "
-            f"be infinite. Leave them out: --drop {options}."
+            f"{name}: all samples to train on have the same value in the columns {_listed(what)}, which says nothing "
+            f"and has no density. Leave them out: --drop {options}."
         )
 
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    return ", ".join(map(_quoted, names[:_LISTED])) + more
+
+
+def _quoted(name: str) -> str:
+    """Return a name as an option takes it: in quotation marks if it has a comma."""
+    return f'"{name}"' if "," in name else name

@@ -178,7 +178,7 @@ def test_damaged_files_are_refused(backend, saved):
     whole = path.read_bytes()
     for damaged in (b"", whole[:4], whole[:40], whole[:-1], whole + b"\0", b"\xff" * 8 + whole[8:], b"PK\3\4" + whole):
         path.write_bytes(damaged)
-        with pytest.raises(StorageError, match="no intact safetensors file"):
+        with pytest.raises(StorageError, match="not an intact safetensors file"):
             load(path, backend.name)
     save_file(tensors, path)
     with pytest.raises(StorageError, match="without a description"):

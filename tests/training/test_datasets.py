@@ -214,7 +214,7 @@ def test_tables_with_any_common_delimiter(tmp_path, text):
         ("x.csv", b"1,2\n3,four\n", DataFileError, "line 2: 'four'"),
         ("x.csv", b"1,2\n3\n", DataFileError, "line 2: 1 columns"),
         ("x.csv", b"1,2\n3,\n", NonFiniteError, "NaN in sample 1 at (1,)"),
-        ("x.csv", b"\xff\xfe1,2\n", DataFileError, "no text"),
+        ("x.csv", b"\xff\xfe1,2\n", DataFileError, "not a text in UTF-8"),
         ("x.csv", b"1,2\n3,nan\n", NonFiniteError, "NaN in sample 1 at (1,)"),
         ("x.npy", b"nonsense", DataFileError, "x.npy"),
         ("x.npz", b"nonsense", DataFileError, "x.npz"),

@@ -37,7 +37,7 @@ def test_names_text_and_gaps_are_read(tmp_path):
     assert list(table.texts) == [2]
     assert np.isnan(table.values[:3, 3]).all()
     np.testing.assert_array_equal(table.values[3:, 3], values[3:, 1])
-    with pytest.raises(DataFileError, match=r"line 2: 'Rome' in column city is no number.*--drop city"):
+    with pytest.raises(DataFileError, match=r"line 2: 'Rome' in column city is not a number.*--drop city"):
         read_array(tmp_path / "x.csv")
 
 
@@ -115,6 +115,37 @@ def test_columns_are_found_by_name_in_other_files(tmp_path):
     (tmp_path / "v.csv").write_text("1,2,3\n")
     with pytest.raises(ShapeError, match="3 columns; the model was made for samples of 2 columns of the 5"):
         columns.values_of(opened_table(tmp_path / "v.csv"), "v")
+
+
+def test_a_condition_must_vary_too(tmp_path):
+    written(tmp_path / "x.csv")
+    with pytest.raises(DataFileError, match="same value in the columns always"):
+        load(tmp_path / "x.csv", drop="id,city", condition="always")
+
+
+def test_advice_is_for_the_command_that_is_run(tmp_path):
+    written(tmp_path / "x.csv", gaps=2)
+    table = opened_table(tmp_path / "x.csv")
+    columns = TableColumns.of_table(table, "id,city,always", None)
+    values = columns.values_of(table, "x")
+    with pytest.raises(NonFiniteError, match="remove these rows, or fill them in") as caught:
+        columns.rows_to_keep(values, "x", trains=False)
+    assert "--missing" not in str(caught.value)
+    dropping = TableColumns.of_table(table, "id,city,always", "drop")
+    with pytest.raises(
+        DataFileError, match=r"every row has a missing value, most of them in column height.*--drop height"
+    ):
+        dropping.rows_to_keep(values[:2], "x")
+
+
+def test_names_with_commas_and_decimal_commas(tmp_path):
+    (tmp_path / "x.csv").write_text('a,"b, x",c\n1,2,3\n')
+    assert numbers_of_columns('"b, x",c', 3, "--drop", opened_table(tmp_path / "x.csv").names) == (1, 2)
+    with pytest.raises(InvalidArgumentError, match='which are a, "b, x", c'):
+        numbers_of_columns("b", 3, "--drop", opened_table(tmp_path / "x.csv").names)
+    (tmp_path / "y.csv").write_text("a;b\n0,5;1\n")
+    with pytest.raises(DataFileError, match=r"'0,5' in column a is not a number\. Write numbers with a decimal point"):
+        opened_table(tmp_path / "y.csv").numbers()
 
 
 def test_numbers_of_columns():

@@ -99,7 +99,10 @@ class DenseConcatenation(keras.layers.Layer):
 
     def __init__(self, net: Any, **options: Any) -> None:
         super().__init__(**options)
-        self.net = checkpointed(self, "net", net if isinstance(net, Sequence) else [net])
+        layers = list(net) if isinstance(net, Sequence) else [net]
+        if not all(isinstance(layer, keras.layers.Layer) for layer in layers):
+            raise InvalidArgumentError(f"DenseConcatenation takes a layer, or a list of layers, got {net!r}.")
+        self.net = checkpointed(self, "net", layers)
 
     def build(self, input_shape: Any) -> None:
         """Make the angle, and the layers where they are not made yet."""

@@ -10,6 +10,7 @@ from iresnet_core.adapters.shared.learned_steps import LearnedStep
 from iresnet_core.branches import Activation as CoreActivation
 from iresnet_core.branches import ScaledActivation as CoreScaledActivation
 from iresnet_core.common import require_positive_int
+from iresnet_core.errors import InvalidArgumentError
 
 __all__ = ["DenseConcatenation", "ScaledActivation"]
 
@@ -79,6 +80,8 @@ class DenseConcatenation(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
+        if not isinstance(net, nn.Module):
+            raise InvalidArgumentError(f"DenseConcatenation takes a module, such as nn.Sequential, got {net!r}.")
         self.net = net
         self.angle = nn.Parameter(torch.full((1,), math.pi / 4))
 
