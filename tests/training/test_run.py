@@ -130,7 +130,10 @@ def test_recomputed_blocks_train_alike(tmp_path, how):
     first, second = load_file(whole.checkpoint_path), load_file(run.checkpoint_path)
     assert set(first) == set(second)
     for name, array in first.items():
-        np.testing.assert_allclose(array, second[name], atol=1e-6 if how == "recompute" else 1e-4, err_msg=name)
+        found = second[name]
+        if name.endswith(".basis"):  # singular vectors, whose signs are rounding's
+            array, found = abs(array), abs(found)
+        np.testing.assert_allclose(array, found, atol=1e-6 if how == "recompute" else 1e-4, err_msg=name)
 
 
 def test_both_frameworks_have_the_same_architecture(tmp_path):

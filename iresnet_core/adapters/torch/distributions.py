@@ -1,7 +1,7 @@
 """Distributions of PyTorch as densities of the core, and the density of a base as a distribution."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -133,7 +133,7 @@ class LatentDistribution(of_torch.Distribution):
         As many densities beside each other, all the same.
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints: ClassVar[dict[str, Any]] = {}  # noqa: RUF012
     has_rsample = True
 
     def __init__(self, flow: Any, batch_shape: tuple[int, ...]) -> None:
