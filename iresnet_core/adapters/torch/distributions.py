@@ -133,7 +133,7 @@ class LatentDistribution(of_torch.Distribution):
         As many densities beside each other, all the same.
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}  # noqa: RUF012
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = True
 
     def __init__(self, flow: Any, batch_shape: tuple[int, ...]) -> None:
