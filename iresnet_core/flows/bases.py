@@ -68,7 +68,9 @@ def checked_base(base: Any, latent_shape: tuple[int, ...]) -> Any:
             )
         return base
     if isinstance(base, type):
-        raise InvalidArgumentError(f"{base.__name__} is a class; a base density is an object of it, {base.__name__}(...).")
+        raise InvalidArgumentError(
+            f"{base.__name__} is a class; a base density is an object of it, {base.__name__}(...)."
+        )
     raise InvalidArgumentError(
         f"there is no base density {base!r}; there is 'normal', one of this package such as DiagonalNormal, or an "
         "object with log_prob(z) and sample(n, rng, like)."
