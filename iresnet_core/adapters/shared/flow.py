@@ -109,7 +109,7 @@ class FlowMethods(SequenceMethods, BaseTaking, TrainingMethods):
         self.terms, self.penalty = terms, require_nonnegative(penalty, "penalty")
         self.share = require_share(share)
         if not isinstance(checkpoint, bool) and checkpoint != "inverse":
-            raise InvalidArgumentError(f"checkpoint is False, True (keep inputs) or 'inverse', got {checkpoint!r}.")
+            raise InvalidArgumentError(f"checkpoint is True, False or 'inverse', got {checkpoint!r}.")
         self.checkpoint = checkpoint
         self._shapes = bound_shapes(self._flow_layers(), self.event_shape)
         self.latent_shape = self._shapes[-1]
