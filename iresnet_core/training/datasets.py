@@ -301,7 +301,7 @@ def _from_file(source: DatasetSource, rng: np.random.Generator) -> Dataset:
         _refuse_options(source, "key")
         return _of_table(source, opened_table(path), path, rng)
     array = read_array(path, source.key)
-    if source.levels is None and array.ndim in (1, 2) and array.size and array.dtype.kind == "f":
+    if source.levels is None and array.ndim in (1, 2) and array.size and array.dtype.kind in "biuf":
         return _of_table(source, Table(array.reshape(len(array), -1).astype(np.float64), None, {}), path, rng)
     samples, levels = _as_samples(array, f"{path}", source.levels)
     return _split(path.name, samples, levels, rng, source.samples)

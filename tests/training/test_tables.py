@@ -97,6 +97,10 @@ def test_constant_arrays_are_refused_too(tmp_path):
     with pytest.raises(DataFileError, match=r"same value in the columns 1, .*--drop 1\."):
         load(tmp_path / "x.npy")
     assert load(tmp_path / "x.npy", drop="1").event_shape == (2,)
+    np.save(tmp_path / "whole.npy", (10 * x).astype("int16"))
+    with pytest.raises(DataFileError, match="same value in the columns 1,"):
+        load(tmp_path / "whole.npy")
+    assert load(tmp_path / "whole.npy", drop="1").event_shape == (2,)
 
 
 def test_columns_are_found_by_name_in_other_files(tmp_path):
