@@ -119,6 +119,16 @@ DISTRIBUTIONS = {
 }
 
 
+@pytest.fixture(params=[True, False])
+def validation(request):
+    """PyTorch checks the arguments of its distributions until the first torch.compile of a process."""
+    before = of_torch.Distribution._validate_args
+    of_torch.Distribution.set_default_validate_args(request.param)
+    yield
+    of_torch.Distribution.set_default_validate_args(before)
+
+
+@pytest.mark.usefixtures("validation")
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_distributions_of_pytorch_are_taken(name, tmp_path):
     """Those that the core has a density for are stored; of another kind they stay what they are."""

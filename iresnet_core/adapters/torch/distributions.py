@@ -29,9 +29,14 @@ class OwnDistribution:
         if z.shape[0] == 0:
             return z.new_zeros(0)
         support: Any = self.distribution.support
-        if not self.distribution._validate_args or bool((inside := support.check(z)).all()):
+        inside = support.check(z)
+        if torch.compiler.is_compiling():  # which has one graph for all latents, and switches the validation off
+            nats = self.distribution.log_prob(z)
+            return torch.where(inside, nats, torch.full_like(nats, -math.inf))
+        if bool(inside.all()):
             return self.distribution.log_prob(z)
-        # It would refuse latents that have no density, in place of saying so.
+        # It refuses latents that have no density, or answers NaN where its validation is off,
+        # as it is in the whole process once torch.compile has run.
         some = self.distribution.sample((z.shape[0],)).to(z.dtype)
         nats = self.distribution.log_prob(torch.where(inside.reshape(-1, *[1] * (z.ndim - 1)), z, some))
         return torch.where(inside, nats, torch.full_like(nats, -math.inf))
