@@ -29,6 +29,7 @@ _COMMANDS = {
     "sample": "Draw samples from a trained flow and write them to a file.",
     "plot": "Draw density, samples, the transport of a grid, images, and the course of the training.",
     "info": "Print layers, shapes, parameters and certified Lipschitz constants of a model.",
+    "reproduce": "Make a figure or a table of the report again, beside its comparators.",
     "validate": "Compare every method with exact answers, on trained branches that ship with the package.",
 }
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}  # frameworks that would log between the tables, unless the user wants it

@@ -42,9 +42,14 @@ ALLOWED = {
         "reference",
         "example_data",
     },
-    "commands": {
+    "reproduction": {
         *("common", "operators", "branches", "lipschitz", "inverse", "determinant", "flows", "files"),
         *("training", "validation", "reference", "example_data"),
+    },
+    "peers": {"training", "reproduction"},
+    "commands": {
+        *("common", "operators", "branches", "lipschitz", "inverse", "determinant", "flows", "files"),
+        *("training", "validation", "reproduction", "reference", "example_data"),
     },
     "adapters": {
         *("common", "operators", "branches", "lipschitz", "inverse", "determinant", "flows", "files"),
@@ -81,6 +86,7 @@ HOST_MODULES = {
     "lipschitz.probabilistic": "a root of a small polynomial per operator, found in float64 on the host",
     "lipschitz.frequencies": "the phases are constants of the geometry, made on the host",
     "reference": "the exact answers are NumPy's and SciPy's",
+    "reproduction": "compares and draws on the host",
     "training": "batches, checkpoints and scores are NumPy's",
     "validation": "compares with the exact answers on the host",
 }
@@ -170,7 +176,7 @@ def within(name, *packages):
 def violations(name, tree):
     """Every forbidden import of one module."""
     mine = folder_of(name)
-    core = mine not in ("backends", "adapters")
+    core = mine not in ("backends", "adapters", "peers")
     found = []
     for target, level in imports_in(tree):
         if level:
@@ -213,7 +219,9 @@ def backend_branches(tree):
 
 def may_lack_its_dependency(path):
     """Whether a module imports what may not be installed: a framework, or an extra."""
-    frameworks = within(name_of(path), "iresnet_core.adapters", *(f"iresnet_core.backends.{e}" for e in BACKENDS))
+    frameworks = within(
+        name_of(path), "iresnet_core.adapters", "iresnet_core.peers", *(f"iresnet_core.backends.{e}" for e in BACKENDS)
+    )
     return frameworks or path.stem in WITH_EXTRA
 
 
@@ -281,7 +289,7 @@ def test_host_modules_exist():
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in MODULES if folder_of(name_of(p)) not in ("backends", "adapters")], ids=name_of
+    "path", [p for p in MODULES if folder_of(name_of(p)) not in ("backends", "adapters", "peers")], ids=name_of
 )
 def test_core_asks_for_no_backend_by_name(path):
     assert list(backend_branches(parsed(path))) == []

@@ -1,0 +1,1 @@
+"""Models of other packages, and networks without a cap, that are trained beside ours."""

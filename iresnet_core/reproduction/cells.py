@@ -1,0 +1,170 @@
+"""The cells of a run, such as one model on one data set: computed once, kept in files, several at once."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iresnet_core.errors import RunError
+from iresnet_core.files import digest_of, write_array
+from iresnet_core.reproduction.record import read_hashed, write_hashed
+from iresnet_core.reproduction.request import Request
+
+__all__ = ["Cell", "CellResult", "compute_cells"]
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a cell found.
+
+    Attributes
+    ----------
+    values : dict
+        Plain data.
+    arrays : dict of arrays
+        What a picture needs.
+    seconds : float
+        Wall time of the cell, evaluations included; set by `compute_cells`.
+    """
+
+    values: dict[str, Any]
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One part of a run.
+
+    Attributes
+    ----------
+    name : str
+        Its name, and that of its files.
+    settings : dict
+        Plain data that determine the result: a cell that was made with others is computed again.
+    compute : callable
+        A function of a module (other processes import it), which takes the settings and returns a `CellResult`.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    compute: Callable[[Mapping[str, Any]], CellResult]
+
+
+def compute_cells(request: Request, cells: Sequence[Cell], processes: int = 1) -> dict[str, CellResult]:
+    """Return the results of all cells; those that the run folder holds are not computed again.
+
+    Every cell is written as it is finished, so that a run that was interrupted goes on with the others. With more than
+    one process each cell has a process of one thread, whose own time `time.process_time` counts.
+    """
+    folder = request.out / "cells"
+    folder.mkdir(parents=True, exist_ok=True)
+    done = {cell.name: found for cell in cells if (found := _kept(folder, cell)) is not None}
+    missing = [cell for cell in cells if cell.name not in done]
+    if done:
+        request.say(f"{len(done)} of {len(cells)} parts are in {folder} already and are not computed again")
+
+    def finished(cell: Cell, result: CellResult) -> None:
+        _keep(folder, cell, result)
+        done[cell.name] = result
+        request.say(f"[{len(done)}/{len(cells)}] {cell.name}: {_in_short(result.values)} ({result.seconds:.0f} s)")
+
+    if processes <= 1 or len(missing) <= 1:
+        for cell in missing:
+            finished(cell, _timed(cell))
+    else:
+        _in_processes(missing, processes, finished)
+    return {cell.name: done[cell.name] for cell in cells}
+
+
+def _in_processes(cells: Sequence[Cell], processes: int, finished: Callable[[Cell, CellResult], None]) -> None:
+    """Compute cells in processes of one thread each."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    # A forked process could not use the threads that a framework has begun in this one.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_leave_interrupts_to_the_parent)
+    try:
+        waiting: dict[Future[CellResult], Cell] = {pool.submit(_timed, cell): cell for cell in cells}
+        while waiting:
+            ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in ended:
+                finished(waiting.pop(future), future.result())
+    except BaseException:
+        workers = list(getattr(pool, "_processes", {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:  # what they compute is not wanted any more
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _timed(cell: Cell) -> CellResult:
+    begin = time.perf_counter()
+    result = cell.compute(cell.settings)
+    return CellResult(result.values, result.arrays, time.perf_counter() - begin)
+
+
+def _paths(folder: Path, cell: Cell) -> tuple[Path, Callable[[str], Path]]:
+    return folder / f"{cell.name}.json", lambda name: folder / f"{cell.name}.{name}.npy"
+
+
+def _keep(folder: Path, cell: Cell, result: CellResult) -> None:
+    path, of_array = _paths(folder, cell)
+    for name, array in result.arrays.items():
+        write_array(of_array(name), array)
+    node = {
+        "settings": digest_of(_plain(cell.settings)),
+        "values": result.values,
+        "seconds": result.seconds,
+        "arrays": digest_of(None, sorted(result.arrays.items())),
+        "names": sorted(result.arrays),
+    }
+    write_hashed(path, node)
+
+
+def _kept(folder: Path, cell: Cell) -> CellResult | None:
+    """Return the result that a file holds; None where there is none, or one of other settings, or one with damage."""
+    path, of_array = _paths(folder, cell)
+    if not path.is_file():
+        return None
+    try:
+        node = read_hashed(path)
+        if node["settings"] != digest_of(_plain(cell.settings)):
+            return None
+        arrays = {name: np.load(of_array(name), allow_pickle=False) for name in node["names"]}
+        if node["arrays"] != digest_of(None, sorted(arrays.items())):
+            return None
+        return CellResult(node["values"], arrays, node["seconds"])
+    except (RunError, OSError, ValueError, KeyError):
+        return None
+
+
+def _plain(settings: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(dict(settings)))
+
+
+def _in_short(values: Mapping[str, Any]) -> str:
+    """Return the first numbers of a result in a line."""
+    numbers = ((name, value) for name, value in values.items() if isinstance(value, int | float))
+    return ", ".join(f"{name} {value:.4g}" for name, value in list(numbers)[:4]) or "done"

@@ -1,0 +1,115 @@
+"""What every model of a comparison can do, and the table of the peers, which are found by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+
+from iresnet_core.errors import InvalidArgumentError, MissingDependencyError
+from iresnet_core.training import Scores
+
+__all__ = ["PEERS", "Contender", "Task", "find_peer", "peer_names"]
+
+# name -> (module, function that makes it from a Task, the packages that it imports). Peers import frameworks: like the
+# trainers of the adapters they are found by name at run time.
+PEERS: dict[str, tuple[str, str, tuple[str, ...]]] = {}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is made for.
+
+    Attributes
+    ----------
+    first : array (n, *event_shape)
+        Samples of the data as they are trained on: for initialisations that depend on data, and for mean and scale of
+        each entry. Real vectors, or images with their channels first in [0, 1).
+    seed : int
+        Seed of the parameters.
+    parameters : int or None
+        The number of trained parameters that the widths are chosen for; None for the model's own default.
+    alpha : float or None
+        Parameter of the logit in front, for images; every model takes the same, and counts its log-determinant, so that
+        densities can be compared.
+    device : str or None
+        Device; None for the CPU.
+    coeff : float
+        Lipschitz constant of a block, for residual flows.
+    """
+
+    first: np.ndarray
+    seed: int = 0
+    parameters: int | None = None
+    alpha: float | None = None
+    device: str | None = None
+    coeff: float = 0.9
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.first.shape[1:])
+
+    @property
+    def image(self) -> bool:
+        """Whether the samples are images."""
+        return self.first.ndim == 4
+
+
+class Contender(Protocol):
+    """A density in training, ours or a peer's. All log-densities are in nats and those of the samples as given."""
+
+    name: str
+    lr: float  # its learning rate at the start
+
+    def step(self, x: np.ndarray, lr: float) -> float:
+        """Take one step of the optimiser on samples (n, *event_shape), and return the loss in nats."""
+
+    def log_prob(self, x: np.ndarray) -> np.ndarray:
+        """Return log-densities (n,) for validation, as quickly as they are to be had, without touching any state."""
+
+    def scores(self, x: np.ndarray) -> Scores:
+        """Return the log-densities that are reported, with their errors; exact where that is possible."""
+
+    def sample(self, n: int, seed: int) -> np.ndarray:
+        """Draw samples (n, *event_shape)."""
+
+    def parameter_count(self) -> int:
+        """Return how many numbers are trained."""
+
+    def state(self) -> dict[str, Any]:
+        """Return a copy of what is needed to come back to these parameters."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Come back to the parameters of `state`."""
+
+
+def peer_names() -> tuple[str, ...]:
+    """Return the names that `find_peer` knows."""
+    return tuple(PEERS)
+
+
+def find_peer(name: str) -> Callable[[Task], Contender]:
+    """Return the function that makes a peer.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is no such peer.
+    MissingDependencyError
+        If a package that it needs cannot be imported.
+    """
+    if name not in PEERS:
+        raise InvalidArgumentError(f"there is no peer {name!r}; there are {', '.join(PEERS)}.")
+    module, function, packages = PEERS[name]
+    for package in packages:
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"{name} is a model of {package}, which cannot be imported ({error}). Try: pip install "
+                "'iresnet-core[peers]'"
+            ) from error
+    made: Callable[[Task], Contender] = getattr(import_module(module), function)
+    return made

@@ -1,0 +1,27 @@
+"""The table of what can be reproduced: one row for each figure and table."""
+
+from collections.abc import Callable
+from importlib import import_module
+
+from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.reproduction.record import Record
+from iresnet_core.reproduction.request import Request
+
+__all__ = ["TARGETS", "find_target"]
+
+# name -> (module of its function `reproduce`, one line), in the order of the page. A module is imported when it is run.
+TARGETS: dict[str, tuple[str, str]] = {}
+
+
+def find_target(name: str) -> Callable[[Request], Record]:
+    """Return the function that reproduces a figure or a table.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is none of that name.
+    """
+    if name not in TARGETS:
+        raise InvalidArgumentError(f"there is nothing called {name!r} to reproduce; there are {', '.join(TARGETS)}.")
+    function: Callable[[Request], Record] = import_module(TARGETS[name][0]).reproduce
+    return function

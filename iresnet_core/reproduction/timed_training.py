@@ -1,0 +1,236 @@
+"""Training of a model for a given time: the clock, the evaluations, the best state, and the score at the end."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from iresnet_core.errors import InvalidArgumentError, NonFiniteError
+from iresnet_core.reproduction.contender import Contender
+from iresnet_core.training import Dataset, Scores, bits_per_dim, dequantized, mean_score
+
+__all__ = ["Prepared", "TimedOutcome", "TimedTraining", "train_for"]
+
+_SLOWEST = 0.01  # the cosine ends at this part of the learning rate
+_CHUNK = 500  # samples that are scored at once
+
+
+@dataclass(frozen=True)
+class TimedTraining:
+    """How long a model is trained, and how it is watched.
+
+    Attributes
+    ----------
+    seconds : float
+        Seconds of the clock, evaluations not counted.
+    batch : int
+        Samples a step.
+    seed : int
+        Seed of the order of the samples, and of the noise that dequantises them.
+    evaluations : int
+        How often the model is evaluated, at equal distances in time.
+    validation_samples, test_samples : int
+        How many samples an evaluation and the score at the end take, at most.
+    wall : bool
+        Whether the clock is wall time, as on a GPU, instead of the time of this process on the CPU, which a machine
+        that is busy with other things does not change.
+    steps : int or None
+        A number of steps at which the training ends even if there is time left; for tests.
+    """
+
+    seconds: float
+    batch: int = 256
+    seed: int = 0
+    evaluations: int = 20
+    validation_samples: int = 1000
+    test_samples: int = 10_000
+    wall: bool = False
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "evaluations", "validation_samples", "test_samples"):
+            if getattr(self, name) < 1:
+                raise InvalidArgumentError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 < self.seconds < float("inf"):
+            raise InvalidArgumentError(f"seconds must be a positive number, got {self.seconds:g}.")
+
+    def clock(self) -> float:
+        """Return the time of the clock, in seconds."""
+        return time.perf_counter() if self.wall else time.process_time()
+
+
+class TimedOutcome(NamedTuple):
+    """What a training for a given time came to.
+
+    Attributes
+    ----------
+    mean, std_error, probe_error, bias_bound : float
+        Mean log-density of the test set in nats, its standard error over the samples (the noise of the estimator is
+        part of it), the part of the estimator alone, and the bound on its bias.
+    samples : int
+        Number of test samples.
+    steps, seconds : int, float
+        Length of the training.
+    parameters : int
+        Number of trained parameters.
+    best_step : int
+        Step of the best evaluation, whose parameters were scored.
+    method : str
+        How the log-determinants of the score were computed.
+    curve : list of (seconds, step, mean)
+        Mean log-density of the validation samples over the training.
+    """
+
+    mean: float
+    std_error: float
+    probe_error: float
+    bias_bound: float
+    samples: int
+    steps: int
+    seconds: float
+    parameters: int
+    best_step: int
+    method: str
+    curve: list[tuple[float, int, float]]
+
+    def values(self) -> dict[str, Any]:
+        """Return plain data for the file of a cell."""
+        return self._asdict()
+
+
+class Prepared:
+    """The samples of a data set as models are trained on them.
+
+    Real vectors are standardised by the mean and the standard deviation of the training set, the same for every model;
+    `offset` is what that adds to a log-density. Grey levels are dequantised to [0, 1).
+    """
+
+    def __init__(self, dataset: Dataset, dtype: str = "float32") -> None:
+        self.dataset, self.dtype = dataset, dtype
+        shape = dataset.event_shape
+        self.mean, self.std = np.zeros(shape), np.ones(shape)
+        if dataset.levels is None:
+            self.mean = dataset.train.mean(axis=0)
+            self.std = dataset.train.std(axis=0)
+            if not np.all(self.std > 0):
+                raise InvalidArgumentError(f"{dataset.name} has a constant column; leave it out.")
+
+    @property
+    def offset(self) -> float:
+        """Log-density of a sample less that of the prepared one, in nats."""
+        return -float(np.sum(np.log(self.std)))
+
+    def ready(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return samples as a model takes them."""
+        prepared: np.ndarray = (dequantized(x, self.dataset.levels, rng) - self.mean) / self.std
+        return prepared.astype(self.dtype)
+
+    def as_data(self, x: np.ndarray) -> np.ndarray:
+        """Return samples of a model in the units of the data."""
+        restored: np.ndarray = np.asarray(x, dtype=np.float64) * self.std + self.mean
+        return restored
+
+    def first(self, n: int, seed: int) -> np.ndarray:
+        """Return samples for initialisations that depend on data."""
+        return self.ready(self.dataset.train[:n], np.random.default_rng([seed, 4]))
+
+    def bits(self, mean: float) -> float:
+        """Turn a mean log-density of images into bits per dimension."""
+        assert self.dataset.levels is not None
+        return bits_per_dim(-mean, self.dataset.levels, math.prod(self.dataset.event_shape))
+
+
+def train_for(
+    model: Contender,
+    data: Prepared,
+    training: TimedTraining,
+    watch: Callable[[float, int, float], None] | None = None,
+) -> TimedOutcome:
+    """Train a model for a time, go back to its best state on the validation set, and score that on the test set.
+
+    Parameters
+    ----------
+    model : Contender
+        The model; afterwards it is in its best state.
+    data : Prepared
+        The data.
+    training : TimedTraining
+        The time, the batch, the seed.
+    watch : callable (seconds, step, validation), optional
+        Called after every evaluation.
+
+    Returns
+    -------
+    TimedOutcome
+        Log-densities are those of the data, not of the prepared samples.
+
+    Raises
+    ------
+    NonFiniteError
+        If no evaluation of the model is finite.
+    """
+    dataset, seed = data.dataset, training.seed
+    held = data.ready(dataset.validation[: training.validation_samples], np.random.default_rng([seed, 3]))
+    test = data.ready(dataset.test[: training.test_samples], np.random.default_rng([seed, 5]))
+    batch = min(training.batch, len(dataset.train))
+    best, kept, best_step, spent, steps, looks = -math.inf, None, 0, 0.0, 0, 1
+    curve: list[tuple[float, int, float]] = []
+    ended = False
+    for epoch in itertools.count():
+        order = np.random.default_rng([seed, 1, epoch]).permutation(len(dataset.train))
+        for i in range(0, len(order) - batch + 1, batch):
+            x = data.ready(dataset.train[order[i : i + batch]], np.random.default_rng([seed, 2, steps]))
+            begin = training.clock()
+            model.step(x, model.lr * _cosine(spent / training.seconds))
+            spent += training.clock() - begin
+            steps += 1
+            ended = spent >= training.seconds or steps == training.steps
+            if ended or spent >= training.seconds * looks / training.evaluations:
+                looks = 1 + int(training.evaluations * spent / training.seconds)
+                score = float(np.mean(_in_chunks(model.log_prob, held))) + data.offset
+                curve.append((spent, steps, score))
+                if score > best:
+                    best, kept, best_step = score, model.state(), steps
+                if watch is not None:
+                    watch(spent, steps, score)
+            if ended:
+                break
+        if ended:
+            break
+    if kept is None:
+        raise NonFiniteError(f"no evaluation of {model.name} was finite: its training diverged. Try a smaller lr.")
+    model.load_state(kept)
+    scored = _scored(model, test)
+    found = mean_score(scored)
+    return TimedOutcome(
+        mean=found.mean + data.offset,
+        std_error=found.sampling_error,
+        probe_error=found.probe_error,
+        bias_bound=found.bias_bound,
+        samples=found.n,
+        steps=steps,
+        seconds=spent,
+        parameters=model.parameter_count(),
+        best_step=best_step,
+        method=scored.method,
+        curve=curve,
+    )
+
+
+def _cosine(part: float) -> float:
+    """Return the factor of the learning rate after this part of the time."""
+    return _SLOWEST + (1 - _SLOWEST) * 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
+
+
+def _in_chunks(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+    return np.concatenate([function(x[i : i + _CHUNK]) for i in range(0, len(x), _CHUNK)]).astype(np.float64)
+
+
+def _scored(model: Contender, x: np.ndarray) -> Scores:
+    parts = [model.scores(x[i : i + _CHUNK]) for i in range(0, len(x), _CHUNK)]
+    value, error, bias = (np.concatenate([part[k] for part in parts]).astype(np.float64) for k in range(3))
+    return Scores(value, error, bias, parts[0].method)

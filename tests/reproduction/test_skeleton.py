@@ -1,0 +1,209 @@
+"""Requests, cells, records and the page: what a run keeps, and what it does not compute twice."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from iresnet_core.cli import build_app
+from iresnet_core.errors import InvalidArgumentError, MissingDependencyError, RunError
+from iresnet_core.files import digest_of
+from iresnet_core.reproduction import (
+    PEERS,
+    PUBLISHED,
+    TARGETS,
+    Cell,
+    CellResult,
+    Record,
+    Request,
+    compute_cells,
+    find_peer,
+    find_target,
+    page_text,
+    read_record,
+    write_record,
+)
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CALLS = []
+
+
+def squared(settings):
+    CALLS.append(settings["x"])
+    return CellResult({"value": settings["x"] ** 2}, {"grid": np.arange(3.0) * settings["x"]})
+
+
+def cells(*numbers):
+    return [Cell(f"square-{x}", {"x": x}, squared) for x in numbers]
+
+
+def a_record(**changes):
+    made = Record("squares", "Squares", "iresnet reproduce squares", 0, ("x", "square"), ((1, 1.0), (2, None)))
+    return dataclasses.replace(made, notes=("A note.",), **changes)
+
+
+def test_a_finished_cell_is_not_computed_again(tmp_path):
+    CALLS.clear()
+    said = []
+    request = Request(tmp_path, say=said.append)
+    first = compute_cells(request, cells(2, 3))
+    again = compute_cells(request, cells(2, 3, 4))
+    assert CALLS == [2, 3, 4]
+    assert [one.values["value"] for one in again.values()] == [4, 9, 16]
+    np.testing.assert_array_equal(again["square-3"].arrays["grid"], first["square-3"].arrays["grid"])
+    assert again["square-3"].seconds == first["square-3"].seconds
+    assert any("2 of 3 parts" in line for line in said)
+
+
+def test_a_cell_of_other_settings_or_with_damage_is_computed_again(tmp_path):
+    CALLS.clear()
+    request = Request(tmp_path)
+    compute_cells(request, cells(2))
+    compute_cells(request, [Cell("square-2", {"x": 5}, squared)])
+    assert CALLS == [2, 5]
+    (tmp_path / "cells" / "square-2.json").write_text("{")
+    compute_cells(request, [Cell("square-2", {"x": 5}, squared)])
+    np.save(tmp_path / "cells" / "square-2.grid.npy", np.zeros(3))
+    compute_cells(request, [Cell("square-2", {"x": 5}, squared)])
+    assert CALLS == [2, 5, 5, 5]
+
+
+def test_an_interrupted_run_keeps_what_was_finished(tmp_path):
+    def interrupted(settings):
+        raise KeyboardInterrupt
+
+    CALLS.clear()
+    request = Request(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        compute_cells(request, [*cells(2), Cell("stops", {}, interrupted)])
+    compute_cells(request, cells(2))
+    assert CALLS == [2]
+
+
+def test_cells_in_two_processes(tmp_path):
+    # Another process imports the function by its name, which it cannot do with one of a test file.
+    chosen = [Cell(f"cell-{k}", {"k": k}, CellResult) for k in range(3)]
+    found = compute_cells(Request(tmp_path), chosen, processes=2)
+    assert [one.values for one in found.values()] == [{"k": 0}, {"k": 1}, {"k": 2}]
+
+
+def test_a_record_is_read_back(tmp_path):
+    record = a_record(settings={"blocks": 8}, details=({"mean": 0.1},), pictures=("a.png",))
+    assert read_record(write_record(tmp_path, record)) == record
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[:-20], "damaged"),
+        (lambda text: text.replace('"square"', '"cube"'), "changed"),
+        (lambda text: "[]", "changed"),
+    ],
+)
+def test_a_damaged_record_is_refused(tmp_path, change, message):
+    path = write_record(tmp_path, a_record())
+    path.write_text(change(path.read_text()))
+    with pytest.raises(RunError, match=message):
+        read_record(path)
+
+
+def test_a_record_of_other_fields_is_refused(tmp_path):
+    path = write_record(tmp_path, a_record())
+    node = json.loads(path.read_text())
+    del node["sha256"], node["notes"]
+    path.write_text(json.dumps({**node, "sha256": digest_of(node)}))
+    with pytest.raises(RunError, match="notes"):
+        read_record(path)
+    with pytest.raises(RunError, match="no file"):
+        read_record(tmp_path / "none.json")
+
+
+def test_the_page_is_that_of_the_records():
+    page = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    assert page == page_text(ROOT / "docs" / "reproduction"), "run: iresnet reproduce page"
+
+
+def test_the_page_has_the_numbers_of_a_record(tmp_path):
+    write_record(tmp_path, a_record(pictures=("a.png",)))
+    text = page_text(tmp_path)
+    for part in ("## Squares", "$ iresnet reproduce squares", "| 2 | - |", "A note.", "(reproduction/a.png)", "seed 0"):
+        assert part in text
+
+
+def test_a_request_knows_its_command():
+    request = Request(Path("x"), seconds=4.5, seed=2, data=("a", "b"), paper=True, device="cuda")
+    assert request.command("t") == "iresnet reproduce t --seconds 4.5 --seed 2 --data a,b --paper --device cuda"
+    assert request.chosen("data", ("a", "b", "c")) == ("a", "b")
+    assert request.chosen("models", ("m", "n")) == ("m", "n")
+    with pytest.raises(InvalidArgumentError, match="choose from c"):
+        request.chosen("data", ("c",))
+    for wrong in ({"seconds": 0.0}, {"seconds": float("nan")}, {"seed": -1}):
+        with pytest.raises(InvalidArgumentError):
+            Request(Path("x"), **wrong)
+
+
+def test_every_target_and_peer_is_there():
+    for name in TARGETS:
+        assert callable(find_target(name))
+    with pytest.raises(InvalidArgumentError, match="there are"):
+        find_target("figure0")
+    with pytest.raises(InvalidArgumentError, match="no peer"):
+        find_peer("none")
+
+
+def test_a_peer_whose_package_is_missing_names_the_extra(monkeypatch):
+    monkeypatch.setitem(PEERS, "ghost", ("iresnet_core.peers.ghost", "ghost", ("a_package_that_is_not_there",)))
+    with pytest.raises(MissingDependencyError, match=r"iresnet-core\[peers\]"):
+        find_peer("ghost")
+
+
+def test_published_figures_have_a_source():
+    assert all(one.source and one.what and one.values for one in PUBLISHED.values())
+
+
+def iresnet(*arguments):
+    return CliRunner().invoke(build_app(("reproduce",)), ["reproduce", *map(str, arguments)])
+
+
+@pytest.fixture
+def squares(monkeypatch, tmp_path):
+    """A target of the table, whose record has a picture, and a clone to keep it in."""
+    from iresnet_core.commands import reproduce as command
+
+    def reproduce(request):
+        if request.data == ("stop",):
+            raise KeyboardInterrupt
+        (request.out / "a.png").write_bytes(b"picture")
+        return a_record(command=request.command("squares"), pictures=("a.png",))
+
+    monkeypatch.setattr(command, "find_target", lambda name: reproduce)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_command_writes_and_keeps_a_record(squares):
+    (squares / "docs").mkdir()
+    (squares / "mkdocs.yml").touch()
+    result = iresnet("squares", "--seed", 3, "--keep")
+    assert result.exit_code == 0, result.output
+    assert (squares / "runs" / "reproduce-squares" / "squares.json").is_file()
+    assert (squares / "docs" / "reproduction" / "a.png").read_bytes() == b"picture"
+    page = (squares / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    assert "$ iresnet reproduce squares --seed 3" in page
+    assert page == page_text(squares / "docs" / "reproduction")
+    assert iresnet("page").exit_code == 0
+
+
+def test_the_command_says_how_to_go_on(squares):
+    result = iresnet("squares", "--data", "stop")
+    assert result.exit_code == 130
+    assert "goes on from there" in result.output
+
+
+def test_the_command_refuses_what_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert iresnet("figure0").exit_code == 2
+    assert iresnet("page").exit_code == 2
