@@ -11,7 +11,7 @@ from iresnet_core.training.datasets import (
     samples_from_file,
 )
 from iresnet_core.training.evaluation import MeanScore, Scores, draw_samples, mean_score, preimages, scores, transformed
-from iresnet_core.training.loop import Outcome, StepResult, bits_per_dim, find_trainer, train, trainer_names
+from iresnet_core.training.loop import bits_per_dim, find_trainer, train, trainer_names
 from iresnet_core.training.plans import (
     ActivationPlan,
     ActNormPlan,
@@ -37,6 +37,7 @@ from iresnet_core.training.settings import (
     share_at_ends,
     with_changes,
 )
+from iresnet_core.training.task_loop import Outcome, StepResult
 from iresnet_core.training.tensorboard_log import has_tensorboard
 from iresnet_core.training.toy_data import toy_names
 

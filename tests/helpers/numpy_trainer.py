@@ -5,7 +5,7 @@ import numpy as np
 from iresnet_core.errors import RunError
 from iresnet_core.flows.actnorm import ActNorm
 from iresnet_core.flows.flow import Flow
-from iresnet_core.training.loop import StepResult
+from iresnet_core.training.task_loop import StepResult
 
 
 class Trainer:

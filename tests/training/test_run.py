@@ -16,6 +16,7 @@ from small_trainings import Watcher, prepared, trained, without_times
 import iresnet_core
 from iresnet_core.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError, RunError
 from iresnet_core.training import loop as training
+from iresnet_core.training import task_loop
 from iresnet_core.training import tensorboard_log
 from iresnet_core.training.batches import Batches
 from iresnet_core.training.loop import bits_per_dim, find_trainer
@@ -186,7 +187,7 @@ def test_a_second_signal_ends_it_at_once_and_leaves_the_checkpoint(numpy_framewo
 
 def test_minutes_are_the_length_over_all_sittings(numpy_framework, tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 3))
-    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(task_loop.time, "monotonic", lambda: next(clock))
     run, config, dataset = prepared(tmp_path / "run", numpy_framework, steps=None, minutes=2.0)
     first = trained(run, config, dataset, Watcher(stop_after=5))
     assert not first.finished
