@@ -16,8 +16,7 @@ from small_trainings import Watcher, prepared, trained, without_times
 import iresnet_core
 from iresnet_core.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError, RunError
 from iresnet_core.training import loop as training
-from iresnet_core.training import task_loop
-from iresnet_core.training import tensorboard_log
+from iresnet_core.training import task_loop, tensorboard_log
 from iresnet_core.training.batches import Batches
 from iresnet_core.training.loop import bits_per_dim, find_trainer
 from iresnet_core.training.plans import planned_layers
