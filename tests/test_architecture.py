@@ -46,7 +46,7 @@ ALLOWED = {
         *("common", "operators", "branches", "lipschitz", "inverse", "determinant", "flows", "files"),
         *("training", "validation", "reference", "example_data"),
     },
-    "peers": {"training", "reproduction"},
+    "peers": {"flows", "training", "reproduction"},
     "commands": {
         *("common", "operators", "branches", "lipschitz", "inverse", "determinant", "flows", "files"),
         *("training", "validation", "reproduction", "reference", "example_data"),

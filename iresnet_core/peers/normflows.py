@@ -1,0 +1,183 @@
+"""Glow and the residual flow of normflows, on vectors and on images at two scales."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import normflows as nf
+import torch
+from torch import Tensor, nn
+
+from iresnet_core.errors import ShapeError
+from iresnet_core.peers.flow_in_training import FlowInTraining, normal_density
+from iresnet_core.reproduction import Task
+
+__all__ = ["glow", "residual_flow"]
+
+_BLOCKS, _IMAGE_BLOCKS = 8, 4  # for images at each scale, as ours
+_HIDDEN = 2  # hidden layers of a block
+_POWER_ITERATIONS = 5
+
+
+class Stages(nn.Module):
+    """Flows of normflows at one scale or two: between them half of the channels is done, as in our own plans."""
+
+    def __init__(self, stages: Iterable[Iterable[nn.Module]], image: bool) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nn.ModuleList(stage) for stage in stages)
+        self.image = image
+
+    def inverted(self, z: Tensor, exact: bool = False) -> Tensor:
+        """Return log-densities."""
+        total: Tensor | float = 0.0
+        stages: Any = self.stages
+        for k, stage in enumerate(stages):
+            if k:
+                z, done = z.chunk(2, dim=1)
+                total = total + normal_density(done)
+            if self.image:
+                z = nn.functional.pixel_unshuffle(z, 2)
+            for flow in stage:
+                if exact and isinstance(flow, nf.flows.Residual):
+                    g, jacobian = _with_jacobian(flow.iresblock.nnet, z)
+                    identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+                    z, logdet = z + g, torch.linalg.slogdet(identity + jacobian)[1]
+                else:
+                    z, logdet = flow.inverse(z)
+                total = total + logdet.flatten()
+        return normal_density(z) + total
+
+    def drawn(self, n: int, shape: tuple[int, ...]) -> Tensor:
+        """Draw samples of a shape."""
+        like = next(self.parameters())
+        shapes = [shape]
+        if self.image:
+            shapes = [(4 * shape[0], shape[1] // 2, shape[2] // 2)]
+            if len(self.stages) > 1:
+                channels, height, width = shapes[0]
+                shapes.append((2 * channels, height // 2, width // 2))
+        z = like.new_empty(n, *shapes[-1]).normal_()
+        stages: Any = self.stages
+        for k in reversed(range(len(stages))):
+            for flow in reversed(stages[k]):
+                z = flow(z)[0]
+            if self.image:
+                z = nn.functional.pixel_shuffle(z, 2)
+            if k:
+                z = torch.cat([z, torch.randn_like(z)], dim=1)
+        return z
+
+
+class NormflowsFlow(FlowInTraining):
+    """Stages of normflows in training."""
+
+    def __init__(self, task: Task, build: Callable[[int], nn.Module], width: int, name: str, lr: float) -> None:
+        self.flat = not task.image
+        super().__init__(task, build, width, name, lr)
+        with torch.no_grad():  # the first samples initialise the ActNorms
+            self.density(self.module, self._through_logit(self._tensor(task.first))[0])
+
+    def density(self, module: Any, z: Tensor) -> Tensor:
+        """Log-densities; those of residual blocks are estimates."""
+        value: Tensor = module.inverted(z)
+        return value
+
+    def draw(self, module: Any, n: int) -> Tensor:
+        """Draw samples."""
+        shape = (math.prod(self.event_shape),) if self.flat else self.event_shape
+        value: Tensor = module.drawn(n, shape)
+        return value
+
+
+class ResidualFlow(NormflowsFlow):
+    """The residual flow, with the correction of its weights after every step that the package asks for."""
+
+    def __init__(self, task: Task, build: Callable[[int], nn.Module], width: int, name: str, lr: float) -> None:
+        super().__init__(task, build, width, name, lr)
+        self.method = "exact" if self.flat else "unbiased estimate, two draws"
+
+    def after_step(self) -> None:
+        """Bring the weights back to the cap."""
+        nf.utils.update_lipschitz(self.module, _POWER_ITERATIONS)
+
+    def exact_density(self, module: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Exact log-densities of vectors; for images the mean of two estimates, with their standard error."""
+        if self.flat:
+            value = module.inverted(z, exact=True)
+            return value, torch.zeros_like(value)
+        first, second = module.inverted(z), module.inverted(z)
+        return (first + second) / 2, (first - second).abs() / 2
+
+    def constant(self) -> float:
+        """Return the largest product of the layers' norms of a block of vectors; the package aims below one."""
+        largest = 0.0
+        for flow in self.module.modules():
+            if isinstance(flow, nf.flows.Residual):
+                layers: list[Any] = [m for m in flow.modules() if hasattr(m, "compute_weight")]
+                weights = [layer.compute_weight(update=False).detach().double() for layer in layers]
+                largest = max(largest, math.prod(float(torch.linalg.matrix_norm(w, 2)) for w in weights))
+        return largest
+
+
+def _with_jacobian(net: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and explicit Jacobians (n, d, d), a row a backward pass: torch.func cannot follow the layers."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        g = net(z)
+        rows = [torch.autograd.grad(g[:, i].sum(), z, retain_graph=True)[0] for i in range(z.shape[1])]
+    return g.detach(), torch.stack(rows, dim=1)
+
+
+def _ends(task: Task) -> list[int]:
+    """Return the channels of every scale; vectors have one."""
+    if not task.image:
+        return [math.prod(task.event_shape)]
+    channels, height, width = task.event_shape
+    if height % 2 or width % 2:
+        raise ShapeError(f"images of {height} x {width} pixels cannot be squeezed; both numbers must be even.")
+    return [4 * channels] if height % 4 or width % 4 else [4 * channels, 8 * channels]
+
+
+def glow(task: Task) -> FlowInTraining:
+    """Glow: affine coupling, invertible linear map of the channels, ActNorm; of vectors with dense networks."""
+
+    def block(end: int, width: int) -> Iterable[nn.Module]:
+        if task.image:
+            # One of its flows is several; they run in the order of the inverse here.
+            yield from reversed(nf.flows.GlowBlock(end, width).flows)
+            return
+        network = nf.nets.MLP([(end + 1) // 2, *(width,) * _HIDDEN, 2 * (end // 2)], init_zeros=True)
+        yield nf.flows.ActNorm(end)
+        yield nf.flows.InvertibleAffine(end)
+        yield nf.flows.AffineCouplingBlock(network, scale_map="sigmoid")
+
+    def build(width: int) -> nn.Module:
+        count = _IMAGE_BLOCKS if task.image else _BLOCKS
+        with warnings.catch_warnings():
+            # From inside of the package, which takes PyTorch's old name of the factorisation.
+            warnings.filterwarnings("ignore", "torch.lu is deprecated", UserWarning)
+            return Stages(([f for _ in range(count) for f in block(end, width)] for end in _ends(task)), task.image)
+
+    return NormflowsFlow(task, build, 64, "Glow (normflows)", 2e-3 if task.image else 5e-3)
+
+
+def residual_flow(task: Task) -> FlowInTraining:
+    """Residual flow with the defaults of the package, but the constant of ours."""
+    cap = task.coeff ** (1 / (_HIDDEN + 1))
+
+    def stage(end: int, width: int) -> Iterable[nn.Module]:
+        norm = (end, 1, 1) if task.image else end
+        for _ in range(_IMAGE_BLOCKS if task.image else _BLOCKS):
+            yield nf.flows.ActNorm(norm)
+            if task.image:
+                net = nf.nets.LipschitzCNN([end, width, width, end], [3, 1, 3], lipschitz_const=cap)
+            else:
+                net = nf.nets.LipschitzMLP([end, width, width, end], lipschitz_const=cap)
+            yield nf.flows.Residual(net, reduce_memory=True)
+        yield nf.flows.ActNorm(norm)
+
+    def build(width: int) -> nn.Module:
+        return Stages((stage(end, width) for end in _ends(task)), task.image)
+
+    return ResidualFlow(task, build, 64, "residual flow (normflows)", 5e-3)
