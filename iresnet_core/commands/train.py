@@ -147,7 +147,9 @@ def train_command(
         int | None, _training("--threads", metavar="N", help="Threads on the CPU; default the framework's.")
     ] = None,
     samples: Annotated[int | None, _data("--samples", metavar="N", help="How much data to draw or to use.")] = None,
-    file: Annotated[str | None, _data("--file", metavar="FILE", help="The file mnist.npz.")] = None,
+    file: Annotated[
+        str | None, _data("--file", metavar="FILE", help="The file mnist.npz, or the archive or folder of CIFAR.")
+    ] = None,
     key: Annotated[str | None, _data("--key", metavar="NAME", help="Which array of a .npz file.")] = None,
     levels: Annotated[
         int | None, _data("--levels", metavar="N", help="Number of grey levels in a file of whole numbers.")

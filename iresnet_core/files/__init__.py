@@ -2,15 +2,18 @@
 
 from iresnet_core.files.array_files import SUFFIXES, opened_table, read_array, read_arrays, write_array
 from iresnet_core.files.atomic_write import write_bytes, write_text
+from iresnet_core.files.cifar_files import CIFAR, CifarArrays, read_cifar
 from iresnet_core.files.digests import HASH_KEY, digest_of
 from iresnet_core.files.plain_data import as_plain_data, from_plain_data
 from iresnet_core.files.storage import load, save
 from iresnet_core.files.tables import TABLE_SUFFIXES, Table
 
 __all__ = [
+    "CIFAR",
     "HASH_KEY",
     "SUFFIXES",
     "TABLE_SUFFIXES",
+    "CifarArrays",
     "Table",
     "as_plain_data",
     "digest_of",
@@ -19,6 +22,7 @@ __all__ = [
     "opened_table",
     "read_array",
     "read_arrays",
+    "read_cifar",
     "save",
     "write_array",
     "write_bytes",

@@ -11,7 +11,25 @@ from iresnet_core.training.datasets import Dataset, dequantized
 from iresnet_core.training.sample_layout import SampleLayout
 from iresnet_core.training.settings import TrainingSettings
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "EpochOrder"]
+
+
+class EpochOrder:
+    """Which samples each step takes: every epoch goes through all of them in an order of its own."""
+
+    def __init__(self, n: int, batch: int, seed: int) -> None:
+        self.n, self.batch, self.seed = n, batch, seed
+        self.per_epoch = n // batch
+        self._epoch = -1
+        self._order = np.zeros(0, dtype=np.int64)
+
+    def chosen(self, step: int) -> np.ndarray:
+        """Return the numbers of the samples of a step."""
+        epoch, k = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            rng = np.random.default_rng([self.seed, 1, epoch])
+            self._epoch, self._order = epoch, rng.permutation(self.n)
+        return self._order[k * self.batch : (k + 1) * self.batch]
 
 
 class Batches:
@@ -28,9 +46,7 @@ class Batches:
         if standardize is None and dataset.levels is None:
             spread = np.std(dataset.train, axis=0)
             require_spread(dataset.train, settings.dtype, spread, "Leave out --no-standardize, or try --dtype float64.")
-        self.per_epoch = len(dataset.train) // settings.batch
-        self._epoch = -1
-        self._order = np.zeros(0, dtype=np.int64)
+        self.order = EpochOrder(len(dataset.train), settings.batch, settings.seed)
         # The same noise at every evaluation, so that they can be compared.
         held = dataset.validation[: settings.evaluation_samples]
         self.validation = self._ready(held, np.random.default_rng([settings.seed, 3]))
@@ -56,11 +72,7 @@ class Batches:
 
     def chosen(self, step: int) -> np.ndarray:
         """Return the numbers of the samples of a step."""
-        epoch, k = divmod(step, self.per_epoch)
-        if epoch != self._epoch:
-            rng = np.random.default_rng([self.settings.seed, 1, epoch])
-            self._epoch, self._order = epoch, rng.permutation(len(self.dataset.train))
-        return self._order[k * self.settings.batch : (k + 1) * self.settings.batch]
+        return self.order.chosen(step)
 
     def _ready(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         ready = self.layout.to_model(dequantized(x, self.dataset.levels, rng))

@@ -5,7 +5,7 @@ import numpy as np
 from iresnet_core.backends import get_backend
 from iresnet_core.errors import DataFileError, InvalidArgumentError
 from iresnet_core.flows import Standardize, require_visible_bulk
-from iresnet_core.training.datasets import is_image_shape
+from iresnet_core.training.sample_arrays import is_image_shape
 from iresnet_core.training.sample_layout import SampleLayout
 
 __all__ = ["require_spread", "standardization"]

@@ -15,12 +15,14 @@ import os
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from iresnet_core.errors import DataFileError, InvalidArgumentError, NonFiniteError, ShapeError
-from iresnet_core.files import SUFFIXES, TABLE_SUFFIXES, Table, opened_table, read_array, read_arrays
+from iresnet_core.errors import DataFileError, InvalidArgumentError, ShapeError
+from iresnet_core.files import CIFAR, SUFFIXES, TABLE_SUFFIXES, Table, opened_table, read_array, read_arrays, read_cifar
 from iresnet_core.training.condition_columns import ConditionPlan, planned_condition, split_columns
+from iresnet_core.training.sample_arrays import as_samples
 from iresnet_core.training.table_columns import TableColumns, require_varying
 from iresnet_core.training.toy_data import draw_toy, toy_names
 
@@ -29,18 +31,19 @@ __all__ = [
     "DatasetSource",
     "dequantized",
     "fingerprint",
-    "is_image_shape",
+    "image_arrays",
+    "image_levels",
     "load_dataset",
     "samples_from_file",
+    "split_samples",
 ]
 
-IMAGES = ("digits", "mnist")
+IMAGES = ("digits", "mnist", *CIFAR)
 TOY_SAMPLES = 100_000
 HELD_OUT = 0.1  # of the data, for validation and again for the test
 FEWEST = 10
 MOST = 10**8
 SHARED_DATA = "IRESNET_SHARED_DATA"
-_MOST_CHANNELS = 4
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,13 @@ class DatasetSource:
     Attributes
     ----------
     name : str
-        A toy set, "digits", "mnist", or the path of a .npy, .npz, .csv or .parquet file.
+        A toy set, "digits", "mnist", "cifar10", "cifar100", or the path of a .npy, .npz, .csv or .parquet file.
     seed : int
         Seed of the split, and of the drawing of a toy set.
     samples : int, optional
         How many points to draw of a toy set (default 100 000), or how many samples to use of others (default all).
     file : str, optional
-        Where mnist.npz is, if not in one of the usual places.
+        Where mnist.npz, or the folder or archive of CIFAR, is, if not in one of the usual places.
     key : str, optional
         Which array of a .npz archive.
     levels : int, optional
@@ -69,6 +72,9 @@ class DatasetSource:
     missing : {"drop", "impute"}, optional
         What becomes of rows with missing values: they are left out, or medians of the training set are put in; by
         default they are refused.
+    label_key : str, optional
+        For a classifier: which array of a .npz archive holds the labels (default y), or which labels of CIFAR-100:
+        "fine" (default) or "coarse".
     """
 
     name: str
@@ -81,6 +87,7 @@ class DatasetSource:
     labels: str | None = None
     drop: str | None = None
     missing: str | None = None
+    label_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -178,22 +185,41 @@ def _whole(source: DatasetSource) -> Dataset:
     if source.name in toy_names():
         _refuse_options(source, "file", "key", "levels")
         return _split(source.name, draw_toy(source.name, source.samples or TOY_SAMPLES, rng), None, rng, None)
+    if source.name in IMAGES:
+        found = image_arrays(source)
+        train, levels = as_samples(found["x_train"], f"{source.name}: x_train", image_levels(source))
+        test = found.get("x_test")
+        test = None if test is None else as_samples(test, f"{source.name}: x_test", levels)[0]
+        return _split(source.name, train, levels, rng, source.samples, test)
+    _refuse_options(source, "file")
+    return _from_file(source, rng)
+
+
+def image_levels(source: DatasetSource) -> int | None:
+    """Return the number of grey levels of one of `IMAGES`; None where it follows from the dtype."""
+    return 17 if source.name == "digits" else None
+
+
+def image_arrays(source: DatasetSource) -> dict[str, Any]:
+    """Return images and labels of one of `IMAGES`, under the names that Keras gives them.
+
+    Where a data set has no test set of its own there is no "x_test". The labels of MNIST are there if its file has
+    them; "names" are those of the classes.
+    """
     if source.name == "digits":
         _refuse_options(source, "file", "key", "levels")
         with files("iresnet_core").joinpath("examples", "digits.npz").open("rb") as file, np.load(file) as archive:
-            images = archive["x"][:, None]
-        return _split("digits", images, 17, rng, source.samples)
-    if source.name == "mnist":
-        _refuse_options(source, "key", "levels")
-        path = _find_mnist(source.file)
-        arrays = read_arrays(path)
-        if not {"x_train", "x_test"} <= set(arrays):
-            raise DataFileError(f"{path} lacks x_train and x_test; it holds {', '.join(arrays) or 'nothing'}.")
-        train, levels = _as_samples(arrays["x_train"], f"{path}: x_train", None)
-        test, _ = _as_samples(arrays["x_test"], f"{path}: x_test", levels)
-        return _split("mnist", train, levels, rng, source.samples, test)
-    _refuse_options(source, "file")
-    return _from_file(source, rng)
+            return {"x_train": archive["x"][:, None], "y_train": archive["y"]}
+    _refuse_options(source, "key", "levels")
+    if source.name in CIFAR:
+        folders = CIFAR[source.name].folders
+        path = _find_file(source, (*folders, *(f"{folder}.tar.gz" for folder in folders)), "")
+        return read_cifar(path, source.name, source.label_key or "fine")._asdict()
+    path = _find_file(source, ("mnist.npz",), " Keras fetches it with keras.datasets.mnist.load_data().")
+    arrays = read_arrays(path)
+    if not {"x_train", "x_test"} <= set(arrays):
+        raise DataFileError(f"{path} lacks x_train and x_test; it holds {', '.join(arrays) or 'nothing'}.")
+    return dict(arrays)
 
 
 def samples_from_file(
@@ -226,7 +252,7 @@ def samples_from_file(
         arrays = read_arrays(path)
         if len(arrays) > 1 and "x_test" in arrays:
             key = "x_test"
-    return _as_samples(read_array(path, key), f"{path}", levels)
+    return as_samples(read_array(path, key), f"{path}", levels)
 
 
 def dequantized(x: np.ndarray, levels: int | None, rng: np.random.Generator) -> np.ndarray:
@@ -253,31 +279,27 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def is_image_shape(event_shape: tuple[int, ...]) -> bool:
-    """Whether samples of this shape are images: channels (at most 4), height, width."""
-    return len(event_shape) == 3 and event_shape[0] <= _MOST_CHANNELS
-
-
 def _refuse_options(source: DatasetSource, *names: str) -> None:
     for name in names:
         if getattr(source, name) is not None:
             raise InvalidArgumentError(f"the option {name} does not apply to the data set {source.name}.")
 
 
-def _find_mnist(given: str | None) -> Path:
-    if given is not None:
-        path = Path(given)
-        if not path.is_file():
+def _find_file(source: DatasetSource, names: tuple[str, ...], hint: str) -> Path:
+    """Return the file of a data set, as given or from the usual places."""
+    if source.file is not None:
+        path = Path(source.file)
+        if not (path.is_file() or (source.name in CIFAR and path.is_dir())):
             raise InvalidArgumentError(f"there is no file {path}.")
         return path
     folders = [Path(os.environ[SHARED_DATA])] if SHARED_DATA in os.environ else []
     folders += [Path.cwd().parent / "shared" / "data", Path.home() / ".keras" / "datasets"]
     for folder in folders:
-        if (folder / "mnist.npz").is_file():
-            return folder / "mnist.npz"
+        for name in names:
+            if (folder / name).exists():
+                return folder / name
     raise InvalidArgumentError(
-        f"mnist.npz is in none of {', '.join(map(str, folders))}. Say where it is with --file; Keras fetches it with "
-        "keras.datasets.mnist.load_data()."
+        f"{names[-1]} is in none of {', '.join(map(str, folders))}. Say where it is with --file.{hint}"
     )
 
 
@@ -294,8 +316,8 @@ def _from_file(source: DatasetSource, rng: np.random.Generator) -> Dataset:
     if path.suffix.lower() == ".npz" and source.key is None:
         arrays = read_arrays(path)
         if {"x_train", "x_test"} <= set(arrays):
-            train, levels = _as_samples(arrays["x_train"], f"{path}: x_train", source.levels)
-            test, _ = _as_samples(arrays["x_test"], f"{path}: x_test", levels)
+            train, levels = as_samples(arrays["x_train"], f"{path}: x_train", source.levels)
+            test, _ = as_samples(arrays["x_test"], f"{path}: x_test", levels)
             return _split(path.name, train, levels, rng, source.samples, test)
     if path.suffix.lower() in TABLE_SUFFIXES and source.levels is None:
         _refuse_options(source, "key")
@@ -303,7 +325,7 @@ def _from_file(source: DatasetSource, rng: np.random.Generator) -> Dataset:
     array = read_array(path, source.key)
     if source.levels is None and array.ndim in (1, 2) and array.size and array.dtype.kind in "biuf":
         return _of_table(source, Table(array.reshape(len(array), -1).astype(np.float64), None, {}), path, rng)
-    samples, levels = _as_samples(array, f"{path}", source.levels)
+    samples, levels = as_samples(array, f"{path}", source.levels)
     return _split(path.name, samples, levels, rng, source.samples)
 
 
@@ -330,55 +352,26 @@ def _of_table(source: DatasetSource, table: Table, path: Path, rng: np.random.Ge
     return replace(dataset, train=train, validation=validation, test=test, columns=columns, notes=tuple(notes))
 
 
-def _as_samples(array: np.ndarray, name: str, levels: int | None) -> tuple[np.ndarray, int | None]:
-    """Return samples with a batch axis and their channels first, and the number of their levels."""
-    if array.ndim == 0:
-        raise ShapeError(f"{name} holds one number, expected samples along the first axis.")
-    if array.ndim == 1:
-        array = array[:, None]
-    if array.size == 0:
-        raise ShapeError(f"{name} has shape {array.shape}: no sample, or samples without entries.")
-    if levels is None and array.dtype == np.uint8 and array.ndim >= 3:
-        levels = 256
-    if levels is not None:
-        return _channels_first(_as_levels(array, name, levels)), levels
-    array = array.astype(np.float64)
-    _require_finite(array, name)
-    return _channels_first(array), None
-
-
-def _as_levels(array: np.ndarray, name: str, levels: int) -> np.ndarray:
-    if levels < 2:
-        raise InvalidArgumentError(f"levels must be at least 2, got {levels}.")
-    _require_finite(array, name)
-    low, high = array.min(), array.max()
-    if low < 0 or high >= levels or not np.array_equal(array, np.floor(array)):
-        raise DataFileError(
-            f"{name} must hold whole numbers from 0 to {levels - 1}, got {array.dtype} from {low:g} to {high:g}."
-        )
-    return array.astype(np.uint8 if levels <= 256 else np.int64)
-
-
-def _require_finite(array: np.ndarray, name: str) -> None:
-    if array.dtype.kind != "f":
-        return
-    bad = np.argwhere(~np.isfinite(array))
-    if len(bad):
-        kind = "NaN" if np.isnan(array[tuple(bad[0])]) else "infinity"
-        rows = len(np.unique(bad[:, 0]))
-        raise NonFiniteError(
-            f"{name}: {kind} in sample {bad[0, 0]} at {tuple(int(i) for i in bad[0, 1:])}, and so in {rows} of "
-            f"{len(array)} samples. Remove or impute them."
-        )
-
-
-def _channels_first(array: np.ndarray) -> np.ndarray:
-    """Return images (n, height, width) or (n, height, width, channels) as (n, channels, height, width)."""
-    if array.ndim == 3:
-        return array[:, None]
-    if array.ndim == 4 and not is_image_shape(array.shape[1:]) and array.shape[-1] <= _MOST_CHANNELS:
-        return np.ascontiguousarray(np.moveaxis(array, -1, 1))
-    return array
+def split_samples(
+    name: str,
+    samples: np.ndarray,
+    levels: int | None,
+    rng: np.random.Generator,
+    keep: int | None,
+    test: np.ndarray | None = None,
+) -> tuple[Dataset, tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """Return the three parts, and which of the samples each holds; None for the last where `test` is given."""
+    order = rng.permutation(len(samples))[:keep]
+    if len(order) < FEWEST:
+        raise ShapeError(f"{name} has {len(order)} samples; at least {FEWEST} are needed to split them.")
+    held = max(1, round(HELD_OUT * len(order)))
+    validation, rest, third = order[:held], order[held:], None
+    if test is None:
+        third, rest = rest[:held], rest[held:]
+        test = samples[third]
+    if test.shape[1:] != samples.shape[1:]:
+        raise ShapeError(f"{name}: samples of shape {samples.shape[1:]} to train on, {test.shape[1:]} to test on.")
+    return Dataset(name, samples[rest], samples[validation], test, levels), (rest, validation, third)
 
 
 def _split(
@@ -389,13 +382,4 @@ def _split(
     keep: int | None,
     test: np.ndarray | None = None,
 ) -> Dataset:
-    order = rng.permutation(len(samples))[:keep]
-    if len(order) < FEWEST:
-        raise ShapeError(f"{name} has {len(order)} samples; at least {FEWEST} are needed to split them.")
-    held = max(1, round(HELD_OUT * len(order)))
-    validation, rest = samples[order[:held]], order[held:]
-    if test is None:
-        test, rest = samples[rest[:held]], rest[held:]
-    if test.shape[1:] != samples.shape[1:]:
-        raise ShapeError(f"{name}: samples of shape {samples.shape[1:]} to train on, {test.shape[1:]} to test on.")
-    return Dataset(name, samples[rest], validation, test, levels)
+    return split_samples(name, samples, levels, rng, keep, test)[0]

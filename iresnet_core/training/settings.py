@@ -10,8 +10,9 @@ import numpy as np
 from iresnet_core.branches import Activation
 from iresnet_core.errors import InvalidArgumentError, RunError
 from iresnet_core.flows import require_share
-from iresnet_core.training.datasets import Dataset, DatasetSource, is_image_shape
+from iresnet_core.training.datasets import Dataset, DatasetSource
 from iresnet_core.training.plans import ModelSettings
+from iresnet_core.training.sample_arrays import is_image_shape
 
 __all__ = ["RunSettings", "TrainingSettings", "default_settings", "settings_from_json", "share_at_ends", "with_changes"]
 
@@ -347,7 +348,8 @@ def settings_from_json(node: Any, where: str) -> RunSettings:
         node = {**node, "training": {**_AS_BEFORE, **training}}
     data = node.get("data")
     if isinstance(data, dict):
-        node = {**node, "data": {"condition": None, "labels": None, "drop": None, "missing": None, **data}}
+        before = dict.fromkeys(("condition", "labels", "drop", "missing", "label_key"))
+        node = {**node, "data": {**before, **data}}
     model = node.get("model")
     if isinstance(model, dict):  # as before there were these settings
         node = {**node, "model": {"standardize": False, "activation_first": False, **model}}
