@@ -1,6 +1,7 @@
 """Errors and warnings: each message says what was seen, where, and what to try."""
 
 __all__ = [
+    "ClusterError",
     "DataFileError",
     "DerivativeError",
     "DeviceError",
@@ -25,6 +26,10 @@ __all__ = [
 
 class IResNetError(Exception):
     """Base class of every error that iresnet-core raises on purpose."""
+
+
+class ClusterError(IResNetError, RuntimeError):
+    """Workers or their scheduler cannot be reached, have died, or have other versions of the packages."""
 
 
 class InvalidArgumentError(IResNetError, ValueError):

@@ -42,6 +42,7 @@ ALLOWED = {
         "reference",
         "example_data",
     },
+    "parallel": {"determinant", "files", "flows", "training"},
     "reproduction": {
         *("common", "operators", "branches", "lipschitz", "inverse", "determinant", "flows", "files"),
         *("training", "validation", "reference", "example_data"),
@@ -49,7 +50,7 @@ ALLOWED = {
     "peers": {"flows", "training", "reproduction"},
     "commands": {
         *("common", "operators", "branches", "lipschitz", "inverse", "determinant", "flows", "files"),
-        *("training", "validation", "reproduction", "reference", "example_data"),
+        *("training", "parallel", "validation", "reproduction", "reference", "example_data"),
     },
     "adapters": {
         *("common", "operators", "branches", "lipschitz", "inverse", "determinant", "flows", "files"),
@@ -68,7 +69,7 @@ EVERYWHERE = {"errors", "results", "backends"}
 UPWARDS = {("iresnet_core.operators.base", "iresnet_core.lipschitz.lipschitz_bound")}
 FOLDERS = sorted(entry.name for entry in PACKAGE.iterdir() if (entry / "__init__.py").is_file())
 # Modules that need an extra: they are imported by their own name, late, and not through their folder.
-WITH_EXTRA = {"report_plots", "flow_plots", "plots_of_a_run"}
+WITH_EXTRA = {"report_plots", "flow_plots", "plots_of_a_run", "dask_arrays", "dask_workers"}
 
 # Where NumPy and SciPy compute, and why. All other modules work on the backend's arrays alone.
 HOST_MODULES = {
@@ -85,6 +86,7 @@ HOST_MODULES = {
     "files": "files hold NumPy's arrays",
     "lipschitz.probabilistic": "a root of a small polynomial per operator, found in float64 on the host",
     "lipschitz.frequencies": "the phases are constants of the geometry, made on the host",
+    "parallel": "chunks are NumPy's, on whatever backend they were computed",
     "reference": "the exact answers are NumPy's and SciPy's",
     "reproduction": "compares and draws on the host",
     "training": "batches, checkpoints and scores are NumPy's",

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from rich.console import Console
 
+from iresnet_core.commands.in_chunks import ChunkOption, DaskOption, compute_in_chunks
 from iresnet_core.commands.opened_model import (
     BackendOption,
     DtypeOption,
@@ -18,6 +20,7 @@ from iresnet_core.commands.opened_model import (
 from iresnet_core.commands.terminal import progress_bar, usage_errors, wide_console
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.files import SUFFIXES, write_array
+from iresnet_core.parallel import Chunk, SampleJob, rows_of_a_chunk
 from iresnet_core.training import condition_values, draw_samples
 
 __all__ = ["sample_command"]
@@ -37,6 +40,8 @@ def sample_command(
         str | None,
         typer.Option("--condition", metavar="VALUES", help="Of all samples, as 0.5,2.", show_default=False),
     ] = None,
+    dask: DaskOption = None,
+    chunk: ChunkOption = None,
     seed: SeedOption = 0,
     backend: BackendOption = "numpy",
     dtype: DtypeOption = "float64",
@@ -45,18 +50,29 @@ def sample_command(
 
     Every sample comes with a certified bound on its distance to the exact preimage of its latent; the largest is
     printed, after what the distance is to first order.
+
+    With --dask or --chunk, or to a .zarr group, they are drawn and written chunk by chunk, each chunk with a seed of
+    its own: other samples than without chunks, and the same for any number of workers. Chunks that are done are kept in
+    OUT.chunks until all are, and the same command goes on after an interruption.
     """
     console = wide_console()
     with usage_errors(), opened(run, backend, dtype) as model:
         # A table becomes a table again, with the names of its columns.
         target = out if out is not None else _beside(run, "samples.npy" if model.names is None else "samples.csv")
-        require_file(target, SUFFIXES)
+        chunked = dask is not None or chunk is not None or target.suffix.lower() == ".zarr"
+        if not chunked:
+            require_file(target, SUFFIXES)
         context = None if condition is None else condition_values(condition, model.flow.context_features)
         if context is None and model.flow.context_features is not None:
             raise InvalidArgumentError(
                 f"this model is conditional: say under which condition to draw, --condition with "
                 f"{model.flow.context_features} numbers."
             )
+        if chunked:
+            if picture is not None:
+                raise InvalidArgumentError("--picture draws samples that are in memory: leave --dask and --chunk out.")
+            _in_chunks(console, model, n, target, dask, chunk, seed, context)
+            return
         with progress_bar() as progress:
             drawn = draw_samples(
                 model.flow,
@@ -68,11 +84,7 @@ def sample_command(
         samples = model.layout.to_data(drawn.value)
         write_array(target, samples, model.names)
         console.print(f"{n} samples of shape {samples.shape[1:]} in {target}", soft_wrap=True)
-        console.print(
-            f"distance to the exact preimages: about {np.max(drawn.error_estimate):.1e}, certainly at most "
-            f"{np.max(drawn.error_bound):.1e}; the flow takes them back within {np.max(drawn.round_trip):.1e}",
-            soft_wrap=True,
-        )
+        _print_errors(console, _errors(drawn._asdict()))
         if picture is not None:
             require_file(picture, (".png",))
             from iresnet_core.commands.flow_plots import write_png
@@ -80,6 +92,51 @@ def sample_command(
 
             write_png(samples_figure(samples, _data_of(model), model.names), picture)
             console.print(f"picture: {picture}", soft_wrap=True)
+
+
+def _in_chunks(
+    console: Console,
+    model: OpenedModel,
+    n: int,
+    target: Path,
+    dask: str | None,
+    chunk: int | None,
+    seed: int,
+    context: np.ndarray | None,
+) -> None:
+    """Draw and write samples chunk by chunk."""
+    job = SampleJob(
+        flow=model.flow,
+        n=n,
+        rows=rows_of_a_chunk(model.flow.event_shape) if chunk is None else chunk,
+        seed=seed,
+        context=None if context is None else tuple(map(float, context)),
+    )
+
+    def columns(drawn: Chunk) -> Chunk:
+        samples = model.layout.to_data(drawn["value"])
+        if target.suffix.lower() == ".zarr":
+            return {**drawn, "value": samples}
+        if model.names is None or target.suffix.lower() == ".npy":
+            return {"value": samples}
+        return dict(zip(model.names, np.ascontiguousarray(samples.T), strict=True))
+
+    errors = compute_in_chunks(job, dask, target, columns, _errors, "samples")
+    console.print(f"{n} samples of shape {model.layout.data_shape} in {target}", soft_wrap=True)
+    _print_errors(console, np.max(errors, axis=0))
+
+
+def _errors(drawn: Chunk) -> np.ndarray:
+    """Return the largest errors of some samples: the estimate, the bound, and that of the way back."""
+    return np.array([np.max(drawn[name]) for name in ("error_estimate", "error_bound", "round_trip")])
+
+
+def _print_errors(console: Console, errors: np.ndarray) -> None:
+    console.print(
+        f"distance to the exact preimages: about {errors[0]:.1e}, certainly at most {errors[1]:.1e}; the flow takes "
+        f"them back within {errors[2]:.1e}",
+        soft_wrap=True,
+    )
 
 
 def _data_of(model: OpenedModel) -> np.ndarray | None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from iresnet_core.commands.in_chunks import ChunkOption, DaskOption, compute_in_chunks
 from iresnet_core.commands.opened_model import (
     BackendOption,
     DtypeOption,
@@ -22,16 +24,19 @@ from iresnet_core.commands.opened_model import (
 )
 from iresnet_core.commands.terminal import progress_bar, usage_errors, wide_console
 from iresnet_core.determinant import uses_own_seeds
-from iresnet_core.errors import DataFileError, InvalidArgumentError, ShapeError
-from iresnet_core.files import TABLE_SUFFIXES, Table, opened_table, write_text
+from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.files import TABLE_SUFFIXES, RowFile, Table, open_rows, opened_table, write_text
+from iresnet_core.parallel import Chunk, ScoreJob, rows_of_a_chunk
 from iresnet_core.training import (
     MeanScore,
+    Prepared,
+    SamplePreparation,
     Scores,
     bits_per_dim,
     mean_score,
+    merged_means,
     samples_from_file,
     scores,
-    split_columns,
 )
 
 __all__ = ["score_command"]
@@ -45,10 +50,16 @@ def score_command(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Write one row for each sample: .csv or .json.", show_default=False),
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Write one row for each sample: .csv or .json; in chunks .csv, .npy, .parquet or .zarr.",
+            show_default=False,
+        ),
     ] = None,
     key: Annotated[
-        str | None, typer.Option("--key", metavar="NAME", help="Which array of a .npz file.", show_default=False)
+        str | None,
+        typer.Option("--key", metavar="NAME", help="Which array of a .npz or .zarr file.", show_default=False),
     ] = None,
     condition: Annotated[
         str | None,
@@ -61,6 +72,12 @@ def score_command(
         typer.Option("--tol", help="Standard error and bias bound to reach, in nats.", show_default=False),
     ] = None,
     method: Annotated[str, typer.Option("--method", help="Of the log-determinants; see `logdet`.")] = "auto",
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", metavar="N", help="Score the first N alone.", min=1, show_default=False),
+    ] = None,
+    dask: DaskOption = None,
+    chunk: ChunkOption = None,
     seed: SeedOption = 0,
     backend: BackendOption = "numpy",
     dtype: DtypeOption = "float64",
@@ -68,102 +85,119 @@ def score_command(
     """Print the mean log-density of samples with its errors, and write the log-density of each sample.
 
     Grey levels are dequantised with uniform noise; their score is also given in bits per dimension.
+
+    Files larger than memory (.npy, .zarr, .parquet) are scored chunk by chunk with --chunk or --dask. Chunks that are
+    done are kept in OUT.chunks until all are: the same command goes on after an interruption.
     """
     console = wide_console()
     with usage_errors(), opened(run, backend, dtype) as model:
+        if condition is not None and model.flow.context_features is None:
+            raise InvalidArgumentError("this model takes no condition: leave --condition out.")
+        if _asks_for_chunks(file, out, dask, chunk):
+            if file is None:
+                raise InvalidArgumentError(
+                    "the test set of a run is scored at once: leave --dask and --chunk out and write .csv or .json, or "
+                    "give a FILE."
+                )
+            job = _job(model, open_rows(file, key), _preparation(model, file, condition), samples, chunk)
+            job = replace(job, seed=seed, own_seeds=uses_own_seeds({"method": method}), method=method, tol=tol)
+            means = compute_in_chunks(job, dask, out, _columns, _summary, "log-densities")
+            mean = merged_means(one for one, _ in means)
+            console.print(f"{mean.n} samples: {file}", soft_wrap=True)
+            _print_mean(console, mean, means[0][1], model.levels, model.size)
+            if out is not None:
+                console.print(f"scores: {out}", soft_wrap=True)
+            return
         if out is not None:
             require_file(out, (".csv", ".json"))
-        x, levels, name, context, rows = _samples_to_score(model, file, key, seed, condition)
+        if file is None:
+            prepared, name = _test_set(model, seed, condition, samples)
+        else:
+            rows, name = _rows(model, file, key, samples), str(file)
+            prepared = _preparation(model, file, condition).of(rows, np.random.default_rng([seed, 5]))
         with progress_bar() as progress:
             found = scores(
                 model.flow,
-                x,
+                prepared.x,
                 seed=None if uses_own_seeds({"method": method}) else seed,
                 progress=lambda done, total: progress(done, total, "log-densities"),
                 method=method,
                 tol=tol,
-                context=context,
+                context=prepared.context,
             )
-        mean = mean_score(found)
+        mean, kept = mean_score(found), prepared.kept
         console.print(f"{mean.n} samples: {name}", soft_wrap=True)
-        if rows is not None and rows[-1] + 1 > len(rows):
+        if kept is not None and kept[-1] + 1 > len(kept):
             console.print("rows with missing values are left out; the others keep their numbers", soft_wrap=True)
-        _print_mean(console, mean, found.method, levels, model.size)
+        _print_mean(console, mean, found.method, model.levels, model.size)
         if out is not None:
-            _write_scores(out, found, mean, levels, model.size, rows)
+            _write_scores(out, found, mean, model.levels, model.size, kept)
             console.print(f"scores: {out}", soft_wrap=True)
 
 
-def _samples_to_score(
-    model: OpenedModel, file: Path | None, key: str | None, seed: int, condition: str | None
-) -> tuple[np.ndarray, int | None, str, np.ndarray | None, np.ndarray | None]:
-    """Samples as the model takes them, their grey levels, what they are, their conditions, and which rows they are."""
-    if condition is not None and model.flow.context_features is None:
-        raise InvalidArgumentError("this model takes no condition: leave --condition out.")
-    if file is None and condition is not None:
+def _test_set(model: OpenedModel, seed: int, condition: str | None, most: int | None) -> tuple[Prepared, str]:
+    """Return the test set of the run as the model takes it, and its name."""
+    if condition is not None:
         raise InvalidArgumentError("--condition names columns of a FILE; those of the test set are known.")
-    if file is None:
-        test = model.layout.to_model(model.test_set(seed))
-        return (
-            test,
-            model.levels,
-            f"test set of {model.config.data_name}" if model.config else "test set",
-            model.test_contexts(),
-            None,
-        )
-    samples, own, kept = _read(model, file, key)
-    context = None
-    if model.flow.context_features is not None:
-        known = condition if model.config is None or condition is not None else model.config.settings.data.condition
-        if known is None:
-            raise InvalidArgumentError(
-                "this model is conditional: say which columns of FILE are conditions, --condition."
-            )
-        if model.config is not None and model.config.columns is not None and kept is not None:
-            known = model.config.columns.placed(known, "--condition")
-        samples, context = split_columns(samples, known, str(file))
-        if context.shape[1] != model.flow.context_features:
-            raise ShapeError(
-                f"--condition {known} names {context.shape[1]} columns; a condition of this model has "
-                f"{model.flow.context_features}."
-            )
-    levels = model.levels
-    if levels is not None:
-        whole = own is not None or np.array_equal(samples, np.floor(samples))
-        if whole:
-            if samples.min() < 0 or samples.max() >= levels:
-                raise DataFileError(
-                    f"{file} holds levels from {samples.min():g} to {samples.max():g}; the model was trained on 0 to "
-                    f"{levels - 1}."
-                )
-            samples = model.ready(samples, seed)
-    elif own is not None and model.config is None:
-        raise DataFileError(
-            f"{file} holds grey levels, and a model file does not say how they were scaled. Give the run folder, or "
-            "floating-point samples as the model takes them."
-        )
-    if tuple(samples.shape[1:]) == model.layout.model_shape:
-        return np.asarray(samples, dtype=np.float64), levels, str(file), context, kept
-    if tuple(samples.shape[1:]) != model.layout.data_shape:
-        raise ShapeError(
-            f"{file} holds samples of shape {tuple(samples.shape[1:])}; the model takes {model.layout.data_shape}."
-        )
-    return model.layout.to_model(samples), levels, str(file), context, kept
+    test, context = model.layout.to_model(model.test_set(seed)), model.test_contexts()
+    name = f"test set of {model.config.data_name}" if model.config else "test set"
+    return Prepared(test[:most], None if context is None else context[:most], None), name
 
 
-def _read(model: OpenedModel, file: Path, key: str | None) -> tuple[np.ndarray, int | None, np.ndarray | None]:
-    """Return samples, their grey levels, and for the tables of a run which rows they are."""
-    columns = None if model.config is None else model.config.columns
-    if columns is None or file.suffix.lower() not in TABLE_SUFFIXES:
-        samples, own = samples_from_file(file, key=key)
-        if columns is None or samples.ndim != 2:
-            return samples, own, None
-        table = Table(np.asarray(samples, dtype=np.float64), None, {})
-    else:
+def _preparation(model: OpenedModel, file: Path, condition: str | None) -> SamplePreparation:
+    known = condition if model.config is None or condition is not None else model.config.settings.data.condition
+    return SamplePreparation(
+        name=str(file),
+        layout=model.layout,
+        levels=model.levels,
+        columns=None if model.config is None else model.config.columns,
+        condition=known,
+        features=model.flow.context_features,
+        of_a_run=model.config is not None,
+    )
+
+
+def _rows(model: OpenedModel, file: Path, key: str | None, most: int | None) -> np.ndarray | Table:
+    """Return all rows of a file, or the first of them."""
+    if model.config is not None and model.config.columns is not None and file.suffix.lower() in TABLE_SUFFIXES:
         table = opened_table(file)
-    values = columns.values_of(table, str(file))
-    kept = columns.rows_to_keep(values, str(file), trains=False)
-    return columns.imputed(values[kept]), None, np.flatnonzero(kept)
+        return replace(table, values=table.values[:most])
+    return samples_from_file(file, key=key)[0][:most]
+
+
+def _asks_for_chunks(file: Path | None, out: Path | None, dask: str | None, chunk: int | None) -> bool:
+    """Whether something is asked for that only chunks can do."""
+    read = file is not None and (file.suffix.lower() == ".zarr" or file.is_dir())
+    written = out is not None and out.suffix.lower() in (".npy", ".parquet", ".zarr")
+    return dask is not None or chunk is not None or read or written
+
+
+def _job(
+    model: OpenedModel, source: RowFile, preparation: SamplePreparation, samples: int | None, chunk: int | None
+) -> ScoreJob:
+    n = len(source) if samples is None else min(samples, len(source))
+    if not n:
+        raise ShapeError(f"{source.path} has no row to score.")
+    rows = rows_of_a_chunk(model.flow.event_shape) if chunk is None else chunk
+    first = source.read(0, min(rows, n))
+    return ScoreJob(
+        flow=model.flow,
+        source=source,
+        preparation=replace(preparation, whole=preparation.holds_levels(first)),
+        n=n,
+        rows=rows,
+        size=model.size,
+    )
+
+
+def _columns(chunk: Chunk) -> Chunk:
+    """Return what is written of a chunk."""
+    return {name: column for name, column in chunk.items() if name != "method"}
+
+
+def _summary(chunk: Chunk) -> tuple[MeanScore, str]:
+    method = str(chunk["method"])
+    return mean_score(Scores(chunk["log_prob"], chunk["std_error"], chunk["bias_bound"], method)), method
 
 
 def _print_mean(console: Console, mean: MeanScore, method: str, levels: int | None, size: int) -> None:

@@ -14,9 +14,11 @@ from rich.text import Text
 
 from iresnet_core import validation
 from iresnet_core.backends import available_backends, backend
+from iresnet_core.commands.in_chunks import DaskOption
 from iresnet_core.commands.terminal import FAILED, one_thread, progress_bar, usage_errors, wide_console
 from iresnet_core.errors import InvalidArgumentError, IResNetError, MissingDependencyError
 from iresnet_core.files import write_text
+from iresnet_core.parallel import open_workers
 from iresnet_core.validation import (
     AGREEMENT_HEADS,
     AGREEMENT_TITLE,
@@ -71,6 +73,7 @@ def validate_command(
         Path | None, typer.Option("--json", metavar="FILE", help="Write the records, a list of objects.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random probes.")] = 0,
+    dask: DaskOption = None,
 ) -> None:
     """Compare every method with the exact answer on trained branches, on convolutions and on a flow of eight blocks.
 
@@ -87,9 +90,7 @@ def validate_command(
     console = wide_console()
     begin = time.perf_counter()
     try:
-        with one_thread(), progress_bar() as progress:
-            records = validation.run(backends, chosen, seed, progress, precisions)
-            common = validation.compare_backends(backends, chosen, seed, progress)
+        records, common = _records(backends, chosen, precisions, seed, dask)
     except IResNetError as error:
         print(f"iresnet: the validation could not finish: {error}", file=sys.stderr)
         raise typer.Exit(FAILED) from error
@@ -118,6 +119,23 @@ def validate_command(
         console.print(agreement_verdict(common), style="bold red" if apart else "bold green")
     if wrong or apart:
         raise typer.Exit(FAILED)
+
+
+def _records(
+    backends: Sequence[str], cases: Sequence[str], dtypes: Sequence[str], seed: int, dask: str | None
+) -> tuple[list[Record], list[Record]]:
+    """Return the records of all methods and those of the agreement, computed here or by workers."""
+    if dask is None:
+        with one_thread(), progress_bar() as progress:
+            records = validation.run(backends, cases, seed, progress, dtypes)
+            return records, validation.compare_backends(backends, cases, seed, progress)
+    job = validation.ValidationJob(tuple(backends), tuple(cases), tuple(dtypes), seed)
+    found = {}
+    with open_workers(dask) as they, progress_bar() as progress:
+        for k, part in they.chunks(job, range(job.count)):
+            found[k] = part
+            progress(len(found), job.count, "parts of the validation")
+    return [record for k in range(job.count - 1) for record in found[k]], found[job.count - 1]
 
 
 def _distinct(asked: Sequence[str], known: Sequence[str], kind: str) -> list[str]:

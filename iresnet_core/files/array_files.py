@@ -17,7 +17,7 @@ from iresnet_core.errors import DataFileError, MissingDependencyError
 from iresnet_core.files.atomic_write import write_bytes
 from iresnet_core.files.tables import TABLE_SUFFIXES, Table, read_table, table_bytes
 
-__all__ = ["SUFFIXES", "opened_table", "read_array", "read_arrays", "write_array"]
+__all__ = ["SUFFIXES", "damage_named", "opened_table", "read_array", "read_arrays", "write_array"]
 
 SUFFIXES = (".npy", ".npz", *TABLE_SUFFIXES)
 _LONGEST = 300  # characters of what somebody else says about a file
@@ -63,7 +63,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise DataFileError(f"{path}: data are read from {', '.join(SUFFIXES)} files.")
     if path.is_dir():
         raise DataFileError(f"{path} is a folder, not a file.")
-    with _damage_named(path):
+    with damage_named(path):
         if suffix in TABLE_SUFFIXES:
             return {"": read_table(path).numbers()}
         if suffix == ".npy":
@@ -126,12 +126,12 @@ def write_array(path: Path, array: np.ndarray, names: tuple[str, ...] | None = N
 
 def opened_table(path: str | os.PathLike[str]) -> Table:
     """Return the table in a .csv or .parquet file, with the errors of `read_arrays`."""
-    with _damage_named(Path(path)):
+    with damage_named(Path(path)):
         return read_table(Path(path))
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def damage_named(path: Path) -> Iterator[None]:
     """Turn what NumPy and zipfile raise for a damaged file into an error that names it."""
     try:
         yield

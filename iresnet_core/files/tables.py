@@ -12,7 +12,7 @@ import numpy as np
 
 from iresnet_core.errors import DataFileError, MissingDependencyError
 
-__all__ = ["TABLE_SUFFIXES", "Table", "read_table", "table_bytes"]
+__all__ = ["TABLE_SUFFIXES", "Table", "pyarrow", "read_table", "table_bytes", "table_of_columns"]
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 _DELIMITERS = ",;\t "
@@ -71,7 +71,7 @@ def table_bytes(suffix: str, array: np.ndarray, names: tuple[str, ...] | None) -
         buffer = BytesIO()
         named = names or tuple(str(k) for k in range(array.shape[1]))
         columns = dict(zip(named, np.ascontiguousarray(array.T), strict=True))
-        _pyarrow("pyarrow.parquet").write_table(_pyarrow("pyarrow").table(columns), buffer)
+        pyarrow("pyarrow.parquet").write_table(pyarrow("pyarrow").table(columns), buffer)
         return buffer.getvalue()
     text = StringIO()
     if names is not None:
@@ -80,7 +80,8 @@ def table_bytes(suffix: str, array: np.ndarray, names: tuple[str, ...] | None) -
     return text.getvalue().encode("utf-8")
 
 
-def _pyarrow(module: str) -> Any:
+def pyarrow(module: str) -> Any:
+    """Return a module of pyarrow, or say how it is installed."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -91,11 +92,20 @@ def _pyarrow(module: str) -> Any:
 
 
 def _read_parquet(path: Path) -> Table:
-    reader, arrow = _pyarrow("pyarrow.parquet"), _pyarrow("pyarrow")
+    reader, arrow = pyarrow("pyarrow.parquet"), pyarrow("pyarrow")
     try:
         table = reader.read_table(path)
     except arrow.ArrowException as error:
         raise DataFileError(f"{path} cannot be read: {str(error)[:300]}") from error
+    found = table_of_columns(table, path)
+    if not found.values.size:
+        raise DataFileError(f"{path} holds no line of numbers.")
+    return found
+
+
+def table_of_columns(table: Any, path: Path) -> Table:
+    """Return a table of pyarrow as ours; `path` is named where a column holds text."""
+    arrow = pyarrow("pyarrow")
     columns, texts = [], {}
     for k, name in enumerate(table.column_names):
         column, kind = table.column(k), table.schema.field(k).type
@@ -104,9 +114,8 @@ def _read_parquet(path: Path) -> Table:
         else:
             columns.append(np.full(len(column), np.nan))
             texts[k] = f"{path}, column {name!r} holds {kind}, no numbers. Leave it out: --drop {name}."
-    if not columns or not len(columns[0]):
-        raise DataFileError(f"{path} holds no line of numbers.")
-    return Table(np.stack(columns, axis=1), tuple(map(str, table.column_names)), texts)
+    values = np.stack(columns, axis=1) if columns else np.empty((0, 0))
+    return Table(values, tuple(map(str, table.column_names)), texts)
 
 
 def _read_csv(path: Path) -> Table:

@@ -10,7 +10,17 @@ from iresnet_core.training.datasets import (
     load_dataset,
     samples_from_file,
 )
-from iresnet_core.training.evaluation import MeanScore, Scores, draw_samples, mean_score, preimages, scores, transformed
+from iresnet_core.training.evaluation import (
+    MeanScore,
+    Scores,
+    draw_samples,
+    mean_score,
+    merged_means,
+    preimages,
+    samples_at_once,
+    scores,
+    transformed,
+)
 from iresnet_core.training.loop import bits_per_dim, find_trainer, train, trainer_names
 from iresnet_core.training.plans import (
     ActivationPlan,
@@ -28,7 +38,9 @@ from iresnet_core.training.plans import (
     planned_shape,
     widest_array,
 )
+from iresnet_core.training.prepared_samples import Prepared, SamplePreparation
 from iresnet_core.training.run import RunConfig, TrainingRun, model_file
+from iresnet_core.training.run_lock import locked_folder
 from iresnet_core.training.sample_layout import SampleLayout
 from iresnet_core.training.settings import (
     RunSettings,
@@ -56,10 +68,12 @@ __all__ = [
     "LogitPlan",
     "MeanScore",
     "Outcome",
+    "Prepared",
     "ResidualPlan",
     "RunConfig",
     "RunSettings",
     "SampleLayout",
+    "SamplePreparation",
     "Scores",
     "SqueezePlan",
     "StepResult",
@@ -74,12 +88,15 @@ __all__ = [
     "fingerprint",
     "has_tensorboard",
     "load_dataset",
+    "locked_folder",
     "mean_score",
+    "merged_means",
     "model_file",
     "planned_features",
     "planned_layers",
     "planned_shape",
     "preimages",
+    "samples_at_once",
     "samples_from_file",
     "scores",
     "share_at_ends",

@@ -1,7 +1,7 @@
 """Scores and samples of an exported flow, chunk by chunk on any backend, as NumPy arrays with their errors."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -12,7 +12,18 @@ from iresnet_core.errors import InvalidArgumentError, NonFiniteError, ShapeError
 from iresnet_core.flows import Flow, Standardize
 from iresnet_core.training.data_spread import require_spread
 
-__all__ = ["MeanScore", "Samples", "Scores", "draw_samples", "mean_score", "preimages", "scores", "transformed"]
+__all__ = [
+    "MeanScore",
+    "Samples",
+    "Scores",
+    "draw_samples",
+    "mean_score",
+    "merged_means",
+    "preimages",
+    "samples_at_once",
+    "scores",
+    "transformed",
+]
 
 Progress = Callable[[int, int], None]
 CHUNK_ENTRIES = 200_000  # of the samples of one chunk
@@ -163,6 +174,37 @@ def mean_score(found: Scores) -> MeanScore:
     )
 
 
+def merged_means(parts: Iterable[MeanScore]) -> MeanScore:
+    """Return the mean of all samples from the means of parts of them, of which there is at least one.
+
+    Sums of squares are merged about the means (Chan, Golub and LeVeque 1983), so that none cancels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> zeros = np.zeros(2)
+    >>> halves = [mean_score(Scores(np.array(x), zeros, zeros, "exact")) for x in ([-1.0, -3.0], [-2.0, -6.0])]
+    >>> merged_means(halves).mean
+    -3.0
+    """
+    n, mean, squares, of_probes, bias = 0, 0.0, 0.0, 0.0, 0.0
+    for part in parts:
+        own = part.sampling_error**2 * part.n * (part.n - 1) if part.n > 1 else 0.0
+        away, total = part.mean - mean, n + part.n
+        squares += own + away**2 * n * part.n / total
+        mean += away * part.n / total
+        of_probes += (part.probe_error * part.n) ** 2
+        bias += part.bias_bound * part.n
+        n = total
+    return MeanScore(
+        mean=mean,
+        sampling_error=math.sqrt(squares / (n * (n - 1))) if n > 1 else math.inf,
+        probe_error=math.sqrt(of_probes) / n,
+        bias_bound=bias / n,
+        n=n,
+    )
+
+
 def draw_samples(
     flow: Flow,
     n: int,
@@ -218,8 +260,13 @@ def transformed(flow: Flow, x: np.ndarray) -> np.ndarray:
     return np.concatenate([backend.to_numpy(flow(_on_backend(flow, chunk))) for chunk in _chunks(flow, x)])
 
 
+def samples_at_once(shape: tuple[int, ...]) -> int:
+    """Return how many samples of a shape are computed in one call of a flow."""
+    return max(1, CHUNK_ENTRIES // math.prod(shape) // 16)
+
+
 def _chunks(flow: Flow, x: np.ndarray) -> list[np.ndarray]:
-    size = max(1, CHUNK_ENTRIES // math.prod(x.shape[1:]) // 16)
+    size = samples_at_once(x.shape[1:])
     return [x[i : i + size] for i in range(0, len(x), size)]
 
 

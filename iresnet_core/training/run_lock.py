@@ -144,4 +144,4 @@ def _owner(descriptor: int) -> str:
 
 
 def _named(owner: dict[str, Any]) -> str:
-    return f"another training, process {owner.get('pid', 'unknown')} on {owner.get('host', 'an unknown host')}"
+    return f"another command, process {owner.get('pid', 'unknown')} on {owner.get('host', 'an unknown host')}"

@@ -3,7 +3,16 @@
 from iresnet_core.validation.case_table import cases
 from iresnet_core.validation.curves import error_curves
 from iresnet_core.validation.report import write_report
-from iresnet_core.validation.runs import FIELDS, Record, compare_backends, disagreeing, run, steps_of, violated
+from iresnet_core.validation.runs import (
+    FIELDS,
+    Record,
+    ValidationJob,
+    compare_backends,
+    disagreeing,
+    run,
+    steps_of,
+    violated,
+)
 from iresnet_core.validation.summary import (
     AGREEMENT_HEADS,
     AGREEMENT_TITLE,
@@ -26,6 +35,7 @@ __all__ = [
     "FIELDS",
     "TITLES",
     "Record",
+    "ValidationJob",
     "accuracy_remarks",
     "accuracy_verdict",
     "agreement_remarks",

@@ -6,6 +6,7 @@ answers and `agreement` backends with NumPy, both as records. `summary` puts rec
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from iresnet_core.backends import backend as find_backend
@@ -16,7 +17,17 @@ from iresnet_core.validation.case_table import problem_class
 from iresnet_core.validation.checks import CHECKS
 from iresnet_core.validation.records import FIELDS, Record
 
-__all__ = ["FIELDS", "Progress", "Record", "compare_backends", "disagreeing", "run", "steps_of", "violated"]
+__all__ = [
+    "FIELDS",
+    "Progress",
+    "Record",
+    "ValidationJob",
+    "compare_backends",
+    "disagreeing",
+    "run",
+    "steps_of",
+    "violated",
+]
 
 Progress = Callable[[int, int, str], None]
 
@@ -78,6 +89,45 @@ def run(
     if progress is not None:
         progress(done, total, "done")
     return records
+
+
+@dataclass(frozen=True)
+class ValidationJob:
+    """The same in parts that know nothing of each other: those of a case, backend and dtype, and the agreement.
+
+    Attributes
+    ----------
+    backends, cases, dtypes : tuple of str
+        As in `run`.
+    seed : int
+        Of the probes.
+    """
+
+    backends: tuple[str, ...]
+    cases: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    seed: int
+
+    @property
+    def parts(self) -> list[tuple[str, str, str]]:
+        """Backend, dtype and case of each part that `run` does; one more is all of `compare_backends`."""
+        return [(name, dtype, case) for name in self.backends for dtype in self.dtypes for case in self.cases]
+
+    @property
+    def count(self) -> int:
+        """Number of the parts."""
+        return len(self.parts) + 1
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the records depend on."""
+        return {"job": "validate", **asdict(self)}
+
+    def chunk(self, k: int) -> list[Record]:
+        """Return the records of part k."""
+        if k == len(self.parts):
+            return compare_backends(self.backends, self.cases, self.seed)
+        name, dtype, case = self.parts[k]
+        return run([name], [case], self.seed, None, [dtype])
 
 
 def violated(records: Iterable[Record]) -> list[Record]:

@@ -46,9 +46,7 @@ def names(run):
 def test_a_second_training_is_refused_with_the_process_of_the_first(prepared_run, other):
     run, config, dataset = prepared_run
     for attempt in (lambda: trained(run, config, dataset), lambda: run.locked().__enter__()):
-        with pytest.raises(
-            RunError, match=f"in use by another training, process {other.pid} on {socket.gethostname()}"
-        ):
+        with pytest.raises(RunError, match=f"in use by another command, process {other.pid} on {socket.gethostname()}"):
             attempt()
     assert names(run) == ["config.json", "training.lock"]
 
