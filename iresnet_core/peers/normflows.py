@@ -159,7 +159,7 @@ def glow(task: Task) -> FlowInTraining:
             warnings.filterwarnings("ignore", "torch.lu is deprecated", UserWarning)
             return Stages(([f for _ in range(count) for f in block(end, width)] for end in _ends(task)), task.image)
 
-    return NormflowsFlow(task, build, 64, "Glow (normflows)", 2e-3 if task.image else 5e-3)
+    return NormflowsFlow(task, build, 64, "Glow (normflows)", 2e-3 if task.image else 1e-2)
 
 
 def residual_flow(task: Task) -> FlowInTraining:

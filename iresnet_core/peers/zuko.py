@@ -13,6 +13,7 @@ from iresnet_core.reproduction import Task
 
 __all__ = ["ffjord", "maf", "nice", "nsf", "real_nvp"]
 
+# Learning rates are the best of 1e-3, 3e-3 and 1e-2 after 12 s on the checkerboard, with 36 000 parameters.
 _FEW = 16  # up to this dimension the trace of FFJORD's Jacobian is taken exactly in training; above, it is estimated
 
 
@@ -61,12 +62,12 @@ def _flow(
 
 def nice(task: Task) -> FlowInTraining:
     """NICE: eight additive coupling layers."""
-    return _flow(ZukoFlow, task, "NICE (zuko)", 5e-3, zuko.flows.NICE, transforms=8)
+    return _flow(ZukoFlow, task, "NICE (zuko)", 3e-3, zuko.flows.NICE, transforms=8)
 
 
 def real_nvp(task: Task) -> FlowInTraining:
     """Real NVP: eight affine coupling layers."""
-    return _flow(ZukoFlow, task, "Real NVP (zuko)", 5e-3, zuko.flows.RealNVP, transforms=8)
+    return _flow(ZukoFlow, task, "Real NVP (zuko)", 3e-3, zuko.flows.RealNVP, transforms=8)
 
 
 def maf(task: Task) -> FlowInTraining:
@@ -76,7 +77,7 @@ def maf(task: Task) -> FlowInTraining:
 
 def nsf(task: Task) -> FlowInTraining:
     """Neural spline flow: three autoregressive layers of rational quadratic splines."""
-    return _flow(ZukoFlow, task, "NSF (zuko)", 5e-3, zuko.flows.NSF, transforms=3)
+    return _flow(ZukoFlow, task, "NSF (zuko)", 1e-2, zuko.flows.NSF, transforms=3)
 
 
 def ffjord(task: Task) -> FlowInTraining:

@@ -10,7 +10,9 @@ from iresnet_core.reproduction.request import Request
 __all__ = ["TARGETS", "find_target"]
 
 # name -> (module of its function `reproduce`, one line), in the order of the page. A module is imported when it is run.
-TARGETS: dict[str, tuple[str, str]] = {}
+TARGETS: dict[str, tuple[str, str]] = {
+    "figure2": ("iresnet_core.reproduction.figure2", "densities of toy sets, ours and the comparators'"),
+}
 
 
 def find_target(name: str) -> Callable[[Request], Record]:

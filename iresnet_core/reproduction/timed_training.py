@@ -83,6 +83,8 @@ class TimedOutcome(NamedTuple):
         How the log-determinants of the score were computed.
     curve : list of (seconds, step, mean)
         Mean log-density of the validation samples over the training.
+    scores : Scores
+        The log-densities of the test samples.
     """
 
     mean: float
@@ -96,10 +98,12 @@ class TimedOutcome(NamedTuple):
     best_step: int
     method: str
     curve: list[tuple[float, int, float]]
+    scores: Scores
 
     def values(self) -> dict[str, Any]:
-        """Return plain data for the file of a cell."""
-        return self._asdict()
+        """Return plain data for the file of a cell: all but the scores of the samples."""
+        plain = {name: value for name, value in self._asdict().items() if name != "scores"}
+        return {**plain, "curve": list(map(list, self.curve))}
 
 
 class Prepared:
@@ -218,6 +222,7 @@ def train_for(
         best_step=best_step,
         method=scored.method,
         curve=curve,
+        scores=scored._replace(log_prob=scored.log_prob + data.offset),
     )
 
 

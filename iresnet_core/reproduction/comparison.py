@@ -1,0 +1,157 @@
+"""Ours and peers on the same data for the same time: the cells of such a comparison, and what their scores say."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from iresnet_core.errors import InvalidArgumentError, MissingDependencyError
+from iresnet_core.reproduction.cells import CellResult
+from iresnet_core.reproduction.contender import Contender, Task, find_peer
+from iresnet_core.reproduction.ours import Ours
+from iresnet_core.reproduction.request import Request
+from iresnet_core.reproduction.timed_training import Prepared, TimedTraining, train_for
+from iresnet_core.training import Dataset, DatasetSource, default_settings
+
+__all__ = ["COUPLING", "LABELS", "Difference", "available", "difference", "made_model", "trained_cell", "with_error"]
+
+# The names of models in tables.
+LABELS = {
+    "ours": "i-ResNet (ours)",
+    "nice": "NICE",
+    "realnvp": "Real NVP",
+    "glow": "Glow",
+    "made": "MADE",
+    "maf": "MAF",
+    "nsf": "NSF",
+    "ffjord": "FFJORD",
+    "residualflow": "residual flow",
+}
+COUPLING = ("nice", "realnvp", "glow")
+_FIRST = 1000  # samples for initialisations that depend on data
+
+
+class Difference(NamedTuple):
+    """By how much one mean log-density lies above another on the same samples.
+
+    Attributes
+    ----------
+    mean, std_error : float
+        In nats; the error is that of the mean of the differences.
+    """
+
+    mean: float
+    std_error: float
+
+
+def difference(mine: np.ndarray, theirs: np.ndarray) -> Difference:
+    """Return the mean difference of log-densities of the same samples, and its standard error.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> difference(np.array([1.0, 3.0]), np.array([0.0, 2.0]))
+    Difference(mean=1.0, std_error=0.0)
+    """
+    apart = np.asarray(mine, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
+    return Difference(float(np.mean(apart)), float(np.std(apart, ddof=1)) / math.sqrt(len(apart)))
+
+
+def available(request: Request, models: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the models of a run, and those that are left out because a package is missing.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If one is asked for that the target does not have.
+    MissingDependencyError
+        If one is asked for by its name whose package is missing.
+    """
+    chosen, absent = [], []
+    for name in request.chosen("models", models):
+        try:
+            if name != "ours":
+                find_peer(name)
+        except MissingDependencyError:
+            if request.models:
+                raise
+            absent.append(name)
+        else:
+            chosen.append(name)
+    if absent:
+        listed = ", ".join(LABELS[name] for name in absent)
+        request.say(f"left out, since their packages are missing (pip install 'iresnet-core[peers]'): {listed}")
+    return tuple(chosen), tuple(absent)
+
+
+def made_model(name: str, dataset: Dataset, first: np.ndarray, settings: Mapping[str, Any]) -> Contender:
+    """Return our model or a peer for prepared samples; `settings` as for `trained_cell`."""
+    if name != "ours":
+        task = Task(first, seed=settings["seed"], parameters=settings["parameters"], device=settings.get("device"))
+        return find_peer(name)(task)
+    source = DatasetSource(settings["data"], seed=settings["seed"])
+    asked = {"batch": min(settings["batch"], len(dataset.train)), **settings.get("asked", {})}
+    return Ours(
+        Task(first, seed=settings["seed"]),
+        default_settings(source, dataset, "torch", asked),
+        spread=settings.get("spread"),
+    )
+
+
+def trained_cell(settings: Mapping[str, Any], dataset: Dataset) -> CellResult:
+    """Train one model on one data set for a time.
+
+    Parameters
+    ----------
+    settings : mapping
+        "model", "data", "seed", "seconds", "batch", "parameters" (of the peers), "asked" (settings of ours), "spread"
+        (see `Ours`), "device", "steps" (None but in tests), "grid" (half the side of the square that is drawn, or
+        None), "lr" (of a peer, or None for its own).
+    dataset : Dataset
+        The data.
+
+    Returns
+    -------
+    CellResult
+        The values of a `TimedOutcome`, the constant of residual flows, the log-densities of the test samples as
+        "scores", and the densities on a grid as "grid".
+    """
+    data = Prepared(dataset)
+    model = made_model(settings["model"], dataset, data.first(_FIRST, settings["seed"]), settings)
+    if settings.get("lr") is not None:
+        model.lr = settings["lr"]
+    training = TimedTraining(
+        settings["seconds"],
+        batch=settings["batch"],
+        seed=settings["seed"],
+        wall=str(settings.get("device") or "cpu") != "cpu",
+        steps=settings.get("steps"),
+    )
+    outcome = train_for(model, data, training)
+    values = {"data": settings["data"], "model": settings["model"], **outcome.values(), "lr": model.lr}
+    if isinstance(model, Ours):
+        values["constant"] = model.lipschitz()
+    elif hasattr(model, "constant"):
+        values["constant"] = model.constant()
+    arrays = {"scores": outcome.scores.log_prob.astype(np.float32)}
+    if settings.get("grid") is not None:
+        arrays["grid"] = _on_grid(model, data, settings["grid"], settings.get("grid_points", 100))
+    return CellResult(values, arrays)
+
+
+def _on_grid(model: Contender, data: Prepared, half: float, n: int) -> np.ndarray:
+    """Return densities on a square of pixels; the first axis goes up."""
+    axis = (np.arange(n) + 0.5) / n * 2 * half - half
+    points = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    ready = data.ready(points, np.random.default_rng(0))
+    values = np.concatenate([model.log_prob(ready[i : i + 2000]) for i in range(0, len(ready), 2000)])
+    density: np.ndarray = np.exp(np.asarray(values, dtype=np.float64) + data.offset).reshape(n, n).astype(np.float32)
+    return density
+
+
+def with_error(mean: float, error: float) -> str:
+    """Return a mean with its standard error, in three decimals."""
+    if not math.isfinite(mean):
+        raise InvalidArgumentError(f"a mean is {mean}.")
+    return f"{mean:.3f} ± {error:.3f}"
