@@ -19,9 +19,9 @@ __all__ = ["COUPLING", "LABELS", "Difference", "available", "difference", "made_
 # The names of models in tables.
 LABELS = {
     "ours": "i-ResNet (ours)",
-    "nice": "NICE",
-    "realnvp": "Real NVP",
     "glow": "Glow",
+    "realnvp": "Real NVP",
+    "nice": "NICE",
     "made": "MADE",
     "maf": "MAF",
     "nsf": "NSF",
