@@ -22,6 +22,7 @@ from iresnet_core.training.evaluation import (
     transformed,
 )
 from iresnet_core.training.loop import bits_per_dim, find_trainer, train, trainer_names
+from iresnet_core.training.maf_tables import load_maf_table, maf_table_names
 from iresnet_core.training.plans import (
     ActivationPlan,
     ActNormPlan,
@@ -88,7 +89,9 @@ __all__ = [
     "fingerprint",
     "has_tensorboard",
     "load_dataset",
+    "load_maf_table",
     "locked_folder",
+    "maf_table_names",
     "mean_score",
     "merged_means",
     "model_file",
