@@ -25,6 +25,7 @@ _IN_ASCII = {"±": "+-", "·": "-", "…": "...", "ö": "oe"}
 # With their lines in the list of all, for which no command has to be imported.
 _COMMANDS = {
     "train": "Train a flow by maximum likelihood.",
+    "classify": "Train an invertible classifier, and score it with the inverse of its features.",
     "score": "Print the mean log-density of samples with its errors, and write that of each sample.",
     "sample": "Draw samples from a trained flow and write them to a file.",
     "plot": "Draw density, samples, the transport of a grid, images, and the course of the training.",

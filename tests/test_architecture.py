@@ -30,6 +30,7 @@ ALLOWED = {
     "flows": {"common", "branches", "inverse", "determinant"},
     "files": {"operators", "branches", "flows"},
     "training": {"branches", "determinant", "flows", "files"},
+    "classification": {"branches", "files", "training"},
     "validation": {
         "common",
         "operators",
@@ -45,16 +46,16 @@ ALLOWED = {
     "parallel": {"determinant", "files", "flows", "training"},
     "reproduction": {
         *("common", "operators", "branches", "lipschitz", "inverse", "determinant", "flows", "files"),
-        *("training", "validation", "reference", "example_data"),
+        *("training", "classification", "validation", "reference", "example_data"),
     },
     "peers": {"flows", "training", "reproduction"},
     "commands": {
         *("common", "operators", "branches", "lipschitz", "inverse", "determinant", "flows", "files"),
-        *("training", "parallel", "validation", "reproduction", "reference", "example_data"),
+        *("training", "classification", "parallel", "validation", "reproduction", "reference", "example_data"),
     },
     "adapters": {
         *("common", "operators", "branches", "lipschitz", "inverse", "determinant", "flows", "files"),
-        "training",
+        *("training", "classification"),
     },
     "reference": {"branches", "operators"},
     "example_data": {"branches", "operators"},
@@ -75,6 +76,7 @@ WITH_EXTRA = {"report_plots", "flow_plots", "plots_of_a_run", "dask_arrays", "da
 HOST_MODULES = {
     "branches.convolution_traces": "the paths through the taps are counted on the host",
     "branches.local_traces": "the numbers of neighbouring positions are constants, made on the host",
+    "classification": "batches, augmentation and scores are NumPy's",
     "commands": "prints and plots on the host",
     "determinant.coloring": "patterns of sparse matrices are SciPy's, and colours are found entry by entry",
     "determinant.far_side": "eigenvalues of matrices without symmetry, which the standard does not have",

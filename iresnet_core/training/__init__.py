@@ -1,5 +1,6 @@
 """Training of planned models on either framework: plans, data, settings, the loop, the run folder, scores."""
 
+from iresnet_core.training.batches import EpochOrder
 from iresnet_core.training.condition_columns import ConditionPlan, condition_values, split_columns
 from iresnet_core.training.datasets import (
     IMAGES,
@@ -21,7 +22,8 @@ from iresnet_core.training.evaluation import (
     scores,
     transformed,
 )
-from iresnet_core.training.loop import bits_per_dim, find_trainer, train, trainer_names
+from iresnet_core.training.labelled_data import LabelledDataset, labelled_fingerprint, load_labelled
+from iresnet_core.training.loop import bits_per_dim, find_trainer, import_trainer, train, trainer_names
 from iresnet_core.training.maf_tables import load_maf_table, maf_table_names
 from iresnet_core.training.plans import (
     ActivationPlan,
@@ -41,16 +43,18 @@ from iresnet_core.training.plans import (
 )
 from iresnet_core.training.prepared_samples import Prepared, SamplePreparation
 from iresnet_core.training.run import RunConfig, TrainingRun, model_file
+from iresnet_core.training.run_folder import RunFolder, read_json, require_hash, write_json
 from iresnet_core.training.run_lock import locked_folder
 from iresnet_core.training.sample_layout import SampleLayout
 from iresnet_core.training.settings import (
     RunSettings,
     TrainingSettings,
     default_settings,
+    settings_parts,
     share_at_ends,
     with_changes,
 )
-from iresnet_core.training.task_loop import Outcome, StepResult
+from iresnet_core.training.task_loop import Evaluation, Outcome, StepResult, Watcher, cosine, run_task
 from iresnet_core.training.tensorboard_log import has_tensorboard
 from iresnet_core.training.toy_data import toy_names
 
@@ -63,8 +67,11 @@ __all__ = [
     "Dataset",
     "DatasetSource",
     "DensePlan",
+    "EpochOrder",
+    "Evaluation",
     "FactorOutPlan",
     "InjectivePadPlan",
+    "LabelledDataset",
     "LayerPlan",
     "LogitPlan",
     "MeanScore",
@@ -72,6 +79,7 @@ __all__ = [
     "Prepared",
     "ResidualPlan",
     "RunConfig",
+    "RunFolder",
     "RunSettings",
     "SampleLayout",
     "SamplePreparation",
@@ -80,15 +88,20 @@ __all__ = [
     "StepResult",
     "TrainingRun",
     "TrainingSettings",
+    "Watcher",
     "bits_per_dim",
     "condition_values",
+    "cosine",
     "default_settings",
     "dequantized",
     "draw_samples",
     "find_trainer",
     "fingerprint",
     "has_tensorboard",
+    "import_trainer",
+    "labelled_fingerprint",
     "load_dataset",
+    "load_labelled",
     "load_maf_table",
     "locked_folder",
     "maf_table_names",
@@ -99,9 +112,13 @@ __all__ = [
     "planned_layers",
     "planned_shape",
     "preimages",
+    "read_json",
+    "require_hash",
+    "run_task",
     "samples_at_once",
     "samples_from_file",
     "scores",
+    "settings_parts",
     "share_at_ends",
     "split_columns",
     "toy_names",
@@ -110,4 +127,5 @@ __all__ = [
     "transformed",
     "widest_array",
     "with_changes",
+    "write_json",
 ]

@@ -82,7 +82,9 @@ class TrainingRun(RunFolder):
         where = f"{self.config_path}"
         node = read_json(self.config_path)
         if not isinstance(node, dict) or node.get("format") != FORMAT:
-            raise RunError(f"{where} does not describe a run.")
+            classifier = " It describes the training of a classifier, for iresnet classify."
+            hint = classifier if self.holds_classifier() else ""
+            raise RunError(f"{where} does not describe the training of a flow.{hint}")
         if node.get("version") != VERSION:
             raise RunError(f"{where} has version {node.get('version')!r}; this iresnet-core reads {VERSION}.")
         settings = settings_from_json(node.get("settings"), where)
@@ -101,6 +103,14 @@ class TrainingRun(RunFolder):
             raise RunError(f"{where} is damaged: {error!r}.") from error
         require_hash(node, where)
         return config
+
+    def holds_classifier(self) -> bool:
+        """Whether config.json is that of a classifier, which this class does not read."""
+        try:
+            node = read_json(self.config_path)
+        except RunError:
+            return False
+        return isinstance(node, dict) and node.get("format") == "iresnet-classifier-run"
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json; the infinite error of a test set of one sample is null there."""
@@ -140,6 +150,11 @@ def model_file(path: Path) -> Path:
     if path.is_file():
         return path
     run = TrainingRun.open(path)
+    if run.holds_classifier():
+        raise RunError(
+            f"{path} holds a classifier of iresnet classify, and no density. Its model is read by "
+            "iresnet_core.adapters.torch.Classifier.load, whose features are a flow."
+        )
     if not run.model_path.is_file():
         raise RunError(f"{path} has no model yet: the training has not reached its first evaluation.")
     return run.model_path

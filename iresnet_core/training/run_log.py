@@ -15,7 +15,7 @@ from iresnet_core.files import write_text
 __all__ = ["append_row", "forget_after", "log_digest", "read_log"]
 
 _COLUMNS = {"step", "seconds", "train_nats", "validation_nats", "validation_error", "lipschitz", "learning_rate"}
-_MAY_BE_EMPTY = "gradient_norm"
+_MAY_BE_EMPTY = ("gradient_norm", "lipschitz")
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
@@ -100,7 +100,7 @@ def _cells(path: Path) -> tuple[list[str], list[list[str]]]:
 def _numbers(path: Path, head: list[str], row: list[str]) -> dict[str, float | None]:
     try:
         found = {
-            name: None if name == _MAY_BE_EMPTY and not cell else float(cell)
+            name: None if name in _MAY_BE_EMPTY and not cell else float(cell)
             for name, cell in zip(head, row, strict=True)
         }
     except ValueError as error:

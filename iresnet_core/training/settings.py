@@ -1,9 +1,9 @@
 """The settings of a training: what a run folder remembers, what the defaults are, and what may change on resuming."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 
@@ -14,7 +14,15 @@ from iresnet_core.training.datasets import Dataset, DatasetSource
 from iresnet_core.training.plans import ModelSettings
 from iresnet_core.training.sample_arrays import is_image_shape
 
-__all__ = ["RunSettings", "TrainingSettings", "default_settings", "settings_from_json", "share_at_ends", "with_changes"]
+__all__ = [
+    "RunSettings",
+    "TrainingSettings",
+    "default_settings",
+    "settings_from_json",
+    "settings_parts",
+    "share_at_ends",
+    "with_changes",
+]
 
 SCHEDULES = ("cosine", "constant")
 # As it was in older run folders.
@@ -299,8 +307,19 @@ def _default_alpha(dataset: Dataset) -> float:
     return _ALPHA_OF_A_LEVEL / dataset.levels
 
 
-def with_changes(old: RunSettings, asked: Mapping[str, Any], where: str) -> RunSettings:
+def with_changes(old: Any, asked: Mapping[str, Any], where: str, changeable: Collection[str] = CHANGEABLE) -> Any:
     """Return the settings of a run with the changes that a resumed training allows.
+
+    Parameters
+    ----------
+    old : RunSettings, or settings of the same parts
+        What the run was begun with.
+    asked : mapping
+        Settings of the model or the training that are asked for now.
+    where : str
+        The folder, for the message.
+    changeable : collection of str
+        Which settings may differ.
 
     Raises
     ------
@@ -312,7 +331,7 @@ def with_changes(old: RunSettings, asked: Mapping[str, Any], where: str) -> RunS
     for name, value in asked.items():
         part: Any = old.model if hasattr(old.model, name) else old.training
         before = getattr(part, name)
-        if name in CHANGEABLE:
+        if name in changeable:
             changes[name] = value
         elif before != value:
             different.append(f"{name} {before} instead of {value}")
@@ -353,8 +372,20 @@ def settings_from_json(node: Any, where: str) -> RunSettings:
     model = node.get("model")
     if isinstance(model, dict):  # as before there were these settings
         node = {**node, "model": {"standardize": False, "activation_first": False, **model}}
-    parts = {name: _from_json(kind, node.get(name), f"{where}: {name}") for name, kind in kinds.items()}
-    return RunSettings(**parts)
+    return RunSettings(**settings_parts(kinds, node, where))
+
+
+def settings_parts(kinds: Mapping[str, Any], node: Any, where: str) -> dict[str, Any]:
+    """Read the parts of settings, each a dataclass of its kind, from what `dataclasses.asdict` and JSON made of them.
+
+    Raises
+    ------
+    RunError
+        If a field is missing, unknown or of another type.
+    """
+    if not isinstance(node, dict):
+        raise RunError(f"{where}: the settings are no object.")
+    return {name: _from_json(kind, node.get(name), f"{where}: {name}") for name, kind in kinds.items()}
 
 
 def _from_json(kind: Any, node: Any, where: str) -> Any:
@@ -362,8 +393,14 @@ def _from_json(kind: Any, node: Any, where: str) -> Any:
     if not isinstance(node, dict) or set(node) != names:
         seen = ", ".join(sorted(set(node) ^ names)) if isinstance(node, dict) else type(node).__name__
         raise RunError(f"{where} does not have the fields of this version ({seen}).")
+    node = dict(node)
     for name, expected in get_type_hints(kind).items():
         value = node[name]
+        if get_origin(expected) is tuple:  # of whole numbers
+            if not isinstance(value, list) or not all(type(n) is int for n in value):
+                raise RunError(f"{where}: {name} is {value!r}.")
+            node[name] = tuple(value)
+            continue
         allowed = expected | int if expected in (float, float | None) else expected
         if isinstance(value, bool) != (expected is bool) or not isinstance(value, allowed):
             raise RunError(f"{where}: {name} is {value!r}.")

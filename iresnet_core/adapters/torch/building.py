@@ -24,7 +24,7 @@ from iresnet_core.training import (
     SqueezePlan,
 )
 
-__all__ = ["build_condition", "build_layers"]
+__all__ = ["build_branch", "build_condition", "build_layers"]
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -54,13 +54,18 @@ def build_condition(plan: ConditionPlan | None) -> Condition | None:
     return Condition(nn.Sequential(*layers[:-1]), labels=plan.labels, mean=plan.mean, std=plan.std)
 
 
-def _residual(plan: ResidualPlan, start: str | None) -> nn.Module:
+def build_branch(plan: ResidualPlan, start: str | None = None) -> nn.Sequential:
+    """Return the branch of a planned block, whose weights have no caps yet."""
     branch = [_CONSTRUCTORS[type(layer)](layer, start) for layer in plan.branch]
     if start == "orthogonal":
         for layer in branch:
             if not isinstance(layer, Activation):
                 nn.init.orthogonal_(layer.weight)  # type: ignore[arg-type]
-    return InvertibleResidual(nn.Sequential(*branch), coeff=plan.coeff, context_features=plan.context)
+    return nn.Sequential(*branch)
+
+
+def _residual(plan: ResidualPlan, start: str | None) -> nn.Module:
+    return InvertibleResidual(build_branch(plan, start), coeff=plan.coeff, context_features=plan.context)
 
 
 def _convolution(plan: ConvolutionPlan, start: str | None) -> nn.Module:

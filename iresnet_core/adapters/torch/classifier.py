@@ -43,7 +43,11 @@ class Classifier(ClassifierMethods, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (batch, classes) of images x (batch, *input_shape)."""
-        z = self.normalization(self.features.encode(x))
+        return self._logits(self.features.encode(x))
+
+    def _logits(self, z: Tensor) -> Tensor:
+        """Return logits (batch, classes) of features z (batch, channels, *spatial)."""
+        z = self.normalization(z)
         return self.linear(self.activation(z).flatten(2).mean(-1))  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:

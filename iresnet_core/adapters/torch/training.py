@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import iresnet_core as core
 from iresnet_core.adapters.torch.building import build_condition, build_layers
 from iresnet_core.adapters.torch.flow import Flow
+from iresnet_core.adapters.torch.state_arrays import host, require_same, tensor_of
 from iresnet_core.errors import RunError
 from iresnet_core.training import ConditionPlan, LayerPlan, StepResult, TrainingSettings
 
@@ -113,13 +114,13 @@ class Trainer:
 
     def state(self) -> dict[str, np.ndarray]:
         """Return parameters and buffers, the moments of Adam, and the states of the random generators."""
-        arrays = {f"flow.{name}": _host(tensor) for name, tensor in self.flow.state_dict().items()}
+        arrays = {f"flow.{name}": host(tensor) for name, tensor in self.flow.state_dict().items()}
         for name, parameter in self.flow.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
-                arrays[f"adam.{key}.{name}"] = _host(value)
+                arrays[f"adam.{key}.{name}"] = host(value)
         if self.average is not None:
-            arrays["average.count"] = _host(self.average.n_averaged)
-            arrays |= {f"average.{name}": _host(t) for name, t in self.average.module.named_parameters()}
+            arrays["average.count"] = host(self.average.n_averaged)
+            arrays |= {f"average.{name}": host(t) for name, t in self.average.module.named_parameters()}
         return arrays | self._random_states()
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -133,26 +134,26 @@ class Trainer:
         lacking = {}
         for name, buffer in self.flow.named_buffers():
             if name.endswith(".unit") and not any(key.endswith(".unit") for key in arrays):  # from before there was one
-                lacking[f"flow.{name}"] = _host(torch.ones_like(buffer))
+                lacking[f"flow.{name}"] = host(torch.ones_like(buffer))
         arrays = {**arrays, **lacking}
         own = self.flow.state_dict()
         flow = {name.removeprefix("flow."): a for name, a in arrays.items() if name.startswith("flow.")}
         # The bases of an earlier version had eight rows at most; those of another shape are found anew.
         bases = {name for name in own if name.endswith(".basis") and name in flow and flow[name].ndim == 2}
         bases = {name for name in bases if flow[name].shape[0] <= 8 and flow[name].shape != tuple(own[name].shape)}
-        _require_same(
+        require_same(
             {name: array for name, array in flow.items() if name not in bases},
-            {name: (tuple(t.shape), _host(t).dtype) for name, t in own.items() if name not in bases},
+            {name: (tuple(t.shape), host(t).dtype) for name, t in own.items() if name not in bases},
         )
         moments = {name: a for name, a in arrays.items() if name.startswith("adam.")}
-        numbers = np.dtype(self.settings.dtype), _host(torch.tensor(0.0)).dtype  # Adam counts in the default dtype
+        numbers = np.dtype(self.settings.dtype), host(torch.tensor(0.0)).dtype  # Adam counts in the default dtype
         expected = {
             f"adam.{key}.{name}": ((), numbers[1]) if key == "step" else (tuple(parameter.shape), numbers[0])
             for name, parameter in self.flow.named_parameters()
             for key in ("step", "exp_avg", "exp_avg_sq")
         }
         if moments:  # before the first step there are none
-            _require_same(moments, expected)
+            require_same(moments, expected)
             for name, array in moments.items():
                 if not name.startswith("adam.exp_avg.") and np.any(array < 0):
                     raise RunError(f"{name} is negative.")
@@ -161,21 +162,21 @@ class Trainer:
         if "random.cuda" in random and self.device.type != "cuda":
             del random["random.cuda"]  # the training goes on without the GPU that it was begun with
         elif "random.cuda" not in random and self.device.type == "cuda":
-            random["random.cuda"] = _host(torch.cuda.get_rng_state())
-        _require_same(random, {name: (a.shape, a.dtype) for name, a in self._random_states().items()})
-        self.flow.load_state_dict({name: _tensor_of(array) for name, array in flow.items()})
+            random["random.cuda"] = host(torch.cuda.get_rng_state())
+        require_same(random, {name: (a.shape, a.dtype) for name, a in self._random_states().items()})
+        self.flow.load_state_dict({name: tensor_of(array) for name, array in flow.items()})
         for name, parameter in self.flow.named_parameters():
             if moments:
                 # The count of the steps stays on the host, as Adam itself has it.
                 self.optimizer.state[parameter] = {
-                    "step": _tensor_of(moments[f"adam.step.{name}"]),
-                    "exp_avg": _tensor_of(moments[f"adam.exp_avg.{name}"]).to(parameter.device),
-                    "exp_avg_sq": _tensor_of(moments[f"adam.exp_avg_sq.{name}"]).to(parameter.device),
+                    "step": tensor_of(moments[f"adam.step.{name}"]),
+                    "exp_avg": tensor_of(moments[f"adam.exp_avg.{name}"]).to(parameter.device),
+                    "exp_avg_sq": tensor_of(moments[f"adam.exp_avg_sq.{name}"]).to(parameter.device),
                 }
         try:
-            torch.set_rng_state(_tensor_of(random["random.cpu"]))
+            torch.set_rng_state(tensor_of(random["random.cpu"]))
             if self.device.type == "cuda":
-                torch.cuda.set_rng_state(_tensor_of(random["random.cuda"]))
+                torch.cuda.set_rng_state(tensor_of(random["random.cuda"]))
         except RuntimeError as error:
             raise RunError(f"the state of the random generator is damaged: {error}") from error
 
@@ -185,15 +186,15 @@ class Trainer:
         if average is not None:
             expected |= {f"average.{name}": p for name, p in average.module.named_parameters()}
             expected["average.count"] = average.n_averaged
-        _require_same(arrays, {name: (tuple(t.shape), _host(t).dtype) for name, t in expected.items()})
+        require_same(arrays, {name: (tuple(t.shape), host(t).dtype) for name, t in expected.items()})
         with torch.no_grad():
             for name, tensor in expected.items():
-                tensor.copy_(_tensor_of(arrays[name]))
+                tensor.copy_(tensor_of(arrays[name]))
 
     def _random_states(self) -> dict[str, np.ndarray]:
-        states = {"random.cpu": _host(torch.get_rng_state())}
+        states = {"random.cpu": host(torch.get_rng_state())}
         if self.device.type == "cuda":
-            states["random.cuda"] = _host(torch.cuda.get_rng_state())
+            states["random.cuda"] = host(torch.cuda.get_rng_state())
         return states
 
     def to_core(self) -> core.Flow:
@@ -201,30 +202,6 @@ class Trainer:
         return self._evaluated().to_core()
 
 
-def _require_same(
-    found: Mapping[str, np.ndarray], expected: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
-) -> None:
-    """Refuse arrays whose names, shapes or dtypes are not those of the model."""
-    different = sorted(set(found) ^ set(expected))
-    if different:
-        raise RunError(f"the checkpoint is that of another model: only one of them has {different[0]}.")
-    for name, (shape, dtype) in expected.items():
-        if (found[name].shape, found[name].dtype) != (shape, dtype):
-            raise RunError(
-                f"the checkpoint is that of another model: {name} is {found[name].dtype} of shape {found[name].shape} "
-                f"there, {dtype} of shape {shape} here."
-            )
-
-
 def _ema(decay: float) -> Any:
     """Return the rule by which parameters enter their average."""
     return get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-
-
-def _host(tensor: Tensor) -> np.ndarray:
-    host: np.ndarray = tensor.detach().cpu().numpy()
-    return host
-
-
-def _tensor_of(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(array))

@@ -1,0 +1,260 @@
+"""Training of classifiers with PyTorch, for the loop of `iresnet_core.classification.classifier_training`."""
+
+import json
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from iresnet_core.adapters.torch.classifier import Classifier
+from iresnet_core.adapters.torch.files import read_classifier
+from iresnet_core.adapters.torch.residual import InvertibleResidual
+from iresnet_core.adapters.torch.state_arrays import host, require_same, tensor_of
+from iresnet_core.adapters.torch.uncapped_classifier import UncappedClassifier
+from iresnet_core.classification import ClassifierConfig, RoundTrip
+from iresnet_core.errors import DeviceError, InvalidArgumentError, RunError, StorageError
+from iresnet_core.training import StepResult
+
+__all__ = ["ClassifierTrainer"]
+
+# The key of the files of networks without caps, which nothing else reads.
+_KEY = "iresnet_core.comparison"
+# A round trip solves to this distance of the next block's input; its bound on the whole way is some times larger.
+_TOLERANCE = 1e-7
+
+
+class ClassifierTrainer:
+    """A classifier with its optimiser.
+
+    Parameters
+    ----------
+    config : ClassifierConfig
+        Settings, shape of the images, classes.
+    first : float32 array (n, *input_shape)
+        Images for the data-dependent initialisation.
+    """
+
+    def __init__(self, config: ClassifierConfig, first: np.ndarray) -> None:
+        self.config, self.settings = config, config.settings.training
+        if self.settings.threads is not None:
+            torch.set_num_threads(self.settings.threads)
+        self.device = _device(self.settings.device)
+        torch.manual_seed(self.settings.seed)
+        self.model = _NETWORKS[config.settings.model.network](config).to(self.device)
+        if not isinstance(self.model, Classifier | UncappedClassifier):
+            self.model.train()
+        else:
+            self.model.initialize(self._tensor(first))
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": [p for p in self.model.parameters() if (p.ndim > 1) == decays], "weight_decay": decay}
+                for decays, decay in ((True, self.settings.weight_decay), (False, 0.0))
+            ],
+            lr=self.settings.lr,
+            momentum=self.settings.momentum,
+            nesterov=self.settings.nesterov,
+        )
+        # Gradients of float16 are scaled so that small ones do not vanish.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "float16")
+        self._double: Classifier | None = None
+
+    def _tensor(self, x: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+
+    def step(self, x: np.ndarray, labels: np.ndarray, lr: float) -> StepResult:
+        """Take one step of gradient descent on the cross-entropy."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.model.train()
+        self._double = None
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = nn.functional.cross_entropy(self._lowered(self._tensor(x)), self._tensor(labels))
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        finite = bool(torch.isfinite(norm))
+        if (finite and bool(torch.isfinite(loss))) or self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)  # leaves out a step whose scaled gradients overflowed
+        self.scaler.update()
+        overflowed = self.scaler.is_enabled() and not finite
+        return StepResult(float(loss.detach()), None if overflowed else float(norm))
+
+    def _lowered(self, x: Tensor) -> Tensor:
+        """Return the logits in training, whose convolutions are in the precision of the settings."""
+        if self.settings.precision == "float32":
+            return self.model(x)  # type: ignore[no-any-return]
+        with torch.autocast(self.device.type, dtype=getattr(torch, self.settings.precision)):
+            if not isinstance(self.model, Classifier):
+                return self.model(x).float()  # type: ignore[no-any-return]
+            # The core computes in the dtype of its arrays and switches autocast off. Here each branch is called as the
+            # network of ordinary layers that it is: the norms of its weights are still taken in float32 by the core,
+            # and the convolutions with the weights in use follow autocast. The sum x + g(x) stays in float32.
+            for layer in self.model.features.layers:
+                x = x + layer.net(x).float() if isinstance(layer, InvertibleResidual) else layer(x)
+            return self.model._logits(x).float()
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Return logits under the certified weights, in float32."""
+        self.model.eval()
+        with torch.no_grad():
+            return host(self.model(self._tensor(x)))
+
+    def lipschitz(self) -> float | None:
+        """Return the largest certified constant of a block; None where there are no caps."""
+        return self.model.eval().lipschitz if isinstance(self.model, Classifier) else None
+
+    def parameter_count(self) -> int:
+        """Return how many numbers are trained."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def round_trip(self, x: np.ndarray) -> RoundTrip:
+        """Take images to their features and back in float64, with the certified bound on the error.
+
+        Raises
+        ------
+        InvalidArgumentError
+            For a network without caps, which has no inverse.
+        """
+        if not isinstance(self.model, Classifier):
+            raise InvalidArgumentError("blocks without a cap have no certified inverse; leave out --invert.")
+        if self._double is None:
+            self._double = _build_ours(self.config).to(self.device, torch.float64)
+            self._double.load_state_dict(self.model.state_dict())
+            self._double.eval()
+        with torch.no_grad():
+            images = self._tensor(x).double()
+            flow = self._double.features
+            found = flow.inverse(flow.encode(images), errors=True, rtol=0.0, atol=_TOLERANCE)
+            error = (found.value - images).flatten(1).norm(dim=1)
+        return RoundTrip(host(error), host(found.error_bound), host(found.iterations).astype(np.int64))
+
+    def export(self, path: Path) -> None:
+        """Write the classifier: ours as `Classifier.save` does, others to files that nothing else reads."""
+        if isinstance(self.model, Classifier):
+            self.model.save(path)
+            return
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        save_file(tensors, path, metadata={_KEY: json.dumps(self.config.settings.model.network)})
+
+    def require_exported(self, path: Path) -> None:
+        """Read an exported file."""
+        self._exported(path)
+
+    def load_exported(self, path: Path) -> None:
+        """Take up the parameters of an exported file."""
+        self._double = None
+        state = self._exported(path)
+        try:
+            self.model.load_state_dict(state)
+        except RuntimeError as error:
+            raise StorageError(f"{path} holds another classifier than that of the run: {error}") from error
+
+    def _exported(self, path: Path) -> dict[str, Tensor]:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        if isinstance(self.model, Classifier):
+            return read_classifier(path)[1]
+        try:
+            with safe_open(path, framework="pt") as file:
+                if _KEY not in (file.metadata() or {}):
+                    raise StorageError(f"{path} holds no network for comparison.")
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no dictionary
+        except SafetensorError as error:
+            raise StorageError(f"{path} is no safetensors file: {error}") from error
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return parameters and buffers, momentum, the scale of the gradients and the state of the generator."""
+        arrays = {f"model.{name}": host(tensor) for name, tensor in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            buffer = self.optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                arrays[f"momentum.{name}"] = host(buffer)
+        if self.scaler.is_enabled():
+            scale = self.scaler.state_dict()
+            arrays["scaler"] = np.array([scale["scale"], scale["_growth_tracker"]], dtype=np.float64)
+        return {**arrays, "random.cpu": host(torch.get_rng_state())}
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take up a state; RunError if it is that of another model."""
+        own = {f"model.{name}": (tuple(t.shape), host(t).dtype) for name, t in self.model.state_dict().items()}
+        own["random.cpu"] = (tuple(torch.get_rng_state().shape), np.dtype(np.uint8))
+        if self.scaler.is_enabled():
+            own["scaler"] = ((2,), np.dtype(np.float64))
+        if any(name.startswith("momentum.") for name in arrays):
+            own |= {f"momentum.{n}": (tuple(p.shape), host(p).dtype) for n, p in self.model.named_parameters()}
+        require_same(arrays, own)
+        state = {name: tensor_of(arrays[f"model.{name}"]) for name in self.model.state_dict()}
+        self.model.load_state_dict(state)
+        for name, parameter in self.model.named_parameters():
+            if f"momentum.{name}" in arrays:
+                moved = tensor_of(arrays[f"momentum.{name}"]).to(self.device)
+                self.optimizer.state[parameter]["momentum_buffer"] = moved
+        if self.scaler.is_enabled():
+            scale, tracker = arrays["scaler"]
+            self.scaler.load_state_dict(
+                {**self.scaler.state_dict(), "scale": float(scale), "_growth_tracker": int(tracker)}
+            )
+        try:
+            torch.set_rng_state(tensor_of(arrays["random.cpu"]))
+        except RuntimeError as error:
+            raise RunError(f"the state of the random generator is damaged: {error}") from error
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
+        raise DeviceError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _build_ours(config: ClassifierConfig) -> Classifier:
+    model = config.settings.model
+    assert model.coeff is not None
+    return Classifier(
+        config.input_shape,
+        len(config.classes),
+        padding=model.padding,
+        widths=model.widths,
+        blocks=model.blocks,
+        coeff=model.coeff,
+        activation=model.activation,
+    )
+
+
+def _build_vanilla(config: ClassifierConfig) -> nn.Module:
+    model = config.settings.model
+    return UncappedClassifier(
+        config.input_shape,
+        len(config.classes),
+        padding=model.padding,
+        widths=model.widths,
+        blocks=model.blocks,
+        activation=model.activation,
+    )
+
+
+def _build_resnet(config: ClassifierConfig) -> nn.Module:
+    # A peer, which is found by its name at run time.
+    made: nn.Module = import_module("iresnet_core.peers.resnet").ResNet(
+        config.input_shape,
+        len(config.classes),
+        widths=config.settings.model.widths,
+        blocks=config.settings.model.blocks,
+    )
+    return made
+
+
+_NETWORKS: dict[str, Callable[[ClassifierConfig], nn.Module]] = {
+    "invertible": _build_ours,
+    "vanilla": _build_vanilla,
+    "resnet": _build_resnet,
+}

@@ -1,0 +1,75 @@
+"""The classifier of Behrmann et al. (2019) without caps, to compare with: it has no certificate and no inverse."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from iresnet_core.adapters.torch.branch import Activation
+from iresnet_core.adapters.torch.building import build_branch, build_layers
+from iresnet_core.adapters.torch.layer import ActNorm
+from iresnet_core.training import ResidualPlan, planned_features
+
+__all__ = ["UncappedClassifier"]
+
+
+class UncappedClassifier(nn.Module):
+    """Blocks of the same shape as those of a `Classifier`, whose branches are ordinary layers.
+
+    Only `iresnet classify --vanilla` and the reproduction of published tables make one. The arguments are those of
+    `Classifier`, but for `coeff`.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        classes: int,
+        *,
+        padding: int,
+        widths: tuple[int, ...],
+        blocks: tuple[int, ...],
+        activation: str,
+    ) -> None:
+        super().__init__()
+        # The plan asks for a cap, which these branches are made without.
+        plan, channels = planned_features(
+            input_shape[0],
+            len(input_shape) - 1,
+            classes=classes,
+            padding=padding,
+            widths=widths,
+            blocks=blocks,
+            coeff=0.5,
+            activation=activation,
+        )
+        self.layers = nn.ModuleList(
+            [_Uncapped(layer) if isinstance(layer, ResidualPlan) else build_layers([layer])[0] for layer in plan]
+        )
+        self.normalization = ActNorm(channels)
+        self.activation = Activation(activation)
+        self.linear = nn.Linear(channels, classes)
+
+    def initialize(self, x: Tensor) -> "UncappedClassifier":
+        """Initialise every ActNorm from images."""
+        for layer in self.layers:
+            if isinstance(layer, ActNorm):
+                layer.initialize(x)
+            x = layer(x)
+        self.normalization.initialize(x)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (batch, classes) of images x (batch, *input_shape)."""
+        for layer in self.layers:
+            x = layer(x)
+        return self.linear(self.activation(self.normalization(x)).flatten(2).mean(-1))  # type: ignore[no-any-return]
+
+
+class _Uncapped(nn.Module):
+    """x + g(x) for any g."""
+
+    def __init__(self, plan: ResidualPlan) -> None:
+        super().__init__()
+        self.net = build_branch(plan)
+
+    def forward(self, x: Tensor) -> Any:
+        return x + self.net(x)
