@@ -1,0 +1,63 @@
+"""Table 1 at a tiny size: every row of its record, the picture, and that finished trainings are kept."""
+
+import numpy as np
+import pytest
+
+from iresnet_core.reproduction import TARGETS, Request, table1
+
+pytest.importorskip("torch", reason="PyTorch is not installed")
+pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    small = {"padding": 1, "widths": (4, 4), "blocks": (1, 1), "steps": 4, "batch": 32, "lr": 0.02, "crop": 0}
+    monkeypatch.setitem(table1._SETTINGS, "digits", small)
+    monkeypatch.setattr(table1, "_RESNET", {"padding": 0, "widths": (2, 2), "blocks": (1, 1)})
+    monkeypatch.setattr(table1, "_REPEATS", {})
+    # In this process, where the small sizes are.
+    monkeypatch.setattr(table1.os, "cpu_count", lambda: 1)
+
+
+def test_every_row(tmp_path, tiny):
+    said = []
+    request = Request(out=tmp_path, data=("digits",), models=("resnet", "vanilla", "0.9", "0.5"), say=said.append)
+    record = table1.reproduce(request)
+    assert [row[1] for row in record.rows] == ["plain ResNet", "vanilla, no cap", "c = 0.9", "c = 0.5"]
+    assert all(len(row) == len(record.columns) for row in record.rows)
+    named = [dict(zip(record.columns, row, strict=True)) for row in record.rows]
+    for row, cap in zip(named[2:], (0.9, 0.5), strict=True):
+        assert float(row["largest c"]) <= cap
+        assert row["within bound"] == "all"
+        assert row["images inverted"] == 180
+    assert [row["within bound"] for row in named[:2]] == [None, None]
+    assert (tmp_path / "table1.png").stat().st_size > 5000
+    assert any("percentage points from vanilla" in note for note in record.notes)
+    assert any("within its certified bound, at every c" in note for note in record.notes)
+    again = table1.reproduce(request)
+    assert again.rows == record.rows
+    assert any("not computed again" in line for line in said)
+
+
+def test_trainings_with_other_seeds_are_counted_together():
+    def one(error, n, bound):
+        rest = {"parameters": 5, "steps": 1, "lipschitz": 0.9, "iterations": 7, "mean_iterations": 6.0, "inverted": n}
+        return {
+            "error": error,
+            "samples": n,
+            "inverse_error": 0.0,
+            "inverse_bound": bound,
+            "within_bound": True,
+            **rest,
+        }
+
+    joined = table1._joined([one(0.1, 100, 1e-6), one(0.3, 300, 1e-5)])
+    assert joined["error"] == pytest.approx(0.25)
+    assert joined["error_std"] == pytest.approx(np.sqrt(0.25 * 0.75 / 399))
+    assert (joined["inverse_bound"], joined["inverted"]) == (1e-5, 400)
+    assert not table1._joined([one(0.1, 100, 1.0), {**one(0.1, 100, 1.0), "within_bound": False}])["within_bound"]
+
+
+def test_the_target_is_in_the_table():
+    assert TARGETS["table1"][0] == table1.__name__
+    assert (table1._published("mnist", "0.5"), table1._published("cifar10", "resnet")) == (0.86, 5.50)
