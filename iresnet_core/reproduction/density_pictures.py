@@ -24,7 +24,7 @@ def density_rows(
     figure = Figure(figsize=(_CELL * (1 + len(names)), _CELL * len(samples) + 0.3), dpi=_DPI, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)  # type: ignore[union-attr, call-arg]
     panels = figure.subplots(len(samples), 1 + len(names), squeeze=False)
-    for line, (data, points) in zip(panels, samples.items(), strict=True):
+    for row, (line, (data, points)) in enumerate(zip(panels, samples.items(), strict=True)):
         counted, _, _ = np.histogram2d(
             points[:, 1], points[:, 0], bins=60, range=[[-half, half], [-half, half]], density=True
         )
@@ -40,7 +40,7 @@ def density_rows(
             panel.imshow(
                 density, origin="lower", extent=square, vmin=0, vmax=top, cmap="magma", interpolation="nearest"
             )
-            if line is panels[0]:
+            if row == 0:
                 panel.set_title(name, fontsize=8)
         line[0].set_ylabel(data, fontsize=8)
     FigureCanvasAgg(figure)
