@@ -51,7 +51,11 @@ class FlowInTraining(ABC):
         self.width = width_for(build, task.parameters, width)
         torch.manual_seed(task.seed)
         self.module = build(self.width).to(self.device)
-        self.optimizer = torch.optim.Adam(self.module.parameters(), lr=lr)
+        groups = [
+            {"params": [p for p in self.module.parameters() if (p.ndim > 1) == decays], "weight_decay": decay}
+            for decays, decay in ((True, task.weight_decay), (False, 0.0))
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=lr)
         self._exact: nn.Module | None = None
 
     @abstractmethod

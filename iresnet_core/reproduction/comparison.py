@@ -88,7 +88,13 @@ def available(request: Request, models: Sequence[str]) -> tuple[tuple[str, ...],
 def made_model(name: str, dataset: Dataset, first: np.ndarray, settings: Mapping[str, Any]) -> Contender:
     """Return our model or a peer for prepared samples; `settings` as for `trained_cell`."""
     if name != "ours":
-        task = Task(first, seed=settings["seed"], parameters=settings["parameters"], device=settings.get("device"))
+        task = Task(
+            first,
+            seed=settings["seed"],
+            parameters=settings["parameters"],
+            device=settings.get("device"),
+            weight_decay=settings.get("weight_decay", 0.0),
+        )
         return find_peer(name)(task)
     source = DatasetSource(settings["data"], seed=settings["seed"])
     asked = {"batch": min(settings["batch"], len(dataset.train)), **settings.get("asked", {})}

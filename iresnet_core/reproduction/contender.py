@@ -46,6 +46,8 @@ class Task:
         Device; None for the CPU.
     coeff : float
         Lipschitz constant of a block, for residual flows.
+    weight_decay : float
+        Each step shrinks matrices by the learning rate times this, as in our own trainings.
     """
 
     first: np.ndarray
@@ -54,6 +56,7 @@ class Task:
     alpha: float | None = None
     device: str | None = None
     coeff: float = 0.9
+    weight_decay: float = 0.0
 
     @property
     def event_shape(self) -> tuple[int, ...]:
