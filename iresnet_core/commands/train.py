@@ -10,36 +10,36 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 
 from iresnet_core.commands import INTERRUPTED
-from iresnet_core.commands.terminal import FAILED, one_thread, usage_errors, wide_console
+from iresnet_core.commands.joint_training import begun_together, follow, score_of_test_set
+from iresnet_core.commands.terminal import FAILED, usage_errors, wide_console
 from iresnet_core.commands.training_display import TrainingDisplay
 from iresnet_core.errors import DataFileError, InvalidArgumentError, IResNetError, MissingDependencyError, RunError
-from iresnet_core.files import SUFFIXES, load
+from iresnet_core.files import SUFFIXES
 from iresnet_core.training import (
     IMAGES,
     Dataset,
     DatasetSource,
     LayerPlan,
     Outcome,
+    Processes,
     RunConfig,
     RunSettings,
     SampleLayout,
     TrainingRun,
     bits_per_dim,
     default_settings,
-    dequantized,
     find_trainer,
     fingerprint,
     has_tensorboard,
+    joined_processes,
     load_dataset,
-    mean_score,
     planned_layers,
     planned_shape,
-    scores,
+    require_shares,
     share_at_ends,
     toy_names,
     train,
@@ -48,8 +48,6 @@ from iresnet_core.training import (
 )
 
 __all__ = ["train_command"]
-
-_TEST_ENTRIES = 200_000  # of the test set, at most, for the score at the end
 
 
 def _option(*names: str, help: str, **more: Any) -> Any:  # typer's word
@@ -210,6 +208,11 @@ def train_command(
     of_data |= {"drop": drop, "missing": missing}
     of_data = {name: value for name, value in of_data.items() if value is not None}
     with usage_errors(), ExitStack() as held:
+        processes = held.enter_context(joined_processes())
+        if processes.rank:
+            follow(processes)
+            return
+        began = held.enter_context(begun_together(processes))
         asked |= _kept_by_blocks(checkpoint, recompute)
         folder = _folder(data, out, resume)
         run = TrainingRun(folder)
@@ -222,6 +225,7 @@ def train_command(
             config, dataset = _begun(data or "", asked, of_data)
         _planned(config, dataset)  # fails where they do not fit
         trainer = find_trainer(config.settings.training.framework)
+        require_shares(trainer, config.settings.training, processes)
         if config.settings.training.recover and not trainer.recovers_inputs:
             raise InvalidArgumentError(
                 f"--checkpoint inverse looks at every step whether the inputs were found, which the compiled steps of "
@@ -234,16 +238,24 @@ def train_command(
         if not run.exists():
             run = TrainingRun.create(folder, config)
             held.enter_context(run.locked())
-        _train(wide_console(), run, config, dataset, tensorboard)
+        began(run, config)
+        _train(wide_console(), run, config, dataset, tensorboard, processes)
 
 
-def _train(console: Console, run: TrainingRun, config: RunConfig, dataset: Dataset, tensorboard: bool) -> None:
+def _train(
+    console: Console,
+    run: TrainingRun,
+    config: RunConfig,
+    dataset: Dataset,
+    tensorboard: bool,
+    processes: Processes,
+) -> None:
     """Train in a folder that is locked, and score what came out of it."""
     _announce(console, config, dataset, run)
     plan = _planned(config, dataset)
     try:
         with TrainingDisplay(config, console) as display:
-            outcome = train(run, config, dataset, plan, display, tensorboard=tensorboard)
+            outcome = train(run, config, dataset, plan, display, tensorboard=tensorboard, processes=processes)
     except KeyboardInterrupt:
         console.print(
             f"Ended at once; the last checkpoint stays. Resume: iresnet train --resume {run.folder}", soft_wrap=True
@@ -262,7 +274,7 @@ def _train(console: Console, run: TrainingRun, config: RunConfig, dataset: Datas
             soft_wrap=True,
         )
         raise typer.Exit(INTERRUPTED)
-    _finish(console, run, config, dataset, outcome)
+    _finish(console, run, config, dataset, outcome, processes)
 
 
 def _kept_by_blocks(checkpoint: str | None, recompute: bool | None) -> dict[str, bool]:
@@ -386,16 +398,17 @@ def _announce(console: Console, config: RunConfig, dataset: Dataset, run: Traini
     console.print(f"run folder: {run.folder}{going_on}", soft_wrap=True)
 
 
-def _finish(console: Console, run: TrainingRun, config: RunConfig, dataset: Dataset, outcome: Outcome) -> None:
+def _finish(
+    console: Console,
+    run: TrainingRun,
+    config: RunConfig,
+    dataset: Dataset,
+    outcome: Outcome,
+    processes: Processes,
+) -> None:
     """Score the exported model on the test set, on NumPy as anybody else would, and write and print the result."""
-    settings = config.settings.training
     size = math.prod(dataset.event_shape)
-    test = dataset.test[: max(settings.evaluation_samples, _TEST_ENTRIES // size // 10)]
-    x = config.layout.to_model(dequantized(test, dataset.levels, np.random.default_rng([settings.seed, 5])))
-    with one_thread():
-        flow = load(run.model_path)
-        flow = flow.astype(np.float64)
-        found = mean_score(scores(flow, x, context=None if dataset.contexts is None else dataset.contexts[2][: len(x)]))
+    found = score_of_test_set(run, config, dataset, processes)
     result: dict[str, Any] = {
         "log_prob": found.mean,
         "sampling_error": found.sampling_error,

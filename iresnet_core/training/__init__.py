@@ -23,7 +23,7 @@ from iresnet_core.training.evaluation import (
     transformed,
 )
 from iresnet_core.training.labelled_data import LabelledDataset, labelled_fingerprint, load_labelled
-from iresnet_core.training.loop import bits_per_dim, find_trainer, import_trainer, train, trainer_names
+from iresnet_core.training.loop import bits_per_dim, find_trainer, import_trainer, require_shares, train, trainer_names
 from iresnet_core.training.maf_tables import load_maf_table, maf_table_names
 from iresnet_core.training.plans import (
     ActivationPlan,
@@ -42,6 +42,7 @@ from iresnet_core.training.plans import (
     widest_array,
 )
 from iresnet_core.training.prepared_samples import Prepared, SamplePreparation
+from iresnet_core.training.processes import ONE_PROCESS, Processes, joined_processes
 from iresnet_core.training.run import RunConfig, TrainingRun, model_file
 from iresnet_core.training.run_folder import RunFolder, read_json, require_hash, write_json
 from iresnet_core.training.run_lock import locked_folder
@@ -60,6 +61,7 @@ from iresnet_core.training.toy_data import toy_names
 
 __all__ = [
     "IMAGES",
+    "ONE_PROCESS",
     "ActNormPlan",
     "ActivationPlan",
     "ConditionPlan",
@@ -77,6 +79,7 @@ __all__ = [
     "MeanScore",
     "Outcome",
     "Prepared",
+    "Processes",
     "ResidualPlan",
     "RunConfig",
     "RunFolder",
@@ -99,6 +102,7 @@ __all__ = [
     "fingerprint",
     "has_tensorboard",
     "import_trainer",
+    "joined_processes",
     "labelled_fingerprint",
     "load_dataset",
     "load_labelled",
@@ -114,6 +118,7 @@ __all__ = [
     "preimages",
     "read_json",
     "require_hash",
+    "require_shares",
     "run_task",
     "samples_at_once",
     "samples_from_file",

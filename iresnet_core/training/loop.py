@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,10 +16,12 @@ from iresnet_core.training.batches import Batches
 from iresnet_core.training.data_spread import standardization
 from iresnet_core.training.datasets import Dataset
 from iresnet_core.training.plans import LayerPlan, widest_array
+from iresnet_core.training.processes import ONE_PROCESS, Processes
 from iresnet_core.training.run import RunConfig, TrainingRun
+from iresnet_core.training.settings import TrainingSettings
 from iresnet_core.training.task_loop import Evaluation, Outcome, StepResult, Watcher, cosine, run_task
 
-__all__ = ["Trainer", "bits_per_dim", "find_trainer", "import_trainer", "train", "trainer_names"]
+__all__ = ["Trainer", "bits_per_dim", "find_trainer", "import_trainer", "require_shares", "train", "trainer_names"]
 
 # framework -> (module of its class Trainer, package to import, how to install it). The modules are adapters: they are
 # found by name at run time, since the core does not import what is built upon it.
@@ -36,11 +39,13 @@ class Trainer(Protocol):
 
     It is made by ``Trainer(plan, model_shape, settings, first)``: the planned layers with parameters drawn from
     ``settings.seed``, data-dependent ones set from the samples `first`; under conditions with ``condition=``, the plan
-    of their map, and ``first_context=``. Then `step` and `log_prob` take a context (n, features).
+    of their map, and ``first_context=``. Then `step` and `log_prob` take a context (n, features). With several
+    processes it is given ``processes=``, and `step` takes the batch of all of them.
     """
 
     channels_last: bool
     recovers_inputs: bool  # whether it can do with the setting `recover`
+    shares_batches: bool  # whether several processes can train together
 
     def step(self, x: np.ndarray, lr: float, context: np.ndarray | None = None) -> StepResult:
         """Take one step of Adam on samples (n, *model_shape)."""
@@ -116,6 +121,7 @@ def train(
     watcher: Watcher,
     *,
     tensorboard: bool = False,
+    processes: Processes = ONE_PROCESS,
 ) -> Outcome:
     """Train a flow by maximum likelihood, from the run's last checkpoint if it has one.
 
@@ -135,6 +141,8 @@ def train(
         Is told of every step and evaluation.
     tensorboard : bool
         Whether to write the log for TensorBoard too, which needs that package.
+    processes : Processes
+        Those of this training, all of which call this function; the first one writes.
 
     Raises
     ------
@@ -147,22 +155,43 @@ def train(
     MissingDependencyError
         If the framework or tensorboard is not installed.
     """
-    with run.locked():
+    with run.locked() if processes.rank == 0 else nullcontext():
         settings = config.settings.training
         layer = standardization(dataset.train, config.layout) if config.settings.model.standardize else None
         batches = Batches(dataset, config.layout, settings, layer)
         chunk = _chunk(config)
         n = max(settings.batch, chunk)
-        of_condition = {"condition": dataset.condition, "first_context": batches.contexts(0, slice(n))}
-        trainer: Trainer = find_trainer(settings.framework)(
-            plan,
-            config.layout.model_shape,
-            settings,
-            batches.first(n),
-            **(of_condition if dataset.condition is not None else {}),
+        more: dict[str, Any] = {}
+        if dataset.condition is not None:
+            more = {"condition": dataset.condition, "first_context": batches.contexts(0, slice(n))}
+        make = find_trainer(settings.framework)
+        require_shares(make, settings, processes)
+        if processes.count > 1:
+            more["processes"] = processes
+        trainer: Trainer = make(plan, config.layout.model_shape, settings, batches.first(n), **more)
+        task = _FlowTask(config, trainer, batches, processes)
+        return run_task(run, settings, task, watcher, tensorboard=tensorboard, processes=processes)
+
+
+def require_shares(make: Any, settings: TrainingSettings, processes: Processes) -> None:
+    """Refuse several processes where the class of a trainer, or the size of a batch, cannot do with them.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If so; the message says what to do.
+    """
+    if processes.count == 1:
+        return
+    if not make.shares_batches:
+        raise InvalidArgumentError(
+            f"{processes.count} processes were launched, and {settings.framework} trains in one. Train without a "
+            "launcher, or with --framework torch."
         )
-        task = _FlowTask(config, trainer, batches)
-        return run_task(run, settings, task, watcher, tensorboard=tensorboard)
+    if settings.batch < processes.count:
+        raise InvalidArgumentError(
+            f"a batch of {settings.batch} cannot be shared out to {processes.count} processes; try a larger --batch."
+        )
 
 
 def _chunk(config: RunConfig) -> int:
@@ -175,8 +204,8 @@ class _FlowTask:
 
     advice = "Look at the data, and try a smaller --lr or --dtype float64."
 
-    def __init__(self, config: RunConfig, trainer: Trainer, batches: Batches) -> None:
-        self.config, self.trainer, self.batches = config, trainer, batches
+    def __init__(self, config: RunConfig, trainer: Trainer, batches: Batches, processes: Processes) -> None:
+        self.config, self.trainer, self.batches, self.processes = config, trainer, batches, processes
         self.settings = config.settings.training
 
     def rate(self, step: int, share: float) -> float:
@@ -190,12 +219,13 @@ class _FlowTask:
 
     def evaluate(self, train_nats: float) -> Evaluation:
         x, n = self.batches.validation, _chunk(self.config)
-        chunks = []
-        for i in range(0, len(x), n):
+        chunks, (rank, count) = {}, (self.processes.rank, self.processes.count)
+        for i in range(0, len(x), n)[rank::count]:
             context = self.batches.contexts(1, slice(i, min(i + n, len(x))))
             own = {} if context is None else {"context": context}
-            chunks.append(self.trainer.log_prob(x[i : i + n], self.settings.seed + i, **own))
-        nats = self.batches.offset - np.concatenate(chunks).astype(np.float64)
+            chunks[i] = self.trainer.log_prob(x[i : i + n], self.settings.seed + i, **own)
+        found = {i: chunk for part in self.processes.all(chunks) for i, chunk in part.items()}
+        nats = self.batches.offset - np.concatenate([found[i] for i in sorted(found)]).astype(np.float64)
         mean, deviation = float(np.mean(nats)), float(np.std(nats, ddof=1)) if len(nats) > 1 else 0.0
         row: dict[str, Any] = {"validation_nats": mean, "validation_error": deviation / math.sqrt(len(nats))}
         if not math.isfinite(mean):

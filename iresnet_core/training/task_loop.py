@@ -18,6 +18,7 @@ import numpy as np
 
 from iresnet_core.errors import NonFiniteError, RunError, StorageError
 from iresnet_core.training.checkpoint import Checkpoint, Progress
+from iresnet_core.training.processes import ONE_PROCESS, Processes
 from iresnet_core.training.run_folder import RunFolder
 from iresnet_core.training.tensorboard_log import scalar_writer
 
@@ -141,8 +142,18 @@ def cosine(share: float) -> float:
     return _SLOWEST + (1 - _SLOWEST) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
-def run_task(run: RunFolder, settings: Length, task: Task, watcher: Watcher, *, tensorboard: bool = False) -> Outcome:
+def run_task(
+    run: RunFolder,
+    settings: Length,
+    task: Task,
+    watcher: Watcher,
+    *,
+    tensorboard: bool = False,
+    processes: Processes = ONE_PROCESS,
+) -> Outcome:
     """Take the steps of a task, from the run's last checkpoint if it has one; the folder is locked by the caller.
+
+    Several processes take them together: the first one alone writes, and its clock and its signals are those of all.
 
     The model with the lowest criterion is exported at every evaluation that improves it. SIGINT and SIGTERM end the
     training after the step at hand with a checkpoint; a second one ends it at once, which leaves the last checkpoint as
@@ -156,9 +167,11 @@ def run_task(run: RunFolder, settings: Length, task: Task, watcher: Watcher, *, 
         If the checkpoint belongs to another model, or a file is damaged.
     """
     progress = _taken_up(run, task)
-    run.forget_after(progress.step, progress.log)
-    scalars = scalar_writer(run.folder / "tensorboard", progress.step + 1) if tensorboard else None
-    loop = _Loop(run, settings, task, progress, watcher, scalars)
+    scalars = None
+    if processes.rank == 0:
+        run.forget_after(progress.step, progress.log)
+        scalars = scalar_writer(run.folder / "tensorboard", progress.step + 1) if tensorboard else None
+    loop = _Loop(run, settings, task, progress, watcher, scalars, processes)
     with _interruption() as stopped:
         loop.until_done(stopped)
     return Outcome(
@@ -201,8 +214,9 @@ class _Loop:
         progress: Progress,
         watcher: Watcher,
         scalars: Callable[[int, Mapping[str, float]], None] | None,
+        processes: Processes,
     ) -> None:
-        self.run, self.settings, self.task = run, settings, task
+        self.run, self.settings, self.task, self.processes = run, settings, task, processes
         self.progress, self.watcher, self.scalars = progress, watcher, scalars
         self.saved = progress.step if run.checkpoint_path.exists() else -1
 
@@ -219,7 +233,8 @@ class _Loop:
     def until_done(self, stopped: threading.Event) -> None:
         progress, settings = self.progress, self.settings
         before, begin = progress.seconds, time.monotonic()
-        while not self.done() and not stopped.is_set():
+        ends = any(self.processes.all(stopped.is_set()))
+        while not self.done() and not ends:
             try:
                 loss, norm = self.task.step(progress.step, self._rate())
             except NonFiniteError as error:  # of a sample that is too far out
@@ -233,11 +248,12 @@ class _Loop:
             progress.losses += loss
             progress.norm = norm if progress.norm is None else max(progress.norm, norm or 0.0)
             progress.since += 1
-            progress.seconds = before + time.monotonic() - begin
+            said = self.processes.all((before + time.monotonic() - begin, stopped.is_set()))
+            progress.seconds, ends = said[0][0], any(stop for _, stop in said)
             self.watcher.stepped(progress.step, progress.seconds, loss)
             if progress.step % settings.evaluate_every == 0 or self.done():
                 self._evaluate()
-                progress.seconds = before + time.monotonic() - begin
+                progress.seconds = self.processes.first(before + time.monotonic() - begin)
             if progress.step % settings.checkpoint_every == 0:
                 self._save()
         if self.saved != progress.step:
@@ -266,19 +282,23 @@ class _Loop:
             "gradient_norm": progress.norm,
             "learning_rate": self._rate(),
         }
+        writes = self.processes.rank == 0
         if found.criterion < progress.best:
-            self.task.export(self.run.model_path)
+            if writes:
+                self.task.export(self.run.model_path)
             progress.best, progress.best_step = found.criterion, progress.step
         progress.losses, progress.norm, progress.since = 0.0, None, 0
-        self.run.append_row(row)
+        if writes:
+            self.run.append_row(row)
         if self.scalars is not None:
             known = {name: value for name, value in row.items() if name != "step" and value is not None}
             self.scalars(progress.step, known)
         self.watcher.evaluated(row)
 
     def _save(self) -> None:
-        self.progress.log = self.run.log_digest()
-        self.run.save_checkpoint(Checkpoint(self.task.state(), self.progress.as_json()))
+        if self.processes.rank == 0:
+            self.progress.log = self.run.log_digest()
+            self.run.save_checkpoint(Checkpoint(self.task.state(), self.progress.as_json()))
         self.saved = self.progress.step
 
 

@@ -39,6 +39,7 @@ class Trainer:
 
     channels_last = True
     recovers_inputs = False  # its steps are compiled
+    shares_batches = False
 
     def __init__(
         self,

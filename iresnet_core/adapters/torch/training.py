@@ -6,14 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import iresnet_core as core
 from iresnet_core.adapters.torch.building import build_condition, build_layers
 from iresnet_core.adapters.torch.flow import Flow
+from iresnet_core.adapters.torch.processes import lost_processes
 from iresnet_core.adapters.torch.state_arrays import host, require_same, tensor_of
 from iresnet_core.errors import RunError
-from iresnet_core.training import ConditionPlan, LayerPlan, StepResult, TrainingSettings
+from iresnet_core.training import ONE_PROCESS, ConditionPlan, LayerPlan, Processes, StepResult, TrainingSettings
 
 __all__ = ["Trainer"]
 
@@ -33,10 +35,13 @@ class Trainer:
         Samples for the data-dependent initialisation.
     condition, first_context : ConditionPlan, array (n, features), optional
         The map of conditions, and those of these samples.
+    processes : Processes
+        Those that share every batch out.
     """
 
     channels_last = False
     recovers_inputs = True
+    shares_batches = True
 
     def __init__(
         self,
@@ -47,8 +52,9 @@ class Trainer:
         *,
         condition: ConditionPlan | None = None,
         first_context: np.ndarray | None = None,
+        processes: Processes = ONE_PROCESS,
     ) -> None:
-        self.settings = settings
+        self.settings, self.processes = settings, processes
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,6 +77,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=self.device.type == "cpu")
         self.average = None if settings.ema is None else AveragedModel(self.flow, multi_avg_fn=_ema(settings.ema))
 
+        self.loss = _objective(self.flow, processes)
+
     def _tensor(self, x: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
 
@@ -78,19 +86,37 @@ class Trainer:
         return None if context is None else self._tensor(context)
 
     def step(self, x: np.ndarray, lr: float, context: np.ndarray | None = None) -> StepResult:
-        """Take one step of Adam."""
+        """Take one step of Adam on a batch, of which every process computes its share."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.flow.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.flow.training_loss(self._tensor(x), self._context(context), share=self.settings.share)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self._backward(x, context)
         norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.settings.clip)
         if bool(torch.isfinite(loss) & torch.isfinite(norm)):  # else the parameters stay as they are
             self.optimizer.step()
             if self.average is not None:
                 self.average.update_parameters(self.flow)
-        return StepResult(float(loss.detach()), float(norm))
+        return StepResult(float(loss), float(norm))
+
+    def _backward(self, x: np.ndarray, context: np.ndarray | None) -> Tensor:
+        """Return the mean loss of a batch, with its gradient in the parameters."""
+        processes, share = self.processes, self.settings.share
+        if processes.count == 1:
+            loss = self.loss(self._tensor(x), self._context(context), share)
+            loss.backward()
+            return loss.detach()
+        own = slice(processes.rank, None, processes.count)
+        # The gradients of the processes are averaged; shares that are larger by one sample count for more.
+        weight = len(x[own]) * processes.count / len(x)
+        with lost_processes():
+            loss = weight * self.loss(
+                self._tensor(x[own]), None if context is None else self._tensor(context[own]), share
+            )
+            loss.backward()
+            mean = loss.detach()
+            torch.distributed.all_reduce(mean)
+        return mean / processes.count
 
     def log_prob(self, x: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
         """Return log-densities under the certified weights."""
@@ -200,6 +226,23 @@ class Trainer:
     def to_core(self) -> core.Flow:
         """Return the certified flow."""
         return self._evaluated().to_core()
+
+
+class _Loss(torch.nn.Module):
+    """The loss of a flow as a module, which is what PyTorch shares out."""
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x: Tensor, context: Tensor | None, share: float | None) -> Tensor:
+        loss: Tensor = self.flow.training_loss(x, context, share=share)
+        return loss
+
+
+def _objective(flow: Flow, processes: Processes) -> torch.nn.Module:
+    loss = _Loss(flow)
+    return loss if processes.count == 1 else DistributedDataParallel(loss)
 
 
 def _ema(decay: float) -> Any:
