@@ -233,8 +233,7 @@ class _Loop:
     def until_done(self, stopped: threading.Event) -> None:
         progress, settings = self.progress, self.settings
         before, begin = progress.seconds, time.monotonic()
-        ends = any(self.processes.all(stopped.is_set()))
-        while not self.done() and not ends:
+        while not self.done() and not any(self.processes.all(stopped.is_set())):
             try:
                 loss, norm = self.task.step(progress.step, self._rate())
             except NonFiniteError as error:  # of a sample that is too far out
@@ -248,8 +247,7 @@ class _Loop:
             progress.losses += loss
             progress.norm = norm if progress.norm is None else max(progress.norm, norm or 0.0)
             progress.since += 1
-            said = self.processes.all((before + time.monotonic() - begin, stopped.is_set()))
-            progress.seconds, ends = said[0][0], any(stop for _, stop in said)
+            progress.seconds = self.processes.first(before + time.monotonic() - begin)
             self.watcher.stepped(progress.step, progress.seconds, loss)
             if progress.step % settings.evaluate_every == 0 or self.done():
                 self._evaluate()
