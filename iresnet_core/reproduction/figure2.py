@@ -32,6 +32,7 @@ _TITLE = "Figure 2: densities in the plane"
 # What differs from the settings of `iresnet train`. Test log-densities of checkerboard and 2spirals after 12 s of one
 # busy core: -4.13 and -3.36 with an ActNorm before every block, which brings the samples to a spread of 1; without it
 # -3.59 and -2.69 with a spread of 15, -3.58 and -2.70 with one of 20, -3.63 and -2.78 with one of 40.
+# These trials also differed in the cap (0.9; 0.98 or 0.99 without ActNorm) and the rate (5e-3 or 1e-2).
 _ASKED = {"coeff": 0.98}
 _SPREAD = 20.0
 
