@@ -31,7 +31,7 @@ from iresnet_core.reproduction.request import Request
 __all__ = ["reproduce"]
 
 SETS = ("mnist", "digits", "cifar10", "cifar100")
-_USUAL = ("mnist", "digits")
+_USUAL = ("digits", "mnist")
 CAPS = (0.9, 0.8, 0.7, 0.6, 0.5)
 MODELS = ("resnet", "vanilla", *map(str, CAPS))
 _PUBLISHED = {"mnist": "table1 MNIST", "cifar10": "table1 CIFAR10", "cifar100": "table1 CIFAR100"}
