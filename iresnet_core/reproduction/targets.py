@@ -11,12 +11,14 @@ __all__ = ["TARGETS", "find_target"]
 
 # name -> (module of its function `reproduce`, one line), in the order of the page. A module is imported when it is run.
 TARGETS: dict[str, tuple[str, str]] = {
+    "figure1": ("iresnet_core.reproduction.figure1", "paths through a plain residual network and an i-ResNet"),
     "figure2": ("iresnet_core.reproduction.figure2", "densities of toy sets, ours and the comparators'"),
     "tables": ("iresnet_core.reproduction.tables", "densities of tables, ours and the comparators'"),
     "table1": (
         "iresnet_core.reproduction.table1",
         "classification errors over the cap, and the inverse",
     ),
+    "ablation": ("iresnet_core.reproduction.ablation", "training by the biased, the unbiased and our estimator"),
 }
 
 

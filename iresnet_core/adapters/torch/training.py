@@ -55,6 +55,7 @@ class Trainer:
         processes: Processes = ONE_PROCESS,
     ) -> None:
         self.settings, self.processes = settings, processes
+        self.logdet_options: dict[str, Any] = {}  # of the steps; other than the default where estimators are compared
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -103,7 +104,7 @@ class Trainer:
         """Return the mean loss of a batch, with its gradient in the parameters."""
         processes, share = self.processes, self.settings.share
         if processes.count == 1:
-            loss = self.loss(self._tensor(x), self._context(context), share)
+            loss = self.loss(self._tensor(x), self._context(context), share, **self.logdet_options)
             loss.backward()
             return loss.detach()
         own = slice(processes.rank, None, processes.count)
@@ -235,8 +236,8 @@ class _Loss(torch.nn.Module):
         super().__init__()
         self.flow = flow
 
-    def forward(self, x: Tensor, context: Tensor | None, share: float | None) -> Tensor:
-        loss: Tensor = self.flow.training_loss(x, context, share=share)
+    def forward(self, x: Tensor, context: Tensor | None, share: float | None, **options: Any) -> Tensor:
+        loss: Tensor = self.flow.training_loss(x, context, share=share, **options)
         return loss
 
 

@@ -1,0 +1,36 @@
+"""The ablation of estimators at a tiny size: the record, and that biases are measured as they are."""
+
+import numpy as np
+import pytest
+
+from iresnet_core import Chain, Dense, Flow, ResidualBlock
+from iresnet_core.reproduction import Request, find_target
+
+pytest.importorskip("torch")
+pytest.importorskip("matplotlib")
+
+from iresnet_core.reproduction import ablation
+
+
+def test_three_estimators_on_the_plane(monkeypatch, tmp_path):
+    small = {"steps": 4, "looks": 2, "draws": 3, "held": 20, "test": 30}
+    monkeypatch.setattr(ablation, "_SIZE", {**ablation._SIZE, **small})
+    monkeypatch.setattr(ablation.os, "cpu_count", lambda: 1)
+    record = find_target("ablation")(Request(tmp_path, data=("moons",)))
+    assert [row[0] for row in record.rows] == [ablation.LABELS[name] for name in ("series", "roulette", "ours")]
+    curves = [one["curve"] for one in record.details]
+    assert all([look["step"] for look in curve] == [0, 2, 4] for curve in curves)
+    assert len({curve[0]["nats"] for curve in curves}) == 1  # the same weights at the start
+    assert len({curve[-1]["nats"] for curve in curves}) == 3  # and others behind steps by other estimators
+    assert max(abs(look["bias"]) for look in curves[2]) < 1e-9  # in the plane ours is exact
+    assert (tmp_path / "ablation.png").stat().st_size > 1000
+
+
+def test_the_bias_of_a_truncated_series_is_its_tail():
+    flow = Flow([ResidualBlock(Chain([Dense(0.8 * np.eye(2))]))], (2,))
+    x = np.random.default_rng(0).standard_normal((5, 2))
+    exact = flow.log_prob(x, method="exact").value
+    bias = ablation._bias(flow, x, exact, ablation.ESTIMATORS["series"], 4, seed=0)
+    tail = sum((-1) ** k * 0.8**k / k for k in range(ablation.TERMS + 1, 400))
+    assert bias.mean == pytest.approx(2 * tail, rel=0.02)
+    assert bias.spread < 1e-9
