@@ -109,9 +109,14 @@ class ResidualFlow(NormflowsFlow):
         first, second = module.inverted(z), module.inverted(z)
         return (first + second) / 2, (first - second).abs() / 2
 
-    def constant(self) -> float:
-        """Return the largest product of the layers' norms of a block of vectors; the package aims below one."""
+    def constant(self) -> float | None:
+        """Return the largest product of the layers' norms of a block of vectors, where the package aims below one.
+
+        It is None for images, whose layers are convolutions.
+        """
         largest = 0.0
+        if not self.flat:
+            return None
         for flow in self.module.modules():
             if isinstance(flow, nf.flows.Residual):
                 layers: list[Any] = [m for m in flow.modules() if hasattr(m, "compute_weight")]

@@ -57,7 +57,7 @@ def ablation_panels(
             room = 0.08 * max(max(late) - min(late), 1e-3)
             upper.set_ylim(min(late) - room, max(late) + room)
             lower.axhline(0, color=BLACK, linewidth=0.8, zorder=1)
-            lower.set_ylabel("bias of the estimate in nats, ± 2 standard errors")
+            lower.set_ylabel("bias of the estimate in nats,\n± 2 standard errors")
             lower.set_xlabel("step of the training")
         lines, titles = panels[1, 0].get_legend_handles_labels()
         figure.legend(lines, titles, loc="outside lower center", ncols=len(titles), frameon=False)

@@ -92,6 +92,7 @@ def made_model(name: str, dataset: Dataset, first: np.ndarray, settings: Mapping
             first,
             seed=settings["seed"],
             parameters=settings["parameters"],
+            alpha=settings.get("alpha"),
             device=settings.get("device"),
             weight_decay=settings.get("weight_decay", 0.0),
         )
@@ -112,8 +113,9 @@ def trained_cell(settings: Mapping[str, Any], dataset: Dataset) -> CellResult:
     ----------
     settings : mapping
         "model", "data", "seed", "seconds", "batch", "parameters" (of the peers), "asked" (settings of ours), "spread"
-        (see `Ours`), "device", "steps" (None but in tests), "grid" (half the side of the square that is drawn, or
-        None), "lr" (of a peer, or None for its own).
+        (see `Ours`), "alpha" (of the logit that peers have in front of images), "validation_samples", "test_samples",
+        "device", "steps" (None but in tests), "grid" (half the side of the square that is drawn, or None), "lr" (of a
+        peer, or None for its own).
     dataset : Dataset
         The data.
 
@@ -133,6 +135,8 @@ def trained_cell(settings: Mapping[str, Any], dataset: Dataset) -> CellResult:
         seed=settings["seed"],
         wall=str(settings.get("device") or "cpu") != "cpu",
         steps=settings.get("steps"),
+        validation_samples=settings.get("validation_samples", 1000),
+        test_samples=settings.get("test_samples", 10_000),
     )
     outcome = train_for(model, data, training)
     values = {"data": settings["data"], "model": settings["model"], **outcome.values(), "lr": model.lr}

@@ -18,6 +18,7 @@ TARGETS: dict[str, tuple[str, str]] = {
         "iresnet_core.reproduction.table1",
         "classification errors over the cap, and the inverse",
     ),
+    "table2": ("iresnet_core.reproduction.table2", "bits per dimension of images, ours and the comparators'"),
     "ablation": ("iresnet_core.reproduction.ablation", "training by the biased, the unbiased and our estimator"),
 }
 
