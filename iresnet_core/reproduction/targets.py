@@ -13,6 +13,7 @@ __all__ = ["TARGETS", "find_target"]
 TARGETS: dict[str, tuple[str, str]] = {
     "figure1": ("iresnet_core.reproduction.figure1", "paths through a plain residual network and an i-ResNet"),
     "figure2": ("iresnet_core.reproduction.figure2", "densities of toy sets, ours and the comparators'"),
+    "figure3": ("iresnet_core.reproduction.figure3", "reconstructions by the certified inverse, and samples of images"),
     "tables": ("iresnet_core.reproduction.tables", "densities of tables, ours and the comparators'"),
     "table1": (
         "iresnet_core.reproduction.table1",
