@@ -15,6 +15,7 @@ from rich.console import Console
 
 from iresnet_core.commands import INTERRUPTED
 from iresnet_core.commands.joint_training import begun_together, follow, score_of_test_set
+from iresnet_core.commands.run_announcement import announce
 from iresnet_core.commands.terminal import FAILED, usage_errors, wide_console
 from iresnet_core.commands.training_display import TrainingDisplay
 from iresnet_core.errors import DataFileError, InvalidArgumentError, IResNetError, MissingDependencyError, RunError
@@ -39,8 +40,7 @@ from iresnet_core.training import (
     load_dataset,
     planned_layers,
     planned_shape,
-    require_shares,
-    share_at_ends,
+    require_able,
     toy_names,
     train,
     trainer_names,
@@ -91,6 +91,9 @@ def train_command(
     standardize: Annotated[
         bool | None,
         _model("--standardize/--no-standardize", help="Begin with a layer that standardizes the data (yes)."),
+    ] = None,
+    scales: Annotated[
+        int | None, _model("--scales", metavar="N", help="Of conv: how often images are squeezed (2).")
     ] = None,
     steps: Annotated[int | None, _training("--steps", help="Length of the training in steps (2000).")] = None,
     minutes: Annotated[float | None, _training("--minutes", help="Length in minutes instead of steps.")] = None,
@@ -143,6 +146,18 @@ def train_command(
     ] = None,
     threads: Annotated[
         int | None, _training("--threads", metavar="N", help="Threads on the CPU; default the framework's.")
+    ] = None,
+    warmup: Annotated[
+        int | None, _training("--warmup", metavar="STEPS", help="Steps over which the learning rate rises (0).")
+    ] = None,
+    flip: Annotated[
+        bool | None, _training("--flip/--no-flip", help="Mirror every image with a probability of a half (no).")
+    ] = None,
+    accumulate: Annotated[
+        int | None, _training("--accumulate", metavar="N", help="Take every batch in N parts, for less memory (1).")
+    ] = None,
+    device: Annotated[
+        str | None, _training("--device", metavar="NAME", help="Of PyTorch: cpu, cuda or cuda:1; default a GPU if any.")
     ] = None,
     samples: Annotated[int | None, _data("--samples", metavar="N", help="How much data to draw or to use.")] = None,
     file: Annotated[
@@ -202,6 +217,11 @@ def train_command(
         "penalty": penalty,
         "ema": ema,
         "threads": threads,
+        "scales": scales,
+        "warmup": warmup,
+        "flip": flip,
+        "accumulate": accumulate,
+        "device": device,
     }
     asked = {name: value for name, value in asked.items() if value is not None}
     of_data = {"samples": samples, "file": file, "key": key, "levels": levels, "condition": condition, "labels": labels}
@@ -225,7 +245,7 @@ def train_command(
             config, dataset = _begun(data or "", asked, of_data)
         _planned(config, dataset)  # fails where they do not fit
         trainer = find_trainer(config.settings.training.framework)
-        require_shares(trainer, config.settings.training, processes)
+        require_able(trainer, config.settings.training, processes)
         if config.settings.training.recover and not trainer.recovers_inputs:
             raise InvalidArgumentError(
                 f"--checkpoint inverse looks at every step whether the inputs were found, which the compiled steps of "
@@ -251,7 +271,7 @@ def _train(
     processes: Processes,
 ) -> None:
     """Train in a folder that is locked, and score what came out of it."""
-    _announce(console, config, dataset, run)
+    announce(console, config, dataset, run)
     plan = _planned(config, dataset)
     try:
         with TrainingDisplay(config, console) as display:
@@ -360,42 +380,6 @@ def _versions(settings: RunSettings) -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def _announce(console: Console, config: RunConfig, dataset: Dataset, run: TrainingRun) -> None:
-    model, training = config.settings.model, config.settings.training
-    shape = " x ".join(map(str, dataset.event_shape))
-    console.print(
-        f"{dataset.name}: {len(dataset.train)} samples of shape {shape} to train on, {len(dataset.validation)} to "
-        f"validate, {len(dataset.test)} to test",
-        soft_wrap=True,
-    )
-    for note in dataset.notes:
-        console.print(note, soft_wrap=True)
-    if dataset.condition is not None:
-        kinds = [f"{len(own)} labels" if own else "numbers" for own in dataset.condition.labels]
-        console.print(f"under conditions, columns {config.settings.data.condition}: {', '.join(kinds)}", soft_wrap=True)
-    length = f"{training.steps} steps" if training.steps is not None else f"{training.minutes:g} minutes"
-    console.print(
-        f"{model.kind}, {model.blocks} blocks of {model.layers} x {model.hidden} {model.activation}, cap "
-        f"{model.coeff:g}; {training.framework}, {length} of {training.batch}, learning rate {training.lr:g}",
-        soft_wrap=True,
-    )
-    if model.alpha is not None:
-        console.print(
-            f"logit with alpha {model.alpha:.3g} in front: {share_at_ends(dataset):.0%} of the pixels are black or "
-            "white",
-            soft_wrap=True,
-        )
-    if config.levels is None:
-        console.print("log-density: mean of log p(x) over samples x, in nats; more is better", soft_wrap=True)
-    else:
-        console.print(
-            f"bits per dimension: mean of -log2 p(x) / dimensions, for {config.levels} grey levels; fewer is better",
-            soft_wrap=True,
-        )
-    going_on = " (going on from its checkpoint)" if run.checkpoint_path.exists() else ""
-    console.print(f"run folder: {run.folder}{going_on}", soft_wrap=True)
 
 
 def _finish(

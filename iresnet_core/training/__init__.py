@@ -23,7 +23,7 @@ from iresnet_core.training.evaluation import (
     transformed,
 )
 from iresnet_core.training.labelled_data import LabelledDataset, labelled_fingerprint, load_labelled
-from iresnet_core.training.loop import bits_per_dim, find_trainer, import_trainer, require_shares, train, trainer_names
+from iresnet_core.training.loop import bits_per_dim, find_trainer, import_trainer, require_able, train, trainer_names
 from iresnet_core.training.maf_tables import load_maf_table, maf_table_names
 from iresnet_core.training.plans import (
     ActivationPlan,
@@ -117,8 +117,8 @@ __all__ = [
     "planned_shape",
     "preimages",
     "read_json",
+    "require_able",
     "require_hash",
-    "require_shares",
     "run_task",
     "samples_at_once",
     "samples_from_file",

@@ -68,7 +68,11 @@ class Batches:
 
     def at(self, step: int) -> np.ndarray:
         """Return the batch of a step."""
-        return self._ready(self.dataset.train[self.chosen(step)], np.random.default_rng([self.settings.seed, 2, step]))
+        x = self.dataset.train[self.chosen(step)]
+        if self.settings.flip:  # rows of pixels are the last axis of the data
+            turned = np.random.default_rng([self.settings.seed, 9, step]).random(len(x)) < 0.5
+            x = np.where(turned[:, None, None, None], x[..., ::-1], x)
+        return self._ready(x, np.random.default_rng([self.settings.seed, 2, step]))
 
     def chosen(self, step: int) -> np.ndarray:
         """Return the numbers of the samples of a step."""

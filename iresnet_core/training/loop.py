@@ -21,7 +21,7 @@ from iresnet_core.training.run import RunConfig, TrainingRun
 from iresnet_core.training.settings import TrainingSettings
 from iresnet_core.training.task_loop import Evaluation, Outcome, StepResult, Watcher, cosine, run_task
 
-__all__ = ["Trainer", "bits_per_dim", "find_trainer", "import_trainer", "require_shares", "train", "trainer_names"]
+__all__ = ["Trainer", "bits_per_dim", "find_trainer", "import_trainer", "require_able", "train", "trainer_names"]
 
 # framework -> (module of its class Trainer, package to import, how to install it). The modules are adapters: they are
 # found by name at run time, since the core does not import what is built upon it.
@@ -46,6 +46,7 @@ class Trainer(Protocol):
     channels_last: bool
     recovers_inputs: bool  # whether it can do with the setting `recover`
     shares_batches: bool  # whether several processes can train together
+    lacks: frozenset[str]  # settings that it cannot do with
 
     def step(self, x: np.ndarray, lr: float, context: np.ndarray | None = None) -> StepResult:
         """Take one step of Adam on samples (n, *model_shape)."""
@@ -165,7 +166,7 @@ def train(
         if dataset.condition is not None:
             more = {"condition": dataset.condition, "first_context": batches.contexts(0, slice(n))}
         make = find_trainer(settings.framework)
-        require_shares(make, settings, processes)
+        require_able(make, settings, processes)
         if processes.count > 1:
             more["processes"] = processes
         trainer: Trainer = make(plan, config.layout.model_shape, settings, batches.first(n), **more)
@@ -173,14 +174,20 @@ def train(
         return run_task(run, settings, task, watcher, tensorboard=tensorboard, processes=processes)
 
 
-def require_shares(make: Any, settings: TrainingSettings, processes: Processes) -> None:
-    """Refuse several processes where the class of a trainer, or the size of a batch, cannot do with them.
+def require_able(make: Any, settings: TrainingSettings, processes: Processes) -> None:
+    """Refuse what the class of a trainer cannot do: settings, or several processes, also of too small a batch.
 
     Raises
     ------
     InvalidArgumentError
         If so; the message says what to do.
     """
+    for name, usual in (("accumulate", 1), ("device", None)):
+        if getattr(settings, name) != usual and name in getattr(make, "lacks", ()):
+            raise InvalidArgumentError(
+                f"--{name} {getattr(settings, name)} is for PyTorch; {settings.framework} trains without it. Leave it "
+                "out, or try --framework torch."
+            )
     if processes.count == 1:
         return
     if not make.shares_batches:
@@ -209,7 +216,8 @@ class _FlowTask:
         self.settings = config.settings.training
 
     def rate(self, step: int, share: float) -> float:
-        return self.settings.lr * (1.0 if self.settings.schedule == "constant" else cosine(share))
+        warm = min(1.0, (step + 1) / self.settings.warmup) if self.settings.warmup else 1.0
+        return self.settings.lr * warm * (1.0 if self.settings.schedule == "constant" else cosine(share))
 
     def step(self, step: int, lr: float) -> StepResult:
         context = self.batches.contexts(0, self.batches.chosen(step))

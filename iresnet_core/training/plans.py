@@ -42,7 +42,7 @@ class ModelSettings:
     Attributes
     ----------
     kind : {"mlp", "conv"}
-        Dense layers on vectors, or convolutions on images at up to two scales (Behrmann et al. 2019, Sec. 5).
+        Dense layers on vectors, or convolutions on images at several scales (Behrmann et al. 2019, Sec. 5).
     blocks : int
         Number of residual blocks; "conv" has as many at each scale.
     hidden : int
@@ -59,6 +59,8 @@ class ModelSettings:
         Whether a layer that brings the data to mean zero and variance one stands in front; for all other data.
     activation_first : bool
         Whether an activation stands in front of the first linear layer of a block too, as in Residual Flows.
+    scales : int
+        How often "conv" squeezes the images, with half of the channels leaving the flow in between.
     """
 
     kind: str
@@ -70,13 +72,16 @@ class ModelSettings:
     alpha: float | None = None
     standardize: bool = False
     activation_first: bool = False
+    scales: int = 2
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InvalidArgumentError(f"there is no model {self.kind!r}; there are {', '.join(KINDS)}.")
-        for name in ("blocks", "hidden", "layers"):
+        for name in ("blocks", "hidden", "layers", "scales"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.kind != "conv" and self.scales != 2:
+            raise InvalidArgumentError(f"scales are for the model conv, got scales={self.scales} for {self.kind}.")
         if self.blocks * self.layers > _MOST_LAYERS:
             raise InvalidArgumentError(
                 f"{self.blocks} blocks of {self.layers} hidden layers are more than {_MOST_LAYERS} layers."
@@ -232,7 +237,8 @@ def planned_layers(
     Raises
     ------
     ShapeError
-        If the model is "conv" and the samples are no images with an even number of rows and columns.
+        If the model is "conv" and the samples are no images with an even number of rows and columns, or more than two
+        scales are asked for of which the last would have an odd number.
     """
     first: tuple[LayerPlan, ...] = () if settings.alpha is None else (LogitPlan(settings.alpha),)
     if settings.kind == "mlp":
@@ -249,7 +255,12 @@ def planned_layers(
             "the model conv takes images (channels, height, width) with an even height and width, got samples of "
             f"shape {data_shape}. Use --model mlp."
         )
-    return first + _scale(settings, data_shape, scales=2)
+    if settings.scales > 2 and (data_shape[1] % 2**settings.scales or data_shape[2] % 2**settings.scales):
+        raise ShapeError(
+            f"images of {data_shape[1]} x {data_shape[2]} pixels cannot be halved {settings.scales} times; try fewer "
+            "--scales, or pad the images."
+        )
+    return first + _scale(settings, data_shape, settings.scales)
 
 
 def _scale(settings: ModelSettings, shape: tuple[int, ...], scales: int) -> tuple[LayerPlan, ...]:

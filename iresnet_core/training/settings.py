@@ -34,6 +34,10 @@ _AS_BEFORE = {
     "penalty": 0.0,
     "ema": None,
     "threads": None,
+    "warmup": 0,
+    "flip": False,
+    "accumulate": 1,
+    "device": None,
 }
 STARTS = ("orthogonal", "uniform")
 DTYPES = ("float32", "float64")
@@ -41,7 +45,7 @@ _SEEDS = 2**63  # what all frameworks take
 _LARGEST_RATE = 1e6  # far beyond all that trains, and within the range of every dtype
 # A resumed training may change these settings; all others would make it another training.
 CHANGEABLE = frozenset(
-    {"steps", "minutes", "evaluate_every", "checkpoint_every", "recompute", "recover", "compiled", "threads"}
+    {"steps", "minutes", "evaluate_every", "checkpoint_every", "recompute", "recover", "compiled", "threads", "device"}
 )
 _CONV_FROM = 16 * 16  # images with at least so many pixels get convolutions by default
 # Up to this dimension narrow layers suffice, with sines between them. Sines keep the slope of a block near its cap,
@@ -109,6 +113,14 @@ class TrainingSettings:
         Decay of the moving average of all parameters, which is what is evaluated and exported; None without one.
     threads : int or None
         Threads of the framework on the CPU; None for its own number.
+    warmup : int
+        Over so many steps the learning rate rises in a line to where it begins.
+    flip : bool
+        Whether images to train on are mirrored, each with a probability of a half at every step.
+    accumulate : int
+        In how many parts a step takes its batch, one after the other: less memory, the same gradient.
+    device : str or None
+        Of PyTorch, such as "cpu" or "cuda:1"; None for a GPU where there is one.
     """
 
     framework: str
@@ -132,11 +144,21 @@ class TrainingSettings:
     penalty: float = 0.0
     ema: float | None = None
     threads: int | None = None
+    warmup: int = 0
+    flip: bool = False
+    accumulate: int = 1
+    device: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch", "evaluate_every", "checkpoint_every", "evaluation_samples"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.warmup < 0:
+            raise InvalidArgumentError(f"warmup, a number of steps, must not be negative, got {self.warmup}.")
+        if not 1 <= self.accumulate <= self.batch:
+            raise InvalidArgumentError(
+                f"accumulate must lie between 1 and the batch of {self.batch}, got {self.accumulate}."
+            )
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InvalidArgumentError(f"{name} must be a positive number, got {getattr(self, name):g}.")
@@ -235,6 +257,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         "alpha": None if dataset.levels is None else _default_alpha(dataset),
         "standardize": dataset.levels is None,
         "activation_first": grey_rows,
+        "scales": 2,
     }
     training: dict[str, Any] = {
         "framework": framework,
@@ -258,6 +281,10 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         "penalty": 0.0,
         "ema": None,
         "threads": None,
+        "warmup": 0,
+        "flip": False,
+        "accumulate": 1,
+        "device": None,
     }
     for name, value in asked.items():
         (model if name in model else training)[name] = value
@@ -267,6 +294,8 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         raise InvalidArgumentError(f"alpha is for images of grey levels, which {dataset.name} does not hold.")
     if dataset.levels is not None and model["standardize"]:
         raise InvalidArgumentError(f"standardize is for real numbers; {dataset.name} holds grey levels, for a logit.")
+    if training["flip"] and not image:
+        raise InvalidArgumentError(f"flip mirrors images; {dataset.name} has samples of shape {shape}.")
     Activation(model["activation"])
     settings = RunSettings(source, ModelSettings(**model), TrainingSettings(**training))
     if settings.training.batch > len(dataset.train):
@@ -371,7 +400,7 @@ def settings_from_json(node: Any, where: str) -> RunSettings:
         node = {**node, "data": {**before, **data}}
     model = node.get("model")
     if isinstance(model, dict):  # as before there were these settings
-        node = {**node, "model": {"standardize": False, "activation_first": False, **model}}
+        node = {**node, "model": {"standardize": False, "activation_first": False, "scales": 2, **model}}
     return RunSettings(**settings_parts(kinds, node, where))
 
 

@@ -40,6 +40,7 @@ class Trainer:
     channels_last = True
     recovers_inputs = False  # its steps are compiled
     shares_batches = False
+    lacks = frozenset({"accumulate", "device"})
 
     def __init__(
         self,

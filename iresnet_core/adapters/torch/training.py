@@ -1,6 +1,7 @@
 """Training of a planned flow with PyTorch: what the loop of `iresnet_core.training.loop` needs of a backend."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from iresnet_core.adapters.torch.building import build_condition, build_layers
 from iresnet_core.adapters.torch.flow import Flow
 from iresnet_core.adapters.torch.processes import lost_processes
 from iresnet_core.adapters.torch.state_arrays import host, require_same, tensor_of
-from iresnet_core.errors import RunError
+from iresnet_core.errors import InvalidArgumentError, RunError
 from iresnet_core.training import ONE_PROCESS, ConditionPlan, LayerPlan, Processes, StepResult, TrainingSettings
 
 __all__ = ["Trainer"]
@@ -42,6 +43,7 @@ class Trainer:
     channels_last = False
     recovers_inputs = True
     shares_batches = True
+    lacks: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -58,7 +60,7 @@ class Trainer:
         self.logdet_options: dict[str, Any] = {}  # of the steps; other than the default where estimators are compared
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = _device(settings.device)
         torch.manual_seed(settings.seed)
         flow = Flow(
             build_layers(plan, start=settings.start),
@@ -78,7 +80,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=self.device.type == "cpu")
         self.average = None if settings.ema is None else AveragedModel(self.flow, multi_avg_fn=_ema(settings.ema))
 
-        self.loss = _objective(self.flow, processes)
+        self.loss: Any = _objective(self.flow, processes)
 
     def _tensor(self, x: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
@@ -101,23 +103,29 @@ class Trainer:
         return StepResult(float(loss), float(norm))
 
     def _backward(self, x: np.ndarray, context: np.ndarray | None) -> Tensor:
-        """Return the mean loss of a batch, with its gradient in the parameters."""
-        processes, share = self.processes, self.settings.share
-        if processes.count == 1:
-            loss = self.loss(self._tensor(x), self._context(context), share, **self.logdet_options)
-            loss.backward()
-            return loss.detach()
-        own = slice(processes.rank, None, processes.count)
-        # The gradients of the processes are averaged; shares that are larger by one sample count for more.
-        weight = len(x[own]) * processes.count / len(x)
-        with lost_processes():
-            loss = weight * self.loss(
-                self._tensor(x[own]), None if context is None else self._tensor(context[own]), share
-            )
-            loss.backward()
-            mean = loss.detach()
-            torch.distributed.all_reduce(mean)
-        return mean / processes.count
+        """Return the mean loss of a batch, with its gradient in the parameters.
+
+        Every process computes its share, in as many parts as the settings say.
+        """
+        processes, count, share = self.processes, self.settings.accumulate, self.settings.share
+        own = np.arange(len(x))[processes.rank :: processes.count]
+        parts = np.array_split(own, min(count, len(own)))
+        losses = []
+        with lost_processes() if processes.count > 1 else nullcontext():
+            for k, part in enumerate(parts):
+                # Gradients are averaged over the processes; parts that are larger by one sample count for more.
+                weight = len(part) * processes.count / len(x)
+                # Between processes gradients are exchanged once, behind the last part.
+                waits = processes.count > 1 and k + 1 < len(parts)
+                with self.loss.no_sync() if waits else nullcontext():
+                    own_context = self._context(None if context is None else context[part])
+                    loss = weight * self.loss(self._tensor(x[part]), own_context, share, **self.logdet_options)
+                    loss.backward()
+                losses.append(loss.detach())
+            total = torch.stack(losses).sum()
+            if processes.count > 1:
+                torch.distributed.all_reduce(total)
+        return total / processes.count
 
     def log_prob(self, x: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
         """Return log-densities under the certified weights."""
@@ -239,6 +247,26 @@ class _Loss(torch.nn.Module):
     def forward(self, x: Tensor, context: Tensor | None, share: float | None, **options: Any) -> Tensor:
         loss: Tensor = self.flow.training_loss(x, context, share=share, **options)
         return loss
+
+
+def _device(asked: str | None) -> torch.device:
+    """Return the device of a training.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it is not there.
+    """
+    if asked is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        there = ", ".join(["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))])
+        said = str(error).split("\n")[0][:120]
+        raise InvalidArgumentError(f"--device {asked} cannot be used ({said}); there are {there}.") from error
+    return device
 
 
 def _objective(flow: Flow, processes: Processes) -> torch.nn.Module:
