@@ -6,7 +6,7 @@ from typing import Any
 
 from iresnet_core.branches import Activation
 from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.training import DatasetSource, LabelledDataset, cosine, settings_parts
+from iresnet_core.training import DatasetSource, LabelledDataset, cosine, settings_parts, warmed
 
 __all__ = [
     "CHANGEABLE",
@@ -184,7 +184,7 @@ class ClassifierTraining:
             "step": lambda: _DROP ** sum(share >= drop for drop in _DROPS),
             "constant": lambda: 1.0,
         }
-        warm = 1.0 if step >= self.warm_up else (step + 1) / (self.warm_up + 1)
+        warm = warmed(step, self.warm_up)
         return self.lr * warm * falls[self.schedule]()
 
 

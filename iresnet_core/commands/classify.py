@@ -26,7 +26,7 @@ from iresnet_core.commands import INTERRUPTED
 from iresnet_core.commands.terminal import FAILED, progress_bar, usage_errors, wide_console
 from iresnet_core.commands.training_display import ClassifierDisplay
 from iresnet_core.errors import DataFileError, InvalidArgumentError, IResNetError, MissingDependencyError, RunError
-from iresnet_core.training import IMAGES, LabelledDataset, Outcome, has_tensorboard
+from iresnet_core.training import IMAGES, LabelledDataset, Outcome, has_tensorboard, launched
 
 __all__ = ["classify_command"]
 
@@ -149,6 +149,10 @@ def classify_command(
     of_data = {"samples": samples, "file": file, "key": key, "label_key": label_key, "levels": levels}
     of_data = {name: value for name, value in of_data.items() if value is not None}
     with usage_errors(), ExitStack() as held:
+        if launched() > 1:
+            raise InvalidArgumentError(
+                f"{launched()} processes were launched, and iresnet classify trains in one. Run it without a launcher."
+            )
         asked["widths"], asked["blocks"] = _numbers("--widths", widths), _numbers("--blocks", blocks)
         asked["network"] = "vanilla" if vanilla else None
         asked = {name: value for name, value in asked.items() if value is not None}

@@ -147,8 +147,8 @@ def train_command(
     threads: Annotated[
         int | None, _training("--threads", metavar="N", help="Threads on the CPU; default the framework's.")
     ] = None,
-    warmup: Annotated[
-        int | None, _training("--warmup", metavar="STEPS", help="Steps over which the learning rate rises (0).")
+    warm_up: Annotated[
+        int | None, _training("--warm-up", metavar="STEPS", help="Steps over which the learning rate rises (0).")
     ] = None,
     flip: Annotated[
         bool | None, _training("--flip/--no-flip", help="Mirror every image with a probability of a half (no).")
@@ -218,7 +218,7 @@ def train_command(
         "ema": ema,
         "threads": threads,
         "scales": scales,
-        "warmup": warmup,
+        "warm_up": warm_up,
         "flip": flip,
         "accumulate": accumulate,
         "device": device,

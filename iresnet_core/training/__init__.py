@@ -42,7 +42,7 @@ from iresnet_core.training.plans import (
     widest_array,
 )
 from iresnet_core.training.prepared_samples import Prepared, SamplePreparation
-from iresnet_core.training.processes import ONE_PROCESS, Processes, joined_processes
+from iresnet_core.training.processes import ONE_PROCESS, Processes, joined_processes, launched
 from iresnet_core.training.run import RunConfig, TrainingRun, model_file
 from iresnet_core.training.run_folder import RunFolder, read_json, require_hash, write_json
 from iresnet_core.training.run_lock import locked_folder
@@ -55,7 +55,7 @@ from iresnet_core.training.settings import (
     share_at_ends,
     with_changes,
 )
-from iresnet_core.training.task_loop import Evaluation, Outcome, StepResult, Watcher, cosine, run_task
+from iresnet_core.training.task_loop import Evaluation, Outcome, StepResult, Watcher, cosine, run_task, warmed
 from iresnet_core.training.tensorboard_log import has_tensorboard
 from iresnet_core.training.toy_data import toy_names
 
@@ -104,6 +104,7 @@ __all__ = [
     "import_trainer",
     "joined_processes",
     "labelled_fingerprint",
+    "launched",
     "load_dataset",
     "load_labelled",
     "load_maf_table",
@@ -130,6 +131,7 @@ __all__ = [
     "train",
     "trainer_names",
     "transformed",
+    "warmed",
     "widest_array",
     "with_changes",
     "write_json",

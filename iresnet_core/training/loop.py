@@ -19,7 +19,7 @@ from iresnet_core.training.plans import LayerPlan, widest_array
 from iresnet_core.training.processes import ONE_PROCESS, Processes
 from iresnet_core.training.run import RunConfig, TrainingRun
 from iresnet_core.training.settings import TrainingSettings
-from iresnet_core.training.task_loop import Evaluation, Outcome, StepResult, Watcher, cosine, run_task
+from iresnet_core.training.task_loop import Evaluation, Outcome, StepResult, Watcher, cosine, run_task, warmed
 
 __all__ = ["Trainer", "bits_per_dim", "find_trainer", "import_trainer", "require_able", "train", "trainer_names"]
 
@@ -216,8 +216,8 @@ class _FlowTask:
         self.settings = config.settings.training
 
     def rate(self, step: int, share: float) -> float:
-        warm = min(1.0, (step + 1) / self.settings.warmup) if self.settings.warmup else 1.0
-        return self.settings.lr * warm * (1.0 if self.settings.schedule == "constant" else cosine(share))
+        rate = self.settings.lr * warmed(step, self.settings.warm_up)
+        return rate * (1.0 if self.settings.schedule == "constant" else cosine(share))
 
     def step(self, step: int, lr: float) -> StepResult:
         context = self.batches.contexts(0, self.batches.chosen(step))

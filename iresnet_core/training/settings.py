@@ -34,7 +34,7 @@ _AS_BEFORE = {
     "penalty": 0.0,
     "ema": None,
     "threads": None,
-    "warmup": 0,
+    "warm_up": 0,
     "flip": False,
     "accumulate": 1,
     "device": None,
@@ -113,7 +113,7 @@ class TrainingSettings:
         Decay of the moving average of all parameters, which is what is evaluated and exported; None without one.
     threads : int or None
         Threads of the framework on the CPU; None for its own number.
-    warmup : int
+    warm_up : int
         Over so many steps the learning rate rises in a line to where it begins.
     flip : bool
         Whether images to train on are mirrored, each with a probability of a half at every step.
@@ -144,7 +144,7 @@ class TrainingSettings:
     penalty: float = 0.0
     ema: float | None = None
     threads: int | None = None
-    warmup: int = 0
+    warm_up: int = 0
     flip: bool = False
     accumulate: int = 1
     device: str | None = None
@@ -153,8 +153,8 @@ class TrainingSettings:
         for name in ("batch", "evaluate_every", "checkpoint_every", "evaluation_samples"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.warmup < 0:
-            raise InvalidArgumentError(f"warmup, a number of steps, must not be negative, got {self.warmup}.")
+        if self.warm_up < 0:
+            raise InvalidArgumentError(f"warm_up, a number of steps, must not be negative, got {self.warm_up}.")
         if not 1 <= self.accumulate <= self.batch:
             raise InvalidArgumentError(
                 f"accumulate must lie between 1 and the batch of {self.batch}, got {self.accumulate}."
@@ -281,7 +281,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         "penalty": 0.0,
         "ema": None,
         "threads": None,
-        "warmup": 0,
+        "warm_up": 0,
         "flip": False,
         "accumulate": 1,
         "device": None,

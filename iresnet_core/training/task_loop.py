@@ -22,7 +22,7 @@ from iresnet_core.training.processes import ONE_PROCESS, Processes
 from iresnet_core.training.run_folder import RunFolder
 from iresnet_core.training.tensorboard_log import scalar_writer
 
-__all__ = ["Evaluation", "Outcome", "StepResult", "Task", "Watcher", "cosine", "run_task"]
+__all__ = ["Evaluation", "Outcome", "StepResult", "Task", "Watcher", "cosine", "run_task", "warmed"]
 
 _SLOWEST = 0.01  # the cosine ends at this part of the learning rate
 
@@ -135,6 +135,11 @@ class Outcome:
     best_step: int
     best: float
     seconds: float
+
+
+def warmed(step: int, warm_up: int) -> float:
+    """Return the part of the learning rate at a step, where it rises in a line over the first steps."""
+    return 1.0 if step >= warm_up else (step + 1) / (warm_up + 1)
 
 
 def cosine(share: float) -> float:

@@ -60,12 +60,12 @@ def test_warm_up(tmp_path, framework, monkeypatch):
     else:
         pytest.importorskip(framework)
     run, config, dataset = prepared(
-        tmp_path / "run", framework, warmup=10, schedule="constant", steps=12, evaluate_every=5
+        tmp_path / "run", framework, warm_up=10, schedule="constant", steps=12, evaluate_every=5
     )
     trained(run, config, dataset)
     lr = config.settings.training.lr
     rates = [row["learning_rate"] for row in run.read_log()]
-    np.testing.assert_allclose(rates, [0.6 * lr, lr, lr])
+    np.testing.assert_allclose(rates, [6 / 11 * lr, lr, lr])
 
 
 def test_batches_in_parts_are_whole_batches(tmp_path):
@@ -106,7 +106,7 @@ def test_keras_says_what_it_lacks():
 def test_older_run_folders(tmp_path):
     run, config, _ = prepared(tmp_path / "run", "torch")
     node = config.settings.as_json()
-    for name in ("warmup", "flip", "accumulate", "device"):
+    for name in ("warm_up", "flip", "accumulate", "device"):
         del node["training"][name]
     del node["model"]["scales"]
     assert settings_from_json(node, "here") == config.settings == TrainingRun(run.folder).read_config().settings
