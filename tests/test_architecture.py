@@ -48,14 +48,13 @@ ALLOWED = {
         *("common", "operators", "branches", "lipschitz", "inverse", "determinant", "flows", "files"),
         *("training", "classification", "validation", "reference", "example_data"),
     },
-    "peers": {"flows", "training", "reproduction"},
     "commands": {
         *("common", "operators", "branches", "lipschitz", "inverse", "determinant", "flows", "files"),
         *("training", "classification", "parallel", "validation", "reproduction", "reference", "example_data"),
     },
     "adapters": {
         *("common", "operators", "branches", "lipschitz", "inverse", "determinant", "flows", "files"),
-        *("training", "classification"),
+        *("training", "classification", "reproduction"),
     },
     "reference": {"branches", "operators"},
     "example_data": {"branches", "operators"},
@@ -180,7 +179,7 @@ def within(name, *packages):
 def violations(name, tree):
     """Every forbidden import of one module."""
     mine = folder_of(name)
-    core = mine not in ("backends", "adapters", "peers")
+    core = mine not in ("backends", "adapters")
     found = []
     for target, level in imports_in(tree):
         if level:
@@ -223,9 +222,7 @@ def backend_branches(tree):
 
 def may_lack_its_dependency(path):
     """Whether a module imports what may not be installed: a framework, or an extra."""
-    frameworks = within(
-        name_of(path), "iresnet_core.adapters", "iresnet_core.peers", *(f"iresnet_core.backends.{e}" for e in BACKENDS)
-    )
+    frameworks = within(name_of(path), "iresnet_core.adapters", *(f"iresnet_core.backends.{e}" for e in BACKENDS))
     return frameworks or path.stem in WITH_EXTRA
 
 
@@ -293,7 +290,7 @@ def test_host_modules_exist():
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in MODULES if folder_of(name_of(p)) not in ("backends", "adapters", "peers")], ids=name_of
+    "path", [p for p in MODULES if folder_of(name_of(p)) not in ("backends", "adapters")], ids=name_of
 )
 def test_core_asks_for_no_backend_by_name(path):
     assert list(backend_branches(parsed(path))) == []

@@ -15,14 +15,14 @@ __all__ = ["PEERS", "Contender", "Task", "find_peer", "peer_names"]
 # name -> (module, function that makes it from a Task, the packages that it imports). Peers import frameworks: like the
 # trainers of the adapters they are found by name at run time.
 PEERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "nice": ("iresnet_core.peers.zuko", "nice", ("zuko",)),
-    "realnvp": ("iresnet_core.peers.zuko", "real_nvp", ("zuko",)),
-    "glow": ("iresnet_core.peers.normflows", "glow", ("normflows",)),
-    "made": ("iresnet_core.peers.nflows", "made", ("nflows",)),
-    "maf": ("iresnet_core.peers.zuko", "maf", ("zuko",)),
-    "nsf": ("iresnet_core.peers.zuko", "nsf", ("zuko",)),
-    "ffjord": ("iresnet_core.peers.zuko", "ffjord", ("zuko",)),
-    "residualflow": ("iresnet_core.peers.normflows", "residual_flow", ("normflows",)),
+    "nice": ("iresnet_core.adapters.torch.peers.zuko", "nice", ("zuko",)),
+    "realnvp": ("iresnet_core.adapters.torch.peers.zuko", "real_nvp", ("zuko",)),
+    "glow": ("iresnet_core.adapters.torch.peers.normflows", "glow", ("normflows",)),
+    "made": ("iresnet_core.adapters.torch.peers.nflows", "made", ("nflows",)),
+    "maf": ("iresnet_core.adapters.torch.peers.zuko", "maf", ("zuko",)),
+    "nsf": ("iresnet_core.adapters.torch.peers.zuko", "nsf", ("zuko",)),
+    "ffjord": ("iresnet_core.adapters.torch.peers.zuko", "ffjord", ("zuko",)),
+    "residualflow": ("iresnet_core.adapters.torch.peers.normflows", "residual_flow", ("normflows",)),
 }
 
 

@@ -20,7 +20,7 @@ from iresnet_core.training import ActivationPlan, DensePlan, ResidualPlan, Train
 __all__ = ["crossings", "reproduce"]
 
 LABELS = {"plain": "ResNet, without a cap", "ours": "i-ResNet (ours)"}
-_PEER = "iresnet_core.peers.plain_resnet"
+_PEER = "iresnet_core.adapters.torch.peers.plain_resnet"
 _TITLE = "Figure 1: paths through a residual network"
 # The map of Behrmann et al. 2019, Fig. 1: x^3 with noise at half of the depth, x with noise at all of it.
 _SETTINGS: dict[str, Any] = {
@@ -114,7 +114,7 @@ def _trained(blocks: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "error_half": errors[half],
         "error_full": errors[2 * half],
-        "parameters": peer.parameter_count(blocks),
+        "parameters": sum(parameter.numel() for block in blocks for parameter in block.parameters()),
     }
 
 

@@ -47,7 +47,7 @@ def test_crossings_are_counted_by_pair_and_block():
 def test_blocks_without_a_cap_are_accepted_nowhere_else():
     import iresnet_core as core
     from iresnet_core.adapters.torch import Flow, InvertibleResidual
-    from iresnet_core.peers.plain_resnet import plain_blocks
+    from iresnet_core.adapters.torch.peers.plain_resnet import plain_blocks
 
     (block,) = plain_blocks(1, 4, "relu", 0)
     with pytest.raises(InvalidArgumentError, match="no layer"):
@@ -61,7 +61,7 @@ def test_blocks_without_a_cap_are_accepted_nowhere_else():
 
 
 def test_an_unknown_activation_is_refused():
-    from iresnet_core.peers.plain_resnet import plain_blocks
+    from iresnet_core.adapters.torch.peers.plain_resnet import plain_blocks
 
     with pytest.raises(InvalidArgumentError, match="relu"):
         plain_blocks(1, 4, "none", 0)

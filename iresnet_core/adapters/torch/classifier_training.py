@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from iresnet_core.adapters.torch.classifier import Classifier
+from iresnet_core.adapters.torch.devices import training_device
 from iresnet_core.adapters.torch.files import read_classifier
+from iresnet_core.adapters.torch.peers.resnet import ResNet
+from iresnet_core.adapters.torch.peers.uncapped_classifier import UncappedClassifier
 from iresnet_core.adapters.torch.residual import InvertibleResidual
 from iresnet_core.adapters.torch.state_arrays import host, require_same, tensor_of
-from iresnet_core.adapters.torch.uncapped_classifier import UncappedClassifier
-from iresnet_core.classification import ClassifierConfig, RoundTrip
-from iresnet_core.errors import DeviceError, InvalidArgumentError, RunError, StorageError
+from iresnet_core.classification import ClassifierConfig, ClassifierModel, RoundTrip
+from iresnet_core.errors import InvalidArgumentError, RunError, StorageError
 from iresnet_core.training import StepResult
 
 __all__ = ["ClassifierTrainer"]
@@ -43,7 +45,7 @@ class ClassifierTrainer:
         self.config, self.settings = config, config.settings.training
         if self.settings.threads is not None:
             torch.set_num_threads(self.settings.threads)
-        self.device = _device(self.settings.device)
+        self.device = training_device(self.settings.device)
         torch.manual_seed(self.settings.seed)
         self.model = _NETWORKS[config.settings.model.network](config).to(self.device)
         if not isinstance(self.model, Classifier | UncappedClassifier):
@@ -205,52 +207,24 @@ class ClassifierTrainer:
             raise RunError(f"the state of the random generator is damaged: {error}") from error
 
 
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
-        raise DeviceError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
+def _sizes(model: ClassifierModel) -> dict[str, Any]:
+    """Return the arguments that all classifiers with blocks of that shape have."""
+    return {name: getattr(model, name) for name in ("padding", "widths", "blocks", "activation")}
 
 
 def _build_ours(config: ClassifierConfig) -> Classifier:
     model = config.settings.model
     assert model.coeff is not None
-    return Classifier(
-        config.input_shape,
-        len(config.classes),
-        padding=model.padding,
-        widths=model.widths,
-        blocks=model.blocks,
-        coeff=model.coeff,
-        activation=model.activation,
-    )
+    return Classifier(config.input_shape, len(config.classes), coeff=model.coeff, **_sizes(model))
 
 
 def _build_vanilla(config: ClassifierConfig) -> nn.Module:
-    model = config.settings.model
-    return UncappedClassifier(
-        config.input_shape,
-        len(config.classes),
-        padding=model.padding,
-        widths=model.widths,
-        blocks=model.blocks,
-        activation=model.activation,
-    )
+    return UncappedClassifier(config.input_shape, len(config.classes), **_sizes(config.settings.model))
 
 
 def _build_resnet(config: ClassifierConfig) -> nn.Module:
-    # A peer, which is found by its name at run time.
-    made: nn.Module = import_module("iresnet_core.peers.resnet").ResNet(
-        config.input_shape,
-        len(config.classes),
-        widths=config.settings.model.widths,
-        blocks=config.settings.model.blocks,
-    )
-    return made
+    model = config.settings.model
+    return ResNet(config.input_shape, len(config.classes), widths=model.widths, blocks=model.blocks)
 
 
 _NETWORKS: dict[str, Callable[[ClassifierConfig], nn.Module]] = {

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from iresnet_core.adapters.torch.peers.widths import parameter_count, width_for
 from iresnet_core.flows import Logit
-from iresnet_core.peers.widths import parameter_count, width_for
 from iresnet_core.reproduction import Task
 from iresnet_core.training import Scores
 

@@ -6,7 +6,7 @@ from typing import Any
 import nflows.transforms
 from torch import Tensor, nn
 
-from iresnet_core.peers.flow_in_training import FlowInTraining, normal_density
+from iresnet_core.adapters.torch.peers.flow_in_training import FlowInTraining, normal_density
 from iresnet_core.reproduction import Task
 
 __all__ = ["made"]

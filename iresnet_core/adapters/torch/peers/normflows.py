@@ -9,8 +9,8 @@ import normflows as nf
 import torch
 from torch import Tensor, nn
 
+from iresnet_core.adapters.torch.peers.flow_in_training import FlowInTraining, normal_density
 from iresnet_core.errors import ShapeError
-from iresnet_core.peers.flow_in_training import FlowInTraining, normal_density
 from iresnet_core.reproduction import Task
 
 __all__ = ["glow", "residual_flow"]

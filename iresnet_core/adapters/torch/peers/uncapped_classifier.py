@@ -1,12 +1,11 @@
 """The classifier of Behrmann et al. (2019) without caps, to compare with: it has no certificate and no inverse."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from iresnet_core.adapters.torch.branch import Activation
 from iresnet_core.adapters.torch.building import build_branch, build_layers
 from iresnet_core.adapters.torch.layer import ActNorm
+from iresnet_core.adapters.torch.peers.plain_block import PlainBlock
 from iresnet_core.training import ResidualPlan, planned_features
 
 __all__ = ["UncappedClassifier"]
@@ -42,7 +41,10 @@ class UncappedClassifier(nn.Module):
             activation=activation,
         )
         self.layers = nn.ModuleList(
-            [_Uncapped(layer) if isinstance(layer, ResidualPlan) else build_layers([layer])[0] for layer in plan]
+            [
+                PlainBlock(build_branch(layer)) if isinstance(layer, ResidualPlan) else build_layers([layer])[0]
+                for layer in plan
+            ]
         )
         self.normalization = ActNorm(channels)
         self.activation = Activation(activation)
@@ -62,14 +64,3 @@ class UncappedClassifier(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return self.linear(self.activation(self.normalization(x)).flatten(2).mean(-1))  # type: ignore[no-any-return]
-
-
-class _Uncapped(nn.Module):
-    """x + g(x) for any g."""
-
-    def __init__(self, plan: ResidualPlan) -> None:
-        super().__init__()
-        self.net = build_branch(plan)
-
-    def forward(self, x: Tensor) -> Any:
-        return x + self.net(x)

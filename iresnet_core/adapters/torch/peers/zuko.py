@@ -8,7 +8,7 @@ import torch
 import zuko
 from torch import Tensor, nn
 
-from iresnet_core.peers.flow_in_training import FlowInTraining
+from iresnet_core.adapters.torch.peers.flow_in_training import FlowInTraining
 from iresnet_core.reproduction import Task
 
 __all__ = ["ffjord", "maf", "nice", "nsf", "real_nvp"]

@@ -11,25 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from iresnet_core.adapters.torch.peers.plain_block import PlainBlock
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.training import StepResult, cosine
 
-__all__ = ["PlainBlock", "fit_at_depths", "parameter_count", "plain_blocks", "states_at_depths"]
+__all__ = ["fit_at_depths", "plain_blocks", "states_at_depths"]
 
 _ACTIVATIONS = {"elu": nn.ELU, "relu": nn.ReLU, "softplus": nn.Softplus, "tanh": nn.Tanh}
-
-
-class PlainBlock(nn.Module):
-    """``z = x + g(x)`` for a branch of any Lipschitz constant."""
-
-    def __init__(self, branch: nn.Module) -> None:
-        super().__init__()
-        self.branch = branch
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x + g(x)."""
-        moved: Tensor = x + self.branch(x)
-        return moved
 
 
 def plain_blocks(depth: int, width: int, activation: str, seed: int) -> nn.ModuleList:
@@ -95,11 +83,6 @@ def states_at_depths(blocks: Sequence[Any], x: np.ndarray) -> np.ndarray:
     module = nn.ModuleList(blocks).eval()
     with torch.no_grad():
         return np.stack([state[:, 0].numpy() for state in _states(module, torch.from_numpy(x))])
-
-
-def parameter_count(blocks: Sequence[Any]) -> int:
-    """Return how many numbers are trained."""
-    return sum(parameter.numel() for parameter in nn.ModuleList(blocks).parameters())
 
 
 def _states(blocks: Any, x: Tensor) -> list[Tensor]:
