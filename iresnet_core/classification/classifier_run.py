@@ -11,10 +11,8 @@
 """
 
 import dataclasses
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +25,7 @@ from iresnet_core.training import (
     RunFolder,
     labelled_fingerprint,
     load_labelled,
+    package_versions,
     read_json,
     require_hash,
     with_changes,
@@ -149,7 +148,7 @@ def begun(data: str, asked: Mapping[str, Any], of_data: Mapping[str, Any]) -> tu
         levels=images.levels,
         data_name=images.name,
         data_hash=labelled_fingerprint(dataset),
-        versions=_versions(settings.training.framework),
+        versions=package_versions(("iresnet-core", "numpy", settings.training.framework)),
     )
     return config, dataset
 
@@ -185,13 +184,3 @@ def resumed(
         config = dataclasses.replace(config, settings=settings)
         run.write_config(config)
     return config, dataset
-
-
-def _versions(framework: str) -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("iresnet-core", "numpy", framework):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

@@ -2,9 +2,8 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from iresnet_core.training import (
     Processes,
     RunConfig,
     Scores,
+    SilentWatcher,
     TrainingRun,
     dequantized,
     fingerprint,
@@ -68,21 +68,13 @@ def follow(processes: Processes) -> None:
     context = None if dataset.condition is None else dataset.condition.width
     plan = planned_layers(config.settings.model, config.layout.data_shape, context)
     try:
-        outcome = train(run, config, dataset, plan, _Silent(), processes=processes)
+        outcome = train(run, config, dataset, plan, SilentWatcher(), processes=processes)
     except IResNetError as error:
         print(f"iresnet, process {processes.rank}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     if not outcome.finished:
         raise SystemExit(INTERRUPTED)
     score_of_test_set(run, config, dataset, processes)
-
-
-class _Silent:
-    def stepped(self, step: int, seconds: float, loss: float) -> None:
-        pass
-
-    def evaluated(self, row: Mapping[str, Any]) -> None:
-        pass
 
 
 def score_of_test_set(run: TrainingRun, config: RunConfig, dataset: Dataset, processes: Processes) -> MeanScore:

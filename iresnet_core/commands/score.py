@@ -29,7 +29,7 @@ from iresnet_core.files import TABLE_SUFFIXES, RowFile, Table, open_rows, opened
 from iresnet_core.parallel import Chunk, ScoreJob, rows_of_a_chunk
 from iresnet_core.training import (
     MeanScore,
-    Prepared,
+    PreparedSamples,
     SamplePreparation,
     Scores,
     bits_per_dim,
@@ -135,13 +135,13 @@ def score_command(
             console.print(f"scores: {out}", soft_wrap=True)
 
 
-def _test_set(model: OpenedModel, seed: int, condition: str | None, most: int | None) -> tuple[Prepared, str]:
+def _test_set(model: OpenedModel, seed: int, condition: str | None, most: int | None) -> tuple[PreparedSamples, str]:
     """Return the test set of the run as the model takes it, and its name."""
     if condition is not None:
         raise InvalidArgumentError("--condition names columns of a FILE; those of the test set are known.")
     test, context = model.layout.to_model(model.test_set(seed)), model.test_contexts()
     name = f"test set of {model.config.data_name}" if model.config else "test set"
-    return Prepared(test[:most], None if context is None else context[:most], None), name
+    return PreparedSamples(test[:most], None if context is None else context[:most], None), name
 
 
 def _preparation(model: OpenedModel, file: Path, condition: str | None) -> SamplePreparation:

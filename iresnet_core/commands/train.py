@@ -1,12 +1,10 @@
 """The command `iresnet train`: settings from options, a progress bar, and what to do next."""
 
 import math
-import platform
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +26,6 @@ from iresnet_core.training import (
     Outcome,
     Processes,
     RunConfig,
-    RunSettings,
     SampleLayout,
     TrainingRun,
     bits_per_dim,
@@ -38,6 +35,7 @@ from iresnet_core.training import (
     has_tensorboard,
     joined_processes,
     load_dataset,
+    package_versions,
     planned_layers,
     planned_shape,
     require_able,
@@ -345,7 +343,7 @@ def _begun(data: str, asked: Mapping[str, Any], of_data: Mapping[str, Any]) -> t
         levels=dataset.levels,
         data_name=dataset.name,
         data_hash=fingerprint(dataset),
-        versions=_versions(settings),
+        versions=package_versions(("iresnet-core", "numpy", settings.training.framework)),
         columns=dataset.columns,
     )
     return config, dataset
@@ -370,16 +368,6 @@ def _resumed(
         config = RunConfig(**{**vars(config), "settings": settings})
         run.write_config(config)
     return config, dataset
-
-
-def _versions(settings: RunSettings) -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("iresnet-core", "numpy", settings.training.framework):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _finish(

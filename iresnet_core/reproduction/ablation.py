@@ -17,7 +17,7 @@ from iresnet_core.reproduction.ours import Ours
 from iresnet_core.reproduction.record import Record
 from iresnet_core.reproduction.request import Request
 from iresnet_core.reproduction.timed_training import Prepared
-from iresnet_core.training import DatasetSource, cosine, default_settings, find_trainer, load_dataset
+from iresnet_core.training import DatasetSource, EpochOrder, cosine, default_settings, find_trainer, load_dataset
 
 __all__ = ["reproduce"]
 
@@ -129,17 +129,14 @@ def _train(
     """Train; return the states and what was measured at every look, and the time of the steps."""
     train, seed, seconds = data.dataset.train, settings["seed"], settings["seconds"]
     looks: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    spent, step, order = 0.0, 0, np.empty(0, dtype=np.int64)
-    while True:
+    spent, step, order = 0.0, 0, EpochOrder(len(train), batch, seed)
+    while True:  # for so many steps, or seconds, as the settings have
         done = step / settings["steps"] if seconds is None else min(1.0, spent / seconds)
         if done >= len(looks) / settings["looks"]:
             looks.append((model.state(), {"step": step, "seconds": spent, **_look(model, held, settings, len(looks))}))
         if done >= 1:
             return looks, spent
-        if len(order) < batch:
-            order = np.random.default_rng([seed, 1, step]).permutation(len(train))
-        chosen, order = order[:batch], order[batch:]
-        x = data.ready(train[chosen], np.random.default_rng([seed, 2, step]))
+        x = data.ready(train[order.chosen(step)], np.random.default_rng([seed, 2, step]))
         begin = time.process_time()
         model.step(x, model.lr * cosine(done))
         spent += time.process_time() - begin

@@ -18,6 +18,7 @@ from iresnet_core.training import (
     DatasetSource,
     RunConfig,
     SampleLayout,
+    SilentWatcher,
     TrainingRun,
     bits_per_dim,
     default_settings,
@@ -119,14 +120,11 @@ def _cell(request: Request, settings: Mapping[str, Any]) -> CellResult:
     return CellResult(values, found.arrays)
 
 
-class _Said:
+class _Said(SilentWatcher):
     """Says how the training goes."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
-
-    def stepped(self, step: int, seconds: float, loss: float) -> None:
-        pass
 
     def evaluated(self, row: Mapping[str, Any]) -> None:
         bits = row.get("validation_bits_per_dim", math.nan)

@@ -7,14 +7,14 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from iresnet_core.errors import RunError
 from iresnet_core.files import HASH_KEY, digest_of, write_text
+from iresnet_core.training import package_versions
 
-__all__ = ["Record", "machine_name", "read_hashed", "read_record", "versions_here", "write_hashed", "write_record"]
+__all__ = ["Record", "machine_name", "read_hashed", "read_record", "write_hashed", "write_record"]
 
 _PACKAGES = ("iresnet-core", "numpy", "torch", "zuko", "normflows", "nflows", "torchdiffeq", "scikit-learn")
 
@@ -60,18 +60,7 @@ class Record:
     details: tuple[dict[str, Any], ...] = ()
     date: str = field(default_factory=lambda: datetime.date.today().isoformat())
     machine: str = field(default_factory=lambda: machine_name())
-    versions: dict[str, str] = field(default_factory=lambda: versions_here())
-
-
-def versions_here() -> dict[str, str]:
-    """Return the versions of Python and of the packages that take part, those that are installed."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    versions: dict[str, str] = field(default_factory=lambda: package_versions(_PACKAGES))
 
 
 def machine_name() -> str:

@@ -27,6 +27,7 @@ from iresnet_core.reproduction.error_pictures import error_curves
 from iresnet_core.reproduction.published import PUBLISHED
 from iresnet_core.reproduction.record import Record
 from iresnet_core.reproduction.request import Request
+from iresnet_core.training import SilentWatcher
 
 __all__ = ["reproduce"]
 
@@ -133,7 +134,7 @@ def _cell(folder: str, settings: Mapping[str, Any]) -> CellResult:
     else:
         config, dataset = begun(settings["data"], {**asked, "threads": 1}, {})
         run = ClassifierRun.create(run.folder, config)
-    outcome, trainer = train_classifier(run, config, dataset, _Silent())
+    outcome, trainer = train_classifier(run, config, dataset, SilentWatcher())
     if not outcome.finished:  # its process was told to end
         raise KeyboardInterrupt
     trainer.load_exported(run.model_path)
@@ -153,16 +154,6 @@ def _cell(folder: str, settings: Mapping[str, Any]) -> CellResult:
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: str(value) for name, value in settings.items()}
-
-
-class _Silent:
-    """A watcher that says nothing."""
-
-    def stepped(self, step: int, seconds: float, loss: float) -> None:
-        """A step was taken."""
-
-    def evaluated(self, row: Mapping[str, Any]) -> None:
-        """A row was added to the log."""
 
 
 def _joined(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

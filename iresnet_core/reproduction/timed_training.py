@@ -1,6 +1,5 @@
 """Training of a model for a given time: the clock, the evaluations, the best state, and the score at the end."""
 
-import itertools
 import math
 import time
 from collections.abc import Callable
@@ -11,11 +10,10 @@ import numpy as np
 
 from iresnet_core.errors import InvalidArgumentError, NonFiniteError
 from iresnet_core.reproduction.contender import Contender
-from iresnet_core.training import Dataset, Scores, bits_per_dim, dequantized, mean_score
+from iresnet_core.training import Dataset, EpochOrder, Scores, bits_per_dim, cosine, dequantized, mean_score
 
 __all__ = ["Prepared", "TimedOutcome", "TimedTraining", "train_for"]
 
-_SLOWEST = 0.01  # the cosine ends at this part of the learning rate
 _CHUNK = 500  # samples that are scored at once
 
 
@@ -183,28 +181,22 @@ def train_for(
     batch = min(training.batch, len(dataset.train))
     best, kept, best_step, spent, steps, looks = -math.inf, None, 0, 0.0, 0, 1
     curve: list[tuple[float, int, float]] = []
-    ended = False
-    for epoch in itertools.count():
-        order = np.random.default_rng([seed, 1, epoch]).permutation(len(dataset.train))
-        for i in range(0, len(order) - batch + 1, batch):
-            x = data.ready(dataset.train[order[i : i + batch]], np.random.default_rng([seed, 2, steps]))
-            begin = training.clock()
-            model.step(x, model.lr * _cosine(spent / training.seconds))
-            spent += training.clock() - begin
-            steps += 1
-            ended = spent >= training.seconds or steps == training.steps
-            if ended or spent >= training.seconds * looks / training.evaluations:
-                looks = 1 + int(training.evaluations * spent / training.seconds)
-                score = float(np.mean(_in_chunks(model.log_prob, held))) + data.offset
-                curve.append((spent, steps, score))
-                if score > best:
-                    best, kept, best_step = score, model.state(), steps
-                if watch is not None:
-                    watch(spent, steps, score)
-            if ended:
-                break
-        if ended:
-            break
+    order = EpochOrder(len(dataset.train), batch, seed)
+    while spent < training.seconds and steps != training.steps:
+        x = data.ready(dataset.train[order.chosen(steps)], np.random.default_rng([seed, 2, steps]))
+        begin = training.clock()
+        model.step(x, model.lr * cosine(spent / training.seconds))
+        spent += training.clock() - begin
+        steps += 1
+        ended = spent >= training.seconds or steps == training.steps
+        if ended or spent >= training.seconds * looks / training.evaluations:
+            looks = 1 + int(training.evaluations * spent / training.seconds)
+            score = float(np.mean(_in_chunks(model.log_prob, held))) + data.offset
+            curve.append((spent, steps, score))
+            if score > best:
+                best, kept, best_step = score, model.state(), steps
+            if watch is not None:
+                watch(spent, steps, score)
     if kept is None:
         raise NonFiniteError(f"no evaluation of {model.name} was finite: its training diverged. Try a smaller lr.")
     model.load_state(kept)
@@ -224,11 +216,6 @@ def train_for(
         curve=curve,
         scores=scored._replace(log_prob=scored.log_prob + data.offset),
     )
-
-
-def _cosine(part: float) -> float:
-    """Return the factor of the learning rate after this part of the time."""
-    return _SLOWEST + (1 - _SLOWEST) * 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
 
 
 def _in_chunks(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:

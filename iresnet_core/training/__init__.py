@@ -41,7 +41,7 @@ from iresnet_core.training.plans import (
     planned_shape,
     widest_array,
 )
-from iresnet_core.training.prepared_samples import Prepared, SamplePreparation
+from iresnet_core.training.prepared_samples import PreparedSamples, SamplePreparation
 from iresnet_core.training.processes import ONE_PROCESS, Processes, joined_processes, launched
 from iresnet_core.training.run import RunConfig, TrainingRun, model_file
 from iresnet_core.training.run_folder import RunFolder, read_json, require_hash, write_json
@@ -55,9 +55,19 @@ from iresnet_core.training.settings import (
     share_at_ends,
     with_changes,
 )
-from iresnet_core.training.task_loop import Evaluation, Outcome, StepResult, Watcher, cosine, run_task, warmed
+from iresnet_core.training.task_loop import (
+    Evaluation,
+    Outcome,
+    SilentWatcher,
+    StepResult,
+    Watcher,
+    cosine,
+    run_task,
+    warmed,
+)
 from iresnet_core.training.tensorboard_log import has_tensorboard
 from iresnet_core.training.toy_data import toy_names
+from iresnet_core.training.versions import package_versions
 
 __all__ = [
     "IMAGES",
@@ -78,7 +88,7 @@ __all__ = [
     "LogitPlan",
     "MeanScore",
     "Outcome",
-    "Prepared",
+    "PreparedSamples",
     "Processes",
     "ResidualPlan",
     "RunConfig",
@@ -87,6 +97,7 @@ __all__ = [
     "SampleLayout",
     "SamplePreparation",
     "Scores",
+    "SilentWatcher",
     "SqueezePlan",
     "StepResult",
     "TrainingRun",
@@ -113,6 +124,7 @@ __all__ = [
     "mean_score",
     "merged_means",
     "model_file",
+    "package_versions",
     "planned_features",
     "planned_layers",
     "planned_shape",

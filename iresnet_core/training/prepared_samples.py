@@ -13,10 +13,10 @@ from iresnet_core.training.sample_arrays import as_samples
 from iresnet_core.training.sample_layout import SampleLayout
 from iresnet_core.training.table_columns import TableColumns
 
-__all__ = ["Prepared", "SamplePreparation"]
+__all__ = ["PreparedSamples", "SamplePreparation"]
 
 
-class Prepared(NamedTuple):
+class PreparedSamples(NamedTuple):
     """Samples of a model.
 
     Attributes
@@ -67,7 +67,7 @@ class SamplePreparation:
     of_a_run: bool
     whole: bool | None = None
 
-    def of(self, rows: np.ndarray | Table, rng: np.random.Generator) -> Prepared:
+    def of(self, rows: np.ndarray | Table, rng: np.random.Generator) -> PreparedSamples:
         """Return the samples of these rows; `rng` draws the noise that grey levels are dequantised with.
 
         Raises
@@ -79,13 +79,13 @@ class SamplePreparation:
         samples, context = self._conditions(samples, from_table=kept is not None)
         samples = self._dequantized(samples, own, rng)
         if tuple(samples.shape[1:]) == self.layout.model_shape:
-            return Prepared(np.asarray(samples, dtype=np.float64), context, kept)
+            return PreparedSamples(np.asarray(samples, dtype=np.float64), context, kept)
         if tuple(samples.shape[1:]) != self.layout.data_shape:
             raise ShapeError(
                 f"{self.name} holds samples of shape {tuple(samples.shape[1:])}; the model takes "
                 f"{self.layout.data_shape}."
             )
-        return Prepared(self.layout.to_model(samples), context, kept)
+        return PreparedSamples(self.layout.to_model(samples), context, kept)
 
     def holds_levels(self, rows: np.ndarray | Table) -> bool:
         """Whether these rows are whole numbers that stand for grey levels."""

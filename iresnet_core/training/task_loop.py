@@ -22,7 +22,7 @@ from iresnet_core.training.processes import ONE_PROCESS, Processes
 from iresnet_core.training.run_folder import RunFolder
 from iresnet_core.training.tensorboard_log import scalar_writer
 
-__all__ = ["Evaluation", "Outcome", "StepResult", "Task", "Watcher", "cosine", "run_task", "warmed"]
+__all__ = ["Evaluation", "Outcome", "SilentWatcher", "StepResult", "Task", "Watcher", "cosine", "run_task", "warmed"]
 
 _SLOWEST = 0.01  # the cosine ends at this part of the learning rate
 
@@ -112,6 +112,16 @@ class Watcher(Protocol):
 
     def evaluated(self, row: Mapping[str, Any]) -> None:
         """A row was added to the log."""
+
+
+class SilentWatcher:
+    """Somebody who does not."""
+
+    def stepped(self, step: int, seconds: float, loss: float) -> None:
+        """Do nothing."""
+
+    def evaluated(self, row: Mapping[str, Any]) -> None:
+        """Do nothing."""
 
 
 @dataclass(frozen=True)

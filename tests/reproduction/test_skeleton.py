@@ -155,9 +155,7 @@ def test_every_target_and_peer_is_there():
 
 
 def test_a_peer_whose_package_is_missing_names_the_extra(monkeypatch):
-    monkeypatch.setitem(
-        PEERS, "ghost", ("iresnet_core.adapters.torch.peers.ghost", "ghost", ("a_package_that_is_not_there",))
-    )
+    monkeypatch.setitem(PEERS, "ghost", ("a_module_of_peers", "ghost", ("a_package_that_is_not_there",)))
     with pytest.raises(MissingDependencyError, match=r"iresnet-core\[peers\]"):
         find_peer("ghost")
 
