@@ -28,6 +28,7 @@ from iresnet_core.training import (
     package_versions,
     read_json,
     require_hash,
+    require_same_source,
     with_changes,
     write_json,
 )
@@ -165,11 +166,7 @@ def resumed(
     """
     config = run.read_config()
     source = config.settings.data
-    if data is not None and data != source.name and str(Path(data).absolute()) != source.name:
-        raise RunError(f"{run.folder} holds a training on {source.name}, not on {data}. Give another --out.")
-    for name, value in of_data.items():
-        if getattr(source, name) != value:
-            raise RunError(f"{run.folder} holds a training with {name} {getattr(source, name)} instead of {value}.")
+    require_same_source(run.folder, source, data, of_data)
     asked = dict(asked)
     dataset = load_labelled(source)
     epochs = asked.pop("epochs", None)

@@ -6,7 +6,7 @@ from typing import Any
 
 from iresnet_core.branches import Activation
 from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.training import DatasetSource, LabelledDataset, cosine, settings_parts, warmed
+from iresnet_core.training import DatasetSource, LabelledDataset, cosine, require_training, settings_parts, warmed
 
 __all__ = [
     "CHANGEABLE",
@@ -27,7 +27,6 @@ CHANGEABLE = frozenset({"steps", "minutes", "evaluate_every", "checkpoint_every"
 # The schedule "step" takes the rate to a fifth after each of these shares of the training, as the paper's code does
 # after 60, 120 and 160 of 200 epochs.
 _DROPS, _DROP = (0.3, 0.6, 0.8), 0.2
-_SEEDS = 2**63
 _MOST_WEIGHTS = 2e9
 
 
@@ -145,37 +144,15 @@ class ClassifierTraining:
     threads: int | None
 
     def __post_init__(self) -> None:
-        for name in ("batch", "evaluate_every", "checkpoint_every", "evaluation_samples"):
-            if getattr(self, name) < 1:
-                raise InvalidArgumentError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("lr", "clip"):
-            if not 0 < getattr(self, name) < 1e6:
-                raise InvalidArgumentError(f"{name} must be between 0 and 1e6, got {getattr(self, name):g}.")
-        for name in ("warm_up", "crop"):
-            if getattr(self, name) < 0:
-                raise InvalidArgumentError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        require_training(self, SCHEDULES)
+        if self.crop < 0:
+            raise InvalidArgumentError(f"crop must be at least 0, got {self.crop}.")
         if not 0 <= self.momentum < 1:
             raise InvalidArgumentError(f"momentum must be in [0, 1), got {self.momentum:g}.")
         if self.nesterov and not self.momentum:
             raise InvalidArgumentError("Nesterov's momentum needs a momentum above 0.")
-        if not self.weight_decay >= 0 or not self.lr * self.weight_decay < 1:
-            raise InvalidArgumentError(
-                f"weight_decay must be at least 0, and times lr below 1, got {self.weight_decay:g}."
-            )
-        if (self.steps is None) == (self.minutes is None):
-            raise InvalidArgumentError("give one of steps, epochs and minutes.")
-        if self.steps is not None and self.steps < 1:
-            raise InvalidArgumentError(f"steps must be at least 1, got {self.steps}.")
-        if self.minutes is not None and not 0 < self.minutes < float("inf"):
-            raise InvalidArgumentError(f"minutes must be a positive number, got {self.minutes:g}.")
-        if self.schedule not in SCHEDULES:
-            raise InvalidArgumentError(f"there is no schedule {self.schedule!r}; there are {', '.join(SCHEDULES)}.")
         if self.precision not in PRECISIONS:
             raise InvalidArgumentError(f"precision must be {', '.join(PRECISIONS)}, got {self.precision!r}.")
-        if self.threads is not None and self.threads < 1:
-            raise InvalidArgumentError(f"threads must be at least 1, got {self.threads}.")
-        if not 0 <= self.seed < _SEEDS:
-            raise InvalidArgumentError(f"seed {self.seed}: a seed must not be negative, and be below 2^63.")
 
     def rate(self, step: int, share: float) -> float:
         """Return the learning rate of a step, before which this share of the training is done."""
@@ -184,8 +161,7 @@ class ClassifierTraining:
             "step": lambda: _DROP ** sum(share >= drop for drop in _DROPS),
             "constant": lambda: 1.0,
         }
-        warm = warmed(step, self.warm_up)
-        return self.lr * warm * falls[self.schedule]()
+        return self.lr * warmed(step, self.warm_up) * falls[self.schedule]()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,20 +24,15 @@ from iresnet_core.classification import (
 from iresnet_core.commands import INTERRUPTED
 from iresnet_core.commands.terminal import FAILED, progress_bar, usage_errors, wide_console
 from iresnet_core.commands.training_display import ClassifierDisplay
+from iresnet_core.commands.training_options import chosen_folder
+from iresnet_core.commands.training_options import data_option as _data
+from iresnet_core.commands.training_options import model_option as _model
+from iresnet_core.commands.training_options import run_option as _run
+from iresnet_core.commands.training_options import training_option as _training
 from iresnet_core.errors import DataFileError, InvalidArgumentError, IResNetError, MissingDependencyError, RunError
 from iresnet_core.training import IMAGES, LabelledDataset, Outcome, has_tensorboard, launched
 
 __all__ = ["classify_command"]
-
-
-def _option(*names: str, help: str, **more: Any) -> Any:  # typer's word
-    return typer.Option(*names, help=help, show_default=False, **more)
-
-
-_data = partial(_option, rich_help_panel="Data")
-_model = partial(_option, rich_help_panel="Model")
-_training = partial(_option, rich_help_panel="Training")
-_run = partial(_option, rich_help_panel="Run folder and evaluation")
 
 
 def classify_command(
@@ -49,7 +43,8 @@ def classify_command(
     resume: Annotated[Path | None, _run("--resume", metavar="RUN", help="Go on with this run.")] = None,
     framework: Annotated[str | None, _training("--framework", metavar="NAME", help="torch.")] = None,
     widths: Annotated[
-        str | None, _model("--widths", metavar="N,N", help="Hidden channels of the blocks of each stage, as 16,16,32.")
+        str | None,
+        _model("--widths", metavar="N,N", help="Hidden channels of the blocks of each stage, as 16,16,32."),
     ] = None,
     blocks: Annotated[str | None, _model("--blocks", metavar="N,N", help="Blocks of each stage, as 0,2,2.")] = None,
     padding: Annotated[int | None, _model("--padding", help="Zero channels appended to the images (3).")] = None,
@@ -72,10 +67,12 @@ def classify_command(
     weight_decay: Annotated[float | None, _training("--weight-decay", help="Weight decay (5e-4).")] = None,
     clip: Annotated[float | None, _training("--clip", help="Longer gradients are shortened to this norm (5).")] = None,
     crop: Annotated[
-        int | None, _training("--crop", metavar="N", help="Images are moved by up to so many pixels (by their size).")
+        int | None,
+        _training("--crop", metavar="N", help="Images are moved by up to so many pixels (by their size)."),
     ] = None,
     flip: Annotated[
-        bool | None, _training("--flip/--no-flip", help="Images are mirrored at random (those of several channels).")
+        bool | None,
+        _training("--flip/--no-flip", help="Images are mirrored at random (those of several channels)."),
     ] = None,
     precision: Annotated[
         str | None, _training("--precision", help=f"Of the convolutions in training: {', '.join(PRECISIONS)}.")
@@ -158,7 +155,8 @@ def classify_command(
         asked = {name: value for name, value in asked.items() if value is not None}
         if framework is not None:
             find_classifier_trainer(framework)
-        run = ClassifierRun(_folder(data, out, resume))
+        question = f"classify what? {', '.join(IMAGES)}, or a .npz file; or --resume RUN."
+        run = ClassifierRun(chosen_folder(data, out, resume, suffix="-classifier", question=question))
         if run.exists():
             held.enter_context(run.locked())
             config, dataset = resumed(run, data, asked, of_data)
@@ -185,16 +183,6 @@ def _numbers(option: str, text: str | None) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InvalidArgumentError(f"{option} takes whole numbers with commas between them, got {text!r}.") from None
-
-
-def _folder(data: str | None, out: Path | None, resume: Path | None) -> Path:
-    if resume is not None:
-        if out is not None and out != resume:
-            raise InvalidArgumentError("give either --out or --resume.")
-        return resume
-    if data is None:
-        raise InvalidArgumentError(f"classify what? {', '.join(IMAGES)}, or a .npz file; or --resume RUN.")
-    return out if out is not None else Path("runs") / f"{Path(data).stem}-classifier"
 
 
 def _train(

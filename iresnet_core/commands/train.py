@@ -4,7 +4,6 @@ import math
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,11 @@ from iresnet_core.commands.joint_training import begun_together, follow, score_o
 from iresnet_core.commands.run_announcement import announce
 from iresnet_core.commands.terminal import FAILED, usage_errors, wide_console
 from iresnet_core.commands.training_display import TrainingDisplay
+from iresnet_core.commands.training_options import chosen_folder
+from iresnet_core.commands.training_options import data_option as _data
+from iresnet_core.commands.training_options import model_option as _model
+from iresnet_core.commands.training_options import run_option as _run
+from iresnet_core.commands.training_options import training_option as _training
 from iresnet_core.errors import DataFileError, InvalidArgumentError, IResNetError, MissingDependencyError, RunError
 from iresnet_core.files import SUFFIXES
 from iresnet_core.training import (
@@ -39,6 +43,7 @@ from iresnet_core.training import (
     planned_layers,
     planned_shape,
     require_able,
+    require_same_source,
     toy_names,
     train,
     trainer_names,
@@ -46,17 +51,6 @@ from iresnet_core.training import (
 )
 
 __all__ = ["train_command"]
-
-
-def _option(*names: str, help: str, **more: Any) -> Any:  # typer's word
-    return typer.Option(*names, help=help, show_default=False, **more)
-
-
-# The groups of options in the help.
-_data = partial(_option, rich_help_panel="Data")
-_model = partial(_option, rich_help_panel="Model")
-_training = partial(_option, rich_help_panel="Training")
-_run = partial(_option, rich_help_panel="Run folder and evaluation")
 
 
 def train_command(
@@ -152,10 +146,12 @@ def train_command(
         bool | None, _training("--flip/--no-flip", help="Mirror every image with a probability of a half (no).")
     ] = None,
     accumulate: Annotated[
-        int | None, _training("--accumulate", metavar="N", help="Take every batch in N parts, for less memory (1).")
+        int | None,
+        _training("--accumulate", metavar="N", help="Take every batch in N parts, for less memory (1)."),
     ] = None,
     device: Annotated[
-        str | None, _training("--device", metavar="NAME", help="Of PyTorch: cpu, cuda or cuda:1; default a GPU if any.")
+        str | None,
+        _training("--device", metavar="NAME", help="Of PyTorch: cpu, cuda or cuda:1; default a GPU if any."),
     ] = None,
     samples: Annotated[int | None, _data("--samples", metavar="N", help="How much data to draw or to use.")] = None,
     file: Annotated[
@@ -232,7 +228,8 @@ def train_command(
             return
         began = held.enter_context(begun_together(processes))
         asked |= _kept_by_blocks(checkpoint, recompute)
-        folder = _folder(data, out, resume)
+        known = f"{', '.join((*toy_names(), *IMAGES))}, or a {' or '.join(SUFFIXES)} file"
+        folder = chosen_folder(data, out, resume, suffix="", question=f"train on what? {known}; or --resume RUN.")
         run = TrainingRun(folder)
         if run.exists():
             held.enter_context(run.locked())
@@ -313,18 +310,6 @@ def _planned(config: RunConfig, dataset: Dataset) -> tuple[LayerPlan, ...]:
     return planned_layers(config.settings.model, config.layout.data_shape, context)
 
 
-def _folder(data: str | None, out: Path | None, resume: Path | None) -> Path:
-    if resume is not None:
-        if out is not None and out != resume:
-            raise InvalidArgumentError("give either --out or --resume.")
-        return resume
-    if data is None:
-        raise InvalidArgumentError(
-            f"train on what? {', '.join((*toy_names(), *IMAGES))}, or a {' or '.join(SUFFIXES)} file; or --resume RUN."
-        )
-    return out if out is not None else Path("runs") / Path(data).stem
-
-
 def _begun(data: str, asked: Mapping[str, Any], of_data: Mapping[str, Any]) -> tuple[RunConfig, Dataset]:
     """Settings of a new run, and its data."""
     name = data if data in (*toy_names(), *IMAGES) else str(Path(data).absolute())
@@ -355,11 +340,7 @@ def _resumed(
     """Settings of a run that goes on, and its data."""
     config = run.read_config()
     source = config.settings.data
-    if data is not None and data != source.name and str(Path(data).absolute()) != source.name:
-        raise RunError(f"{run.folder} holds a training on {source.name}, not on {data}. Give another --out.")
-    for name, value in of_data.items():
-        if getattr(source, name) != value:
-            raise RunError(f"{run.folder} holds a training with {name} {getattr(source, name)} instead of {value}.")
+    require_same_source(run.folder, source, data, of_data)
     settings = with_changes(config.settings, asked, str(run.folder))
     dataset = load_dataset(source)
     if fingerprint(dataset) != config.data_hash:

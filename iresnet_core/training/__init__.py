@@ -1,6 +1,7 @@
 """Training of planned models on either framework: plans, data, settings, the loop, the run folder, scores."""
 
 from iresnet_core.training.batches import EpochOrder
+from iresnet_core.training.common_settings import require_training
 from iresnet_core.training.condition_columns import ConditionPlan, condition_values, split_columns
 from iresnet_core.training.datasets import (
     IMAGES,
@@ -44,7 +45,7 @@ from iresnet_core.training.plans import (
 from iresnet_core.training.prepared_samples import PreparedSamples, SamplePreparation
 from iresnet_core.training.processes import ONE_PROCESS, Processes, joined_processes, launched
 from iresnet_core.training.run import RunConfig, TrainingRun, model_file
-from iresnet_core.training.run_folder import RunFolder, read_json, require_hash, write_json
+from iresnet_core.training.run_folder import RunFolder, read_json, require_hash, require_same_source, write_json
 from iresnet_core.training.run_lock import locked_folder
 from iresnet_core.training.sample_layout import SampleLayout
 from iresnet_core.training.settings import (
@@ -132,6 +133,8 @@ __all__ = [
     "read_json",
     "require_able",
     "require_hash",
+    "require_same_source",
+    "require_training",
     "run_task",
     "samples_at_once",
     "samples_from_file",

@@ -14,7 +14,7 @@ from iresnet_core.training import run_log
 from iresnet_core.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from iresnet_core.training.run_lock import LOCK_NAME, locked_folder
 
-__all__ = ["RunFolder", "read_json", "require_hash", "write_json"]
+__all__ = ["RunFolder", "read_json", "require_hash", "require_same_source", "write_json"]
 
 # What a killed process leaves of a file that it was writing.
 _DRAFT = re.compile(
@@ -170,6 +170,32 @@ def write_json(path: Path, node: Mapping[str, Any]) -> None:
     """Write an object with the hash of its content; what JSON lacks, as infinity, is an error of the caller."""
     plain = json.loads(json.dumps(node, allow_nan=False))
     write_text(path, json.dumps({**plain, HASH_KEY: digest_of(plain)}, indent=1) + "\n")
+
+
+def require_same_source(folder: Path, source: Any, data: str | None, of_data: Mapping[str, Any]) -> None:
+    """Refuse to go on with a training on other data than those that it was begun with.
+
+    Parameters
+    ----------
+    folder : Path
+        The run folder, for messages.
+    source : DatasetSource
+        What the training was begun with.
+    data : str or None
+        The name or path that is asked for now, if any.
+    of_data : mapping
+        Other fields of the source that are asked for.
+
+    Raises
+    ------
+    RunError
+        If they differ; the message says in what.
+    """
+    if data is not None and data != source.name and str(Path(data).absolute()) != source.name:
+        raise RunError(f"{folder} holds a training on {source.name}, not on {data}. Give another --out.")
+    for name, value in of_data.items():
+        if getattr(source, name) != value:
+            raise RunError(f"{folder} holds a training with {name} {getattr(source, name)} instead of {value}.")
 
 
 def read_json(path: Path) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from iresnet_core.branches import Activation
 from iresnet_core.errors import InvalidArgumentError, RunError
 from iresnet_core.flows import require_share
+from iresnet_core.training.common_settings import require_training
 from iresnet_core.training.datasets import Dataset, DatasetSource
 from iresnet_core.training.plans import ModelSettings
 from iresnet_core.training.sample_arrays import is_image_shape
@@ -41,8 +42,6 @@ _AS_BEFORE = {
 }
 STARTS = ("orthogonal", "uniform")
 DTYPES = ("float32", "float64")
-_SEEDS = 2**63  # what all frameworks take
-_LARGEST_RATE = 1e6  # far beyond all that trains, and within the range of every dtype
 # A resumed training may change these settings; all others would make it another training.
 CHANGEABLE = frozenset(
     {"steps", "minutes", "evaluate_every", "checkpoint_every", "recompute", "recover", "compiled", "threads", "device"}
@@ -150,38 +149,16 @@ class TrainingSettings:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch", "evaluate_every", "checkpoint_every", "evaluation_samples"):
-            if getattr(self, name) < 1:
-                raise InvalidArgumentError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.warm_up < 0:
-            raise InvalidArgumentError(f"warm_up, a number of steps, must not be negative, got {self.warm_up}.")
+        require_training(self, SCHEDULES)
         if not 1 <= self.accumulate <= self.batch:
             raise InvalidArgumentError(
                 f"accumulate must lie between 1 and the batch of {self.batch}, got {self.accumulate}."
-            )
-        for name in ("lr", "clip"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InvalidArgumentError(f"{name} must be a positive number, got {getattr(self, name):g}.")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise InvalidArgumentError(f"weight_decay must be a number of at least 0, got {self.weight_decay:g}.")
-        if self.lr * self.weight_decay > 1:
-            raise InvalidArgumentError(
-                f"lr {self.lr:g} times weight_decay {self.weight_decay:g} is above 1, and would turn the signs of "
-                "weights at every step; lower one of them."
             )
         if self.recover and self.compiled:
             raise InvalidArgumentError(
                 "a compiled step cannot look whether inputs were found again by inversion: leave out --compile, or try "
                 "--checkpoint input."
             )
-        if (self.steps is None) == (self.minutes is None):
-            raise InvalidArgumentError("give either steps or minutes.")
-        if self.steps is not None and self.steps < 1:
-            raise InvalidArgumentError(f"steps must be at least 1, got {self.steps}.")
-        if self.minutes is not None and not 0 < self.minutes < float("inf"):
-            raise InvalidArgumentError(f"minutes must be a positive number, got {self.minutes:g}.")
-        if self.schedule not in SCHEDULES:
-            raise InvalidArgumentError(f"there is no schedule {self.schedule!r}; there are {', '.join(SCHEDULES)}.")
         if self.start not in STARTS:
             raise InvalidArgumentError(f"there is no start {self.start!r}; there are {', '.join(STARTS)}.")
         if self.dtype not in DTYPES:
@@ -191,12 +168,6 @@ class TrainingSettings:
             raise InvalidArgumentError(f"penalty must be a number of at least 0, got {self.penalty:g}.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise InvalidArgumentError(f"ema, the decay of an average, must lie between 0 and 1, got {self.ema:g}.")
-        if self.threads is not None and self.threads < 1:
-            raise InvalidArgumentError(f"threads must be at least 1, got {self.threads}.")
-        if self.lr > _LARGEST_RATE:
-            raise InvalidArgumentError(f"lr must be at most {_LARGEST_RATE:g}, got {self.lr:g}.")
-        if not 0 <= self.seed < _SEEDS:
-            raise InvalidArgumentError(f"seed {self.seed}: a seed must not be negative, and be below 2^63.")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from small_trainings import prepared, trained
 
-from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.errors import DeviceError, InvalidArgumentError, ShapeError
 from iresnet_core.training.batches import Batches
 from iresnet_core.training.datasets import DatasetSource, load_dataset
 from iresnet_core.training.loop import find_trainer, require_able
@@ -87,9 +87,9 @@ def test_batches_in_parts_are_whole_batches(tmp_path):
 
 def test_devices(tmp_path):
     pytest.importorskip("torch")
-    for device in ("cuda:77", "abacus"):
+    for device in ("cuda:77", "abacus", "meta"):
         run, config, dataset = prepared(tmp_path / device.replace(":", ""), "torch", device=device)
-        with pytest.raises(InvalidArgumentError, match=f"--device {device} cannot be used"):
+        with pytest.raises(DeviceError, match=f"--device {device} cannot be used"):
             trained(run, config, dataset)
     run, config, dataset = prepared(tmp_path / "cpu", "torch", device="cpu", steps=2)
     assert trained(run, config, dataset).finished
