@@ -24,7 +24,7 @@ from iresnet_core.commands.opened_model import (
 )
 from iresnet_core.commands.terminal import progress_bar, usage_errors, wide_console
 from iresnet_core.determinant import uses_own_seeds
-from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.errors import DataFileError, InvalidArgumentError, ShapeError
 from iresnet_core.files import TABLE_SUFFIXES, RowFile, Table, open_rows, opened_table, write_text
 from iresnet_core.parallel import Chunk, ScoreJob, rows_of_a_chunk
 from iresnet_core.training import (
@@ -102,9 +102,12 @@ def score_command(
             job = _job(model, open_rows(file, key), _preparation(model, file, condition), samples, chunk)
             job = replace(job, seed=seed, own_seeds=uses_own_seeds({"method": method}), method=method, tol=tol)
             means = compute_in_chunks(job, dask, out, _columns, _summary, "log-densities")
-            mean = merged_means(one for one, _ in means)
+            known = [(one, used) for one, used in means if one.n]
+            if not known:
+                raise DataFileError(f"every row of {file} has a missing value.")
+            mean = merged_means(one for one, _ in known)
             console.print(f"{mean.n} samples: {file}", soft_wrap=True)
-            _print_mean(console, mean, means[0][1], model.levels, model.size)
+            _print_mean(console, mean, known[0][1], model.levels, model.size)
             if out is not None:
                 console.print(f"scores: {out}", soft_wrap=True)
             return
@@ -197,6 +200,8 @@ def _columns(chunk: Chunk) -> Chunk:
 
 def _summary(chunk: Chunk) -> tuple[MeanScore, str]:
     method = str(chunk["method"])
+    if not len(chunk["log_prob"]):
+        return MeanScore(0.0, 0.0, 0.0, 0.0, 0), method
     return mean_score(Scores(chunk["log_prob"], chunk["std_error"], chunk["bias_bound"], method)), method
 
 

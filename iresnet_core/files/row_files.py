@@ -1,6 +1,7 @@
 """Files of which single rows can be read, so that the whole need not fit into memory: .npy, .zarr and .parquet."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +34,8 @@ class RowFile:
         Of the numbers; "float64" for the columns of a table.
     groups : tuple of (str, int, int)
         For .parquet files: the file, the number of a row group in it, and how many rows that has, in their order.
+    changed : int
+        When the file, or the last one of a folder, was written, in nanoseconds.
     """
 
     path: str
@@ -40,6 +43,7 @@ class RowFile:
     shape: tuple[int, ...]
     dtype: str
     groups: tuple[tuple[str, int, int], ...] = ()
+    changed: int = 0
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -113,7 +117,9 @@ def open_rows(path: str | os.PathLike[str], key: str | None = None) -> RowFile:
             raise DataFileError(f"{path} holds {array.dtype}, expected real numbers.")
         if not array.ndim:
             raise DataFileError(f"{path} holds one number, expected rows along the first axis.")
-    return RowFile(str(path), key, tuple(map(int, array.shape)), np.dtype(array.dtype).name)
+    return RowFile(
+        str(path), key, tuple(map(int, array.shape)), np.dtype(array.dtype).name, changed=_last_change([path])
+    )
 
 
 def zarr_module() -> Any:
@@ -162,4 +168,10 @@ def _opened_tables(path: Path) -> RowFile:
         groups += [(str(file), k, rows) for k, rows in enumerate(counts)]
     assert columns is not None
     n = sum(rows for _, _, rows in groups)
-    return RowFile(str(path), None, (n, len(columns)), "float64", tuple(groups))
+    return RowFile(str(path), None, (n, len(columns)), "float64", tuple(groups), _last_change([path, *files]))
+
+
+def _last_change(paths: Sequence[Path]) -> int:
+    """Return the latest time at which one of them was written; of a .zarr folder that of what lies directly in it."""
+    inside = [inner for path in paths for inner in (path.iterdir() if path.is_dir() else ())]
+    return max(path.stat().st_mtime_ns for path in (*paths, *inside))

@@ -135,7 +135,7 @@ def _write_zarr(draft: Path, chunks: Iterable[Chunk], n: int) -> None:
         for name, array in chunk.items():
             if name not in targets:
                 targets[name] = group.create_array(
-                    name, shape=(n, *array.shape[1:]), chunks=array.shape, dtype=array.dtype
+                    name, shape=(n, *array.shape[1:]), chunks=(max(1, len(array)), *array.shape[1:]), dtype=array.dtype
                 )
             targets[name][begin : begin + len(array)] = array
         begin += len(next(iter(chunk.values())))

@@ -96,6 +96,7 @@ class ScoreJob:
             "file": self.source.path,
             "key": self.source.key,
             "shape": list(self.source.shape),
+            "changed": self.source.changed,
             "condition": self.preparation.condition,
             **{name: getattr(self, name) for name in ("n", "rows", "seed", "method", "tol")},
         }
@@ -104,6 +105,8 @@ class ScoreJob:
         """Score the rows k * rows .. (k + 1) * rows - 1."""
         begin = k * self.rows
         rows = self.source.read(begin, min(begin + self.rows, self.n))
+        if self.preparation.leaves_none(rows):
+            return self._none()
         x, context, kept = self.preparation.of(rows, np.random.default_rng([self.seed, 5, k]))
         with computing(self.flow):
             try:
@@ -124,6 +127,11 @@ class ScoreJob:
             levels = self.preparation.levels
             chunk["bits_per_dim"] = np.array([bits_per_dim(-float(v), levels, self.size) for v in found.log_prob])
         return {**chunk, "method": np.array(found.method)}
+
+    def _none(self) -> Chunk:
+        """Return a chunk of which every row has a missing value and is left out."""
+        columns: Chunk = {"sample": np.zeros(0, dtype=np.int64), **{name: np.zeros(0) for name in _SCORES}}
+        return {**columns, "method": np.array("")}
 
 
 _SCORES = ("log_prob", "std_error", "bias_bound")

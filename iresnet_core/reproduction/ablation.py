@@ -60,6 +60,7 @@ class Bias(NamedTuple):
 
 def reproduce(request: Request) -> Record:
     """Train the same flow on the same batches by every estimator, and measure its bias during the training."""
+    request.require_unset("paper", "device")
     sets = request.chosen("data", SETS)
     models = request.chosen("models", tuple(LABELS)) if request.models else _DEFAULT
     find_trainer("torch")  # fails where PyTorch is missing

@@ -98,7 +98,9 @@ def made_model(name: str, dataset: Dataset, first: np.ndarray, settings: Mapping
         )
         return find_peer(name)(task)
     source = DatasetSource(settings["data"], seed=settings["seed"])
-    asked = {"batch": min(settings["batch"], len(dataset.train)), **settings.get("asked", {})}
+    # Where no device is asked for, all models of a comparison are on the CPU, whose time is counted.
+    device = settings.get("device") or "cpu"
+    asked = {"batch": min(settings["batch"], len(dataset.train)), "device": device, **settings.get("asked", {})}
     return Ours(
         Task(first, seed=settings["seed"]),
         default_settings(source, dataset, "torch", asked),

@@ -40,6 +40,7 @@ _END = 2.0  # the starts lie between +- this
 
 def reproduce(request: Request) -> Record:
     """Train both networks on the same map, follow points through them, and count how often their paths cross."""
+    request.require_unset("seconds", "data", "paper", "device")
     models = request.chosen("models", tuple(LABELS))
     find_trainer("torch")  # fails where PyTorch is missing
     settings = {**_SETTINGS, "seed": request.seed}

@@ -39,6 +39,7 @@ _SPREAD = 20.0
 
 def reproduce(request: Request) -> Record:
     """Train every model on every set for the same time, score them, and draw their densities."""
+    request.require_unset("paper")
     sets = request.chosen("data", SETS)
     models, absent = available(request, tuple(LABELS))
     settings = [_settings(request, data) for data in sets]

@@ -44,6 +44,7 @@ _SMALL: dict[str, Any] = {}  # settings of the tests
 
 def reproduce(request: Request) -> Record:
     """Train a flow of two scales on every set, take test images through it and back, and draw samples."""
+    request.require_unset("models")
     sets = request.chosen("data", tuple(SECONDS))
     cells = []
     for data in sets:
@@ -51,7 +52,7 @@ def reproduce(request: Request) -> Record:
             "data": data,
             "seed": request.seed,
             "seconds": request.seconds or SECONDS[data],
-            "asked": {**(_PAPER if request.paper else {}), **_SMALL},
+            "asked": {**(_PAPER if request.paper else {}), "device": request.device, **_SMALL},
             "inverted": _INVERTED[data],
         }
         cells.append(Cell(f"figure3-{data}", settings, partial(_cell, request)))

@@ -51,6 +51,18 @@ class Request:
         if not 0 <= self.seed < 2**63:
             raise InvalidArgumentError(f"seed {self.seed}: a seed must not be negative, and be below 2^63.")
 
+    def require_unset(self, *names: str) -> None:
+        """Refuse options that a target has no use for.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If one of them is given.
+        """
+        for name in names:
+            if getattr(self, name):
+                raise InvalidArgumentError(f"--{name} has no meaning for this target; leave it out.")
+
     def command(self, target: str) -> str:
         """Return the command that makes this run again."""
         parts = ["iresnet", "reproduce", target]

@@ -36,6 +36,7 @@ _ARCHIVE = "IRESNET_SHARED_DATA"
 
 def reproduce(request: Request) -> Record:
     """Train every model on every table for the same time, and score it on the rows that it has not seen."""
+    request.require_unset("paper")
     tables = request.chosen("data", (*SMALL, *maf_table_names())) if request.data else tuple(SMALL)
     models, absent = available(request, MODELS)
     cells = []

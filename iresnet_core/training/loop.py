@@ -183,7 +183,7 @@ def require_able(make: Any, settings: TrainingSettings, processes: Processes) ->
         If so; the message says what to do.
     """
     for name, usual in (("accumulate", 1), ("device", None)):
-        if getattr(settings, name) != usual and name in getattr(make, "lacks", ()):
+        if getattr(settings, name) != usual and name in make.lacks:
             raise InvalidArgumentError(
                 f"--{name} {getattr(settings, name)} is for PyTorch; {settings.framework} trains without it. Leave it "
                 "out, or try --framework torch."

@@ -87,6 +87,12 @@ class SamplePreparation:
             )
         return PreparedSamples(self.layout.to_model(samples), context, kept)
 
+    def leaves_none(self, rows: np.ndarray | Table) -> bool:
+        """Whether all of these rows have missing values and are left out."""
+        if self.columns is None or self.columns.missing != "drop" or not isinstance(rows, Table):
+            return False
+        return bool(np.all(np.any(np.isnan(self.columns.values_of(rows, self.name)), axis=1)))
+
     def holds_levels(self, rows: np.ndarray | Table) -> bool:
         """Whether these rows are whole numbers that stand for grey levels."""
         if self.levels is None:

@@ -12,6 +12,8 @@ class Trainer:
     """Maximum likelihood for z = (x + bias) exp(log_scale); noise on the gradient stands for random probes."""
 
     channels_last = False
+    recovers_inputs = shares_batches = False
+    lacks = frozenset()
 
     def __init__(self, plan, model_shape, settings, first):
         self.settings, self.shape = settings, model_shape

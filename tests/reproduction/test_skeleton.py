@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from iresnet_core.cli import build_app
-from iresnet_core.errors import InvalidArgumentError, MissingDependencyError, RunError
+from iresnet_core.errors import DeviceError, InvalidArgumentError, MissingDependencyError, RunError
 from iresnet_core.files import digest_of
 from iresnet_core.reproduction import (
     PEERS,
@@ -19,6 +19,7 @@ from iresnet_core.reproduction import (
     CellResult,
     Record,
     Request,
+    comparison,
     compute_cells,
     find_peer,
     find_target,
@@ -26,6 +27,7 @@ from iresnet_core.reproduction import (
     read_record,
     write_record,
 )
+from iresnet_core.training import DatasetSource, load_dataset
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CALLS = []
@@ -207,3 +209,27 @@ def test_the_command_refuses_what_is_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert iresnet("figure0").exit_code == 2
     assert iresnet("page").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "option"),
+    [
+        ("figure1", {"device": "cpu"}),
+        ("figure1", {"seconds": 2}),
+        ("ablation", {"paper": True}),
+        ("figure2", {"paper": True}),
+    ],
+)
+def test_options_without_a_meaning_are_refused(tmp_path, target, option):
+    with pytest.raises(InvalidArgumentError, match=f"--{next(iter(option))} has no meaning"):
+        find_target(target)(Request(tmp_path, **option))
+
+
+def test_all_models_of_a_comparison_are_on_one_device(monkeypatch):
+    pytest.importorskip("torch")
+    dataset = load_dataset(DatasetSource("moons", samples=200))
+    settings = {"data": "moons", "seed": 0, "batch": 50, "parameters": None}
+    model = comparison.made_model("ours", dataset, np.zeros((4, 2)) + np.arange(4)[:, None], settings)
+    assert model.trainer.settings.device == "cpu"
+    with pytest.raises(DeviceError, match="--device abacus cannot be used"):
+        comparison.made_model("ours", dataset, dataset.train[:4], {**settings, "device": "abacus"})

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_trainings import prepared, trained
+from small_trainings import Watcher, prepared, trained
 
 from iresnet_core.errors import DeviceError, InvalidArgumentError, ShapeError
 from iresnet_core.training.batches import Batches
@@ -83,6 +83,22 @@ def test_batches_in_parts_are_whole_batches(tmp_path):
     assert torch.get_default_dtype() == torch.float32
     with pytest.raises(InvalidArgumentError, match="accumulate must lie"):
         prepared(tmp_path / "no", "torch", accumulate=51)
+
+
+@pytest.mark.parametrize("framework", ["torch", pytest.param("keras", marks=pytest.mark.strict_suite)])
+def test_images_resume_with_all_of_it(tmp_path, framework):
+    pytest.importorskip(framework)
+    asked = {"kind": "conv", "flip": True, "warm_up": 6, "ema": 0.9, "schedule": "constant", "batch": 30, "steps": 10}
+    if framework == "torch":
+        asked["accumulate"] = 3
+    whole, parts = (prepared(tmp_path / name, framework, "digits", 200, **asked) for name in ("whole", "parts"))
+    assert trained(*whole).finished
+    assert not trained(*parts, Watcher(stop_after=5)).finished
+    assert trained(*parts).finished
+    expected, found = (run.load_checkpoint().arrays for run, _, _ in (whole, parts))
+    assert sorted(found) == sorted(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
 def test_devices(tmp_path):
