@@ -72,7 +72,7 @@ class Ours:
         """Mean log-density with exact determinants, its standard error, the largest constant of a block."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.safetensors"
-            self.trainer.export(path)
+            iresnet_core.save(self.trainer.to_core(), path)
             flow = iresnet_core.load(path).astype(np.float64)
         found = mean_score(scores(flow, x, method="exact"))
         constants = [_norm_product(layer.branch) for layer in flow.layers if layer.is_block]
@@ -146,26 +146,19 @@ class Peer:
     @torch.no_grad()
     def _exact(self, model, x):
         """Log-density by the explicit Jacobian of every block; one's own estimator would add its noise."""
+        from iresnet_core.adapters.torch.peers.normflows import values_and_jacobians
+
         model.eval()
         z, total = self._prepared(x)
         for flow in reversed(model.flows):
             if isinstance(flow, self.nf.flows.Residual):
-                g, J = _with_jacobian(flow.iresblock.nnet, z)
+                g, J = values_and_jacobians(flow.iresblock.nnet, z)
                 total = total + torch.linalg.slogdet(torch.eye(z.shape[1], dtype=z.dtype) + J)[1].numpy()
                 z = z + g
             else:
                 z, logdet = flow.inverse(z)
                 total = total + logdet.numpy()
         return total + model.q0.log_prob(z).numpy()
-
-
-def _with_jacobian(net, z):
-    """Values and explicit Jacobians (batch, d, d), a row a backward pass: torch.func cannot follow the layers."""
-    with torch.enable_grad():
-        z = z.detach().requires_grad_()
-        g = net(z)
-        rows = [torch.autograd.grad(g[:, i].sum(), z, retain_graph=True)[0] for i in range(z.shape[1])]
-    return g.detach(), torch.stack(rows, dim=1)
 
 
 def _peer_constant(flow):

@@ -3,11 +3,8 @@
 Both take steps of Adam with clipped gradients on prepared samples, and score others.
 """
 
-import math
-
 import numpy as np
 import torch
-from density import _with_jacobian
 from torch import nn
 
 import iresnet_core
@@ -48,6 +45,8 @@ class Peer:
     def __init__(self, settings, shape, first, rate):
         import normflows as nf
 
+        from iresnet_core.adapters.torch.peers.normflows import Stages
+
         model = settings.model
         self.nf, self.rate, self.clip = nf, rate, settings.training.clip
         self.logit = None if model.alpha is None else iresnet_core.Logit(model.alpha)
@@ -57,7 +56,7 @@ class Peer:
         if self.image:
             channels, height, width = shape
             ends = [4 * channels] if height % 4 or width % 4 else [4 * channels, 8 * channels]
-        self.stages = nn.ModuleList(nn.ModuleList(self._stage(model, end)) for end in ends)
+        self.stages = Stages((self._stage(model, end) for end in ends), self.image)
         with torch.no_grad():
             self._log_prob(first)  # initialises the ActNorms
         self.optimizer = torch.optim.Adam(self.stages.parameters(), lr=rate)
@@ -82,21 +81,7 @@ class Peer:
         if self.logit is not None:
             out = self.logit.forward(x)
             x, total = out.value, torch.from_numpy(np.asarray(out.logdet.value))
-        z = torch.from_numpy(np.asarray(x))
-        for k, stage in enumerate(self.stages):
-            if k:
-                z, done = z.chunk(2, dim=1)
-                total = total + _normal(done)
-            if self.image:
-                z = nn.functional.pixel_unshuffle(z, 2)
-            for flow in stage:
-                if exact and isinstance(flow, self.nf.flows.Residual):
-                    g, J = _with_jacobian(flow.iresblock.nnet, z)
-                    z, logdet = z + g, torch.linalg.slogdet(torch.eye(z.shape[1]) + J)[1]
-                else:
-                    z, logdet = flow.inverse(z)
-                total = total + logdet.flatten()
-        return total + _normal(z)
+        return self.stages.inverted(torch.from_numpy(np.asarray(x)), exact) + total
 
     def step(self, x, lr):
         """One step, as the library's documentation has it."""
@@ -115,9 +100,3 @@ class Peer:
         self.stages.eval()
         parts = [self._log_prob(x[i : i + CHUNK], exact=not self.image) for i in range(0, len(x), CHUNK)]
         return torch.cat(parts).double().numpy()
-
-
-def _normal(z):
-    """Log-density of a standard normal distribution."""
-    z = z.flatten(1)
-    return -0.5 * (z * z).sum(1) - 0.5 * z.shape[1] * math.log(2 * math.pi)

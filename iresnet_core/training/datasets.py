@@ -184,13 +184,13 @@ def _whole(source: DatasetSource) -> Dataset:
     rng = np.random.default_rng([source.seed, 0])
     if source.name in toy_names():
         _refuse_options(source, "file", "key", "levels")
-        return _split(source.name, draw_toy(source.name, source.samples or TOY_SAMPLES, rng), None, rng, None)
+        return split_samples(source.name, draw_toy(source.name, source.samples or TOY_SAMPLES, rng), None, rng, None)[0]
     if source.name in IMAGES:
         found = image_arrays(source)
         train, levels = as_samples(found["x_train"], f"{source.name}: x_train", image_levels(source))
         test = found.get("x_test")
         test = None if test is None else as_samples(test, f"{source.name}: x_test", levels)[0]
-        return _split(source.name, train, levels, rng, source.samples, test)
+        return split_samples(source.name, train, levels, rng, source.samples, test)[0]
     _refuse_options(source, "file")
     return _from_file(source, rng)
 
@@ -318,7 +318,7 @@ def _from_file(source: DatasetSource, rng: np.random.Generator) -> Dataset:
         if {"x_train", "x_test"} <= set(arrays):
             train, levels = as_samples(arrays["x_train"], f"{path}: x_train", source.levels)
             test, _ = as_samples(arrays["x_test"], f"{path}: x_test", levels)
-            return _split(path.name, train, levels, rng, source.samples, test)
+            return split_samples(path.name, train, levels, rng, source.samples, test)[0]
     if path.suffix.lower() in TABLE_SUFFIXES and source.levels is None:
         _refuse_options(source, "key")
         return _of_table(source, opened_table(path), path, rng)
@@ -326,7 +326,7 @@ def _from_file(source: DatasetSource, rng: np.random.Generator) -> Dataset:
     if source.levels is None and array.ndim in (1, 2) and array.size and array.dtype.kind in "biuf":
         return _of_table(source, Table(array.reshape(len(array), -1).astype(np.float64), None, {}), path, rng)
     samples, levels = as_samples(array, f"{path}", source.levels)
-    return _split(path.name, samples, levels, rng, source.samples)
+    return split_samples(path.name, samples, levels, rng, source.samples)[0]
 
 
 def _of_table(source: DatasetSource, table: Table, path: Path, rng: np.random.Generator) -> Dataset:
@@ -338,7 +338,7 @@ def _of_table(source: DatasetSource, table: Table, path: Path, rng: np.random.Ge
     kept = columns.rows_to_keep(values, f"{path}")
     if not kept.all():
         notes.append(f"{np.sum(~kept)} of {len(kept)} rows have missing values and are left out")
-    dataset = _split(path.name, values[kept], None, rng, source.samples)
+    dataset = split_samples(path.name, values[kept], None, rng, source.samples)[0]
     if columns.missing == "impute":
         gaps = np.isnan(dataset.train)
         if np.any(gaps.all(axis=0)):
@@ -372,14 +372,3 @@ def split_samples(
     if test.shape[1:] != samples.shape[1:]:
         raise ShapeError(f"{name}: samples of shape {samples.shape[1:]} to train on, {test.shape[1:]} to test on.")
     return Dataset(name, samples[rest], samples[validation], test, levels), (rest, validation, third)
-
-
-def _split(
-    name: str,
-    samples: np.ndarray,
-    levels: int | None,
-    rng: np.random.Generator,
-    keep: int | None,
-    test: np.ndarray | None = None,
-) -> Dataset:
-    return split_samples(name, samples, levels, rng, keep, test)[0]

@@ -13,7 +13,7 @@ from iresnet_core.adapters.torch.peers.flow_in_training import FlowInTraining, n
 from iresnet_core.errors import ShapeError
 from iresnet_core.reproduction import Task
 
-__all__ = ["glow", "residual_flow"]
+__all__ = ["Stages", "glow", "residual_flow", "values_and_jacobians"]
 
 _BLOCKS, _IMAGE_BLOCKS = 8, 4  # for images at each scale, as ours
 _HIDDEN = 2  # hidden layers of a block
@@ -40,7 +40,7 @@ class Stages(nn.Module):
                 z = nn.functional.pixel_unshuffle(z, 2)
             for flow in stage:
                 if exact and isinstance(flow, nf.flows.Residual):
-                    g, jacobian = _with_jacobian(flow.iresblock.nnet, z)
+                    g, jacobian = values_and_jacobians(flow.iresblock.nnet, z)
                     identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
                     z, logdet = z + g, torch.linalg.slogdet(identity + jacobian)[1]
                 else:
@@ -125,7 +125,7 @@ class ResidualFlow(NormflowsFlow):
         return largest
 
 
-def _with_jacobian(net: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
+def values_and_jacobians(net: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
     """Values and explicit Jacobians (n, d, d), a row a backward pass: torch.func cannot follow the layers."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
