@@ -124,7 +124,7 @@ def freshly_trained(constant, seconds, batch=256):
         steps += 1
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "flow.safetensors"
-        trainer.export(path)
+        iresnet_core.save(trainer.to_core(), path)
         flow = iresnet_core.load(path).astype(np.float64)
     x, blocks = samples(batch).astype(np.float64), []
     for layer in flow.layers:
