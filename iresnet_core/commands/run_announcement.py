@@ -12,7 +12,7 @@ def announce(console: Console, config: RunConfig, dataset: Dataset, run: Trainin
     model, training = config.settings.model, config.settings.training
     shape = " x ".join(map(str, dataset.event_shape))
     console.print(
-        f"{dataset.name}: {len(dataset.train)} samples of shape {shape} to train on, {len(dataset.validation)} to "
+        f"{dataset.name}: {dataset.train_count} samples of shape {shape} to train on, {len(dataset.validation)} to "
         f"validate, {len(dataset.test)} to test",
         soft_wrap=True,
     )

@@ -157,7 +157,7 @@ def train_command(
     file: Annotated[
         str | None, _data("--file", metavar="FILE", help="The file mnist.npz, or the archive or folder of CIFAR.")
     ] = None,
-    key: Annotated[str | None, _data("--key", metavar="NAME", help="Which array of a .npz file.")] = None,
+    key: Annotated[str | None, _data("--key", metavar="NAME", help="Which array of a .npz or .zarr file.")] = None,
     levels: Annotated[
         int | None, _data("--levels", metavar="N", help="Number of grey levels in a file of whole numbers.")
     ] = None,
@@ -171,6 +171,10 @@ def train_command(
     drop: Annotated[str | None, _data("--drop", metavar="COLUMNS", help="Columns to leave out, as id,3.")] = None,
     missing: Annotated[
         str | None, _data("--missing", metavar="HOW", help="Rows with missing values: drop, or impute medians.")
+    ] = None,
+    memory: Annotated[
+        int | None,
+        _data("--memory", metavar="MIB", help="Read FILE in shuffled blocks, so much at once (all; large files 1024)."),
     ] = None,
     tensorboard: Annotated[
         bool | None,
@@ -219,7 +223,7 @@ def train_command(
     }
     asked = {name: value for name, value in asked.items() if value is not None}
     of_data = {"samples": samples, "file": file, "key": key, "levels": levels, "condition": condition, "labels": labels}
-    of_data |= {"drop": drop, "missing": missing}
+    of_data |= {"drop": drop, "missing": missing, "memory": memory}
     of_data = {name: value for name, value in of_data.items() if value is not None}
     with usage_errors(), ExitStack() as held:
         processes = held.enter_context(joined_processes())
@@ -313,7 +317,7 @@ def _planned(config: RunConfig, dataset: Dataset) -> tuple[LayerPlan, ...]:
 def _begun(data: str, asked: Mapping[str, Any], of_data: Mapping[str, Any]) -> tuple[RunConfig, Dataset]:
     """Settings of a new run, and its data."""
     name = data if data in (*toy_names(), *IMAGES) else str(Path(data).absolute())
-    if name != data and not Path(data).is_file():
+    if name != data and not Path(data).exists():
         name = data  # for the error, which names it as it was written
     source = DatasetSource(name, seed=asked.get("seed", 0), **of_data)
     dataset = load_dataset(source)

@@ -34,6 +34,8 @@ class RowFile:
         Of the numbers; "float64" for the columns of a table.
     groups : tuple of (str, int, int)
         For .parquet files: the file, the number of a row group in it, and how many rows that has, in their order.
+    rows_together : int
+        Rows that are read from the disk together, whichever of them is asked for: the chunk of a .zarr array.
     changed : int
         When the file, or the last one of a folder, was written, in nanoseconds.
     """
@@ -43,6 +45,7 @@ class RowFile:
     shape: tuple[int, ...]
     dtype: str
     groups: tuple[tuple[str, int, int], ...] = ()
+    rows_together: int = 1
     changed: int = 0
 
     def __len__(self) -> int:
@@ -70,12 +73,14 @@ class RowFile:
 
     def _table(self, begin: int, end: int) -> Table:
         reader, arrow = pyarrow("pyarrow.parquet"), pyarrow("pyarrow")
-        parts, first = [], 0
+        parts, first, opened = [], 0, {}
         try:
             for file, group, rows in self.groups:
                 low, high = max(begin - first, 0), min(end - first, rows)
                 if low < high:
-                    parts.append(reader.ParquetFile(file).read_row_group(group).slice(low, high - low))
+                    if file not in opened:
+                        opened = {file: reader.ParquetFile(file)}
+                    parts.append(opened[file].read_row_group(group).slice(low, high - low))
                 first += rows
             return table_of_columns(arrow.concat_tables(parts), Path(self.path))
         except arrow.ArrowException as error:
@@ -117,9 +122,9 @@ def open_rows(path: str | os.PathLike[str], key: str | None = None) -> RowFile:
             raise DataFileError(f"{path} holds {array.dtype}, expected real numbers.")
         if not array.ndim:
             raise DataFileError(f"{path} holds one number, expected rows along the first axis.")
-    return RowFile(
-        str(path), key, tuple(map(int, array.shape)), np.dtype(array.dtype).name, changed=_last_change([path])
-    )
+        shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype).name
+        together = int((getattr(array, "shards", None) or getattr(array, "chunks", None) or (1,))[0])
+    return RowFile(str(path), key, shape, dtype, rows_together=together, changed=_last_change([path]))
 
 
 def zarr_module() -> Any:
@@ -168,7 +173,7 @@ def _opened_tables(path: Path) -> RowFile:
         groups += [(str(file), k, rows) for k, rows in enumerate(counts)]
     assert columns is not None
     n = sum(rows for _, _, rows in groups)
-    return RowFile(str(path), None, (n, len(columns)), "float64", tuple(groups), _last_change([path, *files]))
+    return RowFile(str(path), None, (n, len(columns)), "float64", tuple(groups), changed=_last_change([path, *files]))
 
 
 def _last_change(paths: Sequence[Path]) -> int:

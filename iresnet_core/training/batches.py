@@ -1,7 +1,7 @@
 """The samples of every step of a training, with their conditions, as the trainer takes them."""
 
 from functools import cached_property
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,8 +10,16 @@ from iresnet_core.training.data_spread import require_spread
 from iresnet_core.training.datasets import Dataset, dequantized
 from iresnet_core.training.sample_layout import SampleLayout
 from iresnet_core.training.settings import TrainingSettings
+from iresnet_core.training.stored_samples import ShuffledBlocks
 
-__all__ = ["Batches", "EpochOrder"]
+__all__ = ["Batch", "Batches", "EpochOrder"]
+
+
+class Batch(NamedTuple):
+    """The samples of a step, as the trainer takes them, and their conditions, where there are any."""
+
+    x: np.ndarray
+    context: np.ndarray | None
 
 
 class EpochOrder:
@@ -47,6 +55,9 @@ class Batches:
             spread = np.std(dataset.train, axis=0)
             require_spread(dataset.train, settings.dtype, spread, "Leave out --no-standardize, or try --dtype float64.")
         self.order = EpochOrder(len(dataset.train), settings.batch, settings.seed)
+        self.blocks = None
+        if dataset.stored is not None:
+            self.blocks = ShuffledBlocks(dataset.stored, settings.batch, settings.seed)
         # The same noise at every evaluation, so that they can be compared.
         held = dataset.validation[: settings.evaluation_samples]
         self.validation = self._ready(held, np.random.default_rng([settings.seed, 3]))
@@ -59,24 +70,28 @@ class Batches:
         """Return samples for the data-dependent initialisation."""
         return self._ready(self.dataset.train[:n], np.random.default_rng([self.settings.seed, 4]))
 
-    def contexts(self, part: int, chosen: Any) -> np.ndarray | None:
+    def contexts(self, part: int, n: slice) -> np.ndarray | None:
         """Return the conditions of samples of one of the three parts, or None where there are none."""
         if self.dataset.contexts is None:
             return None
-        found: np.ndarray = self.dataset.contexts[part][chosen].astype(self.settings.dtype)
+        found: np.ndarray = self.dataset.contexts[part][n].astype(self.settings.dtype)
         return found
 
-    def at(self, step: int) -> np.ndarray:
+    def at(self, step: int) -> Batch:
         """Return the batch of a step."""
-        x = self.dataset.train[self.chosen(step)]
+        x, context = self._chosen(step)
         if self.settings.flip:  # rows of pixels are the last axis of the data
             turned = np.random.default_rng([self.settings.seed, 9, step]).random(len(x)) < 0.5
             x = np.where(turned[:, None, None, None], x[..., ::-1], x)
-        return self._ready(x, np.random.default_rng([self.settings.seed, 2, step]))
+        x = self._ready(x, np.random.default_rng([self.settings.seed, 2, step]))
+        return Batch(x, None if context is None else context.astype(self.settings.dtype))
 
-    def chosen(self, step: int) -> np.ndarray:
-        """Return the numbers of the samples of a step."""
-        return self.order.chosen(step)
+    def _chosen(self, step: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the samples of a step as the data have them, and their conditions."""
+        if self.blocks is not None:
+            return self.dataset.parted(self.blocks.at(step))
+        chosen, contexts = self.order.chosen(step), self.dataset.contexts
+        return self.dataset.train[chosen], None if contexts is None else contexts[0][chosen]
 
     def _ready(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         ready = self.layout.to_model(dequantized(x, self.dataset.levels, rng))

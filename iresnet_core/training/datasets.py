@@ -20,9 +20,20 @@ from typing import Any
 import numpy as np
 
 from iresnet_core.errors import DataFileError, InvalidArgumentError, ShapeError
-from iresnet_core.files import CIFAR, SUFFIXES, TABLE_SUFFIXES, Table, opened_table, read_array, read_arrays, read_cifar
+from iresnet_core.files import (
+    CIFAR,
+    ROW_SUFFIXES,
+    SUFFIXES,
+    TABLE_SUFFIXES,
+    Table,
+    opened_table,
+    read_array,
+    read_arrays,
+    read_cifar,
+)
 from iresnet_core.training.condition_columns import ConditionPlan, planned_condition, split_columns
 from iresnet_core.training.sample_arrays import as_samples
+from iresnet_core.training.stored_samples import USUAL_MEMORY, StoredSamples, open_stored
 from iresnet_core.training.table_columns import TableColumns, require_varying
 from iresnet_core.training.toy_data import draw_toy, toy_names
 
@@ -43,6 +54,7 @@ TOY_SAMPLES = 100_000
 HELD_OUT = 0.1  # of the data, for validation and again for the test
 FEWEST = 10
 MOST = 10**8
+_LARGE = 2**31  # bytes of a file whose samples are not held in memory unless that is asked for
 SHARED_DATA = "IRESNET_SHARED_DATA"
 
 
@@ -53,7 +65,8 @@ class DatasetSource:
     Attributes
     ----------
     name : str
-        A toy set, "digits", "mnist", "cifar10", "cifar100", or the path of a .npy, .npz, .csv or .parquet file.
+        A toy set, "digits", "mnist", "cifar10", "cifar100", or the path of a .npy, .npz, .csv or .parquet file, of a
+        .zarr array, or of a folder of .parquet files.
     seed : int
         Seed of the split, and of the drawing of a toy set.
     samples : int, optional
@@ -61,7 +74,7 @@ class DatasetSource:
     file : str, optional
         Where mnist.npz, or the folder or archive of CIFAR, is, if not in one of the usual places.
     key : str, optional
-        Which array of a .npz archive.
+        Which array of a .npz archive or a .zarr group.
     levels : int, optional
         Number of grey levels of a file of whole numbers 0 .. levels - 1; default 256 for images of uint8.
     condition, labels : str, optional
@@ -75,6 +88,9 @@ class DatasetSource:
     label_key : str, optional
         For a classifier: which array of a .npz archive holds the labels (default y), or which labels of CIFAR-100:
         "fine" (default) or "coarse".
+    memory : int, optional
+        MiB that the samples of a .npy, .zarr or .parquet file may take; the file is then read in shuffled blocks while
+        the training runs. Default all of it is held, but of files above 2 GiB, .zarr arrays and folders 1024 MiB.
     """
 
     name: str
@@ -88,6 +104,7 @@ class DatasetSource:
     drop: str | None = None
     missing: str | None = None
     label_key: str | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +127,11 @@ class Dataset:
         The columns of a table that are used, those of the conditions among them.
     notes : tuple of str
         What was done to the data, for the user to see.
+    stored : StoredSamples or None
+        Where the samples to train on stay in their file, what reads them; `train` is then a random part of them, as
+        many as are needed to know the data by.
+    condition_columns : str or None
+        Which columns of what `stored` reads are conditions.
     """
 
     name: str
@@ -121,11 +143,24 @@ class Dataset:
     condition: ConditionPlan | None = None
     columns: TableColumns | None = None
     notes: tuple[str, ...] = ()
+    stored: StoredSamples | None = None
+    condition_columns: str | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return tuple(self.train.shape[1:])
+
+    @property
+    def train_count(self) -> int:
+        """How many samples there are to train on."""
+        return len(self.train) if self.stored is None else len(self.stored)
+
+    def parted(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return what `stored` reads as samples and their conditions."""
+        if self.condition_columns is None:
+            return rows, None
+        return split_columns(rows, self.condition_columns, self.name)
 
 
 def load_dataset(source: DatasetSource) -> Dataset:
@@ -168,9 +203,8 @@ def _conditional(dataset: Dataset, condition: str, labels: str | None) -> Datase
     (train, validation, test), (first, second, third) = zip(*parts, strict=True)
     plan = planned_condition(first, condition, labels, dataset.train.shape[1], others=(second, third))
     contexts = first, second, third
-    return replace(
-        dataset, train=train, validation=validation, test=test, levels=None, contexts=contexts, condition=plan
-    )
+    dataset = replace(dataset, train=train, validation=validation, test=test, contexts=contexts, condition=plan)
+    return dataset if dataset.stored is None else replace(dataset, condition_columns=condition)
 
 
 def _whole(source: DatasetSource) -> Dataset:
@@ -182,6 +216,8 @@ def _whole(source: DatasetSource) -> Dataset:
     if source.samples is not None and source.samples > MOST:
         raise InvalidArgumentError(f"{source.samples} samples are too many to be held; at most {MOST} are taken.")
     rng = np.random.default_rng([source.seed, 0])
+    if source.name in (*toy_names(), *IMAGES):
+        _refuse_options(source, "memory")
     if source.name in toy_names():
         _refuse_options(source, "file", "key", "levels")
         return split_samples(source.name, draw_toy(source.name, source.samples or TOY_SAMPLES, rng), None, rng, None)[0]
@@ -192,7 +228,8 @@ def _whole(source: DatasetSource) -> Dataset:
         test = None if test is None else as_samples(test, f"{source.name}: x_test", levels)[0]
         return split_samples(source.name, train, levels, rng, source.samples, test)[0]
     _refuse_options(source, "file")
-    return _from_file(source, rng)
+    path = Path(source.name)
+    return _stored(source, path) if _stays_in_file(source, path) else _from_file(source, rng)
 
 
 def image_levels(source: DatasetSource) -> int | None:
@@ -276,6 +313,9 @@ def fingerprint(dataset: Dataset) -> str:
     for part in (dataset.train, dataset.validation, dataset.test, *(dataset.contexts or ())):
         digest.update(f"{part.dtype}{part.shape}".encode())
         digest.update(part.tobytes())
+    if dataset.stored is not None:  # of samples that stay in their file, those above stand for all
+        file = dataset.stored.file
+        digest.update(f"{file.shape}{file.dtype}{[rows for _, _, rows in file.groups]}".encode())
     return digest.hexdigest()
 
 
@@ -301,6 +341,25 @@ def _find_file(source: DatasetSource, names: tuple[str, ...], hint: str) -> Path
     raise InvalidArgumentError(
         f"{names[-1]} is in none of {', '.join(map(str, folders))}. Say where it is with --file.{hint}"
     )
+
+
+def _stays_in_file(source: DatasetSource, path: Path) -> bool:
+    """Whether the samples of a file are read while the training runs, instead of being held in memory."""
+    if not path.exists():
+        return False
+    rows = path.suffix.lower() in ROW_SUFFIXES
+    return source.memory is not None or path.is_dir() or (rows and path.stat().st_size > _LARGE)
+
+
+def _stored(source: DatasetSource, path: Path) -> Dataset:
+    """Return the data set of a file whose samples to train on stay in it."""
+    _refuse_options(source, "samples")
+    memory = USUAL_MEMORY if source.memory is None else source.memory
+    options = {name: getattr(source, name) for name in ("key", "levels", "drop", "missing")}
+    stored, train, validation, test = open_stored(path, memory, HELD_OUT, source.seed, **options)
+    note = f"the samples to train on stay in {path.name}, which is read in shuffled blocks: {memory} MiB of memory"
+    columns, levels = stored.columns, stored.levels
+    return Dataset(path.name, train, validation, test, levels, columns=columns, notes=(note,), stored=stored)
 
 
 def _from_file(source: DatasetSource, rng: np.random.Generator) -> Dataset:

@@ -220,9 +220,9 @@ class _FlowTask:
         return rate * (1.0 if self.settings.schedule == "constant" else cosine(share))
 
     def step(self, step: int, lr: float) -> StepResult:
-        context = self.batches.contexts(0, self.batches.chosen(step))
+        x, context = self.batches.at(step)
         own = {} if context is None else {"context": context}
-        loss, norm = self.trainer.step(self.batches.at(step), lr, **own)
+        loss, norm = self.trainer.step(x, lr, **own)
         return StepResult(loss + self.batches.offset, norm)
 
     def evaluate(self, train_nats: float) -> Evaluation:

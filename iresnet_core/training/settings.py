@@ -216,7 +216,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
     size = 1
     for n in shape:
         size *= n
-    few = len(dataset.train) < _FEW_SAMPLES
+    few = dataset.train_count < _FEW_SAMPLES
     grey_rows = kind == "mlp" and dataset.levels is not None
     model: dict[str, Any] = {
         "kind": kind,
@@ -234,7 +234,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         "framework": framework,
         "steps": None if asked.get("minutes") is not None else 2000,
         "minutes": None,
-        "batch": min(64 if kind == "conv" else 256, len(dataset.train)),
+        "batch": min(64 if kind == "conv" else 256, dataset.train_count),
         "lr": 1e-2 if kind == "conv" else 5e-3,
         "schedule": "cosine",
         "start": "uniform" if few else "orthogonal",
@@ -269,9 +269,9 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         raise InvalidArgumentError(f"flip mirrors images; {dataset.name} has samples of shape {shape}.")
     Activation(model["activation"])
     settings = RunSettings(source, ModelSettings(**model), TrainingSettings(**training))
-    if settings.training.batch > len(dataset.train):
+    if settings.training.batch > dataset.train_count:
         raise InvalidArgumentError(
-            f"a batch of {settings.training.batch} is more than the {len(dataset.train)} samples to train on."
+            f"a batch of {settings.training.batch} is more than the {dataset.train_count} samples to train on."
         )
     return settings
 
@@ -367,7 +367,7 @@ def settings_from_json(node: Any, where: str) -> RunSettings:
         node = {**node, "training": {**_AS_BEFORE, **training}}
     data = node.get("data")
     if isinstance(data, dict):
-        before = dict.fromkeys(("condition", "labels", "drop", "missing", "label_key"))
+        before = dict.fromkeys(("condition", "labels", "drop", "missing", "label_key", "memory"))
         node = {**node, "data": {**before, **data}}
     model = node.get("model")
     if isinstance(model, dict):  # as before there were these settings

@@ -33,7 +33,7 @@ def test_what_is_evaluated_and_exported_is_the_average(framework, tmp_path):
     trainer, batches = trainer_of(framework, tmp_path, ema=0.7)
     average = None
     for step in range(4):
-        trainer.step(batches.at(step), 0.05)
+        trainer.step(batches.at(step).x, 0.05)
         averaged = {name: array.copy() for name, array in trainer.state().items() if name.startswith("average.")}
         if average is None:
             average = {name: array for name, array in averaged.items() if array.ndim}
@@ -65,7 +65,7 @@ def test_the_penalty_is_part_of_the_loss(framework, tmp_path):
     penalty = flow.spectral_penalty(1.0)
     expected = 0.5 * float(get_backend(penalty).to_numpy(penalty))
     assert expected > 1
-    difference = penalised.step(batches.at(0), 0.01).loss - plain.step(batches.at(0), 0.01).loss
+    difference = penalised.step(batches.at(0).x, 0.01).loss - plain.step(batches.at(0).x, 0.01).loss
     assert difference == pytest.approx(expected, rel=1e-3, abs=0.2)  # the probes of the two differ
 
 

@@ -40,12 +40,12 @@ def test_mirrored_images_are_a_function_of_the_step():
     layout = SampleLayout((1, 8, 8), (1, 8, 8))
     plain = Batches(dataset, layout, default_settings(settings.data, dataset, "torch", {"batch": 32}).training)
     flipped = Batches(dataset, layout, settings.training)
-    levels = [np.floor(17 * batches.at(3)) for batches in (plain, flipped)]
+    levels = [np.floor(17 * batches.at(3).x) for batches in (plain, flipped)]
     same = [bool(np.array_equal(a, b)) for a, b in zip(*levels, strict=True)]
     turned = [bool(np.array_equal(a[..., ::-1], b)) for a, b in zip(*levels, strict=True)]
     assert all(a or b for a, b in zip(same, turned, strict=True))
     assert 5 < sum(turned) < 27
-    np.testing.assert_array_equal(flipped.at(3), flipped.at(3))
+    np.testing.assert_array_equal(flipped.at(3).x, flipped.at(3).x)
     moons = load_dataset(DatasetSource("moons", samples=100))
     with pytest.raises(InvalidArgumentError, match="flip mirrors images"):
         default_settings(DatasetSource("moons", samples=100), moons, "torch", {"flip": True})

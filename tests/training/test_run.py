@@ -234,11 +234,11 @@ def test_a_loss_that_is_not_finite_ends_the_training(numpy_framework, tmp_path, 
 def test_every_sample_comes_once_an_epoch(numpy_framework, tmp_path):
     _, config, dataset = prepared(tmp_path / "run", numpy_framework, batch=48)
     batches = Batches(dataset, config.layout, config.settings.training)
-    epoch = np.concatenate([batches.at(k) for k in range(10)])
+    epoch = np.concatenate([batches.at(k).x for k in range(10)])
     assert len(np.unique(epoch, axis=0)) == 480
     again = Batches(dataset, config.layout, config.settings.training)
-    assert np.array_equal(again.at(7), batches.at(7))
-    assert not np.array_equal(batches.at(0), batches.at(10))
+    assert np.array_equal(again.at(7).x, batches.at(7).x)
+    assert not np.array_equal(batches.at(0).x, batches.at(10).x)
 
 
 def test_the_learning_rate_falls_along_a_cosine(numpy_framework, tmp_path):
