@@ -87,6 +87,10 @@ def train_command(
     scales: Annotated[
         int | None, _model("--scales", metavar="N", help="Of conv: how often images are squeezed (2).")
     ] = None,
+    spread: Annotated[
+        float | None,
+        _model("--spread", metavar="S", help="Standard deviation of vectors in front of the blocks, without ActNorm."),
+    ] = None,
     steps: Annotated[int | None, _training("--steps", help="Length of the training in steps (2000).")] = None,
     minutes: Annotated[float | None, _training("--minutes", help="Length in minutes instead of steps.")] = None,
     batch: Annotated[int | None, _training("--batch", help="Samples in each step (256; conv: 64).")] = None,
@@ -216,6 +220,7 @@ def train_command(
         "ema": ema,
         "threads": threads,
         "scales": scales,
+        "spread": spread,
         "warm_up": warm_up,
         "flip": flip,
         "accumulate": accumulate,

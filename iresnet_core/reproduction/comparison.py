@@ -104,7 +104,6 @@ def made_model(name: str, dataset: Dataset, first: np.ndarray, settings: Mapping
     return Ours(
         Task(first, seed=settings["seed"]),
         default_settings(source, dataset, "torch", asked),
-        spread=settings.get("spread"),
     )
 
 
@@ -114,10 +113,10 @@ def trained_cell(settings: Mapping[str, Any], dataset: Dataset) -> CellResult:
     Parameters
     ----------
     settings : mapping
-        "model", "data", "seed", "seconds", "batch", "parameters" (of the peers), "asked" (settings of ours), "spread"
-        (see `Ours`), "alpha" (of the logit that peers have in front of images), "validation_samples", "test_samples",
-        "device", "steps" (None but in tests), "grid" (half the side of the square that is drawn, or None), "lr" (of a
-        peer, or None for its own).
+        "model", "data", "seed", "seconds", "batch", "parameters" (of the peers), "asked" (settings of ours), "alpha"
+        (of the logit that peers have in front of images), "validation_samples", "test_samples", "device", "steps" (None
+        but in tests), "grid" (half the side of the square that is drawn, or None), "lr" (of a peer, or None for its
+        own).
     dataset : Dataset
         The data.
 

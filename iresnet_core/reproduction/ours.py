@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.files import load, save
 from iresnet_core.flows import Flow, Standardize
 from iresnet_core.reproduction.contender import Task
 from iresnet_core.training import (
-    ActNormPlan,
     RunSettings,
     SampleLayout,
     Scores,
@@ -40,10 +38,6 @@ class Ours:
         unless the settings say otherwise.
     name : str
         Its name in tables.
-    spread : float, optional
-        Standard deviation of the samples in front of the blocks, without an ActNorm before each: for toy sets, whose
-        density has more detail than a block resolves on samples of size one. Where it is wide, a block of the same
-        Lipschitz constant bends the plane at a finer scale.
     score_options : mapping
         Options of `Flow.log_prob` for the scores at the end; by default exact log-determinants for vectors, and for
         images the certified estimate of the core.
@@ -54,7 +48,6 @@ class Ours:
         task: Task,
         settings: RunSettings,
         name: str = "i-ResNet (ours)",
-        spread: float | None = None,
         score_options: Mapping[str, Any] | None = None,
     ) -> None:
         model = dataclasses.replace(settings.model, standardize=False)
@@ -63,12 +56,8 @@ class Ours:
         self.layout = SampleLayout(task.event_shape, planned_shape(model, task.event_shape))
         self._dtype = training.dtype
         vector = len(self.layout.model_shape) == 1
-        if spread is not None and not vector:
-            raise InvalidArgumentError("a spread is for vectors; images have a logit in front.")
-        self.spread = 1.0 if spread is None else spread
+        self.spread = 1.0 if model.spread is None else model.spread
         plan = planned_layers(model, task.event_shape)
-        if spread is not None:  # the last one stays, which brings the outputs to the density of the latents
-            plan = (*(layer for layer in plan[:-1] if not isinstance(layer, ActNormPlan)), plan[-1])
         self.trainer: Any = find_trainer(training.framework)(
             plan, self.layout.model_shape, training, self._ready(task.first)
         )

@@ -32,6 +32,7 @@ __all__ = [
 
 KINDS = ("mlp", "conv")
 _MOST_LAYERS = 10_000
+_WIDEST = 1e4  # spread, which float32 still resolves to a thousandth of a unit
 _MOST_WEIGHTS = 2**31  # 8 GB in float32, and three times that with the moments of Adam
 
 
@@ -61,6 +62,9 @@ class ModelSettings:
         Whether an activation stands in front of the first linear layer of a block too, as in Residual Flows.
     scales : int
         How often "conv" squeezes the images, with half of the channels leaving the flow in between.
+    spread : float or None
+        Standard deviation of the samples in front of the blocks, which then have no ActNorm between them, for "mlp".
+        Where it is wide, a block of the same Lipschitz constant bends the space at a finer scale.
     """
 
     kind: str
@@ -73,6 +77,7 @@ class ModelSettings:
     standardize: bool = False
     activation_first: bool = False
     scales: int = 2
+    spread: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -82,6 +87,11 @@ class ModelSettings:
                 raise InvalidArgumentError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.kind != "conv" and self.scales != 2:
             raise InvalidArgumentError(f"scales are for the model conv, got scales={self.scales} for {self.kind}.")
+        if self.spread is not None and not (self.kind == "mlp" and 0 < self.spread <= _WIDEST):
+            raise InvalidArgumentError(
+                f"a spread is a number above 0 and at most {_WIDEST:g} for the model mlp, got {self.spread:g} for "
+                f"{self.kind}."
+            )
         if self.blocks * self.layers > _MOST_LAYERS:
             raise InvalidArgumentError(
                 f"{self.blocks} blocks of {self.layers} hidden layers are more than {_MOST_LAYERS} layers."
@@ -246,7 +256,8 @@ def planned_layers(
         widths = (size, *(settings.hidden,) * settings.layers, size)
         block_of = dense_block(widths, settings.activation, settings.coeff, activation_first=settings.activation_first)
         residual = replace(block_of, context=context)
-        block = (ActNormPlan(size, context), residual)
+        block = (residual,) if settings.spread is not None else (ActNormPlan(size, context), residual)
+        # The last ActNorm brings the outputs to the density of the latents.
         return first + block * settings.blocks + (ActNormPlan(size, context),)
     if context is not None:
         raise InvalidArgumentError("--condition is for the model mlp; images under conditions train with the adapters.")

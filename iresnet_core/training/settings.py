@@ -229,6 +229,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         "standardize": dataset.levels is None,
         "activation_first": grey_rows,
         "scales": 2,
+        "spread": None,
     }
     training: dict[str, Any] = {
         "framework": framework,
@@ -265,6 +266,10 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         raise InvalidArgumentError(f"alpha is for images of grey levels, which {dataset.name} does not hold.")
     if dataset.levels is not None and model["standardize"]:
         raise InvalidArgumentError(f"standardize is for real numbers; {dataset.name} holds grey levels, for a logit.")
+    if model["spread"] is not None and not model["standardize"]:
+        raise InvalidArgumentError(
+            "spread scales what is standardized: it is for real numbers, and goes without --no-standardize."
+        )
     if training["flip"] and not image:
         raise InvalidArgumentError(f"flip mirrors images; {dataset.name} has samples of shape {shape}.")
     Activation(model["activation"])
@@ -371,7 +376,10 @@ def settings_from_json(node: Any, where: str) -> RunSettings:
         node = {**node, "data": {**before, **data}}
     model = node.get("model")
     if isinstance(model, dict):  # as before there were these settings
-        node = {**node, "model": {"standardize": False, "activation_first": False, "scales": 2, **model}}
+        node = {
+            **node,
+            "model": {"standardize": False, "activation_first": False, "scales": 2, "spread": None, **model},
+        }
     return RunSettings(**settings_parts(kinds, node, where))
 
 

@@ -172,8 +172,8 @@ def test_settings_of_a_wrong_kind_are_refused_without_a_hash_too(interrupted):
         except RunError:
             continue
         read += 1
-    # What is still sound: "NaN" as a name or as a device, no versions, a seed and a memory that are not needed.
-    assert read < 42
+    # What is still sound: "NaN" as a name or as a device, no versions, a seed, memory or spread that is not needed.
+    assert read < 43
 
 
 def progress_of(run):

@@ -122,3 +122,41 @@ def test_a_run_from_before_goes_on_without(numpy_framework, tmp_path):
     assert not any(isinstance(layer, Standardize) for layer in iresnet_core.load(run.model_path).layers)
     with pytest.raises(iresnet_core.errors.RunError, match="standardize False instead of True"):
         with_changes(config.settings, {"standardize": True}, "run")
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_a_spread_changes_the_blocks_and_not_the_units(tmp_path, framework):
+    pytest.importorskip(framework)
+    data = gaussian(tmp_path / "x.npy", 100.0, 3.0)
+    run, config, dataset = prepared(tmp_path / "run", framework, data, None, spread=20.0, dtype="float64", steps=4)
+    watcher = Watcher()
+    trained(run, config, dataset, watcher)
+    flow = iresnet_core.load(run.model_path)
+    kinds = [type(layer).__name__ for layer in flow.layers]
+    assert kinds == ["Standardize", *["ResidualBlock"] * config.settings.model.blocks, "ActNorm"]
+    inputs = flow.layers[0].forward(dataset.train).value
+    np.testing.assert_allclose(np.std(inputs, axis=0), 20.0, rtol=1e-9)
+    row = min(watcher.rows, key=lambda row: row["validation_nats"])
+    assert -row["validation_nats"] == pytest.approx(scores(flow, dataset.validation).log_prob.mean(), abs=1e-6)
+    assert scores(flow, dataset.test).log_prob.mean() == pytest.approx(fitted_normal(dataset), abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"spread": 20.0, "standardize": False}, "goes without --no-standardize"),
+        ({"spread": 0.0}, "above 0"),
+        ({"spread": float("nan")}, "above 0"),
+    ],
+)
+def test_a_spread_without_a_meaning_is_refused(asked, words):
+    source = DatasetSource("moons", samples=100)
+    with pytest.raises(InvalidArgumentError, match=words):
+        default_settings(source, load_dataset(source), "torch", asked)
+
+
+def test_a_spread_is_not_for_images():
+    source = DatasetSource("digits", samples=100)
+    for kind in ("conv", "mlp"):
+        with pytest.raises(InvalidArgumentError, match="spread"):
+            default_settings(source, load_dataset(source), "torch", {"spread": 20.0, "kind": kind})
