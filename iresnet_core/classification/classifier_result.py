@@ -9,11 +9,12 @@ import numpy as np
 from iresnet_core.classification.classifier_run import ClassifierConfig
 from iresnet_core.classification.classifier_training import (
     ClassifierTrainer,
+    RoundTrip,
     chunk_size,
     cross_entropies,
     images_for_model,
 )
-from iresnet_core.training import LabelledDataset
+from iresnet_core.training import ONE_PROCESS, LabelledDataset, Processes, shared_out
 
 __all__ = ["ClassifierScore", "Invertibility", "score_classifier", "score_inverse"]
 
@@ -65,12 +66,17 @@ class Invertibility(NamedTuple):
     inverted: int
 
 
-def score_classifier(trainer: ClassifierTrainer, config: ClassifierConfig, dataset: LabelledDataset) -> ClassifierScore:
-    """Return the error on the whole test set under the certified weights."""
+def score_classifier(
+    trainer: ClassifierTrainer, config: ClassifierConfig, dataset: LabelledDataset, processes: Processes = ONE_PROCESS
+) -> ClassifierScore:
+    """Return the error on the whole test set under the certified weights; every process computes its share."""
     images, labels = dataset.parts[2]
     size, n = chunk_size(config), len(images)
-    chunks = [trainer.logits(images_for_model(images[i : i + size], config.levels)) for i in range(0, n, size)]
-    logits = np.concatenate(chunks)
+
+    def logits_from(i: int) -> np.ndarray:
+        return trainer.logits(images_for_model(images[i : i + size], config.levels))
+
+    logits = np.concatenate(shared_out(processes, range(0, n, size), logits_from))
     nats, wrong = cross_entropies(logits, labels), np.argmax(logits, axis=1) != labels
     share = float(np.mean(wrong))
     # Of a share that is zero the standard error is none of the images seen, so a third of the "rule of three" stands
@@ -85,18 +91,25 @@ def score_inverse(
     config: ClassifierConfig,
     dataset: LabelledDataset,
     progress: Progress | None = None,
+    processes: Processes = ONE_PROCESS,
 ) -> Invertibility:
-    """Take all images of the test set to their features and back.
+    """Take all images of the test set to their features and back; every process takes its share.
 
     It computes in float64: features are then so exact that their distance to the true ones, which no bound on the
     inverse counts, is far below the bound.
     """
     images = dataset.parts[2][0]
-    size, found = max(1, chunk_size(config) // 4), []
-    for i in range(0, len(images), size):
-        found.append(trainer.round_trip(images_for_model(images[i : i + size], config.levels)))
+    size = max(1, chunk_size(config) // 4)
+
+    def round_trip_from(i: int) -> RoundTrip:
+        found = trainer.round_trip(images_for_model(images[i : i + size], config.levels))
         if progress is not None:
             progress(min(i + size, len(images)), len(images))
+        return found
+
+    found = shared_out(processes, range(0, len(images), size), round_trip_from)
+    if progress is not None:
+        progress(len(images), len(images))
     error, bound, iterations = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return Invertibility(
         inverse_error=float(error.max()),

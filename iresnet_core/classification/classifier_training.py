@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -11,14 +12,18 @@ from iresnet_core.classification.augmentation import augmented
 from iresnet_core.classification.classifier_run import ClassifierConfig, ClassifierRun
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.training import (
+    ONE_PROCESS,
     EpochOrder,
     Evaluation,
     LabelledDataset,
     Outcome,
+    Processes,
     StepResult,
     Watcher,
     import_trainer,
+    require_share,
     run_task,
+    shared_out,
 )
 
 __all__ = [
@@ -59,7 +64,7 @@ class ClassifierTrainer(Protocol):
     """A classifier in training on one framework; each framework has one class of this shape.
 
     It is made by ``ClassifierTrainer(config, first)``, with parameters drawn from the seed and data-dependent ones set
-    from the images `first`.
+    from the images `first`. With several processes it is given ``processes=``, and `step` takes the batch of all.
     """
 
     def step(self, x: np.ndarray, labels: np.ndarray, lr: float) -> StepResult:
@@ -146,8 +151,11 @@ def train_classifier(
     watcher: Watcher,
     *,
     tensorboard: bool = False,
+    processes: Processes = ONE_PROCESS,
 ) -> tuple[Outcome, ClassifierTrainer]:
     """Train a classifier, from the run's last checkpoint if it has one; see `iresnet_core.training.run_task`.
+
+    Where there are several processes, all of them call this function, and the first one writes.
 
     The model with the fewest errors on the validation set is exported, and among equal ones that with the lowest
     cross-entropy.
@@ -159,12 +167,15 @@ def train_classifier(
     trainer : ClassifierTrainer
         The classifier as it was after the last step.
     """
-    with run.locked():
-        found = find_classifier_trainer(config.settings.training.framework)
-        first = images_for_model(dataset.images.train[: config.settings.training.batch], config.levels)
-        trainer: ClassifierTrainer = found(config, first)
-        task = _ClassifierTask(config, dataset, trainer)
-        return run_task(run, config.settings.training, task, watcher, tensorboard=tensorboard), trainer
+    settings = config.settings.training
+    require_share(processes, settings.batch)
+    with run.locked() if processes.rank == 0 else nullcontext():
+        found = find_classifier_trainer(settings.framework)
+        first = images_for_model(dataset.images.train[: settings.batch], config.levels)
+        more = {"processes": processes} if processes.count > 1 else {}
+        trainer: ClassifierTrainer = found(config, first, **more)
+        task = _ClassifierTask(config, dataset, trainer, processes)
+        return run_task(run, settings, task, watcher, tensorboard=tensorboard, processes=processes), trainer
 
 
 class _ClassifierTask:
@@ -172,8 +183,11 @@ class _ClassifierTask:
 
     advice = "Look at the data, and try a smaller --lr or --precision float32."
 
-    def __init__(self, config: ClassifierConfig, dataset: LabelledDataset, trainer: ClassifierTrainer) -> None:
+    def __init__(
+        self, config: ClassifierConfig, dataset: LabelledDataset, trainer: ClassifierTrainer, processes: Processes
+    ) -> None:
         self.config, self.trainer, self.settings = config, trainer, config.settings.training
+        self.processes = processes
         (self.images, self.labels), (held, held_labels), _ = dataset.parts
         n = self.settings.evaluation_samples
         self.held, self.held_labels = images_for_model(held[:n], config.levels), held_labels[:n]
@@ -190,7 +204,8 @@ class _ClassifierTask:
 
     def evaluate(self, train_nats: float) -> Evaluation:
         n, size = len(self.held), chunk_size(self.config)
-        logits = np.concatenate([self.trainer.logits(self.held[i : i + size]) for i in range(0, n, size)])
+        chunks = [self.held[i : i + size] for i in range(0, n, size)]
+        logits = np.concatenate(shared_out(self.processes, chunks, self.trainer.logits))
         nats = cross_entropies(logits, self.held_labels)
         mean, deviation = float(np.mean(nats)), float(np.std(nats, ddof=1)) if n > 1 else 0.0
         share = float(np.mean(np.argmax(logits, axis=1) != self.held_labels))

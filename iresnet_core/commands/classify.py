@@ -22,6 +22,7 @@ from iresnet_core.classification import (
     train_classifier,
 )
 from iresnet_core.commands import INTERRUPTED
+from iresnet_core.commands.joint_training import begun_together, follow, follow_classifier
 from iresnet_core.commands.terminal import FAILED, progress_bar, usage_errors, wide_console
 from iresnet_core.commands.training_display import ClassifierDisplay
 from iresnet_core.commands.training_options import chosen_folder
@@ -30,7 +31,15 @@ from iresnet_core.commands.training_options import model_option as _model
 from iresnet_core.commands.training_options import run_option as _run
 from iresnet_core.commands.training_options import training_option as _training
 from iresnet_core.errors import DataFileError, InvalidArgumentError, IResNetError, MissingDependencyError, RunError
-from iresnet_core.training import IMAGES, LabelledDataset, Outcome, has_tensorboard, launched
+from iresnet_core.training import (
+    IMAGES,
+    LabelledDataset,
+    Outcome,
+    Processes,
+    has_tensorboard,
+    joined_processes,
+    require_share,
+)
 
 __all__ = ["classify_command"]
 
@@ -146,10 +155,11 @@ def classify_command(
     of_data = {"samples": samples, "file": file, "key": key, "label_key": label_key, "levels": levels}
     of_data = {name: value for name, value in of_data.items() if value is not None}
     with usage_errors(), ExitStack() as held:
-        if launched() > 1:
-            raise InvalidArgumentError(
-                f"{launched()} processes were launched, and iresnet classify trains in one. Run it without a launcher."
-            )
+        processes = held.enter_context(joined_processes())
+        if processes.rank:
+            follow(processes, follow_classifier)
+            return
+        began = held.enter_context(begun_together(processes))
         asked["widths"], asked["blocks"] = _numbers("--widths", widths), _numbers("--blocks", blocks)
         asked["network"] = "vanilla" if vanilla else None
         asked = {name: value for name, value in asked.items() if value is not None}
@@ -167,13 +177,16 @@ def classify_command(
         capped = config.settings.model.coeff is not None
         if invert and not capped:
             raise InvalidArgumentError("blocks without a cap have no certified inverse; leave out --invert.")
+        require_share(processes, config.settings.training.batch)
         if tensorboard and not has_tensorboard():
             raise MissingDependencyError("--tensorboard needs tensorboard. Try: pip install tensorboard")
         if not run.exists():
             run = ClassifierRun.create(run.folder, config)
             held.enter_context(run.locked())
+        inverts = capped and invert is not False
         logged = has_tensorboard() if tensorboard is None else tensorboard
-        _train(wide_console(), run, config, dataset, tensorboard=logged, invert=capped and invert is not False)
+        began(run, config, inverts)
+        _train(wide_console(), run, config, dataset, processes, tensorboard=logged, invert=inverts)
 
 
 def _numbers(option: str, text: str | None) -> tuple[int, ...] | None:
@@ -190,6 +203,7 @@ def _train(
     run: ClassifierRun,
     config: ClassifierConfig,
     dataset: LabelledDataset,
+    processes: Processes,
     *,
     tensorboard: bool,
     invert: bool,
@@ -199,17 +213,19 @@ def _train(
     again = f"Resume: iresnet classify --resume {run.folder}"
     try:
         with ClassifierDisplay(config, console) as display:
-            outcome, trainer = train_classifier(run, config, dataset, display, tensorboard=tensorboard)
+            outcome, trainer = train_classifier(
+                run, config, dataset, display, tensorboard=tensorboard, processes=processes
+            )
         if not outcome.finished:
             when = f"at step {outcome.step}; everything is saved" if outcome.step else "before the first step"
             console.print(f"Interrupted {when}. {again}", style="yellow", soft_wrap=True)
             raise typer.Exit(INTERRUPTED)
         trainer.load_exported(run.model_path)
-        found = score_classifier(trainer, config, dataset)
+        found = score_classifier(trainer, config, dataset, processes)
         inverse = None
         if invert:
             with progress_bar() as told:
-                inverse = score_inverse(trainer, config, dataset, _of_inverse(told))
+                inverse = score_inverse(trainer, config, dataset, _of_inverse(told), processes)
     except KeyboardInterrupt:
         console.print(f"Ended at once; the last checkpoint stays. {again}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None

@@ -1,12 +1,20 @@
-"""What `iresnet train` does in several processes: the first one decides and writes, the others follow."""
+"""What the commands that train do in several processes: the first one decides and writes, the others follow."""
 
 import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
+from iresnet_core.classification import (
+    ClassifierConfig,
+    ClassifierRun,
+    score_classifier,
+    score_inverse,
+    train_classifier,
+)
 from iresnet_core.commands import INTERRUPTED, USAGE_ERROR
 from iresnet_core.commands.terminal import one_thread
 from iresnet_core.errors import IResNetError, RunError
@@ -21,27 +29,32 @@ from iresnet_core.training import (
     TrainingRun,
     dequantized,
     fingerprint,
+    labelled_fingerprint,
     load_dataset,
+    load_labelled,
     mean_score,
     planned_layers,
     scores,
     train,
 )
 
-__all__ = ["begun_together", "follow", "score_of_test_set"]
+__all__ = ["begun_together", "follow", "follow_classifier", "follow_flow", "score_of_test_set"]
 
 _TEST_ENTRIES = 200_000  # of the test set, at most, for the score at the end
 
 
 @contextmanager
-def begun_together(processes: Processes) -> Iterator[Callable[[TrainingRun, RunConfig], None]]:
-    """Give the first process a function that tells the others the run; where it fails before, they are told so."""
+def begun_together(processes: Processes) -> Iterator[Callable[..., None]]:
+    """Give the first process a function that tells the others the run and its settings, as `follow` hands them on.
+
+    Where it fails before, they are told so.
+    """
     told = False
 
-    def tell(run: TrainingRun, config: RunConfig) -> None:
+    def tell(*what: Any) -> None:
         nonlocal told
         told = True
-        processes.first((run, config))
+        processes.first(what)
 
     try:
         yield tell
@@ -50,8 +63,15 @@ def begun_together(processes: Processes) -> Iterator[Callable[[TrainingRun, RunC
             processes.first(None)
 
 
-def follow(processes: Processes) -> None:
+def follow(processes: Processes, work: Callable[..., bool]) -> None:
     """Train with the first process, without a word of its own.
+
+    Parameters
+    ----------
+    processes : Processes
+        All of them.
+    work : callable
+        Takes what the first process told, and `processes`; says whether the training was finished.
 
     Raises
     ------
@@ -61,20 +81,43 @@ def follow(processes: Processes) -> None:
     told = processes.first(None)
     if told is None:  # the first process has said why
         raise SystemExit(USAGE_ERROR)
-    run, config = told
-    dataset = load_dataset(config.settings.data)
-    if fingerprint(dataset) != config.data_hash:
-        raise RunError(f"process {processes.rank} has other data in {config.settings.data.name} than the first one.")
-    context = None if dataset.condition is None else dataset.condition.width
-    plan = planned_layers(config.settings.model, config.layout.data_shape, context)
     try:
-        outcome = train(run, config, dataset, plan, SilentWatcher(), processes=processes)
+        finished = work(*told, processes)
     except IResNetError as error:
         print(f"iresnet, process {processes.rank}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    if not outcome.finished:
+    if not finished:
         raise SystemExit(INTERRUPTED)
-    score_of_test_set(run, config, dataset, processes)
+
+
+def follow_flow(run: TrainingRun, config: RunConfig, processes: Processes) -> bool:
+    """Train and score a flow with the first process."""
+    dataset = load_dataset(config.settings.data)
+    _require_same(fingerprint(dataset), config, processes)
+    context = None if dataset.condition is None else dataset.condition.width
+    plan = planned_layers(config.settings.model, config.layout.data_shape, context)
+    outcome = train(run, config, dataset, plan, SilentWatcher(), processes=processes)
+    if outcome.finished:
+        score_of_test_set(run, config, dataset, processes)
+    return outcome.finished
+
+
+def follow_classifier(run: ClassifierRun, config: ClassifierConfig, invert: bool, processes: Processes) -> bool:
+    """Train and score a classifier with the first process."""
+    dataset = load_labelled(config.settings.data)
+    _require_same(labelled_fingerprint(dataset), config, processes)
+    outcome, trainer = train_classifier(run, config, dataset, SilentWatcher(), processes=processes)
+    if outcome.finished:
+        trainer.load_exported(run.model_path)
+        score_classifier(trainer, config, dataset, processes)
+        if invert:
+            score_inverse(trainer, config, dataset, processes=processes)
+    return outcome.finished
+
+
+def _require_same(found: str, config: RunConfig | ClassifierConfig, processes: Processes) -> None:
+    if found != config.data_hash:
+        raise RunError(f"process {processes.rank} has other data in {config.settings.data.name} than the first one.")
 
 
 def score_of_test_set(run: TrainingRun, config: RunConfig, dataset: Dataset, processes: Processes) -> MeanScore:

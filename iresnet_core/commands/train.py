@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from iresnet_core.commands import INTERRUPTED
-from iresnet_core.commands.joint_training import begun_together, follow, score_of_test_set
+from iresnet_core.commands.joint_training import begun_together, follow, follow_flow, score_of_test_set
 from iresnet_core.commands.run_announcement import announce
 from iresnet_core.commands.terminal import FAILED, usage_errors, wide_console
 from iresnet_core.commands.training_display import TrainingDisplay
@@ -233,7 +233,7 @@ def train_command(
     with usage_errors(), ExitStack() as held:
         processes = held.enter_context(joined_processes())
         if processes.rank:
-            follow(processes)
+            follow(processes, follow_flow)
             return
         began = held.enter_context(begun_together(processes))
         asked |= _kept_by_blocks(checkpoint, recompute)

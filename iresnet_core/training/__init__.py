@@ -43,7 +43,14 @@ from iresnet_core.training.plans import (
     widest_array,
 )
 from iresnet_core.training.prepared_samples import PreparedSamples, SamplePreparation
-from iresnet_core.training.processes import ONE_PROCESS, Processes, joined_processes, launched
+from iresnet_core.training.processes import (
+    ONE_PROCESS,
+    Processes,
+    joined_processes,
+    launched,
+    require_share,
+    shared_out,
+)
 from iresnet_core.training.run import RunConfig, TrainingRun, model_file
 from iresnet_core.training.run_folder import RunFolder, read_json, require_hash, require_same_source, write_json
 from iresnet_core.training.run_lock import locked_folder
@@ -134,6 +141,7 @@ __all__ = [
     "require_able",
     "require_hash",
     "require_same_source",
+    "require_share",
     "require_training",
     "run_task",
     "samples_at_once",
@@ -141,6 +149,7 @@ __all__ = [
     "scores",
     "settings_parts",
     "share_at_ends",
+    "shared_out",
     "split_columns",
     "toy_names",
     "train",

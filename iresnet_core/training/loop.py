@@ -16,7 +16,7 @@ from iresnet_core.training.batches import Batches
 from iresnet_core.training.data_spread import standardization
 from iresnet_core.training.datasets import Dataset
 from iresnet_core.training.plans import LayerPlan, widest_array
-from iresnet_core.training.processes import ONE_PROCESS, Processes
+from iresnet_core.training.processes import ONE_PROCESS, Processes, require_share, shared_out
 from iresnet_core.training.run import RunConfig, TrainingRun
 from iresnet_core.training.settings import TrainingSettings
 from iresnet_core.training.task_loop import Evaluation, Outcome, StepResult, Watcher, cosine, run_task, warmed
@@ -196,10 +196,7 @@ def require_able(make: Any, settings: TrainingSettings, processes: Processes) ->
             f"{processes.count} processes were launched, and {settings.framework} trains in one. Train without a "
             "launcher, or with --framework torch."
         )
-    if settings.batch < processes.count:
-        raise InvalidArgumentError(
-            f"a batch of {settings.batch} cannot be shared out to {processes.count} processes; try a larger --batch."
-        )
+    require_share(processes, settings.batch)
 
 
 def _chunk(config: RunConfig) -> int:
@@ -228,13 +225,14 @@ class _FlowTask:
 
     def evaluate(self, train_nats: float) -> Evaluation:
         x, n = self.batches.validation, _chunk(self.config)
-        chunks, (rank, count) = {}, (self.processes.rank, self.processes.count)
-        for i in range(0, len(x), n)[rank::count]:
+
+        def log_prob(i: int) -> np.ndarray:
             context = self.batches.contexts(1, slice(i, min(i + n, len(x))))
             own = {} if context is None else {"context": context}
-            chunks[i] = self.trainer.log_prob(x[i : i + n], self.settings.seed + i, **own)
-        found = {i: chunk for part in self.processes.all(chunks) for i, chunk in part.items()}
-        nats = self.batches.offset - np.concatenate([found[i] for i in sorted(found)]).astype(np.float64)
+            return self.trainer.log_prob(x[i : i + n], self.settings.seed + i, **own)
+
+        found = shared_out(self.processes, range(0, len(x), n), log_prob)
+        nats = self.batches.offset - np.concatenate(found).astype(np.float64)
         mean, deviation = float(np.mean(nats)), float(np.std(nats, ddof=1)) if len(nats) > 1 else 0.0
         row: dict[str, Any] = {"validation_nats": mean, "validation_error": deviation / math.sqrt(len(nats))}
         if not math.isfinite(mean):

@@ -1,14 +1,17 @@
 """The processes of one training. There is one, unless a launcher such as `torchrun` has started several."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from iresnet_core.errors import ClusterError, InvalidArgumentError
 
-__all__ = ["ONE_PROCESS", "Processes", "joined_processes", "launched"]
+__all__ = ["ONE_PROCESS", "Processes", "joined_processes", "launched", "require_share", "shared_out"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what a launcher says to each process
 
@@ -48,6 +51,27 @@ class _OneProcess:
 
 
 ONE_PROCESS: Processes = _OneProcess()
+
+
+def shared_out(processes: Processes, items: Iterable[Item], compute: Callable[[Item], Result]) -> list[Result]:
+    """Return what is computed of every item, in their order, to all processes, each of which computes its share."""
+    own = {k: compute(item) for k, item in enumerate(items) if k % processes.count == processes.rank}
+    found = {k: value for part in processes.all(own) for k, value in part.items()}
+    return [found[k] for k in sorted(found)]
+
+
+def require_share(processes: Processes, batch: int) -> None:
+    """Refuse a batch of which a process would get nothing.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the batch is smaller than the number of processes.
+    """
+    if batch < processes.count:
+        raise InvalidArgumentError(
+            f"a batch of {batch} cannot be shared out to {processes.count} processes; try a larger --batch."
+        )
 
 
 def launched() -> int:

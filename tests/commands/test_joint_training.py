@@ -1,5 +1,6 @@
 """`iresnet train` in several processes: the training of one, resumed by any number, and a process that dies."""
 
+import json
 import os
 import re
 import signal
@@ -24,9 +25,9 @@ FEW = (
 )
 
 
-def command(processes, *arguments):
+def command(processes, *arguments, name="train"):
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "iresnet_core")
-    return [sys.executable, *launcher, "train", *map(str, arguments)]
+    return [sys.executable, *launcher, name, *map(str, arguments)]
 
 
 def environment(**more):
@@ -34,9 +35,14 @@ def environment(**more):
     return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **more}
 
 
-def launch(processes, *arguments):
+def launch(processes, *arguments, name="train"):
     return subprocess.run(
-        command(processes, *arguments), capture_output=True, text=True, timeout=300, env=environment(), check=False
+        command(processes, *arguments, name=name),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment(),
+        check=False,
     )
 
 
@@ -60,6 +66,26 @@ def test_processes_train_as_one_does(tmp_path):
         np.testing.assert_allclose(array, expected[name], rtol=1e-8, atol=1e-10, err_msg=name)
     logs = [(run / "log.csv").read_text().splitlines() for run in (single, joint)]
     assert len(logs[0]) == len(logs[1]) == 3
+
+
+def test_processes_train_a_classifier_as_one_does(tmp_path):
+    """The same parameters in float32, the same errors of the test set, whose inverse is shared out too."""
+    few = ("--samples", 300, "--widths", "8,8", "--blocks", "0,1", "--batch", 33, "--crop", 1, "--schedule", "constant")
+    few += ("--evaluate-every", 4, "--checkpoint-every", 4, "--no-tensorboard")
+    single, joint = tmp_path / "single", tmp_path / "joint"
+    assert iresnet("classify", "digits", "--out", single, "--steps", 8, *few).exit_code == 0
+    done = launch(2, "digits", "--out", joint, "--steps", 4, *few, name="classify")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("Done: 4 steps") == 1
+    assert "every image is within its bound" in " ".join(done.stdout.split())
+    assert json.loads((joint / "result.json").read_text())["inverted"] == 30
+    result = iresnet("classify", "--resume", joint, "--steps", 8)
+    assert result.exit_code == 0, result.output
+    expected = parameters(single)
+    assert sorted(parameters(joint)) == sorted(expected)
+    for name, array in parameters(joint).items():
+        scale = np.max(np.abs(expected[name])) if expected[name].size else 1.0
+        np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-4 * scale + 1e-6, err_msg=name)
 
 
 def test_a_process_that_dies_ends_the_others(tmp_path):
@@ -90,6 +116,10 @@ def test_a_process_that_dies_ends_the_others(tmp_path):
 
 def test_what_cannot_be_shared_out_is_refused(tmp_path):
     done = launch(2, "moons", "--out", tmp_path / "run", "--batch", 1, "--steps", 2)
+    assert done.returncode != 0
+    assert "a batch of 1 cannot be shared out to 2 processes" in " ".join(done.stderr.split())
+    assert not (tmp_path / "run").exists()
+    done = launch(2, "digits", "--out", tmp_path / "run", "--batch", 1, "--steps", 2, name="classify")
     assert done.returncode != 0
     assert "a batch of 1 cannot be shared out to 2 processes" in " ".join(done.stderr.split())
     assert not (tmp_path / "run").exists()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from iresnet_core.adapters.torch.classifier import Classifier
 from iresnet_core.adapters.torch.devices import training_device
 from iresnet_core.adapters.torch.files import read_classifier
 from iresnet_core.adapters.torch.peers.resnet import ResNet
 from iresnet_core.adapters.torch.peers.uncapped_classifier import UncappedClassifier
+from iresnet_core.adapters.torch.processes import lost_processes
 from iresnet_core.adapters.torch.residual import InvertibleResidual
 from iresnet_core.adapters.torch.state_arrays import host, require_same, tensor_of
 from iresnet_core.classification import ClassifierConfig, ClassifierModel, RoundTrip
 from iresnet_core.errors import InvalidArgumentError, RunError, StorageError
-from iresnet_core.training import StepResult
+from iresnet_core.training import ONE_PROCESS, Processes, StepResult
 
 __all__ = ["ClassifierTrainer"]
 
@@ -39,10 +42,12 @@ class ClassifierTrainer:
         Settings, shape of the images, classes.
     first : float32 array (n, *input_shape)
         Images for the data-dependent initialisation.
+    processes : Processes
+        Those that train together.
     """
 
-    def __init__(self, config: ClassifierConfig, first: np.ndarray) -> None:
-        self.config, self.settings = config, config.settings.training
+    def __init__(self, config: ClassifierConfig, first: np.ndarray, processes: Processes = ONE_PROCESS) -> None:
+        self.config, self.settings, self.processes = config, config.settings.training, processes
         if self.settings.threads is not None:
             torch.set_num_threads(self.settings.threads)
         self.device = training_device(self.settings.device)
@@ -63,20 +68,30 @@ class ClassifierTrainer:
         )
         # Gradients of float16 are scaled so that small ones do not vanish.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "float16")
+        loss = _CrossEntropy(self.model, self.settings.precision)
+        self.loss: nn.Module = loss if processes.count == 1 else DistributedDataParallel(loss)
         self._double: Classifier | None = None
 
     def _tensor(self, x: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
 
     def step(self, x: np.ndarray, labels: np.ndarray, lr: float) -> StepResult:
-        """Take one step of gradient descent on the cross-entropy."""
+        """Take one step of gradient descent on the cross-entropy of a batch, of which every process takes its share."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
         self._double = None
         self.optimizer.zero_grad(set_to_none=True)
-        loss = nn.functional.cross_entropy(self._lowered(self._tensor(x)), self._tensor(labels))
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        rank, count = self.processes.rank, self.processes.count
+        own_x, own_labels = x[rank::count], labels[rank::count]
+        with lost_processes() if count > 1 else nullcontext():
+            # Gradients are averaged over the processes; a share that is larger by one image counts for more.
+            loss = self.loss(self._tensor(own_x), self._tensor(own_labels)) * (len(own_x) * count / len(x))
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            loss = loss.detach()
+            if count > 1:
+                torch.distributed.all_reduce(loss)
+        loss = loss / count
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         finite = bool(torch.isfinite(norm))
@@ -84,21 +99,7 @@ class ClassifierTrainer:
             self.scaler.step(self.optimizer)  # leaves out a step whose scaled gradients overflowed
         self.scaler.update()
         overflowed = self.scaler.is_enabled() and not finite
-        return StepResult(float(loss.detach()), None if overflowed else float(norm))
-
-    def _lowered(self, x: Tensor) -> Tensor:
-        """Return the logits in training, whose convolutions are in the precision of the settings."""
-        if self.settings.precision == "float32":
-            return self.model(x)  # type: ignore[no-any-return]
-        with torch.autocast(self.device.type, dtype=getattr(torch, self.settings.precision)):
-            if not isinstance(self.model, Classifier):
-                return self.model(x).float()  # type: ignore[no-any-return]
-            # The core computes in the dtype of its arrays and switches autocast off. Here each branch is called as the
-            # network of ordinary layers that it is: the norms of its weights are still taken in float32 by the core,
-            # and the convolutions with the weights in use follow autocast. The sum x + g(x) stays in float32.
-            for layer in self.model.features.layers:
-                x = x + layer.net(x).float() if isinstance(layer, InvertibleResidual) else layer(x)
-            return self.model._logits(x).float()
+        return StepResult(float(loss), None if overflowed else float(norm))
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Return logits under the certified weights, in float32."""
@@ -205,6 +206,33 @@ class ClassifierTrainer:
             torch.set_rng_state(tensor_of(arrays["random.cpu"]))
         except RuntimeError as error:
             raise RunError(f"the state of the random generator is damaged: {error}") from error
+
+
+class _CrossEntropy(nn.Module):
+    """The loss of a classifier in training, whose convolutions are in the precision of the settings, as a module.
+
+    Such a module is what PyTorch shares out to several processes.
+    """
+
+    def __init__(self, model: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.model, self.precision = model, precision
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self._logits(x), labels)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        if self.precision == "float32":
+            return self.model(x)  # type: ignore[no-any-return]
+        with torch.autocast(x.device.type, dtype=getattr(torch, self.precision)):
+            if not isinstance(self.model, Classifier):
+                return self.model(x).float()  # type: ignore[no-any-return]
+            # The core computes in the dtype of its arrays and switches autocast off. Here each branch is called as the
+            # network of ordinary layers that it is: the norms of its weights are still taken in float32 by the core,
+            # and the convolutions with the weights in use follow autocast. The sum x + g(x) stays in float32.
+            for layer in self.model.features.layers:
+                x = x + layer.net(x).float() if isinstance(layer, InvertibleResidual) else layer(x)
+            return self.model._logits(x).float()
 
 
 def _sizes(model: ClassifierModel) -> dict[str, Any]:
