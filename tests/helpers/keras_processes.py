@@ -46,6 +46,9 @@ def replicas():
         flow = flow_model(2)
         flow.compile(optimizer=keras.optimizers.Adam(1e-2))
     x = samples(2, 64)
+    assert not flow.initialized
+    flow.initialize(x)  # from data, as on one device
+    np.testing.assert_allclose(flow.flow_layers[0](x).numpy().mean(axis=0), 0, atol=1e-5)
     losses = flow.fit(x, batch_size=16, epochs=8, verbose=0).history["loss"]
     assert losses[-1] < losses[0], losses
     expected = -float(tf.reduce_mean(flow.log_prob(x)))

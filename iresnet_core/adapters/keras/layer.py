@@ -170,7 +170,9 @@ class ActNorm(ActNormMethods, FlowLayer):
         def read() -> bool | None:
             value = self.is_initialized.value
             backend = get_backend(value)
-            return bool(value) if backend.has_values(value) and backend.is_constant(value) else None
+            known = backend.has_values(value) and backend.is_constant(value)
+            # By NumPy, since a variable with replicas is true whatever its value is.
+            return bool(backend.to_numpy(value)) if known else None
 
         return get_backend(self.is_initialized.value).concretely(read)  # type: ignore[no-any-return]
 
