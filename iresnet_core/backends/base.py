@@ -35,9 +35,13 @@ def device_of(x: Array) -> Any:
 
     That is so while a compiler is tracing it, and for arrays of JAX that may be moved anywhere. One that is bound to a
     device binds what comes of it, and a program that has got unbound arrays would be compiled once more for bound ones.
+    It is so as well for arrays of JAX on several devices: what is computed with them goes there, and their layout,
+    which JAX has in place of a device, is one for arrays with as many axes only.
     """
     device = getattr(x, "device", None)
-    return device if device is not None and getattr(x, "committed", True) else None
+    if device is None or hasattr(device, "device_set"):
+        return None
+    return device if getattr(x, "committed", True) else None
 
 
 class Backend(DerivativesByHand, ABC):

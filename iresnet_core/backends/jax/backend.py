@@ -165,6 +165,12 @@ class JaxBackend(Backend):
         same.defvjp(forward, backward)
         return self._reverse_only(same, x, *closed_over)
 
+    # --- products ---
+
+    def rows_times(self, v: Array, matrix: Array) -> Array:
+        """Multiply as it is: XLA makes one product of it, and devices that share samples out keep their own."""
+        return self.xp.matmul(v, matrix)
+
     # --- programs ---
 
     def is_tracing(self, *arrays: Array) -> bool:
