@@ -157,6 +157,10 @@ def train_command(
         str | None,
         _training("--device", metavar="NAME", help="Of PyTorch: cpu, cuda or cuda:1; default a GPU if any."),
     ] = None,
+    devices: Annotated[
+        int | None,
+        _training("--devices", metavar="N", help="With Keras: devices of this machine that share out a batch (1)."),
+    ] = None,
     samples: Annotated[int | None, _data("--samples", metavar="N", help="How much data to draw or to use.")] = None,
     file: Annotated[
         str | None, _data("--file", metavar="FILE", help="The file mnist.npz, or the archive or folder of CIFAR.")
@@ -225,6 +229,7 @@ def train_command(
         "flip": flip,
         "accumulate": accumulate,
         "device": device,
+        "devices": devices,
     }
     asked = {name: value for name, value in asked.items() if value is not None}
     of_data = {"samples": samples, "file": file, "key": key, "levels": levels, "condition": condition, "labels": labels}

@@ -46,7 +46,7 @@ class Trainer(Protocol):
     channels_last: bool
     recovers_inputs: bool  # whether it can do with the setting `recover`
     shares_batches: bool  # whether several processes can train together
-    lacks: frozenset[str]  # settings that it cannot do with
+    lacks: frozenset[str]  # settings that it cannot do with; a class that has devices says `require_devices(count)`
 
     def step(self, x: np.ndarray, lr: float, context: np.ndarray | None = None) -> StepResult:
         """Take one step of Adam on samples (n, *model_shape)."""
@@ -176,7 +176,7 @@ def train(
 
 
 def require_able(make: Any, settings: TrainingSettings, processes: Processes) -> None:
-    """Refuse what the class of a trainer cannot do: settings, or several processes, also of too small a batch.
+    """Refuse what the class of a trainer cannot do: settings, several devices or processes, also of too small a batch.
 
     Raises
     ------
@@ -189,12 +189,19 @@ def require_able(make: Any, settings: TrainingSettings, processes: Processes) ->
                 f"--{name} {getattr(settings, name)} is for PyTorch; {settings.framework} trains without it. Leave it "
                 "out, or try --framework torch."
             )
+    if settings.devices > 1:
+        if "devices" in make.lacks:
+            raise InvalidArgumentError(
+                f"--devices {settings.devices} is for Keras; {settings.framework} trains on several devices in as many "
+                f"processes. Leave it out: torchrun --nproc-per-node {settings.devices} -m iresnet_core train ..."
+            )
+        make.require_devices(settings.devices)
     if processes.count == 1:
         return
     if not make.shares_batches:
         raise InvalidArgumentError(
             f"{processes.count} processes were launched, and {settings.framework} trains in one. Train without a "
-            "launcher, or with --framework torch."
+            "launcher, where --devices takes several devices of this machine, or with --framework torch."
         )
     require_share(processes, settings.batch)
 

@@ -39,12 +39,16 @@ _AS_BEFORE = {
     "flip": False,
     "accumulate": 1,
     "device": None,
+    "devices": 1,
 }
 STARTS = ("orthogonal", "uniform")
 DTYPES = ("float32", "float64")
 # A resumed training may change these settings; all others would make it another training.
 CHANGEABLE = frozenset(
-    {"steps", "minutes", "evaluate_every", "checkpoint_every", "recompute", "recover", "compiled", "threads", "device"}
+    {
+        *("steps", "minutes", "evaluate_every", "checkpoint_every"),
+        *("recompute", "recover", "compiled", "threads", "device", "devices"),
+    }
 )
 _CONV_FROM = 16 * 16  # images with at least so many pixels get convolutions by default
 # Up to this dimension narrow layers suffice, with sines between them. Sines keep the slope of a block near its cap,
@@ -120,6 +124,8 @@ class TrainingSettings:
         In how many parts a step takes its batch, one after the other: less memory, the same gradient.
     device : str or None
         Of PyTorch, such as "cpu" or "cuda:1"; None for a GPU where there is one.
+    devices : int
+        How many devices of the machine share out every batch in one process: with Keras.
     """
 
     framework: str
@@ -147,12 +153,18 @@ class TrainingSettings:
     flip: bool = False
     accumulate: int = 1
     device: str | None = None
+    devices: int = 1
 
     def __post_init__(self) -> None:
         require_training(self, SCHEDULES)
         if not 1 <= self.accumulate <= self.batch:
             raise InvalidArgumentError(
                 f"accumulate must lie between 1 and the batch of {self.batch}, got {self.accumulate}."
+            )
+        if self.devices < 1 or self.batch % self.devices:
+            raise InvalidArgumentError(
+                f"a batch of {self.batch} cannot be shared out evenly to {self.devices} devices; try a --batch that is "
+                "a multiple of --devices."
             )
         if self.recover and self.compiled:
             raise InvalidArgumentError(
@@ -257,6 +269,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         "flip": False,
         "accumulate": 1,
         "device": None,
+        "devices": 1,
     }
     for name, value in asked.items():
         (model if name in model else training)[name] = value

@@ -192,6 +192,14 @@ def programs():
     print("agreed")
 
 
+def devices():
+    """Run what keras_device_checks.py has for the backend of Keras that the environment names."""
+    import keras_device_checks
+
+    keras_device_checks.run_all()
+    print("agreed")
+
+
 if __name__ == "__main__":
-    named = (load, replicas, other_backend, checkpoint, one_program, checks, programs)
+    named = (load, replicas, other_backend, checkpoint, one_program, checks, programs, devices)
     {script.__name__: script for script in named}[sys.argv[1]]()

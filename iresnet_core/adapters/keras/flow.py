@@ -137,6 +137,12 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
     def _sample_generator(self) -> Any:
         return get_backend(self._like()).generator(self.seed_generator.next())
 
+    def _shared_out(self, x: Any) -> Any:
+        distribution = keras.distribution.distribution()
+        if distribution is None:
+            return x
+        return keras.distribution.distribute_tensor(x, distribution.get_data_layout(x.shape))
+
     def _taken_base(self, base: Any) -> Base:
         return base if isinstance(base, Base) else Base(base, dtype=self.dtype)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 import iresnet_core as core
 from iresnet_core.adapters.keras.building import build_condition, build_layers
+from iresnet_core.adapters.keras.devices import required_devices, shared_devices
 from iresnet_core.adapters.keras.flow import Flow
 from iresnet_core.adapters.keras.kept_in_programs import is_certificate
 from iresnet_core.adapters.keras.tensors import constant
@@ -18,6 +19,8 @@ from iresnet_core.errors import InvalidArgumentError, RunError
 from iresnet_core.training import ConditionPlan, LayerPlan, StepResult, TrainingSettings
 
 __all__ = ["Trainer"]
+
+_SEEDS = 2**32  # Keras takes no larger ones
 
 
 class Trainer:
@@ -41,6 +44,7 @@ class Trainer:
     recovers_inputs = False  # its steps are compiled
     shares_batches = False
     lacks = frozenset({"accumulate", "device"})
+    require_devices = staticmethod(required_devices)
 
     def __init__(
         self,
@@ -54,21 +58,32 @@ class Trainer:
     ) -> None:
         self.settings = settings
         _take_threads(settings.threads)
-        seed = settings.seed % 2**32  # Keras takes no larger ones
-        keras.utils.set_random_seed(seed)
-        layers = build_layers(plan, settings.dtype, start=settings.start)
+        keras.utils.set_random_seed(settings.seed % _SEEDS)
+        self.devices = shared_devices(settings.devices)
+        with self.devices.scope():
+            self._make(build_layers(plan, settings.dtype, start=settings.start), model_shape, condition)
+        self.model.initialize(first, first_context)
+        with self.devices.scope():
+            self._make_state()
+
+    def _make(self, layers: list[Any], model_shape: tuple[int, ...], condition: ConditionPlan | None) -> None:
+        """Make the model."""
+        settings = self.settings
         self.model = Flow(
             layers,
             event_shape=model_shape,
-            seed=seed,
+            seed=settings.seed % _SEEDS,
             dtype=settings.dtype,
             share=settings.share,
             checkpoint=settings.recompute,
             penalty=settings.penalty,
             condition=build_condition(condition, settings.dtype),
         )
-        self.model.initialize(first, first_context)
-        self.optimizer = keras.optimizers.AdamW(
+
+    def _make_state(self) -> None:
+        """Make the optimiser and the average."""
+        settings = self.settings
+        self.optimizer = self.devices.adam(
             settings.lr,
             weight_decay=settings.weight_decay,
             epsilon=1e-8,
@@ -79,14 +94,15 @@ class Trainer:
         self.model.compile(optimizer=self.optimizer)
         self.optimizer.build(variables)
         # Not Keras' own average: to swap it in and out changes the weights by rounding on TensorFlow.
-        self.average = [keras.Variable(v, trainable=False) for v in variables] if settings.ema is not None else []
+        averaged = variables if settings.ema is not None else []
+        self.average = [keras.Variable(constant(v), trainable=False) for v in averaged]
         self.averaged_steps = keras.Variable(0, dtype="int64", trainable=False) if self.average else None
 
     def step(self, x: np.ndarray, lr: float, context: np.ndarray | None = None) -> StepResult:
         """Take one step of Adam, in a compiled program; the norm of its gradient stays inside that."""
         self.optimizer.learning_rate = lr
         self.model.reset_metrics()
-        loss = float(self.model.train_on_batch(x if context is None else (x, context)))
+        loss = self.devices.train_on_batch(self.model, x if context is None else (x, context))
         self._take_into_average()
         return StepResult(loss, None)
 
@@ -95,7 +111,7 @@ class Trainer:
         if self.averaged_steps is None:
             return
         assert self.settings.ema is not None
-        part = 1.0 if int(self.averaged_steps) == 0 else 1 - self.settings.ema
+        part = 1.0 if int(_host(constant(self.averaged_steps))) == 0 else 1 - self.settings.ema
         for average, variable in zip(self.average, self.model.trainable_variables, strict=True):
             average.assign_add(part * (constant(variable) - constant(average)))
         self.averaged_steps.assign_add(1)

@@ -69,12 +69,16 @@ class TrainingMethods:
 
         def scored(first: Any) -> Array:
             own = first.of(backend, context)
-            flow, ordered = self._prepared(first.of(backend, x), own, True)
+            flow, ordered = self._prepared(self._shared_out(first.of(backend, x)), own, True)
             with backend.own_dtype(ordered):
                 nats = training_log_prob(flow, ordered, first.part, context=taken(flow, own), **options).value
                 return first.undone(backend, nats)
 
         return with_own_numbers(first, scored)
+
+    def _shared_out(self, x: Array) -> Array:
+        """Return samples in whose order a program for several devices is to share them out; here there is one."""
+        return x
 
     def reverse_kl(self, target: Any, n: int, context: Any = None, *, share: float | None = 1, **options: Any) -> Array:
         """Return the mean of log q(x) - log target(x) over n samples of the flow, plus the penalty, as an array ().

@@ -44,7 +44,7 @@ class Trainer:
     channels_last = False
     recovers_inputs = True
     shares_batches = True
-    lacks: frozenset[str] = frozenset()
+    lacks = frozenset({"devices"})
 
     def __init__(
         self,
