@@ -6,11 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from iresnet_core.common import BLACK, BLUE, GREEN, ORANGE, PLOT_STYLE
+from iresnet_core.common import BLACK, BLUE, GREEN, ORANGE, PLOT_STYLE, PURPLE
 
 __all__ = ["ablation_panels"]
 
-_STYLE = {"series": (ORANGE, "s"), "roulette": (BLUE, "^"), "ours": (GREEN, "o"), "exact": (BLACK, "x")}
+_STYLE = {
+    "series": (ORANGE, "s"),
+    "roulette": (BLUE, "^"),
+    "ours": (GREEN, "o"),
+    "two": (PURPLE, "D"),
+    "exact": (BLACK, "x"),
+}
 _EARLY = 3  # looks whose scores may lie outside of the picture
 
 
@@ -60,5 +66,5 @@ def ablation_panels(
             lower.set_ylabel("bias of the estimate in nats,\n± 2 standard errors")
             lower.set_xlabel("step of the training")
         lines, titles = panels[1, 0].get_legend_handles_labels()
-        figure.legend(lines, titles, loc="outside lower center", ncols=len(titles), frameon=False)
+        figure.legend(lines, titles, loc="outside lower center", ncols=min(3, len(titles)), frameon=False)
         figure.savefig(path, metadata={"Software": None})

@@ -12,16 +12,16 @@ pytest.importorskip("matplotlib")
 from iresnet_core.reproduction import ablation
 
 
-def test_three_estimators_on_the_plane(monkeypatch, tmp_path):
+def test_estimators_on_the_plane(monkeypatch, tmp_path):
     small = {"steps": 4, "looks": 2, "draws": 3, "held": 20, "test": 30}
     monkeypatch.setattr(ablation, "_SIZE", {**ablation._SIZE, **small})
     monkeypatch.setattr(ablation.os, "cpu_count", lambda: 1)
     record = find_target("ablation")(Request(tmp_path, data=("moons",)))
-    assert [row[0] for row in record.rows] == [ablation.LABELS[name] for name in ("series", "roulette", "ours")]
+    assert [row[0] for row in record.rows] == [ablation.LABELS[name] for name in ("series", "roulette", "ours", "two")]
     curves = [one["curve"] for one in record.details]
     assert all([look["step"] for look in curve] == [0, 2, 4] for curve in curves)
     assert len({curve[0]["nats"] for curve in curves}) == 1  # the same weights at the start
-    assert len({curve[-1]["nats"] for curve in curves}) == 3  # and others behind steps by other estimators
+    assert len({curve[-1]["nats"] for curve in curves}) == 4  # and others behind steps by other estimators
     assert max(abs(look["bias"]) for look in curves[2]) < 1e-9  # in the plane ours is exact
     assert (tmp_path / "ablation.png").stat().st_size > 1000
 
@@ -34,3 +34,19 @@ def test_the_bias_of_a_truncated_series_is_its_tail():
     tail = sum((-1) ** k * 0.8**k / k for k in range(ablation.TERMS + 1, 400))
     assert bias.mean == pytest.approx(2 * tail, rel=0.02)
     assert bias.spread < 1e-9
+
+
+def test_the_page_says_what_a_second_product_changes():
+    one, two = (
+        {
+            "method": "mean-jacobian",
+            "curve": [{"bias": bias, "bias_error": 0.05}],
+            "validation": validation,
+            "seconds_per_step": seconds,
+            "exact_seconds_per_step": 1.0,
+        }
+        for bias, validation, seconds in ((0.6, 1.95, 0.1), (0.2, 1.96, 0.125))
+    )
+    notes = ablation._notes({("digits", "ours"): one, ("digits", "two"): two}, {"draws": 16})
+    assert "+0.20 ± 0.05 instead of +0.60 ± 0.05 nats" in notes[-1]
+    assert "1.9600 instead of 1.9500, and a step takes 1.25 times as long" in notes[-1]
