@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,18 @@ def docs_folder(root: Path) -> Path:
     return root / "docs" / "reproduction"
 
 
-def keep_record(root: Path, run: Path, record: Record) -> Path:
-    """Copy a record and its pictures from a run folder to the page, and write the page."""
+def keep_record(root: Path, run: Path, record: Record, models: Sequence[str] = ()) -> Path:
+    """Copy a record and its pictures from a run folder to the page, and write the page.
+
+    A record of some `models` alone gets a section of its own, beside that of the run of all of them.
+    """
     folder = docs_folder(root)
     folder.mkdir(exist_ok=True)
-    for picture in record.pictures:
-        shutil.copyfile(run / picture, folder / picture)
-    write_record(folder, record)
+    label = "-".join(("", *sorted(models)))
+    kept = [f"{Path(picture).stem}{label}{Path(picture).suffix}" for picture in record.pictures]
+    for picture, name in zip(record.pictures, kept, strict=True):
+        shutil.copyfile(run / picture, folder / name)
+    write_record(folder, replace(record, pictures=tuple(kept)), label)
     return write_page(root)
 
 
@@ -70,15 +76,19 @@ def write_page(root: Path) -> Path:
 
 def page_text(folder: Path) -> str:
     """Return the page for the records in a folder, in the order of the table of targets."""
-    records = [read_record(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+    paths = sorted(folder.glob("*.json"), key=lambda path: path.stem) if folder.is_dir() else []
+    records = [(read_record(path), path.stem) for path in paths]
     order = list(TARGETS)
-    records.sort(key=lambda one: (order.index(one.name) if one.name in order else len(order), one.name))
-    sections = [_section(record) for record in records] or ["No run has been kept yet.\n"]
+    records.sort(key=lambda one: order.index(one[0].name) if one[0].name in order else len(order))
+    sections = [
+        _section(record, "" if stem == record.name else ", some of the models alone") for record, stem in records
+    ]
+    sections = sections or ["No run has been kept yet.\n"]
     return "\n".join((_HEAD, *sections))
 
 
-def _section(record: Record) -> str:
-    lines = [f"## {record.title}", "", "```console", f"$ {record.command}", "```", ""]
+def _section(record: Record, of_title: str = "") -> str:
+    lines = [f"## {record.title}{of_title}", "", "```console", f"$ {record.command}", "```", ""]
     lines += _table(record.columns, record.rows)
     for note in record.notes:
         lines += ["", note]

@@ -77,9 +77,9 @@ def machine_name() -> str:
     return f"{name}, {cores} core{'s' if cores > 1 else ''}"
 
 
-def write_record(folder: Path, record: Record) -> Path:
-    """Write NAME.json, and return its path."""
-    path = folder / f"{record.name}.json"
+def write_record(folder: Path, record: Record, label: str = "") -> Path:
+    """Write NAME.json, with a label behind the name, and return its path."""
+    path = folder / f"{record.name}{label}.json"
     write_hashed(path, dataclasses.asdict(record))
     return path
 
