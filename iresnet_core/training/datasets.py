@@ -184,6 +184,11 @@ def load_dataset(source: DatasetSource) -> Dataset:
         _refuse_options(source, "drop", "missing")
     if source.labels is not None and source.condition is None:
         raise InvalidArgumentError("--labels names columns of --condition; give that too.")
+    if source.labels is not None and dataset.stored is not None:
+        raise InvalidArgumentError(
+            "all labels have to be known before the training, and data that stay in their file are not read then. "
+            "Write the labels as columns of 0 and 1 and leave --labels out, or hold the data in memory."
+        )
     if dataset.columns is not None:
         names = list(map(dataset.columns.label, range(len(dataset.columns.used))))
         require_varying(dataset.train, names, dataset.name)
@@ -370,7 +375,8 @@ def _from_file(source: DatasetSource, rng: np.random.Generator) -> Dataset:
         hint = f" Did you mean {near[0]}?" if near else ""
         what = "file" if path.suffix.lower() in SUFFIXES else "data set or file"
         raise InvalidArgumentError(
-            f"there is no {what} {source.name!r}.{hint} Data sets: {', '.join(known)}; files: {', '.join(SUFFIXES)}."
+            f"there is no {what} {source.name!r}.{hint} Data sets: {', '.join(known)}; files: "
+            f"{', '.join(SUFFIXES)}, .zarr arrays, and folders of .parquet files."
         )
     if path.suffix.lower() == ".npz" and source.key is None:
         arrays = read_arrays(path)

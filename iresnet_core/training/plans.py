@@ -32,6 +32,7 @@ __all__ = [
 
 KINDS = ("mlp", "conv")
 _MOST_LAYERS = 10_000
+_NARROWEST = 0.1  # spread, below which blocks of the first weights see a point
 _WIDEST = 1e4  # spread, which float32 still resolves to a thousandth of a unit
 _MOST_WEIGHTS = 2**31  # 8 GB in float32, and three times that with the moments of Adam
 
@@ -87,9 +88,9 @@ class ModelSettings:
                 raise InvalidArgumentError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.kind != "conv" and self.scales != 2:
             raise InvalidArgumentError(f"scales are for the model conv, got scales={self.scales} for {self.kind}.")
-        if self.spread is not None and not (self.kind == "mlp" and 0 < self.spread <= _WIDEST):
+        if self.spread is not None and not (self.kind == "mlp" and _NARROWEST <= self.spread <= _WIDEST):
             raise InvalidArgumentError(
-                f"a spread is a number above 0 and at most {_WIDEST:g} for the model mlp, got {self.spread:g} for "
+                f"a spread is a number from {_NARROWEST:g} to {_WIDEST:g} for the model mlp, got {self.spread:g} for "
                 f"{self.kind}."
             )
         if self.blocks * self.layers > _MOST_LAYERS:

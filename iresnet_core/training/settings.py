@@ -279,10 +279,10 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         raise InvalidArgumentError(f"alpha is for images of grey levels, which {dataset.name} does not hold.")
     if dataset.levels is not None and model["standardize"]:
         raise InvalidArgumentError(f"standardize is for real numbers; {dataset.name} holds grey levels, for a logit.")
+    if model["spread"] is not None and dataset.levels is not None:
+        raise InvalidArgumentError(f"spread is for vectors of real numbers; {dataset.name} holds grey levels.")
     if model["spread"] is not None and not model["standardize"]:
-        raise InvalidArgumentError(
-            "spread scales what is standardized: it is for real numbers, and goes without --no-standardize."
-        )
+        raise InvalidArgumentError("spread scales what is standardized: leave out --no-standardize, or --spread.")
     if training["flip"] and not image:
         raise InvalidArgumentError(f"flip mirrors images; {dataset.name} has samples of shape {shape}.")
     Activation(model["activation"])

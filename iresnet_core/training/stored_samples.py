@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from iresnet_core.errors import DataFileError, InvalidArgumentError, ShapeError
+from iresnet_core.errors import DataFileError, InvalidArgumentError, NonFiniteError, ShapeError
 from iresnet_core.files import RowFile, Table, open_rows
 from iresnet_core.training.sample_arrays import as_samples
 from iresnet_core.training.table_columns import TableColumns
@@ -22,6 +22,8 @@ __all__ = ["USUAL_MEMORY", "OpenedSamples", "ShuffledBlocks", "StoredSamples", "
 USUAL_MEMORY = 1024  # MiB
 _BLOCKS = 32  # of one buffer, so that neighbours in the file, which may be alike, come apart
 _FEWEST = 10
+_LEAST_BLOCKS = 8  # of one buffer, below which samples would not be shuffled
+_LEAST_SAMPLES = 500  # of one buffer, from which the data are known
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,10 +103,29 @@ class StoredSamples:
         """Return rows of the file, the first of which has the number `begin`, as samples."""
         name = f"{self.file.path}, counted from row {begin}"
         if self.columns is None:
-            return as_samples(_as_array(rows), name, self.levels)[0].astype(self.dtype, copy=False)
+            array = _as_array(rows)
+            self._require_finite(array, begin)
+            return as_samples(array, name, self.levels)[0].astype(self.dtype, copy=False)
         values = self.columns.values_of(_as_table(rows), name)
-        self.columns.rows_to_keep(values, name)
+        self._require_finite(values, begin)
         return self.columns.imputed(values)
+
+    def _require_finite(self, values: np.ndarray, begin: int) -> None:
+        """Refuse NaN, unless medians are put in, and infinity; the message names the row of the file."""
+        if values.dtype.kind != "f":
+            return
+        imputes = self.columns is not None and self.columns.missing == "impute"
+        bad = np.argwhere(np.isinf(values) if imputes else ~np.isfinite(values))
+        if not len(bad):
+            return
+        row, *place = map(int, bad[0])
+        kind = "NaN" if np.isnan(values[tuple(bad[0])]) else "infinity"
+        where = f"column {self.columns.label(place[0])}" if self.columns is not None else f"at {tuple(place)}"
+        way = "" if imputes or kind == "infinity" or self.columns is None else " A new run can use --missing impute."
+        raise NonFiniteError(
+            f"{self.file.path}: {kind} in row {begin + row}, {where}. Mend the file; the same command then goes on "
+            f"from the last checkpoint, if there is one.{way}"
+        )
 
 
 class OpenedSamples(NamedTuple):
@@ -183,6 +204,7 @@ def open_stored(
         dtype = "float32" if exact else samples.dtype.name
     room = max(1, memory * 2**19 // (np.dtype(dtype).itemsize * int(np.prod(event_shape))))
     starts = _block_starts(file, max(1, room // _BLOCKS))
+    _require_room(file, room, int(np.max(np.diff(starts))), memory)
     stored = StoredSamples(file, levels, columns, event_shape, dtype, starts, room, np.zeros(0, dtype=np.int64))
     return _split(stored, held_out, np.random.default_rng([seed, 0]))
 
@@ -196,8 +218,8 @@ def _split(stored: StoredSamples, held_out: float, rng: np.random.Generator) -> 
     numbers[places] = np.concatenate([stored.numbers(block) for block in order])
     samples = stored.shuffled(order, places)
     held = max(1, round(held_out * len(samples)))
-    # Half as many as a buffer takes are enough to know the data by; the memory is for the buffers of the training.
-    train = samples[2 * held :][: max(_FEWEST, stored.room // 2)]
+    # Statistics take some times the memory of their samples in float64; that is for the buffers of the training.
+    train = samples[2 * held :][: max(_LEAST_SAMPLES, stored.room // 8)]
     parts = [part.copy() for part in (train, samples[:held], samples[held : 2 * held])]
     stored = replace(stored, held_out=np.sort(numbers[: 2 * held]))
     if stored.columns is not None and stored.columns.missing == "impute":
@@ -261,6 +283,25 @@ class ShuffledBlocks:
             places = rng.permutation(int(np.sum(self.stored.counts[blocks])))
             self._held, self._buffer = (epoch, number), self.stored.shuffled(blocks, places)
         return self._buffer
+
+
+def _require_room(file: RowFile, room: int, largest: int, memory: int) -> None:
+    """Refuse a memory in which samples could be neither shuffled nor known, unless it holds all of them.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The message says how much memory would do.
+    """
+    needed = min(len(file), max(_LEAST_BLOCKS * largest if largest > 1 else 0, _LEAST_SAMPLES))
+    if room < needed:
+        enough = -(-memory * needed // room)
+        together = f", of which {largest} are stored together" if largest > max(1, room // _BLOCKS) else ""
+        raise InvalidArgumentError(
+            f"half of {memory} MiB holds {room} of the {len(file)} samples of {file.path}{together}: too few to "
+            f"shuffle them. Try --memory {enough}"
+            + (", or write the file in smaller row groups or chunks." if together else ".")
+        )
 
 
 def _block_starts(file: RowFile, rows: int) -> np.ndarray:

@@ -144,9 +144,9 @@ def test_a_spread_changes_the_blocks_and_not_the_units(tmp_path, framework):
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"spread": 20.0, "standardize": False}, "goes without --no-standardize"),
-        ({"spread": 0.0}, "above 0"),
-        ({"spread": float("nan")}, "above 0"),
+        ({"spread": 20.0, "standardize": False}, "leave out --no-standardize"),
+        ({"spread": 0.01}, "from 0.1 to 10000"),
+        ({"spread": float("nan")}, "from 0.1 to 10000"),
     ],
 )
 def test_a_spread_without_a_meaning_is_refused(asked, words):
