@@ -33,7 +33,7 @@ from iresnet_core.files import (
 )
 from iresnet_core.training.condition_columns import ConditionPlan, planned_condition, split_columns
 from iresnet_core.training.sample_arrays import as_samples
-from iresnet_core.training.stored_samples import USUAL_MEMORY, StoredSamples, open_stored
+from iresnet_core.training.stored_samples import FEWEST, USUAL_MEMORY, StoredSamples, open_stored
 from iresnet_core.training.table_columns import TableColumns, require_varying
 from iresnet_core.training.toy_data import draw_toy, toy_names
 
@@ -52,7 +52,6 @@ __all__ = [
 IMAGES = ("digits", "mnist", *CIFAR)
 TOY_SAMPLES = 100_000
 HELD_OUT = 0.1  # of the data, for validation and again for the test
-FEWEST = 10
 MOST = 10**8
 _LARGE = 2**31  # bytes of a file whose samples are not held in memory unless that is asked for
 SHARED_DATA = "IRESNET_SHARED_DATA"

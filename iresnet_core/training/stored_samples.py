@@ -17,11 +17,11 @@ from iresnet_core.files import RowFile, Table, open_rows
 from iresnet_core.training.sample_arrays import as_samples
 from iresnet_core.training.table_columns import TableColumns
 
-__all__ = ["USUAL_MEMORY", "OpenedSamples", "ShuffledBlocks", "StoredSamples", "open_stored"]
+__all__ = ["FEWEST", "USUAL_MEMORY", "OpenedSamples", "ShuffledBlocks", "StoredSamples", "open_stored"]
 
 USUAL_MEMORY = 1024  # MiB
 _BLOCKS = 32  # of one buffer, so that neighbours in the file, which may be alike, come apart
-_FEWEST = 10
+FEWEST = 10  # samples, which can be split
 _LEAST_BLOCKS = 8  # of one buffer, below which samples would not be shuffled
 _LEAST_SAMPLES = 500  # of one buffer, from which the data are known
 
@@ -190,8 +190,8 @@ def open_stored(
             "beforehand. Try --missing impute, or write the complete rows into another file."
         )
     file = open_rows(path, key)
-    if len(file) < _FEWEST:
-        raise ShapeError(f"{path} has {len(file)} samples; at least {_FEWEST} are needed to split them.")
+    if len(file) < FEWEST:
+        raise ShapeError(f"{path} has {len(file)} samples; at least {FEWEST} are needed to split them.")
     first = file.read(0, 1)
     columns = None
     if levels is None and (isinstance(first, Table) or first.ndim <= 2):
