@@ -25,6 +25,7 @@ __all__ = [
     "require_nonnegative",
     "require_nonnegative_int",
     "require_options",
+    "require_positive",
     "require_positive_int",
     "require_same_device",
     "require_same_dtype",
@@ -155,6 +156,14 @@ def require_nonnegative(value: Any, name: str) -> float:
     number = _number(value, name)
     if not 0 <= number < math.inf:  # NaN is neither; a compiler that takes numbers for variables knows no isfinite
         raise InvalidArgumentError(f"{name} must be a finite number >= 0, got {value!r}.")
+    return number
+
+
+def require_positive(value: Any, name: str) -> float:
+    """Return a positive finite number."""
+    number = _number(value, name)
+    if not 0 < number < math.inf:
+        raise InvalidArgumentError(f"{name} must be a finite number > 0, got {value!r}.")
     return number
 
 

@@ -260,7 +260,18 @@ STORABLE = (
     ),
     Storable(
         ActNorm,
-        {"log_scale": or_none(ARRAY), "bias": or_none(ARRAY), "axis": INTEGER, "condition": new(_PART)},
+        {
+            "log_scale": or_none(ARRAY),
+            "bias": or_none(ARRAY),
+            "axis": INTEGER,
+            "condition": new(_PART),
+            "spread": new(NUMBER),
+        },
+        build=lambda spread, **fields: ActNorm(**fields, spread=1.0 if spread is None else spread),
+        values=lambda part: {
+            **{name: getattr(part, name) for name in ("log_scale", "bias", "axis", "condition")},
+            "spread": None if part.spread == 1 else part.spread,
+        },
     ),
     Storable(Squeeze, {"factor": INTEGER, "data_format": TEXT}),
     Storable(InjectivePad, {"padding": INTEGER, "axis": INTEGER}),

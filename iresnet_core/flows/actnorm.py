@@ -9,6 +9,7 @@ from iresnet_core.common import (
     require_batch,
     require_finite,
     require_floating,
+    require_positive,
     require_same_dtype,
     unit_roundoff,
     widest,
@@ -45,6 +46,10 @@ class ActNorm(Layer):
         returned a layer that has them.
     axis : int
         The channel axis of a batch; 1 for vectors and images with the channels first, -1 for channels last.
+    spread : float
+        Standard deviation that data give every channel, where they set the parameters: 1 by default. Activations that
+        bend at a scale of their own, as the sine does, bend more of an input that is wider, at the same Lipschitz
+        constant. A layer with parameters has it in its log_scale.
     condition : Condition, Dense or Chain, optional
         Map of a condition to (2 channels,) numbers, of which the first half is added to log_scale and the second to
         bias, for every sample apart. Weights of zero to begin with leave the layer as it is without a condition.
@@ -54,8 +59,8 @@ class ActNorm(Layer):
     ShapeError, DtypeError, NonFiniteError, MixedBackendsError
         If the parameters do not fit each other or are not finite.
     InvalidArgumentError
-        If only one of them is given, or a scale or its reciprocal is not a normal number of the dtype; under a
-        condition from `forward` and `inverse`.
+        If only one of them is given, `spread` is not positive or stands beside parameters, or a scale or its reciprocal
+        is not a normal number of the dtype; under a condition from `forward` and `inverse`.
 
     Examples
     --------
@@ -72,14 +77,26 @@ class ActNorm(Layer):
     log_scale: Array | None
     bias: Array | None
     axis: int
+    spread: float = 1.0
 
     def __init__(
-        self, log_scale: Array | None = None, bias: Array | None = None, *, axis: int = 1, condition: Any = None
+        self,
+        log_scale: Array | None = None,
+        bias: Array | None = None,
+        *,
+        axis: int = 1,
+        condition: Any = None,
+        spread: float = 1.0,
     ) -> None:
         if isinstance(axis, bool) or not isinstance(axis, int) or axis == 0:
             raise InvalidArgumentError(f"axis must be a whole number other than 0, the batch axis, got {axis!r}.")
         if (log_scale is None) != (bias is None):
             raise InvalidArgumentError("give both log_scale and bias, or neither for a layer to be initialised.")
+        spread = require_positive(spread, "spread")
+        if log_scale is not None and spread != 1:
+            raise InvalidArgumentError(
+                f"spread={spread:g} is for a layer that data will set; one with parameters has it in log_scale."
+            )
         if log_scale is not None and bias is not None:
             backend = get_backend(log_scale, bias)
             for parameter, name in ((log_scale, "log_scale"), (bias, "bias")):
@@ -96,16 +113,17 @@ class ActNorm(Layer):
         condition = as_condition(condition)
         if condition is not None:
             _require_pairs(condition, log_scale)
-        self._keep(log_scale=log_scale, bias=bias, axis=axis, condition=condition)
+        self._keep(log_scale=log_scale, bias=bias, axis=axis, condition=condition, spread=spread)
 
     def __repr__(self) -> str:
         channels = "not initialised" if self.log_scale is None else f"{self.log_scale.shape[-1]} channels"
         condition = "" if self.condition is None else f", condition={self.condition!r}"
-        return f"ActNorm({channels}, axis={self.axis}{condition})"
+        spread = "" if self.spread == 1 else f", spread={self.spread:g}"
+        return f"ActNorm({channels}, axis={self.axis}{condition}{spread})"
 
     @classmethod
-    def initialize(cls, x: Array, axis: int = 1) -> "ActNorm":
-        """Return the layer that gives every channel of `x` mean zero and variance one.
+    def initialize(cls, x: Array, axis: int = 1, spread: float = 1.0) -> "ActNorm":
+        """Return the layer that gives every channel of `x` mean zero and standard deviation `spread`.
 
         Parameters
         ----------
@@ -113,18 +131,21 @@ class ActNorm(Layer):
             At least one sample. Mean and (biased) variance run over the batch and the pixels.
         axis : int
             The channel axis.
+        spread : float
+            The standard deviation, 1 by default.
 
         Raises
         ------
         ShapeError, DtypeError, NonFiniteError
             If `x` is empty, of the wrong shape or dtype, or holds NaN or infinity.
         InvalidArgumentError
-            If a few entries are so large that normalisation would make all others one point.
+            If `spread` is not positive, or a few entries are so large that normalisation would make all others one
+            point.
 
         Notes
         -----
         A channel that is constant up to the rounding of its entries does not tell its scale: it is centred, and its
-        scale stays 1. With a batch of one vector this is so for every channel.
+        scale is `spread`. With a batch of one vector this is so for every channel.
         """
         backend = get_backend(x)
         require_floating(backend, x, "the data of the initialisation")
@@ -135,13 +156,13 @@ class ActNorm(Layer):
         with backend.full_precision():
             position = channel_axis(axis, x.ndim, "ActNorm")
             require_visible_bulk(backend, x, position)
-            return cls(*_statistics(backend, x, position), axis=axis)
+            return cls(*_statistics(backend, x, position, require_positive(spread, "spread")), axis=axis)
 
     def initialized(self, x: Array, context: Array | None = None) -> "ActNorm":
-        """Return `ActNorm.initialize(x)`, or the layer itself if it has its parameters already."""
+        """Return what `ActNorm.initialize` makes of x, or the layer itself if it has its parameters already."""
         if self.log_scale is not None:
             return self
-        found = ActNorm.initialize(x, axis=self.axis)
+        found = ActNorm.initialize(x, axis=self.axis, spread=self.spread)
         if self.condition is None:
             return found
         return ActNorm(found.log_scale, found.bias, axis=self.axis, condition=self.condition)
@@ -187,7 +208,7 @@ class ActNorm(Layer):
         """Return the layer with parameters of another dtype."""
         condition = None if self.condition is None else self.condition.astype(dtype)
         if self.log_scale is None:
-            return self if condition is None else type(self)(axis=self.axis, condition=condition)
+            return self if condition is None else type(self)(axis=self.axis, condition=condition, spread=self.spread)
         if self.log_scale.dtype == dtype and condition is None:
             return self
         backend, log_scale, bias = self._parameters()
@@ -283,8 +304,8 @@ def _require_pairs(condition: Condition, log_scale: Array | None) -> None:
         raise ShapeError(f"the map of the condition of an ActNorm returns {seen}; this one returns {condition.width}.")
 
 
-def _statistics(backend: Backend, x: Array, position: int) -> tuple[Array, Array]:
-    """Return the log-scale and bias (channels,) that give every channel of `x` mean zero and variance one."""
+def _statistics(backend: Backend, x: Array, position: int, wished: float) -> tuple[Array, Array]:
+    """Return the log-scale and bias (channels,) that give every channel of `x` mean zero and that deviation."""
     xp = backend.xp
     others = tuple(a for a in range(x.ndim) if a != position)
     info = xp.finfo(x.dtype)
@@ -299,6 +320,7 @@ def _statistics(backend: Backend, x: Array, position: int) -> tuple[Array, Array
     largest = xp.reshape(largest, std.shape)
     spread = xp.where(constant, xp.ones_like(std), std)
     log_std = xp.where(constant, xp.zeros_like(std), xp.log(spread) + xp.log(largest))
+    log_std = log_std - math.log(wished)
     limit = 0.999 * _scale_limit(backend, x.dtype)
     log_std = xp.where(log_std < -limit, xp.full_like(std, -limit), log_std)
     log_std = xp.where(log_std > limit, xp.full_like(std, limit), log_std)

@@ -290,7 +290,7 @@ def _initialized(layer: Layer, x: Array, context: Array | None) -> Layer:
             raise InvalidArgumentError(
                 "a conditional ActNorm inside of Inverted is not initialised: give it parameters."
             )
-        found = ActNorm.initialize(x, axis=layer.axis)
+        found = ActNorm.initialize(x, axis=layer.axis, spread=layer.spread)
         backend, log_scale, bias = found._parameters()
         return ActNorm(-log_scale, -bias * backend.xp.exp(log_scale), axis=layer.axis)
     if isinstance(layer, Pointwise):

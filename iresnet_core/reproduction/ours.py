@@ -1,7 +1,6 @@
 """Our own model of a comparison: the flow that `iresnet train` trains, scored as the core has it."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from iresnet_core.files import load, save
-from iresnet_core.flows import Flow, Standardize
+from iresnet_core.flows import Flow
 from iresnet_core.reproduction.contender import Task
 from iresnet_core.training import (
     RunSettings,
@@ -56,7 +55,6 @@ class Ours:
         self.layout = SampleLayout(task.event_shape, planned_shape(model, task.event_shape))
         self._dtype = training.dtype
         vector = len(self.layout.model_shape) == 1
-        self.spread = 1.0 if model.spread is None else model.spread
         plan = planned_layers(model, task.event_shape)
         self.trainer: Any = find_trainer(training.framework)(
             plan, self.layout.model_shape, training, self._ready(task.first)
@@ -65,7 +63,7 @@ class Ours:
         self._exported: Flow | None = None
 
     def _ready(self, x: np.ndarray) -> np.ndarray:
-        return self.layout.to_model(np.asarray(x) * self.spread).astype(self._dtype)
+        return self.layout.to_model(np.asarray(x)).astype(self._dtype)
 
     def step(self, x: np.ndarray, lr: float) -> float:
         """Take one step; see `Contender`."""
@@ -76,7 +74,7 @@ class Ours:
     def log_prob(self, x: np.ndarray) -> np.ndarray:
         """Log-densities under the certified weights."""
         values: np.ndarray = self.trainer.log_prob(self._ready(x), 0)
-        return values + math.log(self.spread) * math.prod(self.layout.model_shape)
+        return values
 
     def scores(self, x: np.ndarray) -> Scores:
         """Log-densities of the exported flow in float64, on NumPy, as anybody else would compute them."""
@@ -93,12 +91,7 @@ class Ours:
                 path = Path(folder) / "model.safetensors"
                 save(self.trainer.to_core(), path)
                 flow: Flow = load(path)  # on NumPy
-            flow = flow.astype(np.float64)
-            if self.spread != 1:
-                (size,) = self.layout.model_shape
-                first = Standardize([0.0] * size, [1 / self.spread] * size)
-                flow = Flow([first, *flow.layers], flow.event_shape, base=flow.base)
-            self._exported = flow
+            self._exported = flow.astype(np.float64)
         return self._exported
 
     def lipschitz(self) -> float:

@@ -14,8 +14,8 @@ __all__ = ["require_spread", "standardization"]
 _TOLERATED = 1e-3
 
 
-def standardization(samples: np.ndarray, layout: SampleLayout, spread: float = 1.0) -> Standardize:
-    """Return the layer that gives samples (n, *data_shape) mean zero and one standard deviation, that of the model.
+def standardization(samples: np.ndarray, layout: SampleLayout) -> Standardize:
+    """Return the layer that gives samples (n, *data_shape) mean zero and variance one, for samples of the model.
 
     Columns of a table each get their own numbers, images one pair a channel. A column that is constant is centred.
 
@@ -38,7 +38,7 @@ def standardization(samples: np.ndarray, layout: SampleLayout, spread: float = 1
     unit = differences / largest
     mean = origin + largest * np.mean(unit, axis=axes, keepdims=True)
     std = largest * np.std(unit, axis=axes, keepdims=True)
-    std = np.where(std > 0, std, 1.0) / spread
+    std = np.where(std > 0, std, 1.0)
     if layout.model_shape == layout.data_shape:
         return Standardize(mean.ravel(), std.ravel(), axis=1)
     if len(layout.model_shape) > 1:

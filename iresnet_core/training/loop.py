@@ -159,7 +159,7 @@ def train(
     with run.locked() if processes.rank == 0 else nullcontext():
         settings = config.settings.training
         model = config.settings.model
-        layer = standardization(dataset.train, config.layout, model.spread or 1.0) if model.standardize else None
+        layer = standardization(dataset.train, config.layout) if model.standardize else None
         batches = Batches(dataset, config.layout, settings, layer)
         chunk = _chunk(config)
         n = max(settings.batch, chunk)

@@ -63,9 +63,9 @@ class ModelSettings:
         Whether an activation stands in front of the first linear layer of a block too, as in Residual Flows.
     scales : int
         How often "conv" squeezes the images, with half of the channels leaving the flow in between.
-    spread : float or None
-        Standard deviation of the samples in front of the blocks, which then have no ActNorm between them, for "mlp".
-        Where it is wide, a block of the same Lipschitz constant bends the space at a finer scale.
+    spread : float
+        Standard deviation to which data bring what enters a block, by the ActNorm in front of it. Where it is wide, a
+        block of the same Lipschitz constant bends the space at a finer scale.
     """
 
     kind: str
@@ -78,7 +78,7 @@ class ModelSettings:
     standardize: bool = False
     activation_first: bool = False
     scales: int = 2
-    spread: float | None = None
+    spread: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -88,11 +88,8 @@ class ModelSettings:
                 raise InvalidArgumentError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.kind != "conv" and self.scales != 2:
             raise InvalidArgumentError(f"scales are for the model conv, got scales={self.scales} for {self.kind}.")
-        if self.spread is not None and not (self.kind == "mlp" and _NARROWEST <= self.spread <= _WIDEST):
-            raise InvalidArgumentError(
-                f"a spread is a number from {_NARROWEST:g} to {_WIDEST:g} for the model mlp, got {self.spread:g} for "
-                f"{self.kind}."
-            )
+        if not _NARROWEST <= self.spread <= _WIDEST:
+            raise InvalidArgumentError(f"a spread is a number from {_NARROWEST:g} to {_WIDEST:g}, got {self.spread:g}.")
         if self.blocks * self.layers > _MOST_LAYERS:
             raise InvalidArgumentError(
                 f"{self.blocks} blocks of {self.layers} hidden layers are more than {_MOST_LAYERS} layers."
@@ -119,10 +116,11 @@ class LogitPlan:
 
 @dataclass(frozen=True)
 class ActNormPlan:
-    """Affine map per channel; under a condition of so many entries, where `context` says so."""
+    """Affine map per channel, to a standard deviation; under a condition of `context` entries, if there is one."""
 
     channels: int
     context: int | None = None
+    spread: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -257,7 +255,7 @@ def planned_layers(
         widths = (size, *(settings.hidden,) * settings.layers, size)
         block_of = dense_block(widths, settings.activation, settings.coeff, activation_first=settings.activation_first)
         residual = replace(block_of, context=context)
-        block = (residual,) if settings.spread is not None else (ActNormPlan(size, context), residual)
+        block = (ActNormPlan(size, context, settings.spread), residual)
         # The last ActNorm brings the outputs to the density of the latents.
         return first + block * settings.blocks + (ActNormPlan(size, context),)
     if context is not None:
@@ -280,7 +278,7 @@ def _scale(settings: ModelSettings, shape: tuple[int, ...], scales: int) -> tupl
     channels, height, width = 4 * shape[0], shape[1] // 2, shape[2] // 2
     between = (channels, settings.hidden, settings.hidden, channels)
     block = (
-        ActNormPlan(channels),
+        ActNormPlan(channels, spread=settings.spread),
         convolution_block(
             between, (3, 1, 3), settings.activation, settings.coeff, activation_first=settings.activation_first
         ),

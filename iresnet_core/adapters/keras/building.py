@@ -83,7 +83,7 @@ def _initializers(start: str | None, fan_in: int) -> dict[str, Any]:
 # An ActNorm and a dense layer take their number of inputs from what they are built for.
 _CONSTRUCTORS: dict[type, Callable[[Any, str, str | None], Any]] = {
     LogitPlan: lambda plan, dtype, start: Logit(plan.alpha, dtype=dtype),
-    ActNormPlan: lambda plan, dtype, start: ActNorm(context_features=plan.context, dtype=dtype),
+    ActNormPlan: lambda plan, dtype, start: ActNorm(context_features=plan.context, spread=plan.spread, dtype=dtype),
     InjectivePadPlan: lambda plan, dtype, start: InjectivePad(plan.padding, dtype=dtype),
     SqueezePlan: lambda plan, dtype, start: Squeeze(dtype=dtype),
     FactorOutPlan: lambda plan, dtype, start: FactorOut(

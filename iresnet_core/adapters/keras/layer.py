@@ -217,6 +217,7 @@ class ActNorm(ActNormMethods, FlowLayer):
             "channels": self.channels,
             "axis": self.axis,
             "context_features": self.context_features,
+            "spread": self.spread,
         }
 
 

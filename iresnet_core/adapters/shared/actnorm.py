@@ -16,8 +16,8 @@ __all__ = ["ActNormMethods"]
 class ActNormMethods(LayerMethods):
     """One shift and one scale a channel, which are 0 until data have set them: until then the layer is the identity.
 
-    The bias is a multiple of `unit`, about the spread of the data, so that a step of an optimiser moves it as far at
-    every scale. The unit is a power of two, so that the product does not round.
+    The bias is a multiple of `unit`, about the width of the data that becomes 1, so that a step of an optimiser moves
+    it as far at every scale. The unit is a power of two, so that the product does not round.
 
     Whether data have set them is part of the saved state, so that a checkpoint is never initialised again.
     """
@@ -34,6 +34,7 @@ class ActNormMethods(LayerMethods):
         *,
         axis: int | None = None,
         context_features: int | None = None,
+        spread: float = 1.0,
         **options: Any,
     ) -> None:
         """Make the layer.
@@ -46,17 +47,20 @@ class ActNormMethods(LayerMethods):
             Channel axis of a batch; by default 1 in PyTorch, -1 in Keras.
         context_features : int, optional
             Size of a condition. A linear map of it, which is zero at first, is added to log_scale and bias.
+        spread : float
+            Standard deviation that data give every channel, 1 by default. In front of a block with sines, 5 bends
+            images more at the same Lipschitz constant; the last layer of a flow is to give 1, as the latents have.
         **options
             Options of a Keras layer.
 
         Raises
         ------
         InvalidArgumentError
-            If `channels` or `context_features` is not positive, or the axis is that of the samples.
+            If `channels`, `context_features` or `spread` is not positive, or the axis is that of the samples.
         """
         super().__init__(**options)
         self.axis = self.channel_axis if axis is None else axis
-        core.ActNorm(axis=self.axis)  # checks the axis
+        self.spread = core.ActNorm(axis=self.axis, spread=spread).spread  # checks both
         if channels is not None and channels < 1:
             raise InvalidArgumentError(f"channels must be a positive whole number, got {channels!r}.")
         self.channels = channels
@@ -98,7 +102,7 @@ class ActNormMethods(LayerMethods):
         self._mark()
 
     def initialize(self, x: Array, context: Array | None = None) -> Self:
-        """Set the parameters from a batch so that each channel has mean 0 and variance 1, unless they are set already.
+        """Set the parameters from a batch so that each channel has mean 0 and its spread, unless they are set already.
 
         Returns the layer.
         """
@@ -106,7 +110,7 @@ class ActNormMethods(LayerMethods):
             x = self._received(x)
             backend = get_backend(x)
             with backend.no_grad(), backend.own_dtype(x):
-                found = core.ActNorm.initialize(self._statistics(x), axis=self.axis)
+                found = core.ActNorm.initialize(self._statistics(x), axis=self.axis, spread=self.spread)
                 log_scale, bias = found.arrays
                 unit = 2.0 ** -backend.xp.round(log_scale / math.log(2))
                 self._assign(log_scale, bias / unit, unit)

@@ -155,10 +155,10 @@ def _shape_before(layer: Any, shape: Shape) -> Shape:
 
 
 def _set_for_inverse(layer: ActNormMethods, x: Array) -> None:
-    """Set an ActNorm so that its inverse gives every channel of x (batch, ...) mean 0 and variance 1."""
+    """Set an ActNorm so that its inverse gives every channel of x (batch, ...) mean 0 and its spread."""
     backend = get_backend(x)
     with backend.no_grad(), backend.own_dtype(x):
-        found = core.ActNorm.initialize(layer._statistics(x), axis=layer.axis)
+        found = core.ActNorm.initialize(layer._statistics(x), axis=layer.axis, spread=layer.spread)
         log_scale, bias = found.arrays
         # The inverse is z exp(-log_scale) - bias, whose bias is in units of what comes out.
         layer._assign(-log_scale, -bias * backend.xp.exp(log_scale), backend.xp.ones_like(bias))

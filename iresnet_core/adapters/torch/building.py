@@ -75,7 +75,7 @@ def _convolution(plan: ConvolutionPlan, start: str | None) -> nn.Module:
 
 _CONSTRUCTORS: dict[type, Callable[[Any, str | None], nn.Module]] = {
     LogitPlan: lambda plan, start: Logit(plan.alpha),
-    ActNormPlan: lambda plan, start: ActNorm(plan.channels, context_features=plan.context),
+    ActNormPlan: lambda plan, start: ActNorm(plan.channels, context_features=plan.context, spread=plan.spread),
     InjectivePadPlan: lambda plan, start: InjectivePad(plan.padding),
     SqueezePlan: lambda plan, start: Squeeze(),
     FactorOutPlan: lambda plan, start: FactorOut(plan.keep, build_layers(plan.layers, start=start)),

@@ -135,7 +135,8 @@ class ActNorm(ActNormMethods, FlowLayer):
 
     def extra_repr(self) -> str:
         """Show the channels."""
-        return f"{self.channels}, axis={self.axis}, initialized={self._initialized}"
+        spread = "" if self.spread == 1 else f", spread={self.spread:g}"
+        return f"{self.channels}, axis={self.axis}{spread}, initialized={self._initialized}"
 
     @property
     def initialized(self) -> bool:
