@@ -248,3 +248,23 @@ def test_a_run_goes_on_with_the_same_samples(tmp_path, suffix):
     other = iresnet("train", data, "--out", tmp_path / "parted", "--steps", 30, *few[:-2], "2", "--no-tensorboard")
     assert other.exit_code == 2
     assert "memory" in other.stderr
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+def test_a_convolutional_run_of_stored_images_goes_on_with_the_same_samples(tmp_path, shape):
+    pytest.importorskip("torch")
+    from runs_for_tests import iresnet
+
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 200, (1500, shape[0], shape[1] // 4, shape[2] // 4))
+    levels = np.kron(coarse, np.ones((4, 4))) + rng.integers(0, 50, (1500, *shape))
+    data = written(tmp_path, ".npy", levels.astype(np.uint8))
+    few = ("--model", "conv", "--blocks", 1, "--hidden", 8, "--batch", 16, "--evaluate-every", 3, "--memory", 3)
+    few += ("--schedule", "constant", "--no-tensorboard")
+    for name, steps in (("whole", 6), ("parted", 2)):
+        result = iresnet("train", data, "--out", tmp_path / name, "--steps", steps, *few)
+        assert result.exit_code == 0, result.output
+    again = iresnet("train", data, "--out", tmp_path / "parted", "--steps", 6, *few)
+    assert again.exit_code == 0, again.output
+    found = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parted")]
+    assert found[0]["log_prob"] == found[1]["log_prob"]
