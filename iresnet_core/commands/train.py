@@ -89,7 +89,9 @@ def train_command(
     ] = None,
     spread: Annotated[
         float | None,
-        _model("--spread", metavar="S", help="Standard deviation of what enters the blocks (1; conv: 5)."),
+        _model(
+            "--spread", metavar="S", help="Standard deviation of what enters the blocks (1; in the plane 20; conv: 5)."
+        ),
     ] = None,
     steps: Annotated[int | None, _training("--steps", help="Length of the training in steps (2000).")] = None,
     minutes: Annotated[float | None, _training("--minutes", help="Length in minutes instead of steps.")] = None,

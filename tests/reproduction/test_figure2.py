@@ -19,7 +19,7 @@ def tiny(monkeypatch):
         figure2, "trained_cell", lambda settings, data: trained({**settings, "steps": 3, "grid_points": 8}, data)
     )
     monkeypatch.setattr(figure2, "_SAMPLES", 500)
-    monkeypatch.setattr(figure2, "_ASKED", {**figure2._ASKED, "blocks": 2, "hidden": 16})
+    monkeypatch.setattr(figure2, "_ASKED", {"blocks": 2, "hidden": 16})
     monkeypatch.setattr(figure2.os, "cpu_count", lambda: 1)
 
 
@@ -32,7 +32,7 @@ def test_ours_alone(tiny, tmp_path):
     assert (name, steps) == ("i-ResNet (ours)", "3 to 3")
     assert all("±" in mean for mean in means)
     assert parameters == record.details[0]["parameters"] > 500
-    assert all(one["method"] == "exact" and one["constant"] < 0.9801 for one in record.details)
+    assert all(one["method"] == "exact" and one["constant"] < 0.9001 for one in record.details)
     assert (tmp_path / "figure2.png").stat().st_size > 1000
     assert "--data moons,rings --models ours" in record.command
     said.clear()
