@@ -22,6 +22,9 @@ MODELS = ("ours", "glow", "residualflow", "realnvp", "nice", "made", "maf")
 SECONDS = {"digits": 60.0, "mnist": 420.0}  # with which the command takes about 30 minutes on two cores
 SECONDS_PAPER = 36_000.0
 _BATCHES = {"digits": 256, "mnist": 64}
+# What differs from the settings of `iresnet train`. On 250 MNIST images for validation a cap of .98 is better than the
+# default of .9 by .015 bits per dimension after 150 s.
+_ASKED: dict[str, dict[str, Any]] = {"mnist": {"coeff": 0.98}}
 _AIM = 0.05  # bits per dimension that ours was to be ahead of Glow and the residual flow on MNIST
 _VALIDATION = 250  # images of an evaluation
 _TEST = 1000  # images of the score at the end
@@ -35,7 +38,11 @@ def reproduce(request: Request) -> Record:
     sets = request.chosen("data", tuple(SECONDS))
     models, absent = available(request, MODELS)
     settings = {data: _settings(request, data) for data in sets}
-    cells = [Cell(f"{data}-{model}", {**settings[data], "model": model}, _cell) for data in sets for model in models]
+    cells = [
+        Cell(f"{data}-{model}", {**settings[data], "model": model, **({} if model == "ours" else {"asked": {}})}, _cell)
+        for data in sets
+        for model in models
+    ]
     request.say(f"{len(cells)} trainings, evaluations not counted in their time")
     wall = request.device not in (None, "cpu")
     found = compute_cells(request, cells, processes=1 if wall else min(2, os.cpu_count() or 1))
@@ -80,7 +87,7 @@ def reproduce(request: Request) -> Record:
 
 def _settings(request: Request, data: str) -> dict[str, Any]:
     """Return the settings of the cells of a set, but for the model."""
-    asked = dict(_PAPER) if request.paper else {}
+    asked = {**_ASKED.get(data, {}), **(_PAPER if request.paper else {})}
     source = DatasetSource(data, seed=request.seed)
     dataset = load_dataset(source)
     plain = default_settings(source, dataset, "torch", asked)
@@ -180,10 +187,11 @@ def _notes(
             )
     if len(models) > 1:
         notes.append(
-            "Every model has one learning rate. Ours is the default of `iresnet train`, which was chosen on validation "
-            "images of these sets; those of the comparators were not searched on images. The comparators on rows of "
-            "pixels (Real NVP, NICE, MADE, MAF) have few parameters for their size, as many as our convolutions, and "
-            "some learn the digits by heart at once: their rows say little of them at their best."
+            "Every model has one learning rate. Ours is the default of `iresnet train`, but that the cap for MNIST is "
+            "0.98 instead of 0.9; both were chosen on validation images of these sets. Those of the comparators were "
+            "not searched on images. The comparators on rows of pixels (Real NVP, NICE, MADE, MAF) have few parameters for "
+            "their size, as many as our convolutions, and some learn the digits by heart at once: their rows say "
+            "little of them at their best."
         )
     if absent:
         notes.append(f"Left out, since their packages were missing: {', '.join(LABELS[name] for name in absent)}.")
