@@ -90,7 +90,7 @@ def train_command(
     spread: Annotated[
         float | None,
         _model(
-            "--spread", metavar="S", help="Standard deviation of what enters the blocks (1; in the plane 20; conv: 5)."
+            "--spread", metavar="S", help="Deviation of what enters blocks, 0.1 to 10000 (1; in the plane 20; conv: 5)."
         ),
     ] = None,
     steps: Annotated[int | None, _training("--steps", help="Length of the training in steps (2000).")] = None,

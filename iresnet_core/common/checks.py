@@ -142,12 +142,12 @@ def require_shape(value: Any, name: str) -> tuple[int, ...]:
 
 
 def _number(value: Any, name: str) -> float:
-    """Return a number as a float; refuse text and whatever has no single value."""
+    """Return a number as a float; refuse text, truth values and whatever has no single value that a float holds."""
     try:
-        if isinstance(value, str):
+        if isinstance(value, str | bool):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InvalidArgumentError(f"{name} must be a number, got {value!r}.") from None
 
 

@@ -36,8 +36,8 @@ __all__ = ["ActNorm"]
 class ActNorm(Layer):
     """``z = (x + bias) exp(log_scale)``, one pair of parameters per channel; log|det| is ``pixels * sum(log_scale)``.
 
-    It brings the input of a residual block to mean zero and variance one, where its activations work best. Leave the
-    parameters out and let `Flow.initialize` set them from data (Kingma and Dhariwal 2018, Sec. 3.1).
+    It brings the input of a residual block to mean zero and the standard deviation `spread`. Leave the parameters out
+    and let `Flow.initialize` set them from data (Kingma and Dhariwal 2018, Sec. 3.1).
 
     Parameters
     ----------
@@ -47,9 +47,9 @@ class ActNorm(Layer):
     axis : int
         The channel axis of a batch; 1 for vectors and images with the channels first, -1 for channels last.
     spread : float
-        Standard deviation that data give every channel, where they set the parameters: 1 by default. Activations that
-        bend at a scale of their own, as the sine does, bend more of an input that is wider, at the same Lipschitz
-        constant. A layer with parameters has it in its log_scale.
+        Standard deviation that data give every channel, where they set the parameters: 1 by default. Activations bend
+        at a scale of their own, so that they bend more of an input that is wider, at the same Lipschitz constant. A
+        layer with parameters has it in its log_scale.
     condition : Condition, Dense or Chain, optional
         Map of a condition to (2 channels,) numbers, of which the first half is added to log_scale and the second to
         bias, for every sample apart. Weights of zero to begin with leave the layer as it is without a condition.
@@ -139,13 +139,14 @@ class ActNorm(Layer):
         ShapeError, DtypeError, NonFiniteError
             If `x` is empty, of the wrong shape or dtype, or holds NaN or infinity.
         InvalidArgumentError
-            If `spread` is not positive, or a few entries are so large that normalisation would make all others one
-            point.
+            If `spread` is not positive or beyond the dtype, or a few entries are so large that normalisation would make
+            all others one point.
 
         Notes
         -----
         A channel that is constant up to the rounding of its entries does not tell its scale: it is centred, and its
-        scale is `spread`. With a batch of one vector this is so for every channel.
+        scale is 1, since `spread` at each layer would make a power of it. With a batch of one vector this is so for
+        every channel.
         """
         backend = get_backend(x)
         require_floating(backend, x, "the data of the initialisation")
@@ -156,7 +157,10 @@ class ActNorm(Layer):
         with backend.full_precision():
             position = channel_axis(axis, x.ndim, "ActNorm")
             require_visible_bulk(backend, x, position)
-            return cls(*_statistics(backend, x, position, require_positive(spread, "spread")), axis=axis)
+            wished = require_positive(spread, "spread")
+            if abs(math.log(wished)) >= _scale_limit(backend, x.dtype):
+                raise InvalidArgumentError(f"a spread of {wished:g} is beyond the range of {x.dtype}.")
+            return cls(*_statistics(backend, x, position, wished), axis=axis)
 
     def initialized(self, x: Array, context: Array | None = None) -> "ActNorm":
         """Return what `ActNorm.initialize` makes of x, or the layer itself if it has its parameters already."""
@@ -319,8 +323,7 @@ def _statistics(backend: Backend, x: Array, position: int, wished: float) -> tup
     constant = std <= 4 * float(info.eps)
     largest = xp.reshape(largest, std.shape)
     spread = xp.where(constant, xp.ones_like(std), std)
-    log_std = xp.where(constant, xp.zeros_like(std), xp.log(spread) + xp.log(largest))
-    log_std = log_std - math.log(wished)
+    log_std = xp.where(constant, xp.zeros_like(std), xp.log(spread) + xp.log(largest) - math.log(wished))
     limit = 0.999 * _scale_limit(backend, x.dtype)
     log_std = xp.where(log_std < -limit, xp.full_like(std, -limit), log_std)
     log_std = xp.where(log_std > limit, xp.full_like(std, limit), log_std)

@@ -184,7 +184,7 @@ class Inverted(Layer):
         return self._around(self.layer.astype(dtype))
 
     def initialized(self, x: Array, context: Array | None = None) -> "Inverted":
-        """Return the layer with every ActNorm inside set so that what it makes of the data is standardised."""
+        """Return the layer with every ActNorm inside set: what it makes of the data has mean zero and its spread."""
         return self._around(_initialized(self.layer, x, context))
 
     # --- forward: a solution ---
@@ -282,7 +282,7 @@ def _in_float64(layer: Layer, wide: Any) -> Layer | None:
 
 
 def _initialized(layer: Layer, x: Array, context: Array | None) -> Layer:
-    """Return a layer whose inverse standardises the data x, where that has ActNorms without parameters."""
+    """Return a layer whose inverse brings the data x to mean zero and its spread, where ActNorms lack parameters."""
     if isinstance(layer, Inverted):
         return layer._around(layer.layer.initialized(x, context))
     if isinstance(layer, ActNorm) and layer.log_scale is None:

@@ -20,7 +20,7 @@ from iresnet_core.reproduction.density_pictures import density_rows
 from iresnet_core.reproduction.record import Record
 from iresnet_core.reproduction.request import Request
 from iresnet_core.reproduction.timed_training import Prepared
-from iresnet_core.training import DatasetSource, load_dataset
+from iresnet_core.training import DatasetSource, default_settings, load_dataset
 
 __all__ = ["reproduce"]
 
@@ -60,6 +60,11 @@ def reproduce(request: Request) -> Record:
         settings={name: settings[0][name] for name in ("seconds", "batch")} | settings[0]["asked"],
         details=tuple(result.values for result in found.values()),
     )
+
+
+def _spread(data: str) -> float:
+    source = DatasetSource(data, samples=1000)
+    return default_settings(source, load_dataset(source), "torch", _ASKED).model.spread
 
 
 def _settings(request: Request, data: str) -> dict[str, Any]:
@@ -118,10 +123,10 @@ def _notes(
         constants = [results[data, "ours"].values["constant"] for data in sets]
         notes.append(
             "Ours is the default of `iresnet train`: in front of each block an ActNorm brings the samples to a wide "
-            "standard deviation at first (`--spread`), so that a block of the same Lipschitz constant bends the plane "
-            f"at a finer scale. The largest certified constant of a block is {max(constants):.4f}. The spread was "
-            "chosen on the checkerboard, the rings and the 2spirals with seed 0; a run with another seed has other "
-            "samples, noise and first weights."
+            f"standard deviation at first, {_spread(sets[0]):g}, so that a block of the same Lipschitz constant bends "
+            f"the plane at a finer scale. The largest certified constant of a block is {max(constants):.4f}. The "
+            "spread was chosen on the checkerboard, the rings and the 2spirals with seed 0; a run with another seed "
+            "has other samples, noise and first weights."
         )
         notes += _against(sets, [name for name in COUPLING if name in models], results, "coupling flow")
         notes += _against(sets, [name for name in models if name != "ours"], results, "comparator")

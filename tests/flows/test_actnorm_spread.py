@@ -11,6 +11,7 @@ from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.flows.actnorm import ActNorm
 from iresnet_core.flows.flow import Flow
 from iresnet_core.flows.inverted import Inverted
+from iresnet_core.operators.dense import Dense
 
 
 def images(n=40, offset=3.0, scale=0.2):
@@ -37,12 +38,29 @@ def test_a_flow_of_several_spreads_is_initialized_and_cast(backend):
     assert np.std(host(inverted.forward(x).value)) == pytest.approx(5.0)
 
 
-def test_a_channel_without_a_width_has_the_spread_for_its_scale(backend):
-    layer = ActNorm.initialize(array(backend, np.ones((3, 2))), spread=5.0)
-    np.testing.assert_allclose(host(layer.log_scale), np.log(5.0))
+def test_a_channel_without_a_width_keeps_its_scale_through_many_layers(backend):
+    x = np.stack([np.ones(40), np.random.default_rng(0).standard_normal(40)], axis=1)
+    flow = Flow([*[ActNorm(spread=20.0)] * 8, ActNorm()], (2,)).initialize(array(backend, x))
+    z = host(flow.forward(array(backend, x + np.array([1e-3, 0.0]))).value)
+    np.testing.assert_allclose(z[:, 0], 1e-3, rtol=1e-6)
+    assert np.std(z[:, 1]) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("spread", [0.0, -1.0, float("nan"), float("inf"), "wide"])
+def test_a_conditional_layer_keeps_its_spread(backend, tmp_path):
+    weight = array(backend, np.zeros((6, 2)))
+    layer = ActNorm(spread=5.0, condition=Dense(weight)).astype(backend.xp.float64)
+    assert layer.spread == 5.0
+    x, context = array(backend, images()), array(backend, np.ones((40, 2)))
+    flow = Flow([layer], (3, 4, 4)).initialize(x, context=context)
+    assert np.std(host(flow.forward(x, context=context).value)) == pytest.approx(5.0)
+
+
+def test_a_spread_beyond_the_dtype_is_refused(backend):
+    with pytest.raises(InvalidArgumentError, match="beyond the range"):
+        ActNorm.initialize(array(backend, images(), "float32"), spread=1e300)
+
+
+@pytest.mark.parametrize("spread", [0.0, -1.0, float("nan"), float("inf"), "wide", True, 10**400])
 def test_a_spread_that_is_not_positive_is_refused(spread):
     for attempt in (lambda: ActNorm(spread=spread), lambda: ActNorm.initialize(images(), spread=spread)):
         with pytest.raises(InvalidArgumentError, match="spread must be a"):
@@ -60,6 +78,7 @@ def test_a_file_keeps_the_spread_of_a_layer_that_no_data_have_set(tmp_path):
         (layer,) = iresnet_core.load(tmp_path / "flow.safetensors").layers
         assert layer.log_scale is None
         assert layer.spread == spread
+        assert (b"spread" in (tmp_path / "flow.safetensors").read_bytes()) == (spread != 1)  # as older files have it
 
 
 def test_a_layer_of_pytorch_has_a_spread():
@@ -74,17 +93,19 @@ def test_a_layer_of_pytorch_has_a_spread():
     assert "spread=5" in repr(layer)
     backward = Model([Backward(Layer(3, spread=5.0))], (3, 4, 4)).initialize(x)
     assert float(backward(x)[0].detach().std(correction=0)) == pytest.approx(5.0, rel=1e-5)
+    del layer.__dict__["spread"]  # as in a module that was pickled before there was one
+    assert layer.spread == 1
+    assert "spread" not in repr(layer)
     with pytest.raises(InvalidArgumentError, match="spread"):
         Layer(3, spread=0.0)
 
 
 def test_a_layer_of_keras_has_a_spread_and_keeps_it():
-    pytest.importorskip("keras")
+    keras = pytest.importorskip("keras")
     from iresnet_core.adapters.keras import ActNorm as Layer
 
     x = np.moveaxis(images(), 1, -1).astype("float32")
-    layer = Layer.from_config(Layer(spread=5.0).get_config())
-    layer.build(x.shape)
+    layer = keras.models.clone_model(keras.Sequential([keras.Input((4, 4, 3)), Layer(spread=5.0)])).layers[-1]
     layer.initialize(x)
     assert np.std(np.asarray(layer(x))) == pytest.approx(5.0, rel=1e-5)
     with pytest.raises(InvalidArgumentError, match="spread"):

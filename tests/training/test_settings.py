@@ -117,3 +117,20 @@ def test_rows_of_grey_levels_have_an_activation_in_front():
     node = json.loads(json.dumps(rows.as_json()))
     del node["model"]["activation_first"]  # as it was written before there was the setting
     assert not settings_from_json(node, "here").model.activation_first
+
+
+def test_blocks_see_wide_inputs_where_that_helps():
+    digits = load_dataset(DatasetSource("digits", samples=100))
+    table = Dataset("table", *(np.random.default_rng(0).standard_normal((n, 6)) for n in (100, 20, 20)))
+    source = DatasetSource("moons")
+    assert default_settings(source, load_dataset(source), "torch", {}).model.spread == 20
+    assert default_settings(DatasetSource("digits"), digits, "torch", {"kind": "conv"}).model.spread == 5
+    assert default_settings(DatasetSource("digits"), digits, "torch", {}).model.spread == 1
+    assert default_settings(DatasetSource("table.csv"), table, "torch", {}).model.spread == 1
+
+
+def test_a_run_from_before_there_was_a_spread_has_one_of_one():
+    settings = moons_settings(spread=1.0)
+    node = settings.as_json()
+    for old in ({**node["model"], "spread": None}, {k: v for k, v in node["model"].items() if k != "spread"}):
+        assert settings_from_json({**node, "model": old}, "here") == settings

@@ -127,7 +127,7 @@ class InvertedMethods(NestedMethods):
         return result if errors else result.value
 
     def initialize(self, x: Array, context: Array | None = None) -> Self:
-        """Set the inner ActNorms so that what the layer makes of samples (batch, ...) is standardised."""
+        """Set the inner ActNorms so that what the layer makes of samples (batch, ...) has mean zero and its spread."""
         x = self._received(x)
         self._placed(tuple(x.shape[1:]))
         with get_backend(x).no_grad():
