@@ -1,6 +1,5 @@
 """The ablation of the estimator: one flow trained by three of them, and their bias over the training."""
 
-import dataclasses
 import math
 import os
 import time
@@ -17,7 +16,15 @@ from iresnet_core.reproduction.ours import Ours
 from iresnet_core.reproduction.record import Record
 from iresnet_core.reproduction.request import Request
 from iresnet_core.reproduction.timed_training import Prepared
-from iresnet_core.training import DatasetSource, EpochOrder, cosine, default_settings, find_trainer, load_dataset
+from iresnet_core.training import (
+    DatasetSource,
+    EpochOrder,
+    RunSettings,
+    cosine,
+    default_settings,
+    find_trainer,
+    load_dataset,
+)
 
 __all__ = ["reproduce"]
 
@@ -67,8 +74,11 @@ def reproduce(request: Request) -> Record:
     models = request.chosen("models", tuple(LABELS)) if request.models else _DEFAULT
     find_trainer("torch")  # fails where PyTorch is missing
     size = {**_SIZE, "seed": request.seed, "seconds": request.seconds}
+    ours = {data: _chosen(data, request.seed).of_model_and_training() for data in sets}
     cells = [
-        Cell(f"{data}-{model}", {**size, "data": data, "model": model}, _cell) for model in models for data in sets
+        Cell(f"{data}-{model}", {**size, "data": data, "model": model, "ours": ours[data]}, _cell)
+        for model in models
+        for data in sets
     ]
     length = f"{size['steps']} steps" if request.seconds is None else f"{request.seconds:g} s"
     request.say(f"{len(cells)} trainings of {length}, with {size['looks']} looks at score and bias")
@@ -94,14 +104,18 @@ def reproduce(request: Request) -> Record:
     )
 
 
+def _chosen(data: str, seed: int) -> RunSettings:
+    """Return the settings of the trainings: the defaults, but that the estimator sees the whole batch."""
+    source = DatasetSource(data, seed=seed)
+    return default_settings(source, load_dataset(source), "torch", {"seed": seed, "share": 1.0})
+
+
 def _cell(settings: Mapping[str, Any]) -> CellResult:
     """Train by one estimator."""
     source = DatasetSource(settings["data"], seed=settings["seed"])
     dataset = load_dataset(source)
     data, seed = Prepared(dataset), settings["seed"]
-    chosen = default_settings(source, dataset, "torch", {"seed": seed})
-    # The estimator alone is compared: all of them see the whole batch.
-    chosen = dataclasses.replace(chosen, training=dataclasses.replace(chosen.training, share=1.0))
+    chosen = _chosen(settings["data"], seed)
     model = Ours(Task(data.first(1000, seed), seed, alpha=chosen.model.alpha), chosen)
     options = ESTIMATORS[settings["model"]]
     model.trainer.logdet_options = options

@@ -1,20 +1,31 @@
 """Ours and peers on the same data for the same time: the cells of such a comparison, and what their scores say."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from iresnet_core.errors import InvalidArgumentError, MissingDependencyError
-from iresnet_core.reproduction.cells import CellResult
+from iresnet_core.reproduction.cells import Cell, CellResult
 from iresnet_core.reproduction.contender import Contender, Task, find_peer
 from iresnet_core.reproduction.ours import Ours
 from iresnet_core.reproduction.request import Request
 from iresnet_core.reproduction.timed_training import Prepared, TimedTraining, train_for
 from iresnet_core.training import Dataset, DatasetSource, default_settings
 
-__all__ = ["COUPLING", "LABELS", "Difference", "available", "difference", "made_model", "trained_cell", "with_error"]
+__all__ = [
+    "COUPLING",
+    "LABELS",
+    "Difference",
+    "available",
+    "cell_of",
+    "difference",
+    "made_model",
+    "trained_cell",
+    "with_error",
+    "with_ours",
+]
 
 # The names of models in tables.
 LABELS = {
@@ -105,6 +116,26 @@ def made_model(name: str, dataset: Dataset, first: np.ndarray, settings: Mapping
         Task(first, seed=settings["seed"]),
         default_settings(source, dataset, "torch", asked),
     )
+
+
+def with_ours(settings: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """Return settings with the number of parameters of our model ("parameters") and all that it is made by ("ours")."""
+    ours = made_model("ours", dataset, Prepared(dataset).first(100, 0), settings)
+    assert isinstance(ours, Ours)
+    return {**settings, "parameters": ours.parameter_count(), "ours": ours.settings.of_model_and_training()}
+
+
+def cell_of(
+    name: str, model: str, settings: Mapping[str, Any], compute: Callable[[Mapping[str, Any]], CellResult]
+) -> Cell:
+    """Return the part of a comparison in which one model is trained.
+
+    The settings of ours hold all of its model and training ("ours"), the defaults too, so that what a run folder holds
+    from before a default was another is not taken for the same. A peer's hold nothing of ours but the number of
+    parameters.
+    """
+    kept = dict(settings) if model == "ours" else {key: value for key, value in settings.items() if key != "ours"}
+    return Cell(name, {**kept, "model": model, "asked": settings["asked"] if model == "ours" else {}}, compute)
 
 
 def trained_cell(settings: Mapping[str, Any], dataset: Dataset) -> CellResult:

@@ -6,21 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from iresnet_core.reproduction.cells import Cell, CellResult, compute_cells
+from iresnet_core.reproduction.cells import CellResult, compute_cells
 from iresnet_core.reproduction.comparison import (
     COUPLING,
     LABELS,
     available,
+    cell_of,
     difference,
-    made_model,
     trained_cell,
     with_error,
+    with_ours,
 )
 from iresnet_core.reproduction.density_pictures import density_rows
 from iresnet_core.reproduction.record import Record
 from iresnet_core.reproduction.request import Request
-from iresnet_core.reproduction.timed_training import Prepared
-from iresnet_core.training import DatasetSource, default_settings, load_dataset
+from iresnet_core.training import DatasetSource, load_dataset
 
 __all__ = ["reproduce"]
 
@@ -38,7 +38,7 @@ def reproduce(request: Request) -> Record:
     sets = request.chosen("data", SETS)
     models, absent = available(request, tuple(LABELS))
     settings = [_settings(request, data) for data in sets]
-    cells = [Cell(f"{one['data']}-{model}", {**one, "model": model}, _cell) for model in models for one in settings]
+    cells = [cell_of(f"{one['data']}-{model}", model, one, _cell) for model in models for one in settings]
     request.say(f"{len(cells)} trainings of {settings[0]['seconds']:g} s, evaluations not counted")
     wall = request.device not in (None, "cpu")
     found = compute_cells(request, cells, processes=1 if wall else min(2, os.cpu_count() or 1))
@@ -55,16 +55,11 @@ def reproduce(request: Request) -> Record:
         columns=("test log-density, nats", *sets, "parameters", "steps"),
         rows=rows,
         seconds=sum(result.seconds for result in found.values()),
-        notes=tuple(_notes(sets, models, absent, results, settings[0]["seconds"])),
+        notes=tuple(_notes(sets, models, absent, results, settings[0])),
         pictures=(picture,),
         settings={name: settings[0][name] for name in ("seconds", "batch")} | settings[0]["asked"],
         details=tuple(result.values for result in found.values()),
     )
-
-
-def _spread(data: str) -> float:
-    source = DatasetSource(data, samples=1000)
-    return default_settings(source, load_dataset(source), "torch", _ASKED).model.spread
 
 
 def _settings(request: Request, data: str) -> dict[str, Any]:
@@ -80,9 +75,8 @@ def _settings(request: Request, data: str) -> dict[str, Any]:
         "grid": _HALF,
         "parameters": None,
     }
-    dataset = load_dataset(DatasetSource(data, seed=request.seed, samples=1000))
-    ours = made_model("ours", dataset, Prepared(dataset).first(100, 0), settings)
-    return {**settings, "parameters": ours.parameter_count()}
+    dataset = load_dataset(DatasetSource(data, seed=request.seed, samples=_SAMPLES))
+    return with_ours(settings, dataset)
 
 
 def _cell(settings: Mapping[str, Any]) -> CellResult:
@@ -110,9 +104,14 @@ def _row(model: str, sets: Sequence[str], results: Results) -> tuple[Any, ...]:
 
 
 def _notes(
-    sets: Sequence[str], models: Sequence[str], absent: Sequence[str], results: Results, seconds: float
+    sets: Sequence[str],
+    models: Sequence[str],
+    absent: Sequence[str],
+    results: Results,
+    settings: Mapping[str, Any],
 ) -> list[str]:
     """Return what the page says below the table."""
+    seconds, spread = settings["seconds"], settings["ours"]["spread"]
     samples = results[sets[0], models[0]].values["samples"]
     notes = [
         f"Mean log-densities of {samples} test samples after {seconds:g} seconds of training each; more is better. The "
@@ -123,7 +122,7 @@ def _notes(
         constants = [results[data, "ours"].values["constant"] for data in sets]
         notes.append(
             "Ours is the default of `iresnet train`: in front of each block an ActNorm brings the samples to a wide "
-            f"standard deviation at first, {_spread(sets[0]):g}, so that a block of the same Lipschitz constant bends "
+            f"standard deviation at first, {spread:g}, so that a block of the same Lipschitz constant bends "
             f"the plane at a finer scale. The largest certified constant of a block is {max(constants):.4f}. The "
             "spread was chosen on the checkerboard, the rings and the 2spirals with seed 0; a run with another seed "
             "has other samples, noise and first weights."

@@ -17,6 +17,7 @@ from iresnet_core.reproduction.request import Request
 from iresnet_core.training import (
     DatasetSource,
     RunConfig,
+    RunSettings,
     SampleLayout,
     SilentWatcher,
     TrainingRun,
@@ -55,6 +56,7 @@ def reproduce(request: Request) -> Record:
             "asked": {**(_PAPER if request.paper else {}), "device": request.device, **_SMALL},
             "inverted": _INVERTED[data],
         }
+        settings["ours"] = _planned(settings).of_model_and_training()
         cells.append(Cell(f"figure3-{data}", settings, partial(_cell, request)))
     found = compute_cells(request, cells)
     results = {data: found[f"figure3-{data}"] for data in sets}
@@ -89,14 +91,16 @@ def reproduce(request: Request) -> Record:
     )
 
 
+def _planned(settings: Mapping[str, Any]) -> RunSettings:
+    source = DatasetSource(settings["data"], seed=settings["seed"])
+    asked = {"kind": "conv", "seed": settings["seed"], "minutes": settings["seconds"] / 60, **settings["asked"]}
+    return default_settings(source, load_dataset(source), "torch", asked)
+
+
 def _cell(request: Request, settings: Mapping[str, Any]) -> CellResult:
     """Train a flow in a run folder of its own, from where it was left, and look at what came out of it."""
-    source = DatasetSource(settings["data"], seed=settings["seed"])
-    dataset = load_dataset(source)
-    length = {"minutes": settings["seconds"] / 60}
-    planned = default_settings(
-        source, dataset, "torch", {"kind": "conv", "seed": settings["seed"], **length, **settings["asked"]}
-    )
+    planned = _planned(settings)
+    dataset = load_dataset(planned.data)
     layout = SampleLayout(dataset.event_shape, planned_shape(planned.model, dataset.event_shape))
     config = RunConfig(planned, layout, dataset.levels, dataset.name, fingerprint(dataset), {})
     run = TrainingRun(request.out / f"run-{settings['data']}")

@@ -51,7 +51,7 @@ class Ours:
     ) -> None:
         model = dataclasses.replace(settings.model, standardize=False)
         training = dataclasses.replace(settings.training, threads=settings.training.threads or 1)
-        self.name, self.lr = name, training.lr
+        self.name, self.lr, self.settings = name, training.lr, settings
         self.layout = SampleLayout(task.event_shape, planned_shape(model, task.event_shape))
         self._dtype = training.dtype
         vector = len(self.layout.model_shape) == 1

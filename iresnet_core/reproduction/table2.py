@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from iresnet_core.reproduction.bits_pictures import bits_over_time
-from iresnet_core.reproduction.cells import Cell, CellResult, compute_cells
-from iresnet_core.reproduction.comparison import LABELS, available, difference, made_model, trained_cell
+from iresnet_core.reproduction.cells import CellResult, compute_cells
+from iresnet_core.reproduction.comparison import LABELS, available, cell_of, difference, trained_cell, with_ours
 from iresnet_core.reproduction.published import PUBLISHED
 from iresnet_core.reproduction.record import Record
 from iresnet_core.reproduction.request import Request
-from iresnet_core.reproduction.timed_training import Prepared
 from iresnet_core.training import DatasetSource, bits_per_dim, default_settings, load_dataset
 
 __all__ = ["reproduce"]
@@ -38,11 +37,7 @@ def reproduce(request: Request) -> Record:
     sets = request.chosen("data", tuple(SECONDS))
     models, absent = available(request, MODELS)
     settings = {data: _settings(request, data) for data in sets}
-    cells = [
-        Cell(f"{data}-{model}", {**settings[data], "model": model, **({} if model == "ours" else {"asked": {}})}, _cell)
-        for data in sets
-        for model in models
-    ]
+    cells = [cell_of(f"{data}-{model}", model, settings[data], _cell) for data in sets for model in models]
     request.say(f"{len(cells)} trainings, evaluations not counted in their time")
     wall = request.device not in (None, "cpu")
     found = compute_cells(request, cells, processes=1 if wall else min(2, os.cpu_count() or 1))
@@ -106,8 +101,7 @@ def _settings(request: Request, data: str) -> dict[str, Any]:
         "size": math.prod(dataset.event_shape),
         "parameters": None,
     }
-    ours = made_model("ours", dataset, Prepared(dataset).first(100, 0), settings)
-    return {**settings, "parameters": ours.parameter_count()}
+    return with_ours(settings, dataset)
 
 
 def _cell(settings: Mapping[str, Any]) -> CellResult:

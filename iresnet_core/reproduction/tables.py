@@ -14,12 +14,19 @@ from typing import Any
 import numpy as np
 
 from iresnet_core.errors import InvalidArgumentError, MissingDependencyError
-from iresnet_core.reproduction.cells import Cell, CellResult, compute_cells
-from iresnet_core.reproduction.comparison import LABELS, available, difference, made_model, trained_cell, with_error
+from iresnet_core.reproduction.cells import CellResult, compute_cells
+from iresnet_core.reproduction.comparison import (
+    LABELS,
+    available,
+    cell_of,
+    difference,
+    trained_cell,
+    with_error,
+    with_ours,
+)
 from iresnet_core.reproduction.published import PUBLISHED
 from iresnet_core.reproduction.record import Record
 from iresnet_core.reproduction.request import Request
-from iresnet_core.reproduction.timed_training import Prepared
 from iresnet_core.training import Dataset, load_maf_table, maf_table_names
 
 __all__ = ["load_table", "reproduce"]
@@ -43,9 +50,10 @@ def reproduce(request: Request) -> Record:
     for table in tables:
         settings = _settings(request, table)
         for model in models:
-            for fold in range(FOLDS if table in SMALL else 1):
-                one = {**settings, "model": model, "fold": fold}
-                cells.append(Cell(f"{table}-{model}-{fold}", one, _cell))
+            cells += [
+                cell_of(f"{table}-{model}-{fold}", model, {**settings, "fold": fold}, _cell)
+                for fold in range(FOLDS if table in SMALL else 1)
+            ]
     request.say(f"{len(cells)} trainings of {cells[0].settings['seconds']:g} s, evaluations not counted")
     wall = request.device not in (None, "cpu")
     found = compute_cells(request, cells, processes=1 if wall else min(2, os.cpu_count() or 1))
@@ -141,8 +149,7 @@ def _settings(request: Request, table: str) -> dict[str, Any]:
         "parameters": None,
     }
     dataset = load_table(table, request.seed, 0)
-    ours = made_model("ours", dataset, Prepared(dataset).first(100, 0), settings)
-    return {**settings, "parameters": ours.parameter_count()}
+    return with_ours(settings, dataset)
 
 
 def _cell(settings: Mapping[str, Any]) -> CellResult:

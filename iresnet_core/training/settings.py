@@ -206,6 +206,10 @@ class RunSettings:
         """Return plain data, which `settings_from_json` reads."""
         return dataclasses.asdict(self)
 
+    def of_model_and_training(self) -> dict[str, Any]:
+        """Return the settings but those of the data, as plain data with one name each."""
+        return {**dataclasses.asdict(self.model), **dataclasses.asdict(self.training)}
+
 
 def default_settings(source: DatasetSource, dataset: Dataset, framework: str, asked: Mapping[str, Any]) -> RunSettings:
     """Return the settings for a data set.

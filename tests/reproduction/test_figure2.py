@@ -5,7 +5,9 @@ import pytest
 
 from iresnet_core.errors import InvalidArgumentError, MissingDependencyError
 from iresnet_core.reproduction import PEERS, Request, contender, figure2, find_target
-from iresnet_core.reproduction.comparison import available, difference
+from iresnet_core.reproduction.comparison import available, cell_of, difference, with_ours
+from iresnet_core.training import DatasetSource, load_dataset
+from iresnet_core.training import settings as defaults
 
 pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
@@ -63,3 +65,21 @@ def test_models_whose_packages_are_missing_are_left_out(monkeypatch, tmp_path):
         available(Request(tmp_path, models=("glow",)), ("ours", "glow"))
     with pytest.raises(InvalidArgumentError, match="choose from"):
         available(Request(tmp_path, models=("none",)), ("ours", "glow"))
+
+
+def test_other_defaults_are_other_cells_of_ours_alone(monkeypatch):
+    dataset = load_dataset(DatasetSource("moons", samples=300))
+    settings = {"data": "moons", "seed": 0, "batch": 50, "asked": {"hidden": 16}, "parameters": None}
+
+    def cells():
+        found = with_ours(settings, dataset)
+        return [cell_of("moons", model, found, figure2.trained_cell).settings for model in ("ours", "glow")]
+
+    ours, glow = cells()
+    assert ours["ours"]["spread"] == 20
+    assert ours["asked"] == {"hidden": 16}
+    monkeypatch.setattr(defaults, "_PLANE_SPREAD", 1.0)
+    others = cells()
+    assert others[0]["ours"]["spread"] == 1
+    assert others[1] == glow
+    assert (glow["asked"], glow["parameters"], "ours" in glow) == ({}, ours["parameters"], False)
