@@ -182,10 +182,10 @@ def _notes(
     if len(models) > 1:
         notes.append(
             "Every model has one learning rate. Ours is the default of `iresnet train`, but that the cap for MNIST is "
-            "0.98 instead of 0.9; both were chosen on validation images of these sets. Those of the comparators were "
-            "not searched on images. The comparators on rows of pixels (Real NVP, NICE, MADE, MAF) have few "
-            "parameters for their size, as many as our convolutions, and some learn the digits by heart at once: "
-            "their rows say little of them at their best."
+            f"{_ASKED['mnist']['coeff']:g} instead of 0.9; both were chosen on validation images of these sets. Those "
+            "of the comparators were not searched on images. The comparators on rows of pixels (Real NVP, NICE, MADE, "
+            "MAF) have few parameters for their size, as many as our convolutions, and some learn the digits by heart "
+            "at once: their rows say little of them at their best."
         )
     if absent:
         notes.append(f"Left out, since their packages were missing: {', '.join(LABELS[name] for name in absent)}.")

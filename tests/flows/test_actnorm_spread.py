@@ -50,6 +50,8 @@ def test_a_conditional_layer_keeps_its_spread(backend, tmp_path):
     weight = array(backend, np.zeros((6, 2)))
     layer = ActNorm(spread=5.0, condition=Dense(weight)).astype(backend.xp.float64)
     assert layer.spread == 5.0
+    iresnet_core.save(Flow([layer], (3, 4, 4)), tmp_path / "flow.safetensors")
+    assert iresnet_core.load(tmp_path / "flow.safetensors").layers[0].spread == 5.0
     x, context = array(backend, images()), array(backend, np.ones((40, 2)))
     flow = Flow([layer], (3, 4, 4)).initialize(x, context=context)
     assert np.std(host(flow.forward(x, context=context).value)) == pytest.approx(5.0)
