@@ -173,7 +173,7 @@ def _torus_norm(operator: LinearOperator) -> Array:
     assert isinstance(operator, Convolution)
     assert isinstance(layer, Convolution)
     with backend.no_grad():
-        direction = backend.stop_gradient(certified_bound(layer, derivative=True)[1])
+        direction = backend.stop_gradient(certified_bound(layer, derivative=True).direction)
     return backend.xp.sum(backend.xp.astype(direction, operator.weight.dtype) * operator.weight)
 
 
@@ -233,7 +233,7 @@ def _fourier(operator: LinearOperator, rng: Any) -> Array:
         return BOUNDS[_automatic(operator)].bound(operator, rng)
     if operator.backend.is_tracing(operator.like):  # The certificate below looks at values.
         assert isinstance(operator, Convolution)
-        return certified_bound(operator, derivative=False)[0]
+        return certified_bound(operator, derivative=False).bound
     scaled, scale = prepared(operator, widest(operator.backend))
     assert isinstance(scaled, Convolution)
     return fourier_bound(scaled) * scale

@@ -8,7 +8,7 @@ norm from below, so that the cap may be exceeded by a little.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from iresnet_core.backends import Array, device_of, get_backend
 from iresnet_core.common import require_nonnegative, round_up, widest, working_dtype
@@ -17,7 +17,7 @@ from iresnet_core.lipschitz.bounds import lipschitz_bound
 from iresnet_core.lipschitz.normalization import cap_share, normalize, scaled_within
 from iresnet_core.lipschitz.power_iteration import first_basis, refine_basis
 from iresnet_core.lipschitz.scaling import power_of_two_near
-from iresnet_core.lipschitz.symbol import certified_bound
+from iresnet_core.lipschitz.symbol import Certificate, certified_bounds
 from iresnet_core.operators import Convolution, ConvolutionTranspose, Dense, LinearLayer
 from iresnet_core.results import LipschitzBound
 
@@ -27,6 +27,7 @@ __all__ = [
     "basis_shape",
     "capped_constant",
     "certificate",
+    "certificates",
     "layer_cap",
     "scaled_by_certificate",
     "scaled_by_declaration",
@@ -41,21 +42,6 @@ __all__ = [
 BASIS_SIZE = 16
 # Steps from a start that knows nothing; later on one per pass is enough.
 FIRST_STEPS = 8
-
-
-class Certificate(NamedTuple):
-    """A certified bound on the norm of a layer, and its derivative where somebody may ask for that.
-
-    Attributes
-    ----------
-    bound : array ()
-        At least the norm, in the dtype of the weight.
-    direction : array or None
-        Of the weight's shape and dtype: its inner product with the weight is the norm that was bounded.
-    """
-
-    bound: Array
-    direction: Array | None
 
 
 def layer_cap(layers: Sequence[Any], coeff: float, *, per_layer: bool = False) -> float:
@@ -135,18 +121,20 @@ def scaled_in_training(
     Notes
     -----
     Matrices of one shape, transposed or not, and dtype are treated side by side: a stack of thirty small ones costs
-    little more than a single one.
+    little more than a single one. So are convolutions with few channels (`certificates`).
     """
     out: list[Any] = [None] * len(layers)
     groups: dict[Any, list[int]] = {}
+    certified = []
     for index, (layer, basis) in enumerate(zip(layers, bases, strict=True)):
         matrix = _matrix(layer)
         if matrix is None:
-            scaled = scaled_by_certificate(layer, caps[index], certificate(layer))
-            out[index] = (scaled.capped(caps[index]), None)
+            certified.append(index)
         else:
             kind = index if basis is None else (tuple(sorted(matrix.shape)), layer.weight.dtype)
             groups.setdefault(kind, []).append(index)
+    for index, known in zip(certified, certificates([layers[i] for i in certified]), strict=True):
+        out[index] = (scaled_by_certificate(layers[index], caps[index], known).capped(caps[index]), None)
     for members in groups.values():
         own = [layers[i] for i in members], [caps[i] for i in members], [bases[i] for i in members]
         for index, found in zip(members, _scaled_stack(*own), strict=True):
@@ -223,16 +211,30 @@ def certificate(layer: LinearLayer, *, derivative: bool | None = None) -> Certif
     axes, it is 12 (k - 1) and 0.9 %. Where n singular values are equal at most frequencies, as for an orthogonal
     kernel, the bound is n^(1/64) of the norm, up to 16 channels n^(1/512).
     """
-    layer = layer.convolution if isinstance(layer, ConvolutionTranspose) else layer  # of the same norm
-    backend = layer.backend
-    derivative = backend.may_differentiate(layer.weight) if derivative is None else derivative
-    with backend.no_grad(), backend.full_precision():
-        detached = layer.with_parameters(backend.stop_gradient(layer.weight), None)
-        bound, direction = certified_bound(detached, derivative=derivative)
-        bound = round_up(backend, bound, layer.weight.dtype)
-        if direction is not None:
-            direction = backend.xp.astype(direction, layer.weight.dtype)
-    return Certificate(bound, direction)
+    return certificates([layer], derivative=derivative)[0]
+
+
+def certificates(layers: Sequence[LinearLayer], *, derivative: bool | None = None) -> list[Certificate]:
+    """Certify the norms of layers; those of convolutions of one shape with few channels side by side.
+
+    See `certificate`. The layers are arrays of one framework.
+    """
+    found: list[Any] = [None] * len(layers)
+    groups: dict[Any, list[int]] = {}
+    for index, layer in enumerate(layers):
+        asked = layer.backend.may_differentiate(layer.weight) if derivative is None else derivative
+        groups.setdefault((layer.weight.dtype, asked), []).append(index)
+    for (dtype, asked), members in groups.items():
+        chosen = [layers[i] for i in members]
+        # A transposed convolution has the norm of that which it transposes.
+        chosen = [layer.convolution if isinstance(layer, ConvolutionTranspose) else layer for layer in chosen]
+        backend = chosen[0].backend
+        with backend.no_grad(), backend.full_precision():
+            detached = [layer.with_parameters(backend.stop_gradient(layer.weight), None) for layer in chosen]
+            for index, (bound, direction) in zip(members, certified_bounds(detached, derivative=asked), strict=True):
+                direction = None if direction is None else backend.xp.astype(direction, dtype)
+                found[index] = Certificate(round_up(backend, bound, dtype), direction)
+    return found
 
 
 def scaled_by_certificate(layer: LinearLayer, cap: float, known: Certificate) -> LinearLayer:

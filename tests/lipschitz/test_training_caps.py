@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from iresnet_core import Convolution, Dense
-from iresnet_core.lipschitz.training_caps import basis_shape, certificate, scaled_by_certificate, scaled_in_training
+from iresnet_core.lipschitz.training_caps import (
+    basis_shape,
+    certificate,
+    certificates,
+    scaled_by_certificate,
+    scaled_in_training,
+)
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (30, 20), (1, 7)])
@@ -81,6 +87,29 @@ def test_convolutions_have_the_weights_of_evaluation(backend, options):
     assert basis_shape(layer) == (0,)
     assert bool(backend.xp.all(used.weight == expected.weight))
     assert used.lipschitz <= 0.5
+
+
+SIDES = [
+    ((5, 3, 3, 3), (3, 8, 8), {}),
+    ((3, 5, 3, 3), (5, 8, 8), {}),  # of one shape with the first, transposed
+    ((4, 2, 3, 3), (4, 6, 7), {"groups": 2}),  # another image has other frequencies
+    ((5, 3, 1, 1), (3, 8, 8), {}),
+]
+
+
+def test_layers_side_by_side_have_the_certificates_that_they_have_alone(backend):
+    """Of any scale each, zeros too."""
+    rng, layers = np.random.default_rng(0), []
+    for scale in (1.0, 1e-30, 0.0, 1e30):
+        for shape, image, options in SIDES:
+            kernel = backend.from_numpy((scale * rng.standard_normal(shape)).astype(np.float32))
+            layers.append(Convolution(kernel, input_shape=image, padding="same", **options))
+    for layer, found in zip(layers, certificates(layers, derivative=True), strict=True):
+        alone = certificate(layer, derivative=True)
+        assert found.bound.dtype == layer.weight.dtype
+        np.testing.assert_allclose(backend.to_numpy(found.bound), backend.to_numpy(alone.bound), rtol=1e-6)
+        np.testing.assert_allclose(backend.to_numpy(found.direction), backend.to_numpy(alone.direction), atol=1e-5)
+        assert tuple(found.direction.shape) == tuple(layer.weight.shape)
 
 
 NARROW = """
