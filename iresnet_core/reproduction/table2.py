@@ -21,9 +21,9 @@ MODELS = ("ours", "glow", "residualflow", "realnvp", "nice", "made", "maf")
 SECONDS = {"digits": 60.0, "mnist": 420.0}  # with which the command takes about 30 minutes on two cores
 SECONDS_PAPER = 36_000.0
 _BATCHES = {"digits": 256, "mnist": 64}
-# What differs from the settings of `iresnet train`. On 250 MNIST images for validation a cap of .98 is better than the
-# default of .9 by .015 bits per dimension after 150 s.
-_ASKED: dict[str, dict[str, Any]] = {"mnist": {"coeff": 0.98}}
+# What differs from the settings of `iresnet train`. Bits per dimension of 250 MNIST images for validation after 300 s,
+# with c = .98: 1.351 with the defaults (32 channels, learning rate .01), 1.334 with .02, 1.327 with 64 channels.
+_ASKED: dict[str, dict[str, Any]] = {"mnist": {"coeff": 0.98, "hidden": 64, "lr": 0.02}}
 _AIM = 0.05  # bits per dimension that ours was to be ahead of Glow and the residual flow on MNIST
 _VALIDATION = 250  # images of an evaluation
 _TEST = 1000  # images of the score at the end
@@ -181,9 +181,10 @@ def _notes(
             )
     if len(models) > 1:
         notes.append(
-            "Every model has one learning rate. Ours is the default of `iresnet train`, but that the cap for MNIST is "
-            f"{_ASKED['mnist']['coeff']:g} instead of 0.9; both were chosen on validation images of these sets. Those "
-            "of the comparators were not searched on images. The comparators on rows of pixels (Real NVP, NICE, MADE, "
+            f"Every model has one learning rate. Ours is that of `iresnet train`, but for MNIST {_ASKED['mnist']['lr']:g}, "
+            f"with {_ASKED['mnist']['hidden']} channels and a cap of {_ASKED['mnist']['coeff']:g}, chosen on validation "
+            "images. Those of the comparators were not searched on images, but Glow is as good with half of these "
+            "parameters (1.458 after 300 s on the same validation images, 1.460 with all). The comparators on rows of pixels (Real NVP, NICE, MADE, "
             "MAF) have few parameters for their size, as many as our convolutions, and some learn the digits by heart "
             "at once: their rows say little of them at their best."
         )

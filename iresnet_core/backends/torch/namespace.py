@@ -26,6 +26,7 @@ __all__ = [
     "maximum",
     "min",
     "minimum",
+    "moveaxis",
     "sum",
     "vecdot",
     "where",
@@ -37,6 +38,7 @@ for _loader in ("classes", "ops"):
     globals().pop(_loader, None)
 
 maximum, minimum, where = torch.maximum, torch.minimum, torch.where
+moveaxis = torch.movedim  # torch.vmap has no rule for torch.moveaxis, its other name
 
 
 def sum(x: Array, /, *, axis: Any = None, dtype: Any = None, **options: Any) -> Array:
