@@ -118,7 +118,7 @@ def without_condition(g: Any) -> Any:
     layers = getattr(g, "layers", ())
     if not any(isinstance(layer, Shift) for layer in layers):
         return g
-    return type(g)([layer for layer in layers if not isinstance(layer, Shift)])
+    return g.with_layers([layer for layer in layers if not isinstance(layer, Shift)])
 
 
 def of_samples(g: Any, begin: int, end: int) -> Any:
@@ -126,4 +126,4 @@ def of_samples(g: Any, begin: int, end: int) -> Any:
     layers = getattr(g, "layers", ())
     if not any(isinstance(layer, Shift) for layer in layers):
         return g
-    return type(g)([Shift(layer.value[begin:end, ...]) if isinstance(layer, Shift) else layer for layer in layers])
+    return g.with_layers([Shift(a.value[begin:end, ...]) if isinstance(a, Shift) else a for a in layers])

@@ -55,8 +55,9 @@ class ChainStructure:
         Whether `mean_matrix` and `preconditioned_trace` cost little beside the products, so that "auto" may ask for
         them at every batch.
     keeps_mean : bool
-        Whether "auto" may keep a mean Jacobian at fixed points with the weights, where `trace_kernels` are known. If an
-        activation comes first, its slopes differ from place to place as those of fixed points do not.
+        Whether "auto" may keep a mean Jacobian with the weights, where `trace_kernels` are known. If an activation
+        comes first, its slopes differ from place to place as those at standard normal points do not, so that the chain
+        needs a reference.
     joint : JointPass, optional
         Where it is there, nothing of the linearisation has a derivative: the joint pass records one.
     """

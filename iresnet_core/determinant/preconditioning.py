@@ -55,7 +55,7 @@ LARGEST_ROUNDING = 1e-9
 # Products behind the bound on the norm of J0, which is within some hundredths of it; more count where it is above the
 # constant.
 FEW_SQUARINGS, MANY_SQUARINGS = 3, 5
-# Points of a mean Jacobian that does not depend on the batch.
+# Standard normal points of a mean Jacobian that does not depend on the batch, for a branch without a reference.
 FIXED_POINTS = 64
 # Defect up to which log det B is that of its origin, corrected to the first order.
 LARGEST_CORRECTED_DEFECT = 1e-4
@@ -187,20 +187,22 @@ def preconditioner(
 
 
 def fixed_preconditioner(backend: Backend, g: Any, x: Array, constant: float) -> tuple[Linearization, MeanJacobian]:
-    """The linearisation of a branch at fixed standard normal points, and its mean Jacobian there.
-
-    It depends on the weights alone, for answers that are the same in any batch; of the samples `x` it takes shape and
-    dtype. An ActNorm before the block makes the inputs of much the same size. A conditioning is left out.
-    """
+    """The linearisation of a branch at fixed points, see `fixed_linearization`, and its mean Jacobian there."""
     there = fixed_linearization(backend, g, x)
     return there, preconditioner(backend, there, x, constant, layer_product(g))
 
 
 def fixed_linearization(backend: Backend, g: Any, x: Array) -> Linearization:
-    """The linearisation of a branch at fixed standard normal points, like samples x, without its conditioning."""
-    points = backend.constant_array(_normal_points, math.prod(x.shape[1:]), like=x)
-    points = backend.xp.astype(backend.xp.reshape(points, (FIXED_POINTS, *x.shape[1:])), x.dtype)
-    return linearize(backend, without_condition(g), points)
+    """The linearisation of a branch at fixed points: its reference, or else standard normal ones.
+
+    It depends on the branch alone, for answers that are the same in any batch; of the samples `x` it takes shape and
+    dtype. A conditioning is left out.
+    """
+    points = getattr(g, "reference", None)
+    if points is None:
+        points = backend.constant_array(_normal_points, math.prod(x.shape[1:]), like=x)
+        points = backend.xp.reshape(points, (FIXED_POINTS, *x.shape[1:]))
+    return linearize(backend, without_condition(g), backend.xp.astype(points, x.dtype, copy=False))
 
 
 def _normal_points(d: int) -> np.ndarray:

@@ -302,7 +302,7 @@ STORABLE = (
     Storable(VonMises, {"mean": ARRAY, "concentration": ARRAY}),
     Storable(ProductBase, {"parts": _PARTS, "entries": PLACES}),
     Storable(Uniform, {"low": LIST, "high": LIST, "periodic": BOOLEAN}),
-    Storable(Chain, {"layers": _PARTS}),
+    Storable(Chain, {"layers": _PARTS, "reference": new(or_none(ARRAY))}),
     Storable(Dense, {"weight": ARRAY, "bias": or_none(ARRAY)}),
     Storable(
         Convolution,

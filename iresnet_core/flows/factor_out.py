@@ -162,6 +162,11 @@ class FactorOut(Layer):
         placed = self.at_shape(tuple(x.shape[1:]))
         return FactorOut(self.keep, placed._known().initialize(placed._split(x)[0], context), axis=self.axis)
 
+    def with_reference(self, x: Array, context: Array | None = None) -> "FactorOut":
+        """Return the layer with these samples as the reference of its inner flow, see `Flow.with_reference`."""
+        placed = self.at_shape(tuple(x.shape[1:]))
+        return FactorOut(self.keep, placed._known().with_reference(placed._split(x)[0], context), axis=self.axis)
+
     def astype(self, dtype: Any) -> Self:
         """Return the layer with parameters of another dtype."""
         if self.flow is not None:

@@ -6,7 +6,6 @@ from typing import Any, Self, Unpack, cast
 
 from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.common import (
-    require_finite,
     require_floating,
     require_nonnegative_int,
     require_options,
@@ -24,13 +23,14 @@ from iresnet_core.flows.preimage import Preimage, begun, finished, uncertified
 from iresnet_core.flows.recovered_inputs import RecoveredInputs, passed
 from iresnet_core.flows.sampling import drawn
 from iresnet_core.flows.sequence import LayerSequence, event_shape_of, in_shape, number_and_shape
+from iresnet_core.flows.taking_data import TakingData
 from iresnet_core.flows.wrap import require_periodic
 from iresnet_core.results import Inverse, LogDet
 
 __all__ = ["Flow", "LogProb", "require_no_base"]
 
 
-class Flow(LayerSequence, Layer):
+class Flow(LayerSequence, TakingData, Layer):
     """``z = f(x) = f_k(... f_1(x))`` with ``log p(x) = log N(z; 0, I) + log|det J_f(x)|``.
 
     Put an `ActNorm` before every `ResidualBlock` and one at the end, and a `Logit` in front of images; `initialize`
@@ -188,49 +188,6 @@ class Flow(LayerSequence, Layer):
         base = self.base.astype(dtype) if isinstance(self.base, Base) else self.base
         layers = [layer.astype(dtype) for layer in self.layers]
         return type(self)(layers, self.event_shape, base=base, condition=condition)
-
-    def initialize(self, x: Array, context: Array | None = None) -> "Flow":
-        """Return the flow with every ActNorm initialised from data.
-
-        The data pass through the layers in order, so that each ActNorm sees what it will be given. One that has its
-        parameters already, say from a file, keeps them.
-
-        Parameters
-        ----------
-        x : array (batch, *event_shape)
-            At least one sample; a hundred or more estimate mean and variance well.
-        context : array (batch, features), or (features,) for all samples
-            The conditions of a flow that takes them.
-
-        Raises
-        ------
-        ShapeError, DtypeError, MixedBackendsError, NonFiniteError
-            If `x` or `context` does not fit, or is empty.
-        """
-        backend = self._admit(x, "the data of the initialisation")
-        self._require_input(x)
-        rows = self._entering(backend, x, context)
-        layers: list[Layer] = []
-        for index, layer in enumerate(self.layers):
-            with located(index, layer), backend.full_precision():
-                if rows is None or layer.context_features is None:
-                    layers.append(layer.initialized(x))
-                    x = layers[-1]._map(backend, x)
-                else:
-                    layers.append(layer.initialized(x, rows))
-                    x = layers[-1]._for(x, rows)._map(backend, x)
-                require_finite(backend, x, "the output of the layer")
-        return self._with(layers, self.condition)
-
-    def _entering(self, backend: Backend, x: Array, context: Array | None) -> Array | None:
-        """Return what enters the layers for samples x under a context."""
-        rows = self.context_rows(x, context)
-        if rows is None:
-            return None
-        with backend.full_precision():
-            return rows if self.condition is None else self.condition.mapped(backend, rows, x)
-
-    initialized = initialize
 
     def log_prob(self, x: Array, context: Array | None = None, **options: Unpack[LogDetOptions]) -> LogProb:
         """Return the log-density of samples, under their conditions where the flow takes any.

@@ -187,6 +187,11 @@ class Inverted(Layer):
         """Return the layer with every ActNorm inside set: what it makes of the data has mean zero and its spread."""
         return self._around(_initialized(self.layer, x, context))
 
+    def with_reference(self, x: Array, context: Array | None = None) -> "Inverted":
+        """Return the layer with what it makes of `x` as the reference inside, see `Flow.with_reference`."""
+        made = self._for(x, context)._map(get_backend(x), x)
+        return self._around(self.layer.with_reference(made, context))
+
     # --- forward: a solution ---
 
     def _solving(self, options: ForwardOptions) -> InverseOptions:

@@ -379,6 +379,10 @@ class Layer(Copyable, ABC):
         """Return the layer with its data-dependent parameters set from samples `x`; most layers have none."""
         return self
 
+    def with_reference(self, x: Array, context: Array | None = None) -> "Layer":
+        """Return the layer with inputs `x` as the reference of its branches (`Chain`); most layers have none."""
+        return self
+
     def at_shape(self, event_shape: Shape) -> "Layer":
         """Return the layer for samples of this shape; most layers take any shape that fits."""
         return self

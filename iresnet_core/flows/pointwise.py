@@ -127,11 +127,19 @@ class Pointwise(Layer):
 
         return self.initialized_by(by_data, x, context)
 
+    def with_reference(self, x: Array, context: Array | None = None) -> "Pointwise":
+        """Return the layer with all points of all sets as the reference inside, see `Flow.with_reference`."""
+
+        def by_data(layer: Layer, points: Array, code: Array | None) -> Layer:
+            return layer.with_reference(points) if code is None else layer.with_reference(points, code)
+
+        return self.initialized_by(by_data, x, context)
+
     def initialized_by(
         self, way: Callable[[Layer, Array, Array | None], Layer], x: Array, context: Array | None
     ) -> "Pointwise":
         """Return the layer whose own is ``way(layer, points, code of each point)``."""
-        backend = self._admit(x, "the data of the initialisation")
+        backend = self._admit(x, "the data of the layer")
         code = None if context is None else _for_points(backend, context, int(x.shape[1]))
         return Pointwise(way(self.layer, _flat(x), code))
 

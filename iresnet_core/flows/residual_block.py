@@ -163,10 +163,16 @@ class ResidualBlock(Layer):
         condition = None if self.condition is None else self.condition.astype(dtype)
         return type(self)(self.branch.astype(dtype), lipschitz=self.declared_lipschitz, condition=condition)
 
+    def with_reference(self, x: Array, context: Array | None = None) -> "ResidualBlock":
+        """Return the block with inputs `x` as the reference of its branch, if that is a Chain, under any condition."""
+        if not isinstance(self.branch, Chain):
+            return self
+        return type(self)(self.branch.with_reference(x), lipschitz=self.declared_lipschitz, condition=self.condition)
+
     def _given(self, backend: Backend, rows: Array, single: bool) -> "ResidualBlock":
         if self.condition is None:
             return self
-        branch = Chain(conditioned(self.branch.layers, rows, single=single))
+        branch = self.branch.with_layers(conditioned(self.branch.layers, rows, single=single))
         return type(self)(branch, lipschitz=self.declared_lipschitz)
 
     def _map(self, backend: Backend, x: Array) -> Array:

@@ -11,6 +11,7 @@ from iresnet_core.adapters.shared.condition import require_taken, rows_of, taken
 from iresnet_core.adapters.shared.placing import bound_shapes, placed
 from iresnet_core.adapters.shared.residual import ResidualMethods
 from iresnet_core.adapters.shared.sequence import SequenceMethods, flow_shape
+from iresnet_core.adapters.shared.taking_data import TakingDataMethods
 from iresnet_core.adapters.shared.training_loss import TrainingMethods
 from iresnet_core.adapters.shared.weight import training_layers
 from iresnet_core.backends import Array, get_backend
@@ -26,7 +27,7 @@ __all__ = ["FlowMethods"]
 LARGEST_SILENT_ERROR = 0.05
 
 
-class FlowMethods(SequenceMethods, BaseTaking, TrainingMethods):
+class FlowMethods(SequenceMethods, TakingDataMethods, BaseTaking, TrainingMethods):
     """A normalising flow: layers with a base density, by default the standard normal one.
 
     Attributes
@@ -306,26 +307,6 @@ class FlowMethods(SequenceMethods, BaseTaking, TrainingMethods):
 
     # --- data and weights ---
 
-    @property
-    def initialized(self) -> bool:
-        """Whether every ActNorm has its parameters."""
-        return all(layer.initialized for layer in self._flow_layers())
-
-    def initialize(self, x: Array, context: Array | None = None) -> Self:
-        """Initialise from samples x (batch, *event_shape) what depends on data and is not initialised yet.
-
-        Returns the flow. A hundred samples are enough to estimate means and variances. The first batch in training, and
-        Keras' `fit`, initialise the flow too.
-        """
-        x, context = self._samples(x, context)
-        self._require_taken(context)
-        x, context = self._received(x), self._received_context(context)
-        with get_backend(x).no_grad():
-            rows = self._entering(context)
-            for layer in self._flow_layers():
-                x = layer.initialize(x, rows)._mapped(x, rows)
-        return self
-
     def certify(self) -> Self:
         """Certify the weights that changed since they were certified last; returns the flow.
 
@@ -389,6 +370,8 @@ class FlowMethods(SequenceMethods, BaseTaking, TrainingMethods):
         layers = placed(self._flow_layers(), self._shapes)
         if not all(layer._is_conditioned_by_core or not layer.takes_context for layer in self._all_layers()):
             context = self._entering(context)  # for layers of the caller's own
+        if not training:
+            self._take_reference()
         weights = training_layers([c for layer, shape in layers for c in layer._capped_at(shape)]) if training else None
         made = [layer._layer_at(shape, context, training=training, weights=weights) for layer, shape in layers]
         condition = None if self.condition is None else self.condition.core_condition(checked=training)

@@ -164,6 +164,9 @@ class LayerMethods:
         """Set the parameters that depend on data and are not set yet, from samples (batch, ...); returns the layer."""
         return self
 
+    def _refer(self, x: Array) -> None:
+        """Let branches take inputs x (batch, ...) as their reference in evaluation, see `core.Chain`."""
+
     def capped_layers(self) -> list[CappedLayer]:
         """Return the capped linear layers inside, with their free parameters."""
         return []
@@ -363,6 +366,12 @@ class FactorOutMethods(NestedMethods):
         for layer in self._inner():
             kept = layer.initialize(kept, context)._mapped(kept, context)
         return self
+
+    def _refer(self, x: Array) -> None:
+        kept = self._first(x)
+        for layer in self._inner():
+            layer._refer(kept)
+            kept = layer._mapped(kept, training=False)
 
     def _capped_at(self, event_shape: Shape) -> list[CappedLayer]:
         return [capped for layer, shape in self._placed() for capped in layer._capped_at(shape)]

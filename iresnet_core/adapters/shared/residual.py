@@ -9,7 +9,7 @@ from iresnet_core.adapters.shared.layer import LayerMethods, Weights
 from iresnet_core.adapters.shared.learned_steps import ConcatenationStep, learned_arrays
 from iresnet_core.adapters.shared.steps import Step
 from iresnet_core.adapters.shared.weight import CappedLayer, training_layers, with_newest
-from iresnet_core.backends import Array, Backend, get_backend
+from iresnet_core.backends import Array, Backend, device_of, get_backend
 from iresnet_core.branches import Activation
 from iresnet_core.common import require_nonnegative
 from iresnet_core.errors import InvalidArgumentError
@@ -35,6 +35,7 @@ class ResidualMethods(LayerMethods):
     net: Any
     cap: float
     _seen: Shape | None = None  # the shape of the samples that came last
+    _reference: Array | None = None  # inputs that are the reference of the chain in evaluation
 
     def __init__(
         self,
@@ -143,6 +144,27 @@ class ResidualMethods(LayerMethods):
             return float(self._constant)
         with get_backend(self.capped_layers()[0].weight).no_grad():
             return float(self._certified_chain(self.capped_layers()).lipschitz)
+
+    def _refer(self, x: Array) -> None:
+        if self.declared is None:
+            self._reference, self._kept = get_backend(x).frozen(x), None
+
+    @property
+    def _takes_reference(self) -> bool:
+        """Whether answers in evaluation may come from a reference: those of convolutions under no condition."""
+        if self.declared is not None or self.takes_context:
+            return False
+        return any(len(layer.weight.shape) > 2 for layer in self.capped_layers())
+
+    def _is_kept(self) -> bool:
+        """Whether the chain of the present weights is there already."""
+        parameters, kept = self._arrays_of(self.capped_layers()), self._kept
+        backend = get_backend(*parameters)
+        return kept is not None and all(map(backend.are_equal, kept.parameters, parameters))
+
+    def _arrays_of(self, capped: list[CappedLayer]) -> list[Array]:
+        parameters = [array for layer in capped for array in (layer.weight, layer.bias) if array is not None]
+        return parameters + learned_arrays(self._steps())
 
     def _require_plain(self) -> None:
         """Refuse a branch that is no network by itself."""
@@ -255,8 +277,7 @@ class ResidualMethods(LayerMethods):
 
         Where derivatives are taken it is another one each time, which keeps what it makes once with the last one.
         """
-        parameters = [array for layer in capped for array in (layer.weight, layer.bias) if array is not None]
-        parameters += learned_arrays(self._steps())
+        parameters = self._arrays_of(capped)
         backend = get_backend(*parameters)
         # A compiler or a batching transformation hides the values; other transformations make arrays that die with it.
         if backend.is_tracing(*parameters):
@@ -267,6 +288,7 @@ class ResidualMethods(LayerMethods):
         with backend.no_grad():
             if not backend.may_differentiate(*parameters):
                 chain.keeper = self._kept_chain(backend, capped, parameters)
+                chain.reference = chain.keeper.reference
         return chain
 
     def _kept_chain(self, backend: Backend, capped: list[CappedLayer], parameters: list[Array]) -> core.Chain:
@@ -280,8 +302,17 @@ class ResidualMethods(LayerMethods):
         def certified() -> KeptChains:
             copies = [backend.frozen(backend.stop_gradient(a)) for a in parameters] if kept is None else kept.parameters
             chain = self._chain([layer.certified() for layer in capped])
+            if _fits(self._reference, chain):
+                chain = chain.with_reference(self._reference)
             return KeptChains(copies, with_newest({} if kept is None else kept.chains, size, chain))
 
         with backend.no_grad():
             self._kept = made = backend.concretely(certified)
         return made.chains[size]
+
+
+def _fits(reference: Array | None, chain: core.Chain) -> bool:
+    """Whether a reference is for images of the size of a chain, on its device."""
+    if reference is None or tuple(reference.shape[1:]) != tuple(chain.input_shape):
+        return False
+    return device_of(reference) == device_of(chain.arrays[0])  # type: ignore[no-any-return]

@@ -1,0 +1,112 @@
+"""Both adapters: the reference of a flow is what its branches see of the first samples, under the present weights."""
+
+import os
+
+import numpy as np
+import pytest
+from adapters_for_tests import framework
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+from iresnet_core.errors import InvalidArgumentError, NonFiniteError, ShapeError
+
+SIDE = 6
+
+
+def images(n, seed=0):
+    """Images with bright and dark places, which are the same in all of them."""
+    rng = np.random.default_rng(seed)
+    places = 4 * np.random.default_rng(9).standard_normal((2, SIDE, SIDE))
+    return (places + 0.3 * rng.standard_normal((n, 2, SIDE, SIDE))).astype("float32")
+
+
+def torch_nets():
+    from torch import nn
+
+    return [nn.Sequential(nn.ELU(), nn.Conv2d(2, 12, 3, padding=1), nn.ELU(), nn.Conv2d(12, 12, 1), nn.ELU(),
+                          nn.Conv2d(12, 2, 3, padding=1)) for _ in range(2)]  # fmt: skip
+
+
+def keras_nets():
+    from keras import layers
+
+    def conv(channels, window):
+        return layers.Conv2D(channels, window, padding="same")
+
+    return [
+        [layers.Activation("elu"), conv(12, 3), layers.Activation("elu"), conv(12, 1), layers.Activation("elu"),
+         conv(2, 3)] for _ in range(2)
+    ]  # fmt: skip
+
+
+@pytest.fixture(params=["torch", "keras"])
+def made(request):
+    """A flow of two blocks that begin with an activation, how samples become tensors, and the way back."""
+    adapter, _, tensor, host = framework(request.param)
+    first, second = torch_nets() if request.param == "torch" else keras_nets()
+    last = request.param == "keras"
+    blocks = [adapter.InvertibleResidual(net) for net in (first, second)]
+    shape = (SIDE, SIDE, 2) if last else (2, SIDE, SIDE)
+    flow = adapter.Flow([adapter.ActNorm(2, spread=3.0), *blocks], shape)
+
+    def given(x):
+        return tensor(np.moveaxis(x, 1, -1) if last else x)
+
+    flow.initialize(given(images(40)))
+    flow.fill_caps()
+    if not last:
+        flow.eval()
+    return flow, given, host
+
+
+def test_scores_come_from_mean_jacobians_at_the_first_samples(made):
+    flow, given, host = made
+    x = given(images(5, seed=1))
+    result = flow.log_prob(x, errors=True)
+    assert result.method == "mean-jacobian"
+    exact = host(flow.log_prob(x, method="exact"))
+    error = np.abs(host(result.value) - exact)
+    assert np.all(error <= 5 * host(result.std_error) + host(result.bias_bound))
+    exported = flow.to_core()
+    np.testing.assert_allclose(host(exported.log_prob(x).value), host(result.value), rtol=1e-5)
+    z = given(images(40)[:16])
+    for layer in exported.layers:
+        if hasattr(layer, "branch"):
+            np.testing.assert_allclose(host(layer.branch.reference), host(z), rtol=1e-5, atol=1e-5)
+        z = layer(z)
+
+
+def test_the_reference_follows_the_weights(made):
+    flow, given, host = made
+    x = given(images(3, seed=1))
+    before = flow.to_core().layers[2].branch.reference
+    if hasattr(flow, "trainable_variables"):
+        kernel = next(v for v in flow.trainable_variables if len(v.shape) == 4)
+        kernel.assign(-kernel)
+    else:
+        next(p for p in flow.parameters() if p.ndim == 4 and p.shape[-1] == 3).data.neg_()
+    flow.log_prob(x)
+    after = flow.to_core().layers[2].branch.reference
+    assert np.max(np.abs(host(after) - host(before))) > 0.1
+    assert flow.to_core().layers[2].branch is flow.to_core().layers[2].branch  # nothing is made twice
+
+
+def test_samples_of_ones_own(made):
+    flow, given, host = made
+    flow.log_prob(given(images(2)))
+    flow.set_reference(given(images(3, seed=5)))
+    block = flow.to_core().layers[1]
+    assert len(block.branch.reference) == 3
+    with pytest.raises(ShapeError, match="the reference is samples"):
+        flow.set_reference(given(images(3)[:0]))
+    with pytest.raises(NonFiniteError, match="the reference"):
+        flow.set_reference(given(np.full_like(images(3), np.nan)))
+    assert host(flow.log_prob(given(images(2)))).shape == (2,)
+
+
+@pytest.mark.parametrize("name", ["torch", "keras"])
+def test_flows_under_a_condition_have_none(name):
+    adapter, net, tensor, _ = framework(name)
+    flow = adapter.Flow([adapter.InvertibleResidual(net(3), context_features=2)], (3,))
+    with pytest.raises(InvalidArgumentError, match="has no reference"):
+        flow.set_reference(tensor(np.zeros((4, 3), dtype="float32")))
