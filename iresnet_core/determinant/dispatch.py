@@ -113,8 +113,8 @@ def logdet(
           one colour, which lie far apart in the pattern: more than 4 steps, unless `probes` or `tol` is given.
         - "auto" for a branch: "exact" up to a fixed order of the determinant (`exact_up_to`), or where the tolerance
           would cost as much. Otherwise "mean-jacobian" where the branch allows it and d is at most 1024; with
-          convolutions only if a `reference` is given, or with ``rng="sample"`` and a convolution first. Otherwise
-          "arnoldi".
+          convolutions only if a `reference` is given, or with ``rng="sample"`` and either a convolution first or a
+          branch with a reference of its own. Otherwise "arnoldi".
         - "auto" for an operator: "exact" up to order 64, for a matrix up to 1024 and for a sparse one up to 4096, by
           its factors. Otherwise "lanczos" where that applies, and else "arnoldi".
     tol : float, optional
@@ -131,8 +131,8 @@ def logdet(
         The source of the probes. None is the framework's own generator, and an int is a seed. With "sample" the probes
         are a hash of the bits of each sample, rounded to float32. A sample then has the same answer in any batch, order
         and program, and up to rounding on every backend. The evaluation of a flow does that by default. The
-        preconditioner of "mean-jacobian" is then made at fixed points instead of the batch, and for convolutions it is
-        kept with the weights.
+        preconditioner of "mean-jacobian" is then made at the reference of the branch (`Chain`), or at standard normal
+        points, instead of the batch, and for convolutions it is kept with the weights.
     unbiased : bool
         Whether the mean of `value` and of its gradient over all draws is to be exact, up to rounding. What the products
         of "series", "arnoldi" or "mean-jacobian" leave out is then added by Russian roulette. The chance of j further
