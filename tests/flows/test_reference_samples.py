@@ -60,9 +60,9 @@ def test_a_reference_stays_through_casts_copies_and_conditions(backend):
     assert g.with_reference(None).reference is None
 
 
-@pytest.mark.parametrize("name", ["numpy", "torch"])
-def test_scores_are_less_noisy_with_a_reference_and_within_their_errors(name):
-    backend = pytest.importorskip("iresnet_core.backends").backend(name)
+def test_scores_are_less_noisy_with_a_reference_and_within_their_errors(backend):
+    if backend.name not in ("numpy", "torch"):
+        pytest.skip("the same answers by the same operations, which would be compiled one by one")
     flow = Flow([ResidualBlock(branch(backend, 2, 6, seed)) for seed in range(2)], (2, 6, 6))
     x = array(backend, images(40, seed=1))
     referred = flow.with_reference(array(backend, images(16, seed=2)))
