@@ -37,7 +37,7 @@ class Chain(Copyable):
     Parameters
     ----------
     layers : sequence of Dense, Convolution, Activation, Chain, another layer of this package, or `OwnLayer`
-        In the order of application; nested chains are flattened.
+        In the order of application; nested chains are flattened, and a reference of theirs is left out.
     reference : array (n, *input_shape), optional
         Inputs like those that the chain will see, a few dozen. Answers for samples with seeds of their own
         (``rng="sample"``) take their mean Jacobian from them instead of standard normal points, which makes these
@@ -119,16 +119,21 @@ class Chain(Copyable):
     def _checked_reference(self, backend: Backend, reference: Array) -> Array:
         get_backend(reference, *self.arrays)
         require_floating(backend, reference, "the reference")
-        require_finite(backend, reference, "the reference")
         shape = tuple(reference.shape)
         if len(shape) < 1 or shape[0] < 1 or shape[1:] != tuple(self.input_shape):
             raise ShapeError(f"the reference is inputs (n, *{self.input_shape}), n at least 1, got shape {shape}.")
         require_same_device(backend, reference, "the reference", self.operators[0].weight, "the weights")
-        return backend.stop_gradient(backend.xp.astype(reference, self.operators[0].weight.dtype, copy=False))
+        reference = backend.xp.astype(reference, self.operators[0].weight.dtype, copy=False)
+        require_finite(backend, reference, "the reference, in the dtype of the weights,")
+        return backend.frozen(backend.stop_gradient(reference))  # what is kept from it shall not change with an array
 
     def with_layers(self, layers: Sequence[Any]) -> "Chain":
-        """Return the chain of other layers, for the same inputs."""
-        return Chain(layers, reference=self.reference)
+        """Return the chain of other layers of the same shape, with the same reference."""
+        chain = Chain(layers)
+        if self.reference is not None:
+            xp = chain.operators[0].backend.xp
+            chain.reference = xp.astype(self.reference, chain.operators[0].weight.dtype, copy=False)
+        return chain
 
     def with_reference(self, x: Array | None) -> "Chain":
         """Return the chain with these inputs (n, *input_shape) as its reference."""

@@ -223,8 +223,8 @@ def certificates(layers: Sequence[LinearLayer], *, derivative: bool | None = Non
     groups: dict[Any, list[int]] = {}
     for index, layer in enumerate(layers):
         asked = layer.backend.may_differentiate(layer.weight) if derivative is None else derivative
-        groups.setdefault((layer.weight.dtype, asked), []).append(index)
-    for (dtype, asked), members in groups.items():
+        groups.setdefault((layer.weight.dtype, str(device_of(layer.weight)), asked), []).append(index)
+    for (dtype, _, asked), members in groups.items():
         chosen = [layers[i] for i in members]
         # A transposed convolution has the norm of that which it transposes.
         chosen = [layer.convolution if isinstance(layer, ConvolutionTranspose) else layer for layer in chosen]

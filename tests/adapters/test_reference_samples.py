@@ -1,6 +1,8 @@
 """Both adapters: the reference of a flow is what its branches see of the first samples, under the present weights."""
 
+import copy
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -52,7 +54,6 @@ def made(request):
     def given(x):
         return tensor(np.moveaxis(x, 1, -1) if last else x)
 
-    flow.initialize(given(images(40)))
     flow.fill_caps()
     if not last:
         flow.eval()
@@ -61,6 +62,7 @@ def made(request):
 
 def test_scores_come_from_mean_jacobians_at_the_first_samples(made):
     flow, given, host = made
+    flow.initialize(given(images(40)))
     x = given(images(5, seed=1))
     result = flow.log_prob(x, errors=True)
     assert result.method == "mean-jacobian"
@@ -78,6 +80,7 @@ def test_scores_come_from_mean_jacobians_at_the_first_samples(made):
 
 def test_the_reference_follows_the_weights(made):
     flow, given, host = made
+    flow.initialize(given(images(40)))
     x = given(images(3, seed=1))
     before = flow.to_core().layers[2].branch.reference
     if hasattr(flow, "trainable_variables"):
@@ -91,8 +94,43 @@ def test_the_reference_follows_the_weights(made):
     assert flow.to_core().layers[2].branch is flow.to_core().layers[2].branch  # nothing is made twice
 
 
+def test_it_is_taken_whatever_was_asked_before(made):
+    flow, given, host = made
+    block = flow._blocks()[1]
+    assert block.lipschitz <= 0.9
+    with pytest.raises(NonFiniteError):
+        flow.initialize(given(np.full_like(images(3), np.nan)))
+    flow.initialize(given(images(40)))
+    assert flow.lipschitz <= 0.9
+    x = given(images(3, seed=1))
+    first = flow.log_prob(x, errors=True)
+    assert first.method == "mean-jacobian"
+    norm = flow._flow_layers()[0]
+    for scale in norm.trainable_variables if hasattr(norm, "trainable_variables") else norm.parameters():
+        (scale.assign if hasattr(scale, "assign") else scale.data.copy_)(1.5 * scale + 0.2)
+    after = flow.log_prob(x)
+    for layer in flow._blocks():
+        layer._kept = layer._reference = None
+    flow._referred = None
+    np.testing.assert_allclose(host(after), host(flow.log_prob(x)), rtol=1e-6)
+    block = flow.to_core().layers[2]
+    assert block.branch.reference is not None
+
+
+def test_a_transformation_leaves_nothing_behind():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    adapter = framework("torch")[0]
+    flow = adapter.Flow([adapter.ActNorm(2), *map(adapter.InvertibleResidual, torch_nets())], (2, SIDE, SIDE)).eval()
+    flow.initialize(torch.tensor(images(40)))
+    x = torch.tensor(images(3, seed=1))
+    torch.func.grad(lambda y: flow.log_prob(y).sum())(x)
+    assert copy.deepcopy(flow).log_prob(x, errors=True).method == "mean-jacobian"
+    assert pickle.loads(pickle.dumps(flow)).log_prob(x, errors=True).method == "mean-jacobian"
+
+
 def test_samples_of_ones_own(made):
     flow, given, host = made
+    flow.initialize(given(images(40)))
     flow.log_prob(given(images(2)))
     flow.set_reference(given(images(3, seed=5)))
     block = flow.to_core().layers[1]

@@ -21,6 +21,7 @@ from iresnet_core import (
 from iresnet_core.backends import backend as find_backend
 from iresnet_core.errors import DeviceError
 from iresnet_core.lipschitz.scaling import power_of_two_near
+from iresnet_core.lipschitz.training_caps import certificate, scaled_by_certificate
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -417,3 +418,18 @@ def test_lowered_products_are_taken_in_full_and_the_setting_put_back():
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_vmap_over_the_kernel_of_a_convolution():
+    """torch.vmap has no rule for torch.moveaxis, which array-api-compat calls, in `unstack` too."""
+    kernels = torch.tensor(RNG.standard_normal((2, 3, 2, 3, 3)))
+
+    def capped(kernel):
+        layer = Convolution(kernel, input_shape=(2, 5, 5), padding="same")
+        return scaled_by_certificate(layer, 0.5, certificate(layer, derivative=True)).weight
+
+    found = torch.vmap(capped)(kernels)
+    for kernel, one in zip(kernels, found, strict=True):
+        torch.testing.assert_close(one, capped(kernel), rtol=1e-9, atol=1e-12)
+    xp = find_backend("torch").xp
+    assert torch.vmap(lambda a: xp.moveaxis(a, 1, 0))(kernels).shape == (2, 2, 3, 3, 3)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from iresnet_core import Convolution, Dense
+from iresnet_core.lipschitz import symbol
 from iresnet_core.lipschitz.training_caps import (
     basis_shape,
     certificate,
@@ -110,6 +111,20 @@ def test_layers_side_by_side_have_the_certificates_that_they_have_alone(backend)
         np.testing.assert_allclose(backend.to_numpy(found.bound), backend.to_numpy(alone.bound), rtol=1e-6)
         np.testing.assert_allclose(backend.to_numpy(found.direction), backend.to_numpy(alone.direction), atol=1e-5)
         assert tuple(found.direction.shape) == tuple(layer.weight.shape)
+
+
+def test_stacks_of_any_size_have_bounds_that_are_no_less_than_the_norms(monkeypatch):
+    rng = np.random.default_rng(1)
+    layers = [
+        Convolution(rng.standard_normal((4, 2, 3, 2)), input_shape=(4, 5, 4), padding="same", groups=2)
+        for _ in range(7)
+    ]
+    norms = np.array([np.linalg.norm(layer.matrix(), 2) for layer in layers])
+    for entries in (1, 500, 2**17):  # one by one, some at a time, all at once
+        monkeypatch.setattr(symbol, "ENTRIES_IN_CACHE", entries)
+        bounds = np.array([float(found.bound) for found in certificates(layers)])
+        assert np.all(bounds >= norms)
+        assert np.all(bounds <= 1.3 * norms)
 
 
 NARROW = """

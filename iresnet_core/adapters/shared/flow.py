@@ -370,12 +370,18 @@ class FlowMethods(SequenceMethods, TakingDataMethods, BaseTaking, TrainingMethod
         layers = placed(self._flow_layers(), self._shapes)
         if not all(layer._is_conditioned_by_core or not layer.takes_context for layer in self._all_layers()):
             context = self._entering(context)  # for layers of the caller's own
-        if not training:
-            self._take_reference()
         weights = training_layers([c for layer, shape in layers for c in layer._capped_at(shape)]) if training else None
-        made = [layer._layer_at(shape, context, training=training, weights=weights) for layer, shape in layers]
         condition = None if self.condition is None else self.condition.core_condition(checked=training)
-        return core.Flow(made, self.event_shape, base=self._core_base(), condition=condition)
+
+        def made() -> core.Flow:
+            inner = [layer._layer_at(shape, context, training=training, weights=weights) for layer, shape in layers]
+            return core.Flow(inner, self.event_shape, base=self._core_base(), condition=condition)
+
+        flow = made()
+        if not training and self._take_reference(flow):
+            flow = made()
+            self._note_reference(flow)
+        return flow
 
     def _entering(self, context: Any) -> Any:
         """Return what of a context enters the layers."""

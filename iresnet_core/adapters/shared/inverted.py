@@ -141,6 +141,12 @@ class InvertedMethods(NestedMethods):
                 x = layer.inverse(x, context)
         return self
 
+    def _refer(self, x: Array) -> None:
+        x = self._mapped(x, training=False)  # what the inner layers make x of
+        for layer in self._inner():
+            layer._refer(x)
+            x = layer._mapped(x, training=False)
+
     def _capped_at(self, event_shape: Shape) -> list[CappedLayer]:
         return [capped for layer, shape in self._placed(event_shape) for capped in layer._capped_at(shape)]
 

@@ -95,5 +95,11 @@ class PointwiseMethods(NestedMethods):
             x = layer.initialize(x, own)._mapped(x, own)
         return self
 
+    def _refer(self, x: Array) -> None:
+        x = get_backend(x).xp.reshape(x, (-1, x.shape[-1]))
+        for layer in self._inner():
+            layer._refer(x)
+            x = layer._mapped(x, training=False)
+
     def _capped_at(self, event_shape: Shape) -> list[CappedLayer]:
         return [capped for layer, shape in self._placed(event_shape) for capped in layer._capped_at(shape)]

@@ -26,6 +26,7 @@ class KeptChains:
 
     parameters: list[Array]
     chains: Mapping[Any, core.Chain]
+    reference: Array | None = None
 
 
 class ResidualMethods(LayerMethods):
@@ -147,7 +148,7 @@ class ResidualMethods(LayerMethods):
 
     def _refer(self, x: Array) -> None:
         if self.declared is None:
-            self._reference, self._kept = get_backend(x).frozen(x), None
+            self._reference = get_backend(x).frozen(x)
 
     @property
     def _takes_reference(self) -> bool:
@@ -156,11 +157,10 @@ class ResidualMethods(LayerMethods):
             return False
         return any(len(layer.weight.shape) > 2 for layer in self.capped_layers())
 
-    def _is_kept(self) -> bool:
-        """Whether the chain of the present weights is there already."""
-        parameters, kept = self._arrays_of(self.capped_layers()), self._kept
-        backend = get_backend(*parameters)
-        return kept is not None and all(map(backend.are_equal, kept.parameters, parameters))
+    def _kept_arrays(self) -> list[Array]:
+        """Return the arrays of the kept chains, which never change."""
+        kept = self._kept
+        return [] if kept is None else [array for chain in kept.chains.values() for array in chain.arrays]
 
     def _arrays_of(self, capped: list[CappedLayer]) -> list[Array]:
         parameters = [array for layer in capped for array in (layer.weight, layer.bias) if array is not None]
@@ -293,8 +293,10 @@ class ResidualMethods(LayerMethods):
 
     def _kept_chain(self, backend: Backend, capped: list[CappedLayer], parameters: list[Array]) -> core.Chain:
         size = tuple(layer.input_shape for layer in capped)
-        kept = self._kept
-        if kept is not None and not all(map(backend.are_equal, kept.parameters, parameters)):
+        kept, reference = self._kept, self._reference
+        if kept is not None and (
+            kept.reference is not reference or not all(map(backend.are_equal, kept.parameters, parameters))
+        ):
             kept = None
         if kept is not None and size in kept.chains:
             return kept.chains[size]
@@ -302,9 +304,9 @@ class ResidualMethods(LayerMethods):
         def certified() -> KeptChains:
             copies = [backend.frozen(backend.stop_gradient(a)) for a in parameters] if kept is None else kept.parameters
             chain = self._chain([layer.certified() for layer in capped])
-            if _fits(self._reference, chain):
-                chain = chain.with_reference(self._reference)
-            return KeptChains(copies, with_newest({} if kept is None else kept.chains, size, chain))
+            if _fits(reference, chain):
+                chain = chain.with_reference(reference)
+            return KeptChains(copies, with_newest({} if kept is None else kept.chains, size, chain), reference)
 
         with backend.no_grad():
             self._kept = made = backend.concretely(certified)

@@ -4,6 +4,7 @@ from typing import Any, Self
 
 import numpy as np
 
+import iresnet_core as core
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.common import require_finite, widest
 from iresnet_core.errors import InvalidArgumentError, ShapeError
@@ -27,8 +28,10 @@ class TakingDataMethods:
     _entering: Any
     _flow_layers: Any
     _blocks: Any
+    _all_layers: Any
     _like: Any
     _reference: np.ndarray | None = None  # on the host, for any device and dtype of the weights
+    _referred: tuple[Array, ...] | None = None  # the parameters under which the branches took it
 
     @property
     def initialized(self) -> bool:
@@ -44,20 +47,23 @@ class TakingDataMethods:
         x, context = self._samples(x, context)
         self._require_taken(context)
         x, context = self._received(x), self._received_context(context)
-        if self._reference is None and context is None:
-            self._keep_reference(x[:REFERENCE_SAMPLES, ...])
+        first = x[:REFERENCE_SAMPLES, ...]
         with get_backend(x).no_grad():
             rows = self._entering(context)
             for layer in self._flow_layers():
                 x = layer.initialize(x, rows)._mapped(x, rows)
+            if self._reference is None and context is None and self._is_reference(first):
+                self._keep_reference(first)
         return self
 
     def set_reference(self, x: Array) -> Self:
         """Let samples be the reference of the flow, see `core.Flow.with_reference`.
 
-        Evaluated log-densities of convolutional flows are then less noisy. By default the reference is sixteen samples
-        of the batch that initialises the flow. It is not part of the state of a module or model; a file of the core
-        (`save`) keeps it.
+        Evaluated log-densities are then less noisy where blocks have convolutions; other blocks do without. By default
+        the reference is the first sixteen samples of the batch that initialises the flow; one without an ActNorm has
+        none before it is set. It is no part of the state of a module or model: set it again after loading one. A file
+        of the core (`save`) keeps it. Programs that are compiled with the weights as arguments do not use it, so that
+        their scores differ within the errors.
 
         Parameters
         ----------
@@ -75,34 +81,67 @@ class TakingDataMethods:
         ShapeError, NonFiniteError
             If `x` does not fit, or is empty.
         """
-        if any(block.takes_context for block in self._blocks()):
-            raise InvalidArgumentError("a flow whose blocks take a condition has no reference.")
+        if self._is_conditional():
+            raise InvalidArgumentError("a flow whose layers take a condition has no reference.")
         x = self._received(self._samples(x, None)[0])
-        if x.shape[0] == 0 or tuple(x.shape[1:]) != tuple(self.event_shape):
+        if len(x.shape) == 0 or x.shape[0] == 0 or tuple(x.shape[1:]) != tuple(self.event_shape):
             raise ShapeError(
                 f"the reference is samples (n, *{tuple(self.event_shape)}), n at least 1, got shape {tuple(x.shape)}."
             )
         require_finite(get_backend(x), x, "the reference")
         self._keep_reference(x)
-        for block in self._blocks():
-            block._kept = None
         return self
+
+    def _is_conditional(self) -> bool:
+        return any(layer.takes_context for layer in self._all_layers())
+
+    def _is_reference(self, x: Array) -> bool:
+        """Whether samples can be the reference of this flow."""
+        fits = len(x.shape) > 0 and x.shape[0] > 0 and tuple(x.shape[1:]) == tuple(self.event_shape)
+        backend = get_backend(x)
+        return fits and not self._is_conditional() and not backend.is_tracing(x) and backend.all_finite(x)
 
     def _keep_reference(self, x: Array) -> None:
         backend = get_backend(x)
-        self._reference = backend.to_numpy(backend.xp.astype(backend.stop_gradient(x), widest(backend)))
+        host = backend.to_numpy(backend.xp.astype(backend.stop_gradient(x), widest(backend)))
+        self._reference, self._referred = np.array(host), None
 
-    def _take_reference(self) -> None:
-        """Let the branches take what they see of the reference, where their weights have changed since they did."""
+    def _take_reference(self, flow: core.Flow) -> bool:
+        """Let the branches take what they see of the reference, unless they have for the present parameters of `flow`.
+
+        Returns whether they did.
+        """
+        if self._reference is None or not any(block._takes_reference for block in self._blocks()):
+            return False
+        if self._is_conditional():
+            return False
+        arrays, like = flow.arrays, self._like()
+        backend = get_backend(like)
+        with backend.no_grad():
+            if backend.is_tracing(like, *arrays) or backend.may_differentiate(*arrays):
+                return False
+            known = () if self._referred is None else self._referred
+            pairs = zip(known, arrays, strict=False)
+            if len(known) == len(arrays) and all(a is b or backend.are_equal(a, b) for a, b in pairs):
+                return False
+            backend.concretely(self._pass_reference)
+        return True
+
+    def _pass_reference(self) -> None:
         like = self._like()
         backend = get_backend(like)
-        blocks = [block for block in self._blocks() if block._takes_reference]
-        if self._reference is None or not blocks or backend.is_tracing(like):
-            return
+        x = backend.xp.astype(backend.from_numpy(self._reference, like), like.dtype)
+        for layer in self._flow_layers():
+            layer._refer(x)
+            x = layer._mapped(x, training=False)
+
+    def _note_reference(self, flow: core.Flow) -> None:
+        """Remember the parameters of `flow`, for which the branches took the reference; those of kept chains stay."""
+        backend = get_backend(self._like())
+        own = {id(a) for block in self._blocks() for a in block._kept_arrays()}
+
+        def copies() -> tuple[Array, ...]:
+            return tuple(a if id(a) in own else backend.frozen(backend.stop_gradient(a)) for a in flow.arrays)
+
         with backend.no_grad():
-            if all(block._is_kept() for block in blocks):
-                return
-            x = backend.xp.astype(backend.from_numpy(self._reference, like), like.dtype)
-            for layer in self._flow_layers():
-                layer._refer(x)
-                x = layer._mapped(x, training=False)
+            self._referred = backend.concretely(copies)

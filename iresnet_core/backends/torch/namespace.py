@@ -28,6 +28,7 @@ __all__ = [
     "minimum",
     "moveaxis",
     "sum",
+    "unstack",
     "vecdot",
     "where",
 ]
@@ -61,6 +62,11 @@ def min(x: Array, /, *, axis: Any = None, keepdims: bool = False) -> Array:
 def astype(x: Array, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Array:
     """Convert; with ``copy=False`` an array that has the dtype already is returned itself."""
     return x.to(dtype=dtype, device=device, copy=copy)
+
+
+def unstack(x: Array, /, *, axis: int = 0) -> Any:
+    """Take apart along an axis; that of array-api-compat calls ``torch.moveaxis``, which torch.vmap does not know."""
+    return torch.unbind(x, axis)
 
 
 def cumulative_sum(x: Array, /, *, axis: Any = None, dtype: Any = None, include_initial: Any = False) -> Array:
