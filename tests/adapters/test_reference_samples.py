@@ -117,6 +117,19 @@ def test_it_is_taken_whatever_was_asked_before(made):
     assert block.branch.reference is not None
 
 
+def test_a_block_of_two_flows_takes_what_it_sees_in_each(made):
+    flow, given, host = made
+    other = type(flow)(flow._flow_layers()[1:], flow.event_shape)
+    x = given(images(3, seed=1))
+    flow.initialize(given(images(40)))
+    other.set_reference(given(images(16)))
+    if hasattr(other, "eval"):
+        other.eval()
+    before = host(flow.log_prob(x))
+    assert np.all(np.isfinite(host(other.log_prob(x))))
+    np.testing.assert_array_equal(host(flow.log_prob(x)), before)
+
+
 def test_a_transformation_leaves_nothing_behind():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     adapter = framework("torch")[0]

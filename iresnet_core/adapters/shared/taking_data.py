@@ -1,5 +1,6 @@
 """What flows of both frameworks take from data: the parameters of ActNorms, and the reference of their branches."""
 
+from operator import is_
 from typing import Any, Self
 
 import numpy as np
@@ -31,7 +32,8 @@ class TakingDataMethods:
     _all_layers: Any
     _like: Any
     _reference: np.ndarray | None = None  # on the host, for any device and dtype of the weights
-    _referred: tuple[Array, ...] | None = None  # the parameters under which the branches took it
+    # The parameters under which the branches took it, and what they took.
+    _referred: tuple[tuple[Array, ...], tuple[Any, ...]] | None = None
 
     @property
     def initialized(self) -> bool:
@@ -120,9 +122,11 @@ class TakingDataMethods:
         with backend.no_grad():
             if backend.is_tracing(like, *arrays) or backend.may_differentiate(*arrays):
                 return False
-            known = () if self._referred is None else self._referred
+            known, taken = ((), ()) if self._referred is None else self._referred
+            # A block that another flow shares may have taken what it sees there.
+            own = len(taken) == len(self._blocks()) and all(map(is_, taken, self._references()))
             pairs = zip(known, arrays, strict=False)
-            if len(known) == len(arrays) and all(a is b or backend.are_equal(a, b) for a, b in pairs):
+            if own and len(known) == len(arrays) and all(a is b or backend.are_equal(a, b) for a, b in pairs):
                 return False
             backend.concretely(self._pass_reference)
         return True
@@ -144,4 +148,7 @@ class TakingDataMethods:
             return tuple(a if id(a) in own else backend.frozen(backend.stop_gradient(a)) for a in flow.arrays)
 
         with backend.no_grad():
-            self._referred = backend.concretely(copies)
+            self._referred = backend.concretely(copies), self._references()
+
+    def _references(self) -> tuple[Any, ...]:
+        return tuple(block._reference for block in self._blocks())

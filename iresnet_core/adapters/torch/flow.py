@@ -44,6 +44,10 @@ class Flow(TorchHooks, FlowMethods, nn.Module):
     def _take_layers(self, layers: Sequence[nn.Module]) -> None:
         self.layers = nn.ModuleList(require_layers(layers, FlowLayer))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out under which parameters the reference was taken, for copies and pickles."""
+        return {**self.__dict__, "_referred": None}
+
     def _flow_layers(self) -> list[Any]:
         return list(self.layers)
 
