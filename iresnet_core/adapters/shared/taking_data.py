@@ -7,7 +7,7 @@ import numpy as np
 
 import iresnet_core as core
 from iresnet_core.backends import Array, get_backend
-from iresnet_core.common import require_finite, widest
+from iresnet_core.common import require_finite, working_dtype
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 
 __all__ = ["TakingDataMethods"]
@@ -105,8 +105,8 @@ class TakingDataMethods:
 
     def _keep_reference(self, x: Array) -> None:
         backend = get_backend(x)
-        host = backend.to_numpy(backend.xp.astype(backend.stop_gradient(x), widest(backend)))
-        self._reference, self._referred = np.array(host), None
+        raised = backend.xp.astype(backend.stop_gradient(x), working_dtype(backend, x.dtype), copy=False)
+        self._reference, self._referred = np.array(backend.to_numpy(raised)), None  # a copy, of a dtype that NumPy has
 
     def _take_reference(self, flow: core.Flow) -> bool:
         """Let the branches take what they see of the reference, unless they have for the present parameters of `flow`.
