@@ -119,8 +119,10 @@ class TakingDataMethods:
             return False
         arrays, like = flow.arrays, self._like()
         backend = get_backend(like)
+        if backend.is_tracing(like, *arrays):  # asked before the mode changes, which torch.export would write down
+            return False
         with backend.no_grad():
-            if backend.is_tracing(like, *arrays) or backend.may_differentiate(*arrays):
+            if backend.may_differentiate(*arrays):
                 return False
             known, taken = ((), ()) if self._referred is None else self._referred
             # A block that another flow shares may have taken what it sees there.
