@@ -121,19 +121,11 @@ class Pointwise(Layer):
 
     def initialized(self, x: Array, context: Array | None = None) -> "Pointwise":
         """Return the layer with every ActNorm inside initialised from all points of all sets."""
-
-        def by_data(layer: Layer, points: Array, code: Array | None) -> Layer:
-            return layer.initialized(points) if code is None else layer.initialized(points, code)
-
-        return self.initialized_by(by_data, x, context)
+        return self.initialized_by(lambda layer, points, code: layer.initialized(points, code), x, context)
 
     def with_reference(self, x: Array, context: Array | None = None) -> "Pointwise":
         """Return the layer with all points of all sets as the reference inside, see `Flow.with_reference`."""
-
-        def by_data(layer: Layer, points: Array, code: Array | None) -> Layer:
-            return layer.with_reference(points) if code is None else layer.with_reference(points, code)
-
-        return self.initialized_by(by_data, x, context)
+        return self.initialized_by(lambda layer, points, code: layer.with_reference(points, code), x, context)
 
     def initialized_by(
         self, way: Callable[[Layer, Array, Array | None], Layer], x: Array, context: Array | None

@@ -5,7 +5,7 @@ from typing import Any, Self
 import iresnet_core as core
 from iresnet_core.adapters.shared.actnorm import ActNormMethods
 from iresnet_core.adapters.shared.condition import taken
-from iresnet_core.adapters.shared.layer import FactorOutMethods, NestedMethods, Weights
+from iresnet_core.adapters.shared.layer import FactorOutMethods, NestedMethods, Weights, refer_along
 from iresnet_core.adapters.shared.placing import bound_shapes
 from iresnet_core.adapters.shared.pointwise import PointwiseMethods
 from iresnet_core.adapters.shared.residual import ResidualMethods
@@ -142,10 +142,7 @@ class InvertedMethods(NestedMethods):
         return self
 
     def _refer(self, x: Array) -> None:
-        x = self._mapped(x, training=False)  # what the inner layers make x of
-        for layer in self._inner():
-            layer._refer(x)
-            x = layer._mapped(x, training=False)
+        refer_along(self._inner(), self._mapped(x, training=False))  # what the inner layers make x of
 
     def _capped_at(self, event_shape: Shape) -> list[CappedLayer]:
         return [capped for layer, shape in self._placed(event_shape) for capped in layer._capped_at(shape)]

@@ -23,6 +23,7 @@ __all__ = [
     "SqueezeMethods",
     "Weights",
     "WrapMethods",
+    "refer_along",
     "require_layers",
 ]
 
@@ -368,10 +369,7 @@ class FactorOutMethods(NestedMethods):
         return self
 
     def _refer(self, x: Array) -> None:
-        kept = self._first(x)
-        for layer in self._inner():
-            layer._refer(kept)
-            kept = layer._mapped(kept, training=False)
+        refer_along(self._inner(), self._first(x))
 
     def _capped_at(self, event_shape: Shape) -> list[CappedLayer]:
         return [capped for layer, shape in self._placed() for capped in layer._capped_at(shape)]
@@ -408,6 +406,13 @@ class FactorOutMethods(NestedMethods):
                 "FactorOut learns the shape of its samples from the Flow that it is part of: put it into one."
             )
         return core.FactorOut(self.keep, core.Flow(layers, self._inner_shapes[0]), axis=self.channel_axis)
+
+
+def refer_along(layers: Sequence[Any], x: Array) -> None:
+    """Let the branches of layers in a row take what they see of samples x (batch, ...) in evaluation, see `_refer`."""
+    for layer in layers:
+        layer._refer(x)
+        x = layer._mapped(x, training=False)
 
 
 def require_layers(layers: Sequence[Any], kind: type[L]) -> list[L]:

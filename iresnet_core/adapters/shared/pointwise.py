@@ -4,7 +4,7 @@ from typing import Any, Self
 
 import iresnet_core as core
 from iresnet_core.adapters.shared.condition import taken
-from iresnet_core.adapters.shared.layer import NestedMethods, Weights
+from iresnet_core.adapters.shared.layer import NestedMethods, Weights, refer_along
 from iresnet_core.adapters.shared.placing import bound_shapes, placed
 from iresnet_core.adapters.shared.weight import CappedLayer
 from iresnet_core.backends import Array, get_backend
@@ -96,10 +96,7 @@ class PointwiseMethods(NestedMethods):
         return self
 
     def _refer(self, x: Array) -> None:
-        x = get_backend(x).xp.reshape(x, (-1, x.shape[-1]))
-        for layer in self._inner():
-            layer._refer(x)
-            x = layer._mapped(x, training=False)
+        refer_along(self._inner(), get_backend(x).xp.reshape(x, (-1, x.shape[-1])))
 
     def _capped_at(self, event_shape: Shape) -> list[CappedLayer]:
         return [capped for layer, shape in self._placed(event_shape) for capped in layer._capped_at(shape)]

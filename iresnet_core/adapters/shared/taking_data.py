@@ -6,6 +6,7 @@ from typing import Any, Self
 import numpy as np
 
 import iresnet_core as core
+from iresnet_core.adapters.shared.layer import refer_along
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.common import require_finite, working_dtype
 from iresnet_core.errors import InvalidArgumentError, ShapeError
@@ -86,7 +87,7 @@ class TakingDataMethods:
         if self._is_conditional():
             raise InvalidArgumentError("a flow whose layers take a condition has no reference.")
         x = self._received(self._samples(x, None)[0])
-        if len(x.shape) == 0 or x.shape[0] == 0 or tuple(x.shape[1:]) != tuple(self.event_shape):
+        if not self._fits(x):
             raise ShapeError(
                 f"the reference is samples (n, *{tuple(self.event_shape)}), n at least 1, got shape {tuple(x.shape)}."
             )
@@ -97,11 +98,13 @@ class TakingDataMethods:
     def _is_conditional(self) -> bool:
         return any(layer.takes_context for layer in self._all_layers())
 
+    def _fits(self, x: Array) -> bool:
+        return len(x.shape) > 0 and x.shape[0] > 0 and tuple(x.shape[1:]) == tuple(self.event_shape)
+
     def _is_reference(self, x: Array) -> bool:
         """Whether samples can be the reference of this flow."""
-        fits = len(x.shape) > 0 and x.shape[0] > 0 and tuple(x.shape[1:]) == tuple(self.event_shape)
         backend = get_backend(x)
-        return fits and not self._is_conditional() and not backend.is_tracing(x) and backend.all_finite(x)
+        return self._fits(x) and not self._is_conditional() and not backend.is_tracing(x) and backend.all_finite(x)
 
     def _keep_reference(self, x: Array) -> None:
         backend = get_backend(x)
@@ -136,10 +139,7 @@ class TakingDataMethods:
     def _pass_reference(self) -> None:
         like = self._like()
         backend = get_backend(like)
-        x = backend.xp.astype(backend.from_numpy(self._reference, like), like.dtype)
-        for layer in self._flow_layers():
-            layer._refer(x)
-            x = layer._mapped(x, training=False)
+        refer_along(self._flow_layers(), backend.xp.astype(backend.from_numpy(self._reference, like), like.dtype))
 
     def _note_reference(self, flow: core.Flow) -> None:
         """Remember the parameters of `flow`, for which the branches took the reference; those of kept chains stay."""
