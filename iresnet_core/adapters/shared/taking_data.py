@@ -13,8 +13,7 @@ from iresnet_core.errors import InvalidArgumentError, ShapeError
 
 __all__ = ["TakingDataMethods"]
 
-# Samples of the first batch that become the reference: more make its answers hardly less noisy (on an MNIST flow whose
-# blocks begin with an activation 1.83 nats with 16, 1.68 with 64, and 3.5 without).
+# Samples of the first batch that become the reference. Four times as many made scores of MNIST less noisy by a tenth.
 REFERENCE_SAMPLES = 16
 
 
