@@ -22,6 +22,7 @@ from iresnet_core.commands.training_options import run_option as _run
 from iresnet_core.commands.training_options import training_option as _training
 from iresnet_core.errors import DataFileError, InvalidArgumentError, IResNetError, MissingDependencyError, RunError
 from iresnet_core.files import SUFFIXES
+from iresnet_core.flows import BASE_NAMES
 from iresnet_core.training import (
     IMAGES,
     Dataset,
@@ -92,6 +93,10 @@ def train_command(
         _model(
             "--spread", metavar="S", help="Deviation of what enters blocks, 0.1 to 10000 (1; in the plane 20; conv: 5)."
         ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        _model("--base", metavar="NAME", help=f"Density of the latents: {', '.join(BASE_NAMES)}; default by the data."),
     ] = None,
     steps: Annotated[int | None, _training("--steps", help="Length of the training in steps (2000).")] = None,
     minutes: Annotated[float | None, _training("--minutes", help="Length in minutes instead of steps.")] = None,
@@ -227,6 +232,7 @@ def train_command(
         "threads": threads,
         "scales": scales,
         "spread": spread,
+        "base": base,
         "warm_up": warm_up,
         "flip": flip,
         "accumulate": accumulate,

@@ -1,7 +1,15 @@
 """Flows: residual blocks and the other layers, pure functions of arrays, and their composition."""
 
 from iresnet_core.flows.actnorm import ActNorm
-from iresnet_core.flows.base_densities import DiagonalNormal, FullNormal, NormalMixture, StudentT, Uniform
+from iresnet_core.flows.base_densities import (
+    BASE_NAMES,
+    DiagonalNormal,
+    FullNormal,
+    NormalMixture,
+    StudentT,
+    Uniform,
+    named_base,
+)
 from iresnet_core.flows.bases import LogProb, checked_base, latents
 from iresnet_core.flows.condition import Condition, require_rows
 from iresnet_core.flows.factor_out import FactorOut
@@ -33,6 +41,7 @@ from iresnet_core.flows.von_mises import VonMises
 from iresnet_core.flows.wrap import Wrap, require_periodic
 
 __all__ = [
+    "BASE_NAMES",
     "DEFAULT_SHARE",
     "ActNorm",
     "Base",
@@ -68,6 +77,7 @@ __all__ = [
     "latents",
     "located",
     "mean_loss",
+    "named_base",
     "require_periodic",
     "require_rows",
     "require_share",

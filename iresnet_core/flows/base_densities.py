@@ -16,7 +16,10 @@ from iresnet_core.common import (
 from iresnet_core.errors import InvalidArgumentError, NonFiniteError, ShapeError
 from iresnet_core.flows.latent_density import LOG_DIAGONAL, LOGARITHM, PLAIN, Base, uniform_numbers
 
-__all__ = ["DiagonalNormal", "FullNormal", "NormalMixture", "StudentT", "Uniform"]
+__all__ = ["BASE_NAMES", "DiagonalNormal", "FullNormal", "NormalMixture", "StudentT", "Uniform", "named_base"]
+
+BASE_NAMES = ("normal", "diagonal-normal", "student-t")
+_DEGREES_OF_FREEDOM = 5.0  # of "student-t"; docs/table.md has what other numbers came to
 
 
 def _checked(name: str, **parameters: Array) -> Backend:
@@ -351,3 +354,40 @@ class Uniform(Base):
             low, high = self._ends(backend, like)
             drawn = low + (high - low) * uniform_numbers(backend, (n, *self.shape), like, rng)
             return xp.astype(xp.minimum(xp.maximum(drawn, low), high), like.dtype)
+
+
+def named_base(name: str, latent_shape: Sequence[int], like: Array) -> "str | DiagonalNormal":
+    """Return a density of latents by its name, with mean 0 and scale 1 in every entry.
+
+    Parameters
+    ----------
+    name : {"normal", "diagonal-normal", "student-t"}
+        The standard normal, as which a flow takes the name itself; `DiagonalNormal`; `StudentT` with 5 degrees of
+        freedom.
+    latent_shape : sequence of int
+        Shape of a latent.
+    like : array
+        The backend, the device and the dtype of the parameters.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is no density of this name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> named_base("student-t", (2,), np.zeros(1)).df
+    5.0
+    """
+    if name not in BASE_NAMES:
+        raise InvalidArgumentError(
+            f"there is no base density {name!r}; by name there are {', '.join(BASE_NAMES)}. Others are objects of this "
+            "package such as DiagonalNormal, or of your own with log_prob(z) and sample(n, rng, like)."
+        )
+    if name == "normal":
+        return name
+    xp = get_backend(like).xp
+    options = {"dtype": like.dtype, "device": device_of(like)}
+    mean, scale = xp.zeros(tuple(latent_shape), **options), xp.ones(tuple(latent_shape), **options)
+    return DiagonalNormal(mean, scale) if name == "diagonal-normal" else StudentT(_DEGREES_OF_FREEDOM, mean, scale)

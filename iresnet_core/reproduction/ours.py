@@ -57,7 +57,7 @@ class Ours:
         vector = len(self.layout.model_shape) == 1
         plan = planned_layers(model, task.event_shape)
         self.trainer: Any = find_trainer(training.framework)(
-            plan, self.layout.model_shape, training, self._ready(task.first)
+            plan, self.layout.model_shape, training, self._ready(task.first), base=model.base
         )
         self.score_options = dict(score_options or ({"method": "exact"} if vector else {}))
         self._exported: Flow | None = None

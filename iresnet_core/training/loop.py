@@ -38,9 +38,10 @@ class Trainer(Protocol):
     """A flow in training on one framework; each framework has one class of this shape.
 
     It is made by ``Trainer(plan, model_shape, settings, first)``: the planned layers with parameters drawn from
-    ``settings.seed``, data-dependent ones set from the samples `first`; under conditions with ``condition=``, the plan
-    of their map, and ``first_context=``. Then `step` and `log_prob` take a context (n, features). With several
-    processes it is given ``processes=``, and `step` takes the batch of all of them.
+    ``settings.seed``, data-dependent ones set from the samples `first`; with ``base=``, the name of the density of the
+    latents; under conditions with ``condition=``, the plan of their map, and ``first_context=``. Then `step` and
+    `log_prob` take a context (n, features). With several processes it is given ``processes=``, and `step` takes the
+    batch of all of them.
     """
 
     channels_last: bool
@@ -163,7 +164,7 @@ def train(
         batches = Batches(dataset, config.layout, settings, layer)
         chunk = _chunk(config)
         n = max(settings.batch, chunk)
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {"base": model.base}
         if dataset.condition is not None:
             more = {"condition": dataset.condition, "first_context": batches.contexts(0, slice(n))}
         make = find_trainer(settings.framework)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from iresnet_core.errors import InvalidArgumentError, ShapeError
+from iresnet_core.flows import BASE_NAMES
 
 __all__ = [
     "ActNormPlan",
@@ -66,6 +67,8 @@ class ModelSettings:
     spread : float
         Standard deviation to which data bring what enters a block, by the ActNorm in front of it. Where it is wide, a
         block of the same Lipschitz constant bends the space at a finer scale. From 0.1 to 10000.
+    base : {"normal", "diagonal-normal", "student-t"}
+        Density of the latents, see `iresnet_core.flows.named_base`; all but "normal" have parameters that are trained.
     """
 
     kind: str
@@ -79,10 +82,13 @@ class ModelSettings:
     activation_first: bool = False
     scales: int = 2
     spread: float = 1.0
+    base: str = "normal"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InvalidArgumentError(f"there is no model {self.kind!r}; there are {', '.join(KINDS)}.")
+        if self.base not in BASE_NAMES:
+            raise InvalidArgumentError(f"there is no base {self.base!r}; there are {', '.join(BASE_NAMES)}.")
         for name in ("blocks", "hidden", "layers", "scales"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError(f"{name} must be at least 1, got {getattr(self, name)}.")

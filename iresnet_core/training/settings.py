@@ -71,6 +71,9 @@ _ALPHA, _ALPHA_OF_A_LEVEL, _MANY_ENDS = 0.05, 0.1, 0.5
 _GREY_DECAY = 0.5
 # Below so many samples to train on, a flow of the default size learns them by heart.
 _FEW_SAMPLES = 10_000
+# Below so many rows, tables have other defaults, see docs/benchmarks.md for what they gain. Sines would fit the rows
+# that the flow is trained on too closely, and a single row in the tails of a column would cost the normal density much.
+_SHORT_TABLE = 1000
 
 
 @dataclass(frozen=True)
@@ -240,25 +243,27 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         size *= n
     few = dataset.train_count < _FEW_SAMPLES
     grey_rows = kind == "mlp" and dataset.levels is not None
+    short_table = not image and size > 2 and dataset.levels is None and dataset.train_count < _SHORT_TABLE
     model: dict[str, Any] = {
         "kind": kind,
         "blocks": 4 if kind == "conv" else 8,
         "hidden": 32 if kind == "conv" else 64 if size < _FEW else 128,
         "layers": 2,
-        "activation": "sin" if kind == "conv" or (size < _FEW and not image) else "elu",
+        "activation": "sin" if kind == "conv" or (size < _FEW and not image and not short_table) else "elu",
         "coeff": 0.9,
         "alpha": None if dataset.levels is None else _default_alpha(dataset),
         "standardize": dataset.levels is None,
         "activation_first": grey_rows,
         "scales": 2,
         "spread": _IMAGE_SPREAD if kind == "conv" else _PLANE_SPREAD if size == 2 else 1.0,
+        "base": "student-t" if short_table else "normal",
     }
     training: dict[str, Any] = {
         "framework": framework,
         "steps": None if asked.get("minutes") is not None else 2000,
         "minutes": None,
         "batch": min(64 if kind == "conv" else 256, dataset.train_count),
-        "lr": 1e-2 if kind == "conv" else 5e-3,
+        "lr": 1e-2 if kind == "conv" else 2e-3 if short_table and size < _FEW else 5e-3,
         "schedule": "cosine",
         "start": "uniform" if few else "orthogonal",
         "weight_decay": (_GREY_DECAY if grey_rows else 2.0) if few else 0.0,
@@ -395,7 +400,7 @@ def settings_from_json(node: Any, where: str) -> RunSettings:
         node = {**node, "data": {**before, **data}}
     model = node.get("model")
     if isinstance(model, dict):  # as before there were these settings; the first runs with a spread wrote None for 1
-        before = {"standardize": False, "activation_first": False, "scales": 2, **model}
+        before = {"standardize": False, "activation_first": False, "scales": 2, "base": "normal", **model}
         node = {**node, "model": {**before, "spread": 1.0 if model.get("spread") is None else model["spread"]}}
     return RunSettings(**settings_parts(kinds, node, where))
 

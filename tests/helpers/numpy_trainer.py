@@ -15,7 +15,8 @@ class Trainer:
     recovers_inputs = shares_batches = False
     lacks = frozenset()
 
-    def __init__(self, plan, model_shape, settings, first):
+    def __init__(self, plan, model_shape, settings, first, base="normal"):
+        assert base == "normal"
         self.settings, self.shape = settings, model_shape
         self.parameters = np.zeros((2, *model_shape))
         self.parameters[1] = -first.mean(axis=0)

@@ -38,6 +38,8 @@ class Trainer:
         Samples for the data-dependent initialisation.
     condition, first_context : ConditionPlan, array (n, features), optional
         The map of conditions, and those of these samples.
+    base : str
+        Name of the density of the latents.
     """
 
     channels_last = True
@@ -55,18 +57,21 @@ class Trainer:
         *,
         condition: ConditionPlan | None = None,
         first_context: np.ndarray | None = None,
+        base: str = "normal",
     ) -> None:
         self.settings = settings
         _take_threads(settings.threads)
         keras.utils.set_random_seed(settings.seed % _SEEDS)
         self.devices = shared_devices(settings.devices)
         with self.devices.scope():
-            self._make(build_layers(plan, settings.dtype, start=settings.start), model_shape, condition)
+            self._make(build_layers(plan, settings.dtype, start=settings.start), model_shape, condition, base)
         self.model.initialize(first, first_context)
         with self.devices.scope():
             self._make_state()
 
-    def _make(self, layers: list[Any], model_shape: tuple[int, ...], condition: ConditionPlan | None) -> None:
+    def _make(
+        self, layers: list[Any], model_shape: tuple[int, ...], condition: ConditionPlan | None, base: str
+    ) -> None:
         """Make the model."""
         settings = self.settings
         self.model = Flow(
@@ -78,6 +83,7 @@ class Trainer:
             checkpoint=settings.recompute,
             penalty=settings.penalty,
             condition=build_condition(condition, settings.dtype),
+            base=base,
         )
 
     def _make_state(self) -> None:
@@ -90,7 +96,9 @@ class Trainer:
             global_clipnorm=settings.clip,
         )
         variables = self.model.trainable_variables
-        self.optimizer.exclude_from_weight_decay([v for v in variables if len(v.shape) <= 1])
+        of_base = [] if isinstance(self.model.base, str) else self.model.base.trainable_variables
+        bases = {id(variable) for variable in of_base}
+        self.optimizer.exclude_from_weight_decay([v for v in variables if len(v.shape) <= 1 or id(v) in bases])
         self.model.compile(optimizer=self.optimizer)
         self.optimizer.build(variables)
         # Not Keras' own average: to swap it in and out changes the weights by rounding on TensorFlow.

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.flows import Base, checked_base
+from iresnet_core.flows import Base, checked_base, named_base
 
 __all__ = ["BaseMethods", "BaseTaking"]
 
@@ -95,6 +97,8 @@ class BaseTaking:
 
     def _keep_base(self, base: Any, latent_shape: tuple[int, ...]) -> None:
         """Keep a base, by which the latents of this shape are distributed; refuse one of another shape."""
+        if isinstance(base, str):
+            base = named_base(base, latent_shape, np.zeros(1, dtype="float32"))
         self.base = base if isinstance(base, str) else self._taken_base(base)
         checked_base(self._core_base(), latent_shape)
 

@@ -89,9 +89,11 @@ class FlowMethods(SequenceMethods, TakingDataMethods, BaseTaking, TrainingMethod
         condition : Condition or net, optional
             An embedding of the condition that all layers share. Its output has as many entries as the
             `context_features` of the layers.
-        base : "normal", Base, or a density
+        base : "normal", "diagonal-normal", "student-t", Base, or a density
             Density of the latents. It is a density of the core such as `DiagonalNormal`, or an object with
-            ``log_prob(z)`` and ``sample(n, rng, like)``. ``Base(density, learned=False)`` is not trained.
+            ``log_prob(z)`` and ``sample(n, rng, like)``. ``Base(density, learned=False)`` is not trained. By name there
+            are `DiagonalNormal` and `StudentT` with 5 degrees of freedom, which begin with mean 0 and scale 1 in every
+            entry and are trained.
         **options
             Options of a Keras model, and `seed`, the seed of the probes and samples. By default it is drawn from Keras'
             own generator, so that `keras.utils.set_random_seed` determines it. A PyTorch module has no options.
