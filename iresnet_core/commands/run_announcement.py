@@ -27,6 +27,8 @@ def announce(console: Console, config: RunConfig, dataset: Dataset, run: Trainin
         f"{model.coeff:g}; {training.framework}, {length} of {training.batch}, learning rate {training.lr:g}",
         soft_wrap=True,
     )
+    if model.base != "normal":
+        console.print(f"the latents have the density {model.base}, whose parameters are trained", soft_wrap=True)
     if model.alpha is not None:
         console.print(
             f"logit with alpha {model.alpha:.3g} in front: {share_at_ends(dataset):.0%} of the pixels are black or "

@@ -116,3 +116,18 @@ def test_objects_of_ones_own_and_what_is_no_base(tmp_path):
         a_flow(core.Uniform([0.0], [1.0]))
     with pytest.raises(InvalidArgumentError, match="no base density"):
         a_flow("cauchy")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("diagonal-normal", "DiagonalNormal"), ("student-t", "StudentT")])
+def test_bases_have_names(name, kind, tmp_path):
+    flow, x = a_flow(name), data(2, 32)
+    flow.initialize(x)
+    assert type(flow.base.core_base()).__name__ == kind
+    assert [variable.name for variable in flow.base.trainable_variables] == ["mean", "log_scale"]
+    expected = numbers(flow.log_prob(x))
+    flow.save(tmp_path / "flow.keras")
+    np.testing.assert_allclose(numbers(keras.saving.load_model(tmp_path / "flow.keras").log_prob(x)), expected, atol=1e-5)
+    flow.save(tmp_path / "flow.safetensors")
+    np.testing.assert_allclose(core.load(tmp_path / "flow.safetensors").log_prob(x).value, expected, atol=1e-4)
+    with pytest.raises(InvalidArgumentError, match="by name there are normal, diagonal-normal, student-t"):
+        a_flow("cauchy")

@@ -244,3 +244,18 @@ def test_a_compiled_program_for_any_size(name):
         program = torch.export.export(Score(), (x, context), dynamic_shapes=(size, size)).module()
         for n in (2, 5):
             torch.testing.assert_close(program(x[:n], context[:n]), flow.log_prob(x, context, method="exact")[:n])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("diagonal-normal", "DiagonalNormal"), ("student-t", "StudentT")])
+def test_bases_have_names(name, kind, tmp_path):
+    x = samples(50, 2)
+    flow = a_flow(name).initialize(x)
+    assert type(flow.base.core_base()).__name__ == kind
+    assert {"base.mean", "base.log_scale"} <= set(dict(flow.named_parameters()))
+    flow.training_loss(x).backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in flow.base.parameters())
+    flow.save(tmp_path / "flow.safetensors")
+    back = core.load(tmp_path / "flow.safetensors")
+    np.testing.assert_allclose(back.log_prob(x.numpy()).value, flow.eval().log_prob(x).detach(), atol=1e-4)
+    with pytest.raises(InvalidArgumentError, match="by name there are normal, diagonal-normal, student-t"):
+        a_flow("cauchy")
