@@ -93,6 +93,8 @@ def score_command(
     with usage_errors(), opened(run, backend, dtype) as model:
         if condition is not None and model.flow.context_features is None:
             raise InvalidArgumentError("this model takes no condition: leave --condition out.")
+        if file is not None and out is not None:
+            _require_apart(file, out)
         if _asks_for_chunks(file, out, dask, chunk):
             if file is None:
                 raise InvalidArgumentError(
@@ -166,6 +168,13 @@ def _rows(model: OpenedModel, file: Path, key: str | None, most: int | None) -> 
         table = opened_table(file)
         return replace(table, values=table.values[:most])
     return samples_from_file(file, key=key)[0][:most]
+
+
+def _require_apart(file: Path, out: Path) -> None:
+    """Refuse to write the scores over the samples, or among the files of their folder."""
+    samples, scored = file.resolve(), out.resolve()
+    if scored == samples or samples in scored.parents:
+        raise InvalidArgumentError(f"--out {out} would be written over the samples, {file}. Give another --out.")
 
 
 def _asks_for_chunks(file: Path | None, out: Path | None, dask: str | None, chunk: int | None) -> bool:

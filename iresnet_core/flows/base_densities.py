@@ -19,7 +19,7 @@ from iresnet_core.flows.latent_density import LOG_DIAGONAL, LOGARITHM, PLAIN, Ba
 __all__ = ["BASE_NAMES", "DiagonalNormal", "FullNormal", "NormalMixture", "StudentT", "Uniform", "named_base"]
 
 BASE_NAMES = ("normal", "diagonal-normal", "student-t")
-_DEGREES_OF_FREEDOM = 5.0  # of "student-t"; docs/table.md has what other numbers came to
+_DEGREES_OF_FREEDOM = 5.0  # of "student-t"; docs/benchmarks.md has what other numbers came to
 
 
 def _checked(name: str, **parameters: Array) -> Backend:

@@ -191,8 +191,8 @@ def _notes(
         )
     if others:
         notes.append(
-            "Ours is the default of `iresnet train`. For few rows that has Student's t as the density of the latents, a "
-            "smaller learning rate and this weight decay, chosen on the validation sets of the first two splits; the "
+            "Ours is the default of `iresnet train`. For few rows that has Student's t as the density of the latents, "
+            "a smaller learning rate and this weight decay, chosen on the validation sets of the first two splits; the "
             "comparators have the normal density of their packages, and neither weight decay nor learning rate was "
             "tuned for them on these tables. Without bounds on its slopes a model may give single rows a density of "
             "next to nothing, which then make its mean. One seed; the errors are over rows, not over trainings."

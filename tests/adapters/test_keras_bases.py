@@ -126,7 +126,8 @@ def test_bases_have_names(name, kind, tmp_path):
     assert [variable.name for variable in flow.base.trainable_variables] == ["mean", "log_scale"]
     expected = numbers(flow.log_prob(x))
     flow.save(tmp_path / "flow.keras")
-    np.testing.assert_allclose(numbers(keras.saving.load_model(tmp_path / "flow.keras").log_prob(x)), expected, atol=1e-5)
+    loaded = keras.saving.load_model(tmp_path / "flow.keras")
+    np.testing.assert_allclose(numbers(loaded.log_prob(x)), expected, atol=1e-5)
     flow.save(tmp_path / "flow.safetensors")
     np.testing.assert_allclose(core.load(tmp_path / "flow.safetensors").log_prob(x).value, expected, atol=1e-4)
     with pytest.raises(InvalidArgumentError, match="by name there are normal, diagonal-normal, student-t"):

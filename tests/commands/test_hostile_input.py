@@ -26,6 +26,20 @@ def test_the_score_of_one_sample_is_valid_json(moons, tmp_path):
     assert len(node["log_prob"]) == node["mean"]["n"] == 1
 
 
+@pytest.mark.parametrize("options", [("--chunk", 5), ()])
+def test_scores_are_not_written_over_the_samples(moons, tmp_path, options):
+    name = "x.npy" if options else "x.csv"
+    x = np.arange(20.0).reshape(10, 2)
+    np.save(tmp_path / name, x) if options else np.savetxt(tmp_path / name, x, delimiter=",")
+    before = (tmp_path / name).read_bytes()
+    (tmp_path / "folder").mkdir()
+    out = tmp_path / "folder" / ".." / name
+    result = iresnet("score", moons[0].folder, tmp_path / name, "--out", out, *options)
+    assert result.exit_code == 2, result.output
+    assert "over the samples" in result.output
+    assert (tmp_path / name).read_bytes() == before
+
+
 def test_a_test_set_of_one_sample(tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((10, 2)))
