@@ -65,18 +65,22 @@ class ChunkStore:
                 known = json.loads(plan.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise RunError(f"{plan} is damaged: {error}. Delete {self.folder} to begin anew.") from error
-            if known != identity:
+            # A plan without chunks is of a command that failed before the first one.
+            if known != identity and self._holds_chunks():
                 names = sorted(name for name in {*known, *identity} if known.get(name) != identity.get(name))
                 raise RunError(
                     f"{self.folder} holds chunks of another command; {', '.join(names)} differ. Go on with that one, "
                     "delete the folder, or give another --out."
                 )
-        elif any(_PART.fullmatch(path.name) for path in self.folder.iterdir()):
+        elif self._holds_chunks():
             raise RunError(f"{self.folder} holds chunks and no {_PLAN}. Delete it, or give another --out.")
         for path in self.folder.iterdir():
             if _DRAFT.fullmatch(path.name):
                 path.unlink()
         write_text(plan, json.dumps(identity, indent=1) + "\n")
+
+    def _holds_chunks(self) -> bool:
+        return any(_PART.fullmatch(path.name) for path in self.folder.iterdir())
 
     def done(self) -> frozenset[int]:
         """Return the numbers of the finished chunks; those whose files are damaged are to be computed again."""

@@ -144,6 +144,16 @@ def test_chunks_of_another_command_are_not_taken(files):
         pass
 
 
+def test_a_plan_without_chunks_stands_in_nobodys_way(files):
+    with ChunkStore.of(SampleJob(a_flow(), 10, 4, 0), files / "c"):
+        pass  # as a command does that finds no scheduler
+    job = SampleJob(a_flow(), 10, 4, 1)
+    with ChunkStore.of(job, files / "c") as store:
+        store.write(0, job.chunk(0))
+    with ChunkStore.of(job, files / "c") as store:
+        assert store.done() == {0}
+
+
 def test_samples(files):
     out = files / "s.npy"
     arguments = ("sample", files / "m.safetensors", "-n", "130", "--chunk", "50", "--out", out)
@@ -208,10 +218,13 @@ def test_first_samples_alone(files):
 
 
 def test_a_file_that_was_written_again_is_another_one(files, monkeypatch):
-    original = core.Flow.log_prob
+    original, begun = core.Flow.log_prob, []
 
     def interrupted(self, x, *arguments, **options):
-        raise KeyboardInterrupt
+        begun.append(len(x))
+        if len(begun) > 1:  # the first chunk is kept
+            raise KeyboardInterrupt
+        return original(self, x, *arguments, **options)
 
     monkeypatch.setattr(core.Flow, "log_prob", interrupted)
     assert scored(files).exit_code == 130
