@@ -166,7 +166,7 @@ def train(
         n = max(settings.batch, chunk)
         more: dict[str, Any] = {"base": model.base}
         if dataset.condition is not None:
-            more = {"condition": dataset.condition, "first_context": batches.contexts(0, slice(n))}
+            more |= {"condition": dataset.condition, "first_context": batches.contexts(0, slice(n))}
         make = find_trainer(settings.framework)
         require_able(make, settings, processes)
         if processes.count > 1:

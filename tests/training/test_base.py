@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from runs_for_tests import iresnet
 from small_trainings import Watcher, prepared, trained
 
 import iresnet_core
@@ -43,6 +44,25 @@ def test_the_base_of_a_training_is_in_its_file_and_learned(tmp_path, framework):
         assert np.all(np.abs(base.mean) > 0)
         assert np.all(base.scale != 1)
     assert found["student-t"][1] > found["normal"][1] + 0.2
+
+
+def test_a_flow_under_conditions_has_its_base(tmp_path):
+    pytest.importorskip("torch")
+    run, small = tmp_path / "run", ("--steps", 1, "--batch", 50, "--hidden", 8, "--blocks", 1)
+    result = iresnet(
+        "train",
+        heavy_table(tmp_path),
+        "--condition",
+        "2",
+        "--base",
+        "student-t",
+        "--out",
+        run,
+        "--no-tensorboard",
+        *small,
+    )
+    assert result.exit_code == 0, result.output
+    assert type(iresnet_core.load(run / "model.safetensors").base).__name__ == "StudentT"
 
 
 @pytest.mark.parametrize(("framework", "module"), FRAMEWORKS)
