@@ -12,6 +12,7 @@ __all__ = [
     "MissingDependencyError",
     "MissingProductError",
     "MixedBackendsError",
+    "NonFiniteDataError",
     "NonFiniteError",
     "NotContractiveError",
     "NotConvergedError",
@@ -98,6 +99,10 @@ class StorageError(IResNetError, ValueError):
 
 class DataFileError(IResNetError, ValueError):
     """A file of data cannot be read as numbers, or does not hold what was asked for."""
+
+
+class NonFiniteDataError(DataFileError, NonFiniteError):
+    """NaN or infinity in a file of data; the message names the row."""
 
 
 class RunError(IResNetError, ValueError):

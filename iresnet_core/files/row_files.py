@@ -96,7 +96,7 @@ def open_rows(path: str | os.PathLike[str], key: str | None = None) -> RowFile:
         A .npy file, a .zarr folder, a .parquet file, or a folder of .parquet files, which are read in the order of
         their names.
     key : str, optional
-        Which array of a .zarr group; needed where that has several.
+        Which array of a .zarr group; needed where that has several, and refused where arrays have no name.
 
     Raises
     ------
@@ -111,6 +111,7 @@ def open_rows(path: str | os.PathLike[str], key: str | None = None) -> RowFile:
     if not path.exists():
         raise FileNotFoundError(2, "there is no such file", str(path))
     if path.suffix.lower() == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
+        _require_no_key(path, key)
         return _opened_tables(path)
     if path.suffix.lower() not in ROW_SUFFIXES:
         raise DataFileError(
@@ -140,10 +141,12 @@ def zarr_module() -> Any:
 
 def _opened_array(path: Path, key: str | None) -> Any:
     if path.suffix.lower() == ".npy":
+        _require_no_key(path, key)
         return np.load(path, mmap_mode="r", allow_pickle=False)
     zarr = zarr_module()
     found = zarr.open(str(path), mode="r")
     if isinstance(found, zarr.Array):
+        _require_no_key(path, key)
         return found
     names = sorted(found.array_keys())
     if key is None and len(names) == 1:
@@ -152,6 +155,11 @@ def _opened_array(path: Path, key: str | None) -> Any:
         asked = "say which one with --key" if key is None else f"there is no {key}"
         raise DataFileError(f"{path} is a group of {', '.join(names) or 'no array'}; {asked}.")
     return found[key]
+
+
+def _require_no_key(path: Path, key: str | None) -> None:
+    if key is not None:
+        raise DataFileError(f"{path} holds one array without a name; leave out --key {key}.")
 
 
 def _opened_tables(path: Path) -> RowFile:

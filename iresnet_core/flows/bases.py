@@ -72,8 +72,8 @@ def checked_base(base: Any, latent_shape: tuple[int, ...]) -> Any:
             f"{base.__name__} is a class; a base density is an object of it, {base.__name__}(...)."
         )
     raise InvalidArgumentError(
-        f"there is no base density {base!r}; there is 'normal', one of this package such as DiagonalNormal, or an "
-        "object with log_prob(z) and sample(n, rng, like)."
+        f"there is no base density {base!r}; there is 'normal', one of this package such as DiagonalNormal or StudentT "
+        "(`named_base` makes those of a name, 'student-t' say), or an object with log_prob(z) and sample(n, rng, like)."
     )
 
 

@@ -107,7 +107,7 @@ class ScoreJob:
         rows = self.source.read(begin, min(begin + self.rows, self.n))
         if self.preparation.leaves_none(rows):
             return self._none()
-        x, context, kept = self.preparation.of(rows, np.random.default_rng([self.seed, 5, k]))
+        x, context, kept = self.preparation.of(rows, np.random.default_rng([self.seed, 5, k]), begin)
         with computing(self.flow):
             try:
                 found = scores(

@@ -67,15 +67,17 @@ class SamplePreparation:
     of_a_run: bool
     whole: bool | None = None
 
-    def of(self, rows: np.ndarray | Table, rng: np.random.Generator) -> PreparedSamples:
+    def of(self, rows: np.ndarray | Table, rng: np.random.Generator, first: int = 0) -> PreparedSamples:
         """Return the samples of these rows; `rng` draws the noise that grey levels are dequantised with.
+
+        The first row has the number `first` in its file, which messages count from.
 
         Raises
         ------
-        ShapeError, DataFileError, NonFiniteError, InvalidArgumentError
+        ShapeError, DataFileError, NonFiniteDataError, InvalidArgumentError
             If they are not samples of this model.
         """
-        samples, own, kept = self._samples(rows)
+        samples, own, kept = self._samples(rows, first)
         samples, context = self._conditions(samples, from_table=kept is not None)
         samples = self._dequantized(samples, own, rng)
         if tuple(samples.shape[1:]) == self.layout.model_shape:
@@ -100,16 +102,16 @@ class SamplePreparation:
         samples, own, _ = self._samples(rows)
         return own is not None or np.array_equal(samples, np.floor(samples))
 
-    def _samples(self, rows: np.ndarray | Table) -> tuple[np.ndarray, int | None, np.ndarray | None]:
+    def _samples(self, rows: np.ndarray | Table, first: int = 0) -> tuple[np.ndarray, int | None, np.ndarray | None]:
         """Return samples, their grey levels, and for the tables of a run which rows they are."""
         if self.columns is not None and (isinstance(rows, Table) or rows.ndim <= 2):
             if not isinstance(rows, Table):
-                values, _ = as_samples(rows, self.name, None)
+                values, _ = as_samples(rows, self.name, None, first)
                 rows = Table(np.asarray(values, dtype=np.float64), None, {})
             found = self.columns.values_of(rows, self.name)
-            kept = self.columns.rows_to_keep(found, self.name, trains=False)
+            kept = self.columns.rows_to_keep(found, self.name, trains=False, first=first)
             return self.columns.imputed(found[kept]), None, np.flatnonzero(kept)
-        samples, own = as_samples(rows.numbers() if isinstance(rows, Table) else rows, self.name, None)
+        samples, own = as_samples(rows.numbers() if isinstance(rows, Table) else rows, self.name, None, first)
         return samples, own, None
 
     def _conditions(self, samples: np.ndarray, *, from_table: bool) -> tuple[np.ndarray, np.ndarray | None]:

@@ -191,11 +191,16 @@ def require_same_source(folder: Path, source: Any, data: str | None, of_data: Ma
     RunError
         If they differ; the message says in what.
     """
-    if data is not None and data != source.name and str(Path(data).absolute()) != source.name:
+    if data is not None and data != source.name and not _one_file(data, source.name):
         raise RunError(f"{folder} holds a training on {source.name}, not on {data}. Give another --out.")
     for name, value in of_data.items():
         if getattr(source, name) != value:
             raise RunError(f"{folder} holds a training with {name} {getattr(source, name)} instead of {value}.")
+
+
+def _one_file(data: str, name: str) -> bool:
+    """Whether a path leads to the file that a run is said to be on, by whatever way it is written."""
+    return Path(name).is_absolute() and Path(data).resolve() == Path(name).resolve()
 
 
 def read_json(path: Path) -> Any:

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from iresnet_core.errors import DataFileError, InvalidArgumentError, NonFiniteError, ShapeError
+from iresnet_core.errors import DataFileError, InvalidArgumentError, NonFiniteDataError, ShapeError
 
-__all__ = ["as_samples", "is_image_shape"]
+__all__ = ["as_samples", "is_image_shape", "samples_from"]
 
 _MOST_CHANNELS = 4
 
@@ -14,8 +14,11 @@ def is_image_shape(event_shape: tuple[int, ...]) -> bool:
     return len(event_shape) == 3 and event_shape[0] <= _MOST_CHANNELS
 
 
-def as_samples(array: np.ndarray, name: str, levels: int | None) -> tuple[np.ndarray, int | None]:
-    """Return samples with a batch axis and their channels first, and the number of their levels."""
+def as_samples(array: np.ndarray, name: str, levels: int | None, first: int = 0) -> tuple[np.ndarray, int | None]:
+    """Return samples with a batch axis and their channels first, and the number of their levels.
+
+    `first` is the number of the first sample in its file, for messages.
+    """
     if array.ndim == 0:
         raise ShapeError(f"{name} holds one number, expected samples along the first axis.")
     if array.ndim == 1:
@@ -25,16 +28,16 @@ def as_samples(array: np.ndarray, name: str, levels: int | None) -> tuple[np.nda
     if levels is None and array.dtype == np.uint8 and array.ndim >= 3:
         levels = 256
     if levels is not None:
-        return _channels_first(_as_levels(array, name, levels)), levels
+        return _channels_first(_as_levels(array, name, levels, first)), levels
     array = array.astype(np.float64)
-    _require_finite(array, name)
+    _require_finite(array, name, first)
     return _channels_first(array), None
 
 
-def _as_levels(array: np.ndarray, name: str, levels: int) -> np.ndarray:
+def _as_levels(array: np.ndarray, name: str, levels: int, first: int) -> np.ndarray:
     if levels < 2:
         raise InvalidArgumentError(f"levels must be at least 2, got {levels}.")
-    _require_finite(array, name)
+    _require_finite(array, name, first)
     low, high = array.min(), array.max()
     if low < 0 or high >= levels or not np.array_equal(array, np.floor(array)):
         raise DataFileError(
@@ -43,17 +46,22 @@ def _as_levels(array: np.ndarray, name: str, levels: int) -> np.ndarray:
     return array.astype(np.uint8 if levels <= 256 else np.int64)
 
 
-def _require_finite(array: np.ndarray, name: str) -> None:
+def _require_finite(array: np.ndarray, name: str, first: int) -> None:
     if array.dtype.kind != "f":
         return
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
         kind = "NaN" if np.isnan(array[tuple(bad[0])]) else "infinity"
         rows = len(np.unique(bad[:, 0]))
-        raise NonFiniteError(
-            f"{name}: {kind} in sample {bad[0, 0]} at {tuple(int(i) for i in bad[0, 1:])}, and so in {rows} of "
-            f"{len(array)} samples. Remove or impute them."
+        raise NonFiniteDataError(
+            f"{name}: {kind} in sample {first + bad[0, 0]} at {tuple(int(i) for i in bad[0, 1:])}, and so in {rows} of "
+            f"{samples_from(len(array), first)}. Remove or impute them."
         )
+
+
+def samples_from(n: int, first: int) -> str:
+    """Return words for n samples of a file, the first of which has the number `first`."""
+    return f"the samples {first} to {first + n - 1}" if first else f"{n} samples"
 
 
 def _channels_first(array: np.ndarray) -> np.ndarray:

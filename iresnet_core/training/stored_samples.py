@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from iresnet_core.errors import DataFileError, InvalidArgumentError, NonFiniteError, ShapeError
+from iresnet_core.errors import DataFileError, InvalidArgumentError, NonFiniteDataError, ShapeError
 from iresnet_core.files import RowFile, Table, open_rows
 from iresnet_core.training.sample_arrays import as_samples
 from iresnet_core.training.table_columns import TableColumns
@@ -79,7 +79,7 @@ class StoredSamples:
 
         Raises
         ------
-        DataFileError, ShapeError, NonFiniteError
+        DataFileError, ShapeError, NonFiniteDataError
             If the rows are no samples; the message says which.
         """
         begin, end = map(int, self.starts[block : block + 2])
@@ -122,7 +122,7 @@ class StoredSamples:
         kind = "NaN" if np.isnan(values[tuple(bad[0])]) else "infinity"
         where = f"column {self.columns.label(place[0])}" if self.columns is not None else f"at {tuple(place)}"
         way = "" if imputes or kind == "infinity" or self.columns is None else " A new run can use --missing impute."
-        raise NonFiniteError(
+        raise NonFiniteDataError(
             f"{self.file.path}: {kind} in row {begin + row}, {where}. Mend the file; the same command then goes on "
             f"from the last checkpoint, if there is one.{way}"
         )
@@ -179,7 +179,7 @@ def open_stored(
     ------
     InvalidArgumentError
         If an option does not fit.
-    DataFileError, ShapeError, NonFiniteError
+    DataFileError, ShapeError, NonFiniteDataError
         If the file does not hold samples.
     """
     if memory < 1:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from iresnet_core.errors import DataFileError, InvalidArgumentError, NonFiniteError, ShapeError
+from iresnet_core.errors import DataFileError, InvalidArgumentError, NonFiniteDataError, ShapeError
 from iresnet_core.files import Table
+from iresnet_core.training.sample_arrays import samples_from
 
 __all__ = ["MISSING", "TableColumns", "numbers_of_columns", "require_varying"]
 
@@ -116,29 +117,33 @@ class TableColumns:
                 raise DataFileError(table.texts[place])
         return np.ascontiguousarray(table.values[:, places])
 
-    def rows_to_keep(self, values: np.ndarray, name: str, *, trains: bool = True) -> np.ndarray:
+    def rows_to_keep(self, values: np.ndarray, name: str, *, trains: bool = True, first: int = 0) -> np.ndarray:
         """Return which rows (n,) are kept: all, or those without a gap.
 
-        The advice of an error is another one where a model is trained and where one is used.
+        The advice of an error is another one where a model is trained and where one is used; `first` is the number
+        of the first row in its file.
 
         Raises
         ------
-        NonFiniteError
+        NonFiniteDataError
             At gaps, if nothing is to be done about them; at infinity in any case.
         DataFileError
             If no row is left.
         """
         if np.any(np.isinf(values)):
             row, place = map(int, np.argwhere(np.isinf(values))[0])
-            raise NonFiniteError(f"{name}: infinity in sample {row}, column {self.label(place)}. Remove or impute it.")
+            raise NonFiniteDataError(
+                f"{name}: infinity in sample {first + row}, column {self.label(place)}. Remove or impute it."
+            )
         gaps = np.isnan(values)
         if self.missing is None and np.any(gaps):
             counts = np.sum(gaps, axis=0)
             where = _listed([f"{self.label(k)} ({counts[k]})" for k in map(int, np.flatnonzero(counts))])
             row, place = map(int, np.argwhere(gaps)[0])
-            raise NonFiniteError(
-                f"{name}: NaN in sample {row}, column {self.label(place)}, and so in {np.sum(gaps.any(axis=1))} of "
-                f"{len(values)} samples. Values are missing in the columns {where}. "
+            raise NonFiniteDataError(
+                f"{name}: NaN in sample {first + row}, column {self.label(place)}, and so in "
+                f"{np.sum(gaps.any(axis=1))} of {samples_from(len(values), first)}. "
+                f"Values are missing in the columns {where}. "
                 + (
                     "Leave the rows out (--missing drop), put medians in (--missing impute), or leave columns out "
                     "(--drop)."

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from iresnet_core.errors import NonFiniteError, RunError, StorageError
+from iresnet_core.errors import NonFiniteDataError, NonFiniteError, RunError, StorageError
 from iresnet_core.training.checkpoint import Checkpoint, Progress
 from iresnet_core.training.processes import ONE_PROCESS, Processes
 from iresnet_core.training.run_folder import RunFolder
@@ -251,6 +251,8 @@ class _Loop:
         while not self.done() and not any(self.processes.all(stopped.is_set())):
             try:
                 loss, norm = self.task.step(progress.step, self._rate())
+            except NonFiniteDataError:
+                raise
             except NonFiniteError as error:  # of a sample that is too far out
                 raise NonFiniteError(f"at step {progress.step}: {error} {self._advice()}") from None
             if not (math.isfinite(loss) and math.isfinite(norm or 0.0)):

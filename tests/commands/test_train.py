@@ -330,6 +330,9 @@ def test_train_on_a_file_with_torch(tmp_path):
     result = iresnet("train", tmp_path / "x.csv", "--out", run, "--blocks", 5)
     assert result.exit_code == 2
     assert "blocks 2 instead of 5" in result.stderr
+    (tmp_path / "folder").mkdir()
+    for same in (tmp_path / "folder" / ".." / "x.csv", os.path.relpath(tmp_path / "x.csv")):
+        assert iresnet("train", same, "--out", run).exit_code == 0
     result = iresnet("train", "moons", "--out", run)
     assert result.exit_code == 2
     assert "not on moons" in result.stderr

@@ -198,6 +198,7 @@ def test_images_of_grey_levels(tmp_path):
         (("--dask", "many"), "give a number of workers, or the address"),
         (("--dask", "0"), "between 1 and"),
         (("--samples", "0"), "greater than or equal to 1|not in the range"),
+        (("--key", "y"), "leave out --key y"),
     ],
 )
 def test_what_cannot_be_done_is_said(files, arguments, message):
@@ -251,6 +252,42 @@ def test_chunks_of_which_every_row_has_gaps(tmp_path, suffix):
     assert "240 samples" in result.stdout
     np.testing.assert_array_equal(columns_of(out)["sample"], np.arange(60, 300))
     assert iresnet("score", tmp_path / "run", table, "--chunk", 20, "--samples", 40).exit_code == 2
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_nan_is_named_with_its_row_in_the_file(files, suffix):
+    x = np.load(files / "x.npy")
+    x[130, 1] = np.nan
+    table = files / f"gaps{suffix}"
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    write_array(table, x)
+    result = iresnet("score", files / "m.safetensors", table, "--chunk", 50)
+    assert result.exit_code == 2
+    assert "sample 130 at (1,), and so in 1 of the samples 100 to 149" in " ".join(result.output.split())
+
+
+def test_a_table_of_a_run_with_nan_is_named_with_its_row_in_the_file(tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("pyarrow")
+    x = np.random.default_rng(0).normal(size=(300, 2))
+    write_array(tmp_path / "x.parquet", x)
+    few = ("--steps", 2, "--blocks", 1, "--hidden", 8, "--layers", 1, "--evaluate-every", 2, "--no-tensorboard")
+    assert iresnet("train", tmp_path / "x.parquet", "--out", tmp_path / "run", *few).exit_code == 0
+    x[130, 1] = np.nan
+    write_array(tmp_path / "y.parquet", x)
+    result = iresnet("score", tmp_path / "run", tmp_path / "y.parquet", "--chunk", 50)
+    assert result.exit_code == 2
+    assert "NaN in sample 130, column 1, and so in 1 of the samples 100 to 149" in " ".join(result.output.split())
+
+
+def test_a_key_of_arrays_without_names_is_refused(files):
+    zarr = pytest.importorskip("zarr")
+    zarr.save_array(str(files / "x.zarr"), np.load(files / "x.npy"))
+    for name in ("x.npy", "x.zarr"):
+        assert open_rows(files / name).shape == (N, 2)
+        with pytest.raises(DataFileError, match="leave out --key y"):
+            open_rows(files / name, "y")
 
 
 def test_a_table_cannot_hold_images(tmp_path):

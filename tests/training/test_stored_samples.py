@@ -164,6 +164,23 @@ def test_what_is_no_sample_is_named_with_its_row(tmp_path):
         epoch_of(blocks)
 
 
+def test_nan_in_the_middle_of_a_training_has_the_advice_for_data(tmp_path):
+    pytest.importorskip("torch")
+    from runs_for_tests import iresnet
+
+    rows = np.random.default_rng(0).standard_normal((4000, 64))
+    data = written(tmp_path, ".npy", rows)
+    few = ("--blocks", 1, "--hidden", 8, "--layers", 1, "--evaluate-every", 2, "--memory", 1, "--no-tensorboard")
+    assert iresnet("train", data, "--out", tmp_path / "run", "--steps", 2, *few).exit_code == 0
+    held_out = load_dataset(DatasetSource(str(data), memory=1)).stored.held_out
+    rows[int(np.setdiff1d(np.arange(4000), held_out)[-1]), 5] = np.nan
+    written(tmp_path, ".npy", rows)
+    result = iresnet("train", data, "--out", tmp_path / "run", "--steps", 90, *few)
+    assert result.exit_code == 2
+    assert "Mend the file" in result.stderr
+    assert "smaller" not in result.stderr  # as of a rate that is too large
+
+
 def test_other_data_are_told_apart(tmp_path):
     rows = numbered(20_000)
     source = DatasetSource(str(written(tmp_path, ".npy", rows)), memory=1)
