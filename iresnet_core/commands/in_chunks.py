@@ -10,7 +10,16 @@ from rich.console import Console
 
 from iresnet_core.commands import INTERRUPTED
 from iresnet_core.commands.terminal import progress_bar
-from iresnet_core.parallel import Chunk, ChunkStore, Job, open_workers, require_output, write_chunks
+from iresnet_core.parallel import (
+    Chunk,
+    ChunkStore,
+    Job,
+    SampleJob,
+    ScoreJob,
+    open_workers,
+    require_output,
+    write_chunks,
+)
 
 __all__ = ["ChunkOption", "DaskOption", "compute_in_chunks"]
 
@@ -30,7 +39,7 @@ Summary = TypeVar("Summary")
 
 
 def compute_in_chunks(
-    job: Job[Chunk],
+    job: ScoreJob | SampleJob,
     where: str | None,
     out: Path | None,
     columns: Callable[[Chunk], Chunk],
@@ -40,6 +49,7 @@ def compute_in_chunks(
     """Compute all chunks of a job, write their `columns` to `out`, and return a summary of each in their order.
 
     Finished chunks are kept in a folder beside `out` until all of them are written; the same job goes on from there.
+    Where no row is left of them, nothing is written.
     """
     if out is None:
         found = {}
@@ -57,7 +67,8 @@ def compute_in_chunks(
         for chunk in chunks:
             summaries.append(summary(chunk))
             n += len(next(iter(columns(chunk).values())))
-        write_chunks(out, (columns(store.read(k)) for k in range(job.count)), n)
+        if n:  # else every row was left out, which the caller says
+            write_chunks(out, (columns(store.read(k)) for k in range(job.count)), n, job.rows)
         store.remove()
     return summaries
 

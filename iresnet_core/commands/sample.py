@@ -20,7 +20,7 @@ from iresnet_core.commands.opened_model import (
 from iresnet_core.commands.terminal import progress_bar, usage_errors, wide_console
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.files import SUFFIXES, write_array
-from iresnet_core.parallel import Chunk, SampleJob, rows_of_a_chunk
+from iresnet_core.parallel import Chunk, SampleJob, require_output, rows_of_a_chunk
 from iresnet_core.training import condition_values, draw_samples
 
 __all__ = ["sample_command"]
@@ -105,6 +105,7 @@ def _in_chunks(
     context: np.ndarray | None,
 ) -> None:
     """Draw and write samples chunk by chunk."""
+    require_output(target, model.layout.data_shape)
     job = SampleJob(
         flow=model.flow,
         n=n,

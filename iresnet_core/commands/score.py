@@ -25,13 +25,14 @@ from iresnet_core.commands.opened_model import (
 from iresnet_core.commands.terminal import progress_bar, usage_errors, wide_console
 from iresnet_core.determinant import uses_own_seeds
 from iresnet_core.errors import DataFileError, InvalidArgumentError, ShapeError
-from iresnet_core.files import TABLE_SUFFIXES, RowFile, Table, open_rows, opened_table, write_text
+from iresnet_core.files import TABLE_SUFFIXES, RowFile, Table, as_table, open_rows, opened_table, write_text
 from iresnet_core.parallel import Chunk, ScoreJob, rows_of_a_chunk
 from iresnet_core.training import (
     MeanScore,
     PreparedSamples,
     SamplePreparation,
     Scores,
+    array_to_score,
     bits_per_dim,
     mean_score,
     merged_means,
@@ -109,6 +110,8 @@ def score_command(
                 raise DataFileError(f"every row of {file} has a missing value.")
             mean = merged_means(one for one, _ in known)
             console.print(f"{mean.n} samples: {file}", soft_wrap=True)
+            if mean.n < job.n:
+                _say_left_out(console)
             _print_mean(console, mean, known[0][1], model.levels, model.size)
             if out is not None:
                 console.print(f"scores: {out}", soft_wrap=True)
@@ -133,7 +136,7 @@ def score_command(
         mean, kept = mean_score(found), prepared.kept
         console.print(f"{mean.n} samples: {name}", soft_wrap=True)
         if kept is not None and kept[-1] + 1 > len(kept):
-            console.print("rows with missing values are left out; the others keep their numbers", soft_wrap=True)
+            _say_left_out(console)
         _print_mean(console, mean, found.method, model.levels, model.size)
         if out is not None:
             _write_scores(out, found, mean, model.levels, model.size, kept)
@@ -164,10 +167,18 @@ def _preparation(model: OpenedModel, file: Path, condition: str | None) -> Sampl
 
 def _rows(model: OpenedModel, file: Path, key: str | None, most: int | None) -> np.ndarray | Table:
     """Return all rows of a file, or the first of them."""
-    if model.config is not None and model.config.columns is not None and file.suffix.lower() in TABLE_SUFFIXES:
-        table = opened_table(file)
-        return replace(table, values=table.values[:most])
+    if key is not None and file.suffix.lower() in TABLE_SUFFIXES:
+        raise DataFileError(f"{file} holds a table; leave out --key {key}.")
+    if model.config is not None and model.config.columns is not None:
+        rows = opened_table(file) if file.suffix.lower() in TABLE_SUFFIXES else array_to_score(file, key)
+        if isinstance(rows, Table) or rows.ndim == 2:
+            table = as_table(rows)
+            return replace(table, values=table.values[:most])
     return samples_from_file(file, key=key)[0][:most]
+
+
+def _say_left_out(console: Console) -> None:
+    console.print("rows with missing values are left out; the others keep their numbers", soft_wrap=True)
 
 
 def _require_apart(file: Path, out: Path) -> None:

@@ -7,7 +7,7 @@ from iresnet_core.files.digests import HASH_KEY, digest_of
 from iresnet_core.files.plain_data import as_plain_data, from_plain_data
 from iresnet_core.files.row_files import ROW_SUFFIXES, RowFile, open_rows, zarr_module
 from iresnet_core.files.storage import load, save
-from iresnet_core.files.tables import TABLE_SUFFIXES, Table, pyarrow
+from iresnet_core.files.tables import TABLE_SUFFIXES, Table, as_table, pyarrow
 
 __all__ = [
     "CIFAR",
@@ -19,6 +19,7 @@ __all__ = [
     "RowFile",
     "Table",
     "as_plain_data",
+    "as_table",
     "digest_of",
     "from_plain_data",
     "load",

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from iresnet_core.errors import DataFileError, MissingDependencyError
 from iresnet_core.files.array_files import damage_named
-from iresnet_core.files.tables import Table, pyarrow, table_of_columns
+from iresnet_core.files.tables import Table, column_holds_numbers, pyarrow, table_of_columns
 
 __all__ = ["ROW_SUFFIXES", "RowFile", "open_rows", "zarr_module"]
 
@@ -80,11 +81,12 @@ class RowFile:
                 if low < high:
                     if file not in opened:
                         opened = {file: reader.ParquetFile(file)}
-                    parts.append(opened[file].read_row_group(group).slice(low, high - low))
+                    rows_of_group = opened[file].read_row_group(group).slice(low, high - low)
+                    parts.append(table_of_columns(rows_of_group, Path(file)))
                 first += rows
-            return table_of_columns(arrow.concat_tables(parts), Path(self.path))
         except arrow.ArrowException as error:
             raise DataFileError(f"{self.path} cannot be read: {str(error)[:300]}") from error
+        return Table(np.concatenate([part.values for part in parts]), parts[0].names, parts[0].texts)
 
 
 def open_rows(path: str | os.PathLike[str], key: str | None = None) -> RowFile:
@@ -111,7 +113,7 @@ def open_rows(path: str | os.PathLike[str], key: str | None = None) -> RowFile:
     if not path.exists():
         raise FileNotFoundError(2, "there is no such file", str(path))
     if path.suffix.lower() == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
-        _require_no_key(path, key)
+        _require_no_key(path, key, "a table")
         return _opened_tables(path)
     if path.suffix.lower() not in ROW_SUFFIXES:
         raise DataFileError(
@@ -157,9 +159,9 @@ def _opened_array(path: Path, key: str | None) -> Any:
     return found[key]
 
 
-def _require_no_key(path: Path, key: str | None) -> None:
+def _require_no_key(path: Path, key: str | None, what: str = "one array without a name") -> None:
     if key is not None:
-        raise DataFileError(f"{path} holds one array without a name; leave out --key {key}.")
+        raise DataFileError(f"{path} holds {what}; leave out --key {key}.")
 
 
 def _opened_tables(path: Path) -> RowFile:
@@ -167,7 +169,9 @@ def _opened_tables(path: Path) -> RowFile:
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files:
         raise DataFileError(f"{path} holds no .parquet file.")
-    groups, columns = [], None
+    groups: list[tuple[str, int, int]] = []
+    columns: tuple[str, ...] | None = None
+    numeric: list[bool] | None = None
     for file in files:
         try:
             found = reader.ParquetFile(file)
@@ -177,6 +181,14 @@ def _opened_tables(path: Path) -> RowFile:
         if columns is not None and names != columns:
             raise DataFileError(f"{file} has the columns {', '.join(names)}, {files[0]} has {', '.join(columns)}.")
         columns = names
+        own = [column_holds_numbers(kind) for kind in found.schema_arrow.types]
+        if numeric is not None and own != numeric:
+            k = next(k for k, (one, other) in enumerate(zip(own, numeric, strict=True)) if one != other)
+            raise DataFileError(
+                f"{file} holds {found.schema_arrow.types[k]} in its column {names[k]}, {files[0]} holds "
+                f"{reader.ParquetFile(files[0]).schema_arrow.types[k]}. A column has numbers in all files, or in none."
+            )
+        numeric = own
         counts = [found.metadata.row_group(k).num_rows for k in range(found.num_row_groups)]
         groups += [(str(file), k, rows) for k, rows in enumerate(counts)]
     assert columns is not None
@@ -185,6 +197,6 @@ def _opened_tables(path: Path) -> RowFile:
 
 
 def _last_change(paths: Sequence[Path]) -> int:
-    """Return the latest time at which one of them was written; of a .zarr folder that of what lies directly in it."""
-    inside = [inner for path in paths for inner in (path.iterdir() if path.is_dir() else ())]
-    return max(path.stat().st_mtime_ns for path in (*paths, *inside))
+    """Return the latest time at which one of them, or anything in a folder among them, was written."""
+    inside = (inner for path in paths if path.is_dir() for inner in path.rglob("*"))
+    return max(path.stat().st_mtime_ns for path in chain(paths, inside))

@@ -12,7 +12,16 @@ import numpy as np
 
 from iresnet_core.errors import DataFileError, MissingDependencyError
 
-__all__ = ["TABLE_SUFFIXES", "Table", "pyarrow", "read_table", "table_bytes", "table_of_columns"]
+__all__ = [
+    "TABLE_SUFFIXES",
+    "Table",
+    "as_table",
+    "column_holds_numbers",
+    "pyarrow",
+    "read_table",
+    "table_bytes",
+    "table_of_columns",
+]
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 _DELIMITERS = ",;\t "
@@ -50,6 +59,13 @@ class Table:
         for text in self.texts.values():
             raise DataFileError(text)
         return self.values
+
+
+def as_table(rows: np.ndarray | Table) -> Table:
+    """Return an array of rows as a table without names, in which NaN is a gap."""
+    if isinstance(rows, Table):
+        return rows
+    return Table(rows.reshape(len(rows), -1).astype(np.float64), None, {})
 
 
 def read_table(path: Path) -> Table:
@@ -103,13 +119,19 @@ def _read_parquet(path: Path) -> Table:
     return found
 
 
+def column_holds_numbers(kind: Any) -> bool:
+    """Whether a type of pyarrow is one of numbers."""
+    types = pyarrow("pyarrow").types
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
+
+
 def table_of_columns(table: Any, path: Path) -> Table:
     """Return a table of pyarrow as ours; `path` is named where a column holds text."""
     arrow = pyarrow("pyarrow")
     columns, texts = [], {}
     for k, name in enumerate(table.column_names):
         column, kind = table.column(k), table.schema.field(k).type
-        if any(is_kind(kind) for is_kind in (arrow.types.is_integer, arrow.types.is_floating, arrow.types.is_boolean)):
+        if column_holds_numbers(kind):
             columns.append(column.cast(arrow.float64()).to_numpy().astype(np.float64))
         else:
             columns.append(np.full(len(column), np.nan))

@@ -69,8 +69,9 @@ class ChunkStore:
             if known != identity and self._holds_chunks():
                 names = sorted(name for name in {*known, *identity} if known.get(name) != identity.get(name))
                 raise RunError(
-                    f"{self.folder} holds chunks of another command; {', '.join(names)} differ. Go on with that one, "
-                    "delete the folder, or give another --out."
+                    f"{self.folder} holds chunks of another command; {', '.join(names)} "
+                    f"differ{'s' if len(names) == 1 else ''}. Go on with that one, delete the folder, or give another "
+                    "--out."
                 )
         elif self._holds_chunks():
             raise RunError(f"{self.folder} holds chunks and no {_PLAN}. Delete it, or give another --out.")

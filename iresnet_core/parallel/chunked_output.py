@@ -18,13 +18,22 @@ from iresnet_core.parallel.jobs import Chunk
 __all__ = ["OUTPUT_SUFFIXES", "require_output", "write_chunks"]
 
 
-def require_output(path: Path) -> None:
+def require_output(path: Path, shape: tuple[int, ...] = ()) -> None:
     """Fail before the work, not after it.
+
+    Parameters
+    ----------
+    path : Path
+        Where the chunks are to be written.
+    shape : tuple of int
+        That of a row.
 
     Raises
     ------
     InvalidArgumentError
         If the name has another ending, or is that of a folder that is there.
+    DataFileError
+        If rows of several axes are to become a table.
     MissingDependencyError
         If the package that writes the format is not installed.
     """
@@ -33,6 +42,8 @@ def require_output(path: Path) -> None:
         raise InvalidArgumentError(f"{path}: chunks are written to {', '.join(_WRITERS)}.")
     if path.is_dir():
         raise InvalidArgumentError(f"{path} is there already. Delete it, or give another --out.")
+    if suffix in (".csv", ".parquet"):
+        _require_columns(shape)
     if suffix == ".zarr":
         zarr_module()
     if suffix == ".parquet":
@@ -40,11 +51,11 @@ def require_output(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def write_chunks(path: Path, chunks: Iterable[Chunk], n: int) -> None:
+def write_chunks(path: Path, chunks: Iterable[Chunk], n: int, together: int) -> None:
     """Write chunks of n rows in all to one file by its suffix, whole or not at all.
 
     Several arrays of single numbers are the columns of a table, in .npy the fields of a structured array; one array is
-    itself; in .zarr several are the arrays of a group.
+    itself; in .zarr several are the arrays of a group, which have `together` rows in each of their own chunks.
 
     Raises
     ------
@@ -56,7 +67,7 @@ def write_chunks(path: Path, chunks: Iterable[Chunk], n: int) -> None:
     writer = _WRITERS[path.suffix.lower()]
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        writer(draft, chunks, n)
+        writer(draft, chunks, n, together)
         os.replace(draft, path)
     except BaseException:
         if draft.is_dir():
@@ -66,7 +77,7 @@ def write_chunks(path: Path, chunks: Iterable[Chunk], n: int) -> None:
         raise
 
 
-def _write_npy(draft: Path, chunks: Iterable[Chunk], n: int) -> None:
+def _write_npy(draft: Path, chunks: Iterable[Chunk], n: int, together: int) -> None:
     target, begin = None, 0
     for chunk in chunks:
         if target is None:
@@ -93,20 +104,21 @@ def _mapped(draft: Path, chunk: Chunk, n: int) -> Any:
     return np.lib.format.open_memmap(draft, mode="w+", dtype=fields, shape=(n,))
 
 
-def _write_csv(draft: Path, chunks: Iterable[Chunk], n: int) -> None:
+def _write_csv(draft: Path, chunks: Iterable[Chunk], n: int, together: int) -> None:
     with open(draft, "x", encoding="utf-8", newline="") as file:
         writer, begun = csv.writer(file, lineterminator="\n"), False
         for chunk in chunks:
             columns = _columns(chunk)
-            if not begun:
+            # Samples whose columns have no names are written as without chunks: a line of numbers is no heading.
+            if not begun and any(array.ndim == 1 for array in chunk.values()):
                 writer.writerow(columns)
-                begun = True
+            begun = True
             writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _write_parquet(draft: Path, chunks: Iterable[Chunk], n: int) -> None:
+def _write_parquet(draft: Path, chunks: Iterable[Chunk], n: int, together: int) -> None:
     arrow, writers = pyarrow("pyarrow"), pyarrow("pyarrow.parquet")
     with _closed() as held:
         for chunk in chunks:
@@ -126,7 +138,7 @@ def _closed() -> Iterator[list[Any]]:
             one.close()
 
 
-def _write_zarr(draft: Path, chunks: Iterable[Chunk], n: int) -> None:
+def _write_zarr(draft: Path, chunks: Iterable[Chunk], n: int, together: int) -> None:
     zarr = zarr_module()
     group = zarr.open_group(str(draft), mode="w-")
     targets: dict[str, Any] = {}
@@ -135,7 +147,7 @@ def _write_zarr(draft: Path, chunks: Iterable[Chunk], n: int) -> None:
         for name, array in chunk.items():
             if name not in targets:
                 targets[name] = group.create_array(
-                    name, shape=(n, *array.shape[1:]), chunks=(max(1, len(array)), *array.shape[1:]), dtype=array.dtype
+                    name, shape=(n, *array.shape[1:]), chunks=(min(n, together), *array.shape[1:]), dtype=array.dtype
                 )
             targets[name][begin : begin + len(array)] = array
         begin += len(next(iter(chunk.values())))
@@ -145,8 +157,7 @@ def _columns(chunk: Chunk) -> Chunk:
     """Return the columns of a table; a row of several numbers is as many columns, numbered from 0."""
     columns: Chunk = {}
     for name, array in chunk.items():
-        if array.ndim > 2:
-            raise DataFileError(f"a table cannot hold samples of shape {array.shape[1:]}; write .npy or .zarr instead.")
+        _require_columns(array.shape[1:])
         if array.ndim == 1:
             columns[name] = array
         else:
@@ -154,7 +165,12 @@ def _columns(chunk: Chunk) -> Chunk:
     return columns
 
 
-_Writer = Callable[[Path, Iterable[Chunk], int], None]
+def _require_columns(shape: tuple[int, ...]) -> None:
+    if len(shape) > 1:
+        raise DataFileError(f"a table cannot hold samples of shape {shape}; write .npy or .zarr instead.")
+
+
+_Writer = Callable[[Path, Iterable[Chunk], int, int], None]
 _WRITERS: dict[str, _Writer] = {
     ".npy": _write_npy,
     ".csv": _write_csv,

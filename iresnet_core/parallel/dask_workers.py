@@ -46,7 +46,7 @@ def connected(where: str) -> Iterator[Workers]:
     ClusterError
         If no scheduler answers there, it has no worker, or other versions of the packages.
     """
-    if where.isdigit():
+    if where.isascii() and where.isdecimal():
         if not 1 <= int(where) <= _MOST_LOCAL:
             raise InvalidArgumentError(f"--dask {where}: the number of workers is between 1 and {_MOST_LOCAL}.")
         with _local(int(where)) as client:
@@ -61,7 +61,7 @@ def connected(where: str) -> Iterator[Workers]:
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
         client = Client(where, timeout=_CONNECT)
-    except (OSError, TimeoutError, ValueError, CommClosedError) as error:
+    except (OSError, TimeoutError, ValueError, TypeError, ImportError, CommClosedError) as error:
         raise ClusterError(
             f"no scheduler answers at {where} ({_short(error)}). Is it running, and can this machine reach it? "
             "`dask scheduler` starts one, `dask worker ADDRESS` a worker."

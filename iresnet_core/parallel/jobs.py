@@ -1,5 +1,6 @@
 """Jobs: what is computed chunk by chunk. A job is small, can be pickled, and gives the same chunk wherever it runs."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ class ScoreJob:
         return {
             "job": "score",
             "model": _digest(self.flow),
-            "file": self.source.path,
+            "file": os.path.realpath(self.source.path),
             "key": self.source.key,
             "shape": list(self.source.shape),
             "changed": self.source.changed,

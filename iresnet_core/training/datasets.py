@@ -40,6 +40,7 @@ from iresnet_core.training.toy_data import draw_toy, toy_names
 __all__ = [
     "Dataset",
     "DatasetSource",
+    "array_to_score",
     "dequantized",
     "fingerprint",
     "image_arrays",
@@ -289,11 +290,16 @@ def samples_from_file(
     DataFileError, ShapeError, NonFiniteError, InvalidArgumentError
         If the file does not hold samples.
     """
+    return as_samples(array_to_score(path, key), f"{path}", levels)
+
+
+def array_to_score(path: str | os.PathLike[str], key: str | None = None) -> np.ndarray:
+    """Return the array of a file that is scored where no `key` says which: x_test of a .npz archive of several."""
     if key is None and str(path).lower().endswith(".npz"):
         arrays = read_arrays(path)
         if len(arrays) > 1 and "x_test" in arrays:
-            key = "x_test"
-    return as_samples(read_array(path, key), f"{path}", levels)
+            return arrays["x_test"]
+    return read_array(path, key)
 
 
 def dequantized(x: np.ndarray, levels: int | None, rng: np.random.Generator) -> np.ndarray:

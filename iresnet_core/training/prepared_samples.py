@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from iresnet_core.errors import DataFileError, InvalidArgumentError, ShapeError
-from iresnet_core.files import Table
+from iresnet_core.files import Table, as_table
 from iresnet_core.training.condition_columns import split_columns
 from iresnet_core.training.datasets import dequantized
 from iresnet_core.training.sample_arrays import as_samples
@@ -67,10 +67,10 @@ class SamplePreparation:
     of_a_run: bool
     whole: bool | None = None
 
-    def of(self, rows: np.ndarray | Table, rng: np.random.Generator, first: int = 0) -> PreparedSamples:
+    def of(self, rows: np.ndarray | Table, rng: np.random.Generator, first: int | None = None) -> PreparedSamples:
         """Return the samples of these rows; `rng` draws the noise that grey levels are dequantised with.
 
-        The first row has the number `first` in its file, which messages count from.
+        The first row has the number `first` in its file, from which messages count; None where it is the whole file.
 
         Raises
         ------
@@ -79,7 +79,7 @@ class SamplePreparation:
         """
         samples, own, kept = self._samples(rows, first)
         samples, context = self._conditions(samples, from_table=kept is not None)
-        samples = self._dequantized(samples, own, rng)
+        samples = self._dequantized(samples, own, rng, first)
         if tuple(samples.shape[1:]) == self.layout.model_shape:
             return PreparedSamples(np.asarray(samples, dtype=np.float64), context, kept)
         if tuple(samples.shape[1:]) != self.layout.data_shape:
@@ -91,9 +91,10 @@ class SamplePreparation:
 
     def leaves_none(self, rows: np.ndarray | Table) -> bool:
         """Whether all of these rows have missing values and are left out."""
-        if self.columns is None or self.columns.missing != "drop" or not isinstance(rows, Table):
+        if self.columns is None or self.columns.missing != "drop" or not self._is_table(rows):
             return False
-        return bool(np.all(np.any(np.isnan(self.columns.values_of(rows, self.name)), axis=1)))
+        values = self.columns.values_of(as_table(rows), self.name)
+        return bool(np.all(np.any(np.isnan(values), axis=1)) and not np.any(np.isinf(values)))
 
     def holds_levels(self, rows: np.ndarray | Table) -> bool:
         """Whether these rows are whole numbers that stand for grey levels."""
@@ -102,17 +103,19 @@ class SamplePreparation:
         samples, own, _ = self._samples(rows)
         return own is not None or np.array_equal(samples, np.floor(samples))
 
-    def _samples(self, rows: np.ndarray | Table, first: int = 0) -> tuple[np.ndarray, int | None, np.ndarray | None]:
+    def _samples(
+        self, rows: np.ndarray | Table, first: int | None = None
+    ) -> tuple[np.ndarray, int | None, np.ndarray | None]:
         """Return samples, their grey levels, and for the tables of a run which rows they are."""
-        if self.columns is not None and (isinstance(rows, Table) or rows.ndim <= 2):
-            if not isinstance(rows, Table):
-                values, _ = as_samples(rows, self.name, None, first)
-                rows = Table(np.asarray(values, dtype=np.float64), None, {})
-            found = self.columns.values_of(rows, self.name)
+        if self.columns is not None and self._is_table(rows):
+            found = self.columns.values_of(as_table(rows), self.name)
             kept = self.columns.rows_to_keep(found, self.name, trains=False, first=first)
             return self.columns.imputed(found[kept]), None, np.flatnonzero(kept)
         samples, own = as_samples(rows.numbers() if isinstance(rows, Table) else rows, self.name, None, first)
         return samples, own, None
+
+    def _is_table(self, rows: np.ndarray | Table) -> bool:
+        return isinstance(rows, Table) or (rows.ndim <= 2 and rows.size > 0)
 
     def _conditions(self, samples: np.ndarray, *, from_table: bool) -> tuple[np.ndarray, np.ndarray | None]:
         if self.features is None:
@@ -131,7 +134,9 @@ class SamplePreparation:
             )
         return samples, context
 
-    def _dequantized(self, samples: np.ndarray, own: int | None, rng: np.random.Generator) -> np.ndarray:
+    def _dequantized(
+        self, samples: np.ndarray, own: int | None, rng: np.random.Generator, first: int | None
+    ) -> np.ndarray:
         if self.levels is None:
             if own is not None and not self.of_a_run:
                 raise DataFileError(
@@ -142,6 +147,12 @@ class SamplePreparation:
         whole = self.whole if self.whole is not None else own is not None or np.array_equal(samples, np.floor(samples))
         if not whole:
             return samples
+        if samples.dtype.kind == "f" and not np.array_equal(samples, np.floor(samples)):
+            row = int(np.argwhere(samples != np.floor(samples))[0, 0]) + (first or 0)
+            raise DataFileError(
+                f"{self.name}: the first samples are grey levels, and sample {row} holds other numbers. Write grey "
+                "levels as integers; if these are no grey levels, begin with a chunk that shows it (--chunk)."
+            )
         if samples.min() < 0 or samples.max() >= self.levels:
             raise DataFileError(
                 f"{self.name} holds levels from {samples.min():g} to {samples.max():g}; the model was trained on 0 to "

@@ -1,6 +1,7 @@
 """The folder of a training, whatever is trained: its lock, checkpoint and log, and JSON files with a hash."""
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -194,13 +195,14 @@ def require_same_source(folder: Path, source: Any, data: str | None, of_data: Ma
     if data is not None and data != source.name and not _one_file(data, source.name):
         raise RunError(f"{folder} holds a training on {source.name}, not on {data}. Give another --out.")
     for name, value in of_data.items():
-        if getattr(source, name) != value:
+        known = getattr(source, name)
+        if known != value and not (name == "file" and known and value and _one_file(value, known)):
             raise RunError(f"{folder} holds a training with {name} {getattr(source, name)} instead of {value}.")
 
 
 def _one_file(data: str, name: str) -> bool:
     """Whether a path leads to the file that a run is said to be on, by whatever way it is written."""
-    return Path(name).is_absolute() and Path(data).resolve() == Path(name).resolve()
+    return os.path.isabs(name) and os.path.realpath(data) == os.path.realpath(name)
 
 
 def read_json(path: Path) -> Any:

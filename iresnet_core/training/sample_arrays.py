@@ -14,10 +14,12 @@ def is_image_shape(event_shape: tuple[int, ...]) -> bool:
     return len(event_shape) == 3 and event_shape[0] <= _MOST_CHANNELS
 
 
-def as_samples(array: np.ndarray, name: str, levels: int | None, first: int = 0) -> tuple[np.ndarray, int | None]:
+def as_samples(
+    array: np.ndarray, name: str, levels: int | None, first: int | None = None
+) -> tuple[np.ndarray, int | None]:
     """Return samples with a batch axis and their channels first, and the number of their levels.
 
-    `first` is the number of the first sample in its file, for messages.
+    `first` is the number of the first sample in its file, for messages; None where the array is the whole file.
     """
     if array.ndim == 0:
         raise ShapeError(f"{name} holds one number, expected samples along the first axis.")
@@ -34,7 +36,7 @@ def as_samples(array: np.ndarray, name: str, levels: int | None, first: int = 0)
     return _channels_first(array), None
 
 
-def _as_levels(array: np.ndarray, name: str, levels: int, first: int) -> np.ndarray:
+def _as_levels(array: np.ndarray, name: str, levels: int, first: int | None) -> np.ndarray:
     if levels < 2:
         raise InvalidArgumentError(f"levels must be at least 2, got {levels}.")
     _require_finite(array, name, first)
@@ -46,7 +48,7 @@ def _as_levels(array: np.ndarray, name: str, levels: int, first: int) -> np.ndar
     return array.astype(np.uint8 if levels <= 256 else np.int64)
 
 
-def _require_finite(array: np.ndarray, name: str, first: int) -> None:
+def _require_finite(array: np.ndarray, name: str, first: int | None) -> None:
     if array.dtype.kind != "f":
         return
     bad = np.argwhere(~np.isfinite(array))
@@ -54,14 +56,14 @@ def _require_finite(array: np.ndarray, name: str, first: int) -> None:
         kind = "NaN" if np.isnan(array[tuple(bad[0])]) else "infinity"
         rows = len(np.unique(bad[:, 0]))
         raise NonFiniteDataError(
-            f"{name}: {kind} in sample {first + bad[0, 0]} at {tuple(int(i) for i in bad[0, 1:])}, and so in {rows} of "
-            f"{samples_from(len(array), first)}. Remove or impute them."
+            f"{name}: {kind} in sample {(first or 0) + bad[0, 0]} at {tuple(int(i) for i in bad[0, 1:])}, and so in "
+            f"{rows} of {samples_from(len(array), first)}. Remove or impute them."
         )
 
 
-def samples_from(n: int, first: int) -> str:
-    """Return words for n samples of a file, the first of which has the number `first`."""
-    return f"the samples {first} to {first + n - 1}" if first else f"{n} samples"
+def samples_from(n: int, first: int | None) -> str:
+    """Return words for n samples of a file, the first of which has the number `first`; None for the whole file."""
+    return f"{n} samples" if first is None else f"the samples {first} to {first + n - 1}"
 
 
 def _channels_first(array: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from iresnet_core.errors import DataFileError, InvalidArgumentError, NonFiniteDataError, ShapeError
-from iresnet_core.files import RowFile, Table, open_rows
+from iresnet_core.files import RowFile, Table, as_table, open_rows
 from iresnet_core.training.sample_arrays import as_samples
 from iresnet_core.training.table_columns import TableColumns
 
@@ -106,7 +106,7 @@ class StoredSamples:
             array = _as_array(rows)
             self._require_finite(array, begin)
             return as_samples(array, name, self.levels)[0].astype(self.dtype, copy=False)
-        values = self.columns.values_of(_as_table(rows), name)
+        values = self.columns.values_of(as_table(rows), name)
         self._require_finite(values, begin)
         return self.columns.imputed(values)
 
@@ -195,7 +195,7 @@ def open_stored(
     first = file.read(0, 1)
     columns = None
     if levels is None and (isinstance(first, Table) or first.ndim <= 2):
-        columns = TableColumns.of_table(_as_table(first), drop, missing)
+        columns = TableColumns.of_table(as_table(first), drop, missing)
         event_shape, dtype = (len(columns.used),), "float64"
     else:
         samples, levels = as_samples(_as_array(first), f"{path}", levels)
@@ -318,10 +318,3 @@ def _block_starts(file: RowFile, rows: int) -> np.ndarray:
 
 def _as_array(rows: np.ndarray | Table) -> np.ndarray:
     return rows.numbers() if isinstance(rows, Table) else rows
-
-
-def _as_table(rows: np.ndarray | Table) -> Table:
-    """Return rows of numbers as a table without names."""
-    if isinstance(rows, Table):
-        return rows
-    return Table(rows.reshape(len(rows), -1).astype(np.float64), None, {})

@@ -117,11 +117,13 @@ class TableColumns:
                 raise DataFileError(table.texts[place])
         return np.ascontiguousarray(table.values[:, places])
 
-    def rows_to_keep(self, values: np.ndarray, name: str, *, trains: bool = True, first: int = 0) -> np.ndarray:
+    def rows_to_keep(
+        self, values: np.ndarray, name: str, *, trains: bool = True, first: int | None = None
+    ) -> np.ndarray:
         """Return which rows (n,) are kept: all, or those without a gap.
 
         The advice of an error is another one where a model is trained and where one is used; `first` is the number
-        of the first row in its file.
+        of the first row in its file, None where the values are those of the whole file.
 
         Raises
         ------
@@ -130,10 +132,11 @@ class TableColumns:
         DataFileError
             If no row is left.
         """
+        begin = first or 0
         if np.any(np.isinf(values)):
             row, place = map(int, np.argwhere(np.isinf(values))[0])
             raise NonFiniteDataError(
-                f"{name}: infinity in sample {first + row}, column {self.label(place)}. Remove or impute it."
+                f"{name}: infinity in sample {begin + row}, column {self.label(place)}. Remove or impute it."
             )
         gaps = np.isnan(values)
         if self.missing is None and np.any(gaps):
@@ -141,7 +144,7 @@ class TableColumns:
             where = _listed([f"{self.label(k)} ({counts[k]})" for k in map(int, np.flatnonzero(counts))])
             row, place = map(int, np.argwhere(gaps)[0])
             raise NonFiniteDataError(
-                f"{name}: NaN in sample {first + row}, column {self.label(place)}, and so in "
+                f"{name}: NaN in sample {begin + row}, column {self.label(place)}, and so in "
                 f"{np.sum(gaps.any(axis=1))} of {samples_from(len(values), first)}. "
                 f"Values are missing in the columns {where}. "
                 + (

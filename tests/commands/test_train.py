@@ -333,6 +333,10 @@ def test_train_on_a_file_with_torch(tmp_path):
     (tmp_path / "folder").mkdir()
     for same in (tmp_path / "folder" / ".." / "x.csv", os.path.relpath(tmp_path / "x.csv")):
         assert iresnet("train", same, "--out", run).exit_code == 0
+    os.symlink(tmp_path / "loop", tmp_path / "loop")
+    result = iresnet("train", tmp_path / "loop", "--out", run)
+    assert result.exit_code == 2
+    assert "holds a training on" in result.stderr
     result = iresnet("train", "moons", "--out", run)
     assert result.exit_code == 2
     assert "not on moons" in result.stderr

@@ -3,18 +3,20 @@
 import json
 import math
 import re
+import time
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from flow_examples import dense_block
 from hypothesis import given
 from hypothesis import strategies as st
-from runs_for_tests import iresnet
+from runs_for_tests import iresnet, untrained
 
 import iresnet_core as core
 from iresnet_core.backends import backend as find_backend
 from iresnet_core.errors import DataFileError, InvalidArgumentError, RunError
-from iresnet_core.files import open_rows, write_array
+from iresnet_core.files import open_rows, read_array, write_array
 from iresnet_core.parallel import ChunkStore, SampleJob, rows_of_a_chunk, write_chunks
 from iresnet_core.training import Scores, mean_score, merged_means, samples_at_once
 
@@ -129,10 +131,10 @@ def test_chunks_of_another_command_are_not_taken(files):
     job = SampleJob(a_flow(), 10, 4, 0)
     with ChunkStore.of(job, files / "c") as store:
         store.write(0, job.chunk(0))
-    with pytest.raises(RunError, match="seed differ"), ChunkStore.of(SampleJob(a_flow(), 10, 4, 1), files / "c"):
+    with pytest.raises(RunError, match="seed differs"), ChunkStore.of(SampleJob(a_flow(), 10, 4, 1), files / "c"):
         pass
     with (
-        pytest.raises(RunError, match="model differ"),
+        pytest.raises(RunError, match="model differs"),
         ChunkStore.of(SampleJob(a_flow(blocks=1), 10, 4, 0), files / "c"),
     ):
         pass
@@ -233,7 +235,7 @@ def test_a_file_that_was_written_again_is_another_one(files, monkeypatch):
     np.save(files / "x.npy", np.random.default_rng(2).normal(size=(N, 2)))
     result = scored(files)
     assert result.exit_code == 2
-    assert "changed differ" in result.output
+    assert "changed differs" in result.output
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".csv"])
@@ -251,7 +253,42 @@ def test_chunks_of_which_every_row_has_gaps(tmp_path, suffix):
     assert result.exit_code == 0, result.output
     assert "240 samples" in result.stdout
     np.testing.assert_array_equal(columns_of(out)["sample"], np.arange(60, 300))
-    assert iresnet("score", tmp_path / "run", table, "--chunk", 20, "--samples", 40).exit_code == 2
+    assert "rows with missing values are left out" in result.stdout
+    for name in ("none.npy", "none.csv"):
+        result = iresnet("score", tmp_path / "run", table, "--chunk", 20, "--samples", 40, "--out", tmp_path / name)
+        assert result.exit_code == 2
+        assert "every row" in " ".join(result.output.split())
+        assert not list(tmp_path.glob("none*"))
+    if find_spec("zarr"):
+        zarr = pytest.importorskip("zarr")
+        assert iresnet("score", tmp_path / "run", table, "--chunk", 20, "--out", tmp_path / "s.zarr").exit_code == 0
+        assert zarr.open_group(str(tmp_path / "s.zarr"), mode="r")["log_prob"].chunks == (20,)
+    x[15, 0] = np.inf
+    writer.write_table(arrow.table({"a": x[:, 0], "b": x[:, 1]}), table)
+    for chunk in (10, 100):
+        result = iresnet("score", tmp_path / "run", table, "--chunk", chunk)
+        assert "infinity in sample 15" in " ".join(result.output.split())
+    result = iresnet("score", tmp_path / "run", table, "--key", "a")
+    assert result.exit_code == 2
+    assert "leave out --key" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("missing", ["impute", "drop"])
+def test_gaps_in_an_array_are_those_of_a_table(tmp_path, missing):
+    pytest.importorskip("torch")
+    x = np.random.default_rng(0).normal(size=(300, 2))
+    x[::7, 1] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    few = ("--steps", 2, "--blocks", 1, "--hidden", 8, "--layers", 1, "--evaluate-every", 2, "--no-tensorboard")
+    run = tmp_path / "run"
+    assert iresnet("train", tmp_path / "x.npy", "--missing", missing, "--out", run, *few).exit_code == 0
+    at_once = iresnet("score", run, tmp_path / "x.npy")
+    in_chunks = iresnet("score", run, tmp_path / "x.npy", "--chunk", 50)
+    assert at_once.exit_code == in_chunks.exit_code == 0
+    n = 300 if missing == "impute" else 300 - 43
+    for result in (at_once, in_chunks):
+        assert f"{n} samples" in result.stdout
+    assert re.findall(r"log-density \S+", at_once.stdout) == re.findall(r"log-density \S+", in_chunks.stdout)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])
@@ -265,6 +302,10 @@ def test_nan_is_named_with_its_row_in_the_file(files, suffix):
     result = iresnet("score", files / "m.safetensors", table, "--chunk", 50)
     assert result.exit_code == 2
     assert "sample 130 at (1,), and so in 1 of the samples 100 to 149" in " ".join(result.output.split())
+    x[3] = np.inf
+    write_array(table, x)
+    result = iresnet("score", files / "m.safetensors", table, "--chunk", 50)
+    assert "infinity in sample 3 at (0,), and so in 1 of the samples 0 to 49" in " ".join(result.output.split())
 
 
 def test_a_table_of_a_run_with_nan_is_named_with_its_row_in_the_file(tmp_path):
@@ -279,20 +320,102 @@ def test_a_table_of_a_run_with_nan_is_named_with_its_row_in_the_file(tmp_path):
     result = iresnet("score", tmp_path / "run", tmp_path / "y.parquet", "--chunk", 50)
     assert result.exit_code == 2
     assert "NaN in sample 130, column 1, and so in 1 of the samples 100 to 149" in " ".join(result.output.split())
+    x[130, 1] = np.inf
+    write_array(tmp_path / "y.parquet", x)
+    result = iresnet("score", tmp_path / "run", tmp_path / "y.parquet", "--chunk", 50)
+    assert "infinity in sample 130, column 1" in " ".join(result.output.split())
 
 
 def test_a_key_of_arrays_without_names_is_refused(files):
     zarr = pytest.importorskip("zarr")
     zarr.save_array(str(files / "x.zarr"), np.load(files / "x.npy"))
-    for name in ("x.npy", "x.zarr"):
+    names = ["x.npy", "x.zarr"]
+    if find_spec("pyarrow"):
+        write_array(files / "x.parquet", np.load(files / "x.npy"))
+        names.append("x.parquet")
+    for name in names:
         assert open_rows(files / name).shape == (N, 2)
         with pytest.raises(DataFileError, match="leave out --key y"):
             open_rows(files / name, "y")
 
 
+@pytest.mark.parametrize("key", [None, "x"])
+def test_a_zarr_array_that_was_written_in_place_is_another_one(files, key):
+    zarr = pytest.importorskip("zarr")
+    x = np.load(files / "x.npy")
+    group = zarr.open_group(str(files / "g.zarr"), mode="w")
+    target = group.create_array("x", shape=x.shape, chunks=(50, 2), dtype=x.dtype)
+    target[:] = x
+    path = files / "g.zarr" if key else files / "g.zarr" / "x"
+    path = path if key else path.rename(files / "plain.zarr")
+    before = open_rows(path, key).changed
+    time.sleep(0.02)
+    opened = zarr.open(str(path), mode="r+")
+    (opened[key] if key else opened)[:50] = 1.0
+    assert open_rows(path, key).changed > before
+
+
+def test_one_file_is_one_file_however_its_path_is_written(files, monkeypatch):
+    original, begun = core.Flow.log_prob, []
+
+    def interrupted(self, x, *arguments, **options):
+        begun.append(len(x))
+        if len(begun) > 1:  # the first chunk is kept
+            raise KeyboardInterrupt
+        return original(self, x, *arguments, **options)
+
+    monkeypatch.setattr(core.Flow, "log_prob", interrupted)
+    assert scored(files).exit_code == 130
+    monkeypatch.setattr(core.Flow, "log_prob", original)
+    (files / "folder").mkdir()
+    again = ("--chunk", 50, "--out", files / "scores.npy")
+    result = iresnet("score", files / "m.safetensors", files / "folder" / ".." / "x.npy", *again)
+    assert result.exit_code == 0, result.output
+    assert "1 of 5 chunks are done" in result.stderr
+
+
+def test_files_of_a_folder_with_numbers_of_other_types(files):
+    arrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder, x = files / "folder", np.arange(200).reshape(100, 2)
+    folder.mkdir()
+    for name, kind in (("a", "float64"), ("b", "float32"), ("c", "int64")):
+        writer.write_table(arrow.table({str(k): x[:, k].astype(kind) for k in range(2)}), folder / f"{name}.parquet")
+    rows = open_rows(folder).read(50, 250).numbers()
+    np.testing.assert_array_equal(rows, np.concatenate([x, x, x])[50:250])
+    writer.write_table(arrow.table({"0": x[:, 0], "1": ["a"] * 100}), folder / "d.parquet")
+    with pytest.raises(DataFileError, match=r"d\.parquet holds string in its column 1, .*a\.parquet holds double"):
+        open_rows(folder)
+
+
+def test_samples_in_a_table_are_read_back_as_they_were_drawn(files):
+    for name in ("s.csv", "s.npy"):
+        assert iresnet("sample", files / "m.safetensors", "-n", 20, "--chunk", 10, "--out", files / name).exit_code == 0
+    np.testing.assert_allclose(read_array(files / "s.csv"), np.load(files / "s.npy"), rtol=1e-6)
+
+
+def test_images_in_a_table_are_refused_before_they_are_drawn(tmp_path):
+    core.save(core.Flow([core.ActNorm(np.ones(1), np.zeros(1))], (1, 4, 4)), tmp_path / "m.safetensors")
+    for name in ("s.csv", "s.parquet"):
+        result = iresnet("sample", tmp_path / "m.safetensors", "-n", 20, "--chunk", 10, "--out", tmp_path / name)
+        assert result.exit_code == 2
+        assert "cannot hold samples of shape" in " ".join(result.output.split())
+        assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_grey_levels_stay_grey_levels(tmp_path):
+    """What the first chunk says of a file of floating-point numbers holds for all of it, or is refused."""
+    untrained(tmp_path / "run", "digits")
+    x = np.random.default_rng(0).integers(0, 17, (200, 1, 8, 8)).astype(np.float64)
+    x[150, 0, 2, 3] = 3.5
+    np.save(tmp_path / "x.npy", x)
+    result = iresnet("score", tmp_path / "run", tmp_path / "x.npy", "--chunk", 50)
+    assert result.exit_code == 2
+    assert "sample 150 holds other numbers" in " ".join(result.output.split())
+
+
 def test_a_table_cannot_hold_images(tmp_path):
     with pytest.raises(DataFileError, match=r"\.npy or \.zarr"):
-        write_chunks(tmp_path / "x.csv", [{"value": np.zeros((2, 3, 3))}], 2)
+        write_chunks(tmp_path / "x.csv", [{"value": np.zeros((2, 3, 3))}], 2, 2)
     assert list(tmp_path.iterdir()) == []
 
 

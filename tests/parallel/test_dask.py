@@ -7,11 +7,18 @@ import time
 
 import numpy as np
 import pytest
-from flow_examples import dense_block
+from flow_examples import conditional_flow, dense_block
 
 import iresnet_core as core
 from iresnet_core.backends import backend as find_backend
-from iresnet_core.errors import ClusterError, InvalidArgumentError, NonFiniteError, ShapeError
+from iresnet_core.errors import (
+    ClusterError,
+    DtypeError,
+    InvalidArgumentError,
+    NonFiniteError,
+    ShapeError,
+    UnknownArrayError,
+)
 from iresnet_core.files import open_rows
 from iresnet_core.parallel import ScoreJob, open_workers
 from iresnet_core.training import SampleLayout, SamplePreparation
@@ -141,3 +148,53 @@ def test_log_prob_of_dask_arrays():
     values, bounds = da.compute(*drawn, scheduler="synchronous")
     assert len(np.unique(values)) == 140
     assert bounds.max() < 1e-9
+
+
+def test_what_dask_arrays_refuse():
+    from iresnet_core.parallel.dask_arrays import log_prob, sample
+
+    flow, x = a_flow(), np.random.default_rng(0).normal(size=(90, 2))
+    blocks = da.from_array(x, chunks=(40, 2))
+    for wrong, error, words in (
+        (x, UnknownArrayError, "expected a Dask array"),
+        (blocks.astype(complex), DtypeError, "real numbers"),
+        (da.ma.masked_greater(blocks, 0), InvalidArgumentError, "masked values"),
+    ):
+        with pytest.raises(error, match=words):
+            log_prob(flow, wrong)
+    with pytest.raises(InvalidArgumentError, match="rng is of a single call"):
+        log_prob(flow, blocks, rng=0)
+    with pytest.raises(InvalidArgumentError, match="seed"):
+        log_prob(flow, blocks, seed=-1)
+    for wrong in (da.zeros(90), da.zeros((80, 1))):
+        with pytest.raises(ShapeError, match="a row for each of 90 samples"):
+            log_prob(flow, blocks, context=wrong)
+    x[50] = np.nan
+    with pytest.raises(NonFiniteError, match="NaN") as caught:
+        log_prob(flow, da.from_array(x, chunks=(40, 2))).log_prob.compute(scheduler="synchronous")
+    assert "block 1 of the Dask array" in caught.value.__notes__[-1]
+    for wrong in ({"n": 10.5}, {"n": 0}, {"n": 9, "seed": -1}, {"n": 9, "chunk": 0}, {"n": 9, "context": (1.0,)}):
+        with pytest.raises(InvalidArgumentError, match=r"whole number|condition"):
+            sample(flow, **wrong)
+
+
+def test_samples_under_a_condition():
+    from iresnet_core.parallel.dask_arrays import log_prob, sample
+
+    flow = conditional_flow(find_backend("numpy"), 0)
+    drawn = [sample(flow, 40, chunk=20, context=own).value.compute(scheduler="synchronous") for own in ((0, 1), (2, 1))]
+    assert np.max(np.abs(drawn[0] - drawn[1])) > 1e-3
+    contexts = np.tile([0.0, 1.0], (40, 1))
+    found = log_prob(flow, da.from_array(drawn[0], chunks=(20, -1)), context=da.from_array(contexts, chunks=(15, 2)))
+    expected = flow.log_prob(drawn[0], context=contexts).value
+    np.testing.assert_allclose(found.log_prob.compute(scheduler="synchronous"), expected, rtol=1e-12)
+    with pytest.raises(InvalidArgumentError, match="context has 0 numbers; a condition of this flow has 2"):
+        sample(flow, 9)
+
+
+def test_schedulers_that_cannot_be_spoken_to():
+    for where in ("tls://127.0.0.1:9", "ucx://127.0.0.1:9"):
+        with pytest.raises(ClusterError, match="no scheduler answers"), open_workers(where):
+            pass
+    with pytest.raises(InvalidArgumentError, match="give a number of workers"), open_workers("\u00b2"):
+        pass
