@@ -46,6 +46,8 @@ class ClassifierModel:
         Cap on the Lipschitz constant of every block; None where there is none.
     activation : str
         Activation between the layers of a block.
+    batch_norm : bool
+        Whether the head begins with batch normalisation. Runs from before there was this field have none.
     """
 
     network: str
@@ -54,6 +56,7 @@ class ClassifierModel:
     blocks: tuple[int, ...]
     coeff: float | None
     activation: str
+    batch_norm: bool
 
     def __post_init__(self) -> None:
         if self.network not in NETWORKS:
@@ -181,6 +184,8 @@ class ClassifierSettings:
     @classmethod
     def from_json(cls, node: Any, where: str) -> "ClassifierSettings":
         """Read what `dataclasses.asdict` and JSON made of one; RunError if a field is wrong."""
+        if isinstance(node, dict) and isinstance(node.get("model"), dict):
+            node = {**node, "model": {"batch_norm": False, **node["model"]}}
         kinds = {"data": DatasetSource, "model": ClassifierModel, "training": ClassifierTraining}
         return cls(**settings_parts(kinds, node, where))
 
@@ -224,6 +229,7 @@ def default_classifier(source: DatasetSource, dataset: LabelledDataset, asked: M
         "blocks": blocks,
         "coeff": 0.9 if network == "invertible" else None,
         "activation": "elu",
+        "batch_norm": True,
     }
     steps = None if asked.get("minutes") is not None else asked.get("steps", 2000)
     training: dict[str, Any] = {

@@ -300,6 +300,10 @@ def test_classifier(tmp_path):
     np.testing.assert_allclose(model.features.inverse(model.features.encode(images)), images, atol=1e-3)
     model.save(tmp_path / "model.keras")
     np.testing.assert_allclose(keras.saving.load_model(tmp_path / "model.keras")(images), logits, atol=1e-5)
+    assert np.abs(numbers(model.batch_norm.moving_mean)).max() > 0
+    np.testing.assert_allclose(model(images[:3]), logits[:3], atol=1e-5)
+    old = {name: value for name, value in model.get_config().items() if name != "batch_norm"}
+    assert Classifier.from_config(old).batch_norm is None
     with pytest.raises(InvalidArgumentError, match="stage"):
         Classifier((4, 4, 1), 2, widths=(4,), blocks=(1, 1))
 

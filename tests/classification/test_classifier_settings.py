@@ -85,3 +85,12 @@ def test_rates(digits):
 
 def test_epochs_are_passes_over_the_data(digits):
     assert default_classifier(SOURCE, digits, {"epochs": 2.5, "batch": 16}).training.steps == 25
+
+
+def test_runs_from_before_the_head_had_batch_normalisation(digits):
+    settings = default_classifier(SOURCE, digits, {})
+    assert settings.model.batch_norm
+    node = json.loads(json.dumps(dataclasses.asdict(settings)))
+    del node["model"]["batch_norm"]
+    model = dataclasses.replace(settings.model, batch_norm=False)
+    assert ClassifierSettings.from_json(node, "run") == dataclasses.replace(settings, model=model)

@@ -21,8 +21,8 @@ class Classifier(ClassifierMethods, PreparedModel):
     """Invertible features and a linear head (Behrmann et al. 2019, Sec. 5.1).
 
     The features are injective padding, then stages of residual blocks (ActNorm, convolutions 3 - 1 - 3) with a Squeeze
-    between two stages; the head is ActNorm, the activation, the mean over the pixels and a linear layer. ``features``
-    is a `Flow`, so that the network that classifies can also be trained as a density.
+    between two stages; the head is batch normalisation, the activation, the mean over the pixels and a linear layer.
+    ``features`` is a `Flow`, so that the network that classifies can also be trained as a density.
 
     Notes
     -----
@@ -43,6 +43,13 @@ class Classifier(ClassifierMethods, PreparedModel):
         options = {"dtype": self.dtype}
         arguments = self._arguments
         self.features = Flow(build_layers(plan, self.dtype), arguments["input_shape"], **options)
+        self.batch_norm = None
+        if arguments["batch_norm"]:
+            # The ActNorm behind it has the scale and the shift.
+            self.batch_norm = keras.layers.BatchNormalization(
+                momentum=0.9, epsilon=1e-5, center=False, scale=False, **options
+            )
+            self.batch_norm.build((None, *self.features.latent_shape))
         self.normalization = ActNorm(**options)
         self.normalization.build((None, *self.features.latent_shape))
         self.activation = Activation(arguments["activation"], **options)
@@ -52,8 +59,23 @@ class Classifier(ClassifierMethods, PreparedModel):
 
     def call(self, x: Any, training: bool = False) -> Any:
         """Return logits (batch, classes) of images x (batch, *input_shape)."""
-        z = self.activation(self.normalization(self.features.encode(x, training=training), training=training))
+        z = self.features.encode(x, training=training)
+        if self.batch_norm is not None:
+            z = self.batch_norm(z, training=training)
+        z = self.activation(self.normalization(z, training=training))
         return self.linear(keras.ops.mean(z, axis=tuple(range(1, len(z.shape) - 1))))
+
+    def _normalized_first(self, z: Any) -> Any:
+        assert self.batch_norm is not None
+        mean, variance = keras.ops.moments(z, axes=list(range(len(z.shape) - 1)))
+        self.batch_norm.moving_mean.assign(mean)
+        self.batch_norm.moving_variance.assign(variance)
+        return self.batch_norm(z, training=False)
+
+    def _running_statistics(self) -> tuple[Any, Any]:
+        assert self.batch_norm is not None
+        mean, variance = self.batch_norm.moving_mean, self.batch_norm.moving_variance
+        return keras.ops.convert_to_tensor(mean), keras.ops.convert_to_tensor(variance) + self.batch_norm.epsilon
 
     def _write_onnx(self, path: Any, **options: Any) -> None:
         if options:
@@ -87,5 +109,5 @@ class Classifier(ClassifierMethods, PreparedModel):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """Make the model."""
-        return cls(**config)
+        """Make the model; in files from before there was `batch_norm` the head has none."""
+        return cls(**{"batch_norm": False, **config})

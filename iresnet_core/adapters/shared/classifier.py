@@ -26,6 +26,7 @@ class ClassifierMethods:
         blocks: Sequence[int] = (7, 7, 7),
         coeff: float = 0.9,
         activation: str = "elu",
+        batch_norm: bool = True,
         **options: Any,
     ) -> None:
         """Make the classifier.
@@ -46,6 +47,9 @@ class ClassifierMethods:
             Bound on the Lipschitz constant of every block.
         activation : str
             The name of an activation of the core.
+        batch_norm : bool
+            Whether the head begins with batch normalisation, as in the paper. Without it the logits hang on the means
+            that all images share, and training is several times slower.
         **options
             Options of a Keras model.
 
@@ -75,6 +79,7 @@ class ClassifierMethods:
             "blocks": list(blocks),
             "coeff": coeff,
             "activation": activation,
+            "batch_norm": bool(batch_norm),
         }
         self._make(plan, channels)
 
@@ -87,12 +92,28 @@ class ClassifierMethods:
         """Whether every ActNorm has its parameters."""
         return bool(self.features.initialized and self.normalization.initialized)
 
+    batch_norm: Any
     normalization: Any
 
+    def _normalized_first(self, z: Any) -> Any:
+        """Begin the running averages of the batch normalisation with z, and return z with them."""
+        raise NotImplementedError
+
+    def _running_statistics(self) -> tuple[Any, Any]:
+        """Return the running means, and the running variances with what is added to them."""
+        raise NotImplementedError
+
     def initialize(self, x: Any) -> Self:
-        """Initialise every ActNorm from images x (batch, *input_shape), unless it is already; returns the model."""
+        """Initialise every ActNorm from images x (batch, *input_shape), unless it is already; returns the model.
+
+        The running averages of the batch normalisation begin with those of x.
+        """
         self.features.initialize(x)
-        self.normalization.initialize(self.features.encode(x))
+        if not self.normalization.initialized:
+            z = self.features.encode(x)
+            if self.batch_norm is not None:
+                z = self._normalized_first(z)
+            self.normalization.initialize(z)
         return self
 
     def certify(self) -> Self:
@@ -109,5 +130,10 @@ class ClassifierMethods:
         """Return features and normalisation as one flow of the core, with certified weights."""
         features = self.features.to_core()
         with get_backend(features.arrays[0]).no_grad():
-            layer = self.normalization.core_layer(training=False)
-            return core.Flow([*features.layers, layer.astype(features.arrays[0].dtype)], features.event_shape)
+            layers = [self.normalization.core_layer(training=False)]
+            if self.batch_norm is not None:
+                mean, variance = self._running_statistics()
+                log_scale = -0.5 * get_backend(variance).xp.log(variance)
+                layers.insert(0, core.ActNorm(log_scale, -mean, axis=self.channel_axis))
+            layers = [layer.astype(features.arrays[0].dtype) for layer in layers]
+            return core.Flow([*features.layers, *layers], features.event_shape)

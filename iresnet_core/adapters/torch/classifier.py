@@ -7,6 +7,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from iresnet_core.adapters.shared.classifier import ClassifierMethods
+from iresnet_core.adapters.torch.batch_norm import BatchNorm
 from iresnet_core.adapters.torch.branch import Activation
 from iresnet_core.adapters.torch.building import build_layers
 from iresnet_core.adapters.torch.files import read_classifier, write_classifier_file
@@ -21,8 +22,8 @@ class Classifier(ClassifierMethods, nn.Module):
     """Invertible features and a linear head (Behrmann et al. 2019, Sec. 5.1).
 
     The features are injective padding, then stages of residual blocks (ActNorm, convolutions 3 - 1 - 3) with a Squeeze
-    between two stages; the head is ActNorm, the activation, the mean over the pixels and a linear layer. ``features``
-    is a `Flow`, so that the network that classifies can also be trained as a density.
+    between two stages; the head is batch normalisation, the activation, the mean over the pixels and a linear layer.
+    ``features`` is a `Flow`, so that the network that classifies can also be trained as a density.
 
     Examples
     --------
@@ -37,6 +38,7 @@ class Classifier(ClassifierMethods, nn.Module):
     def _make(self, plan: Any, channels: int) -> None:
         arguments = self._arguments
         self.features = Flow(build_layers(plan), arguments["input_shape"])
+        self.batch_norm = BatchNorm(channels) if arguments["batch_norm"] else None
         self.normalization = ActNorm(channels)
         self.activation = Activation(arguments["activation"])
         self.linear = nn.Linear(channels, arguments["classes"])
@@ -47,6 +49,8 @@ class Classifier(ClassifierMethods, nn.Module):
 
     def _logits(self, z: Tensor) -> Tensor:
         """Return logits (batch, classes) of features z (batch, channels, *spatial)."""
+        if self.batch_norm is not None:
+            z = self.batch_norm(z)
         z = self.normalization(z)
         return self.linear(self.activation(z).flatten(2).mean(-1))  # type: ignore[no-any-return]
 
@@ -82,6 +86,14 @@ class Classifier(ClassifierMethods, nn.Module):
         """
         require_exportable(path, "encode", None, {})
         write_classifier(ClassifierProgram(self._core_features(), *self._head(), self.channel_axis), path)
+
+    def _normalized_first(self, z: Tensor) -> Tensor:
+        assert self.batch_norm is not None
+        return self.batch_norm.initialize(z)(z)  # type: ignore[no-any-return]
+
+    def _running_statistics(self) -> tuple[Tensor, Tensor]:
+        assert self.batch_norm is not None
+        return self.batch_norm.mean, self.batch_norm.variance + self.batch_norm.EPS
 
     def _head(self) -> tuple[str, Tensor, Tensor]:
         return self._arguments["activation"], self.linear.weight.detach(), self.linear.bias.detach()

@@ -237,7 +237,7 @@ class _CrossEntropy(nn.Module):
 
 def _sizes(model: ClassifierModel) -> dict[str, Any]:
     """Return the arguments that all classifiers with blocks of that shape have."""
-    return {name: getattr(model, name) for name in ("padding", "widths", "blocks", "activation")}
+    return {name: getattr(model, name) for name in ("padding", "widths", "blocks", "activation", "batch_norm")}
 
 
 def _build_ours(config: ClassifierConfig) -> Classifier:

@@ -40,4 +40,5 @@ def read_classifier(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
             f"{os.fspath(path)} holds no classifier of PyTorch's. Flows are read by iresnet_core.load, classifiers of "
             "Keras by Keras."
         )
-    return json.loads(described), state
+    # In files from before there was an argument for it, the head has no batch normalisation.
+    return {"batch_norm": False, **json.loads(described)}, state

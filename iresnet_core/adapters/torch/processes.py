@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
 
 from iresnet_core.errors import ClusterError
 
@@ -28,6 +29,11 @@ def gathered(x: Tensor) -> Tensor:
     parts: list[Tensor | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, x.cpu())
     return torch.cat([part.to(x.device) for part in parts if part is not None])
+
+
+def summed(x: Tensor) -> Tensor:
+    """Return the sum over all processes, which carries the derivative by the arrays of each; with one process, x."""
+    return all_reduce(x) if _active() else x  # type: ignore[no-any-return, no-untyped-call]
 
 
 def probe_generator(x: Tensor) -> torch.Generator | None:

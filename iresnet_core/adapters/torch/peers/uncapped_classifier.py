@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from iresnet_core.adapters.torch.batch_norm import BatchNorm
 from iresnet_core.adapters.torch.branch import Activation
 from iresnet_core.adapters.torch.building import build_branch, build_layers
 from iresnet_core.adapters.torch.layer import ActNorm
@@ -27,6 +28,7 @@ class UncappedClassifier(nn.Module):
         widths: tuple[int, ...],
         blocks: tuple[int, ...],
         activation: str,
+        batch_norm: bool,
     ) -> None:
         super().__init__()
         # The plan asks for a cap, which these branches are made without.
@@ -46,6 +48,7 @@ class UncappedClassifier(nn.Module):
                 for layer in plan
             ]
         )
+        self.batch_norm = BatchNorm(channels) if batch_norm else None
         self.normalization = ActNorm(channels)
         self.activation = Activation(activation)
         self.linear = nn.Linear(channels, classes)
@@ -56,6 +59,8 @@ class UncappedClassifier(nn.Module):
             if isinstance(layer, ActNorm):
                 layer.initialize(x)
             x = layer(x)
+        if self.batch_norm is not None:
+            x = self.batch_norm.initialize(x)(x)
         self.normalization.initialize(x)
         return self
 
@@ -63,4 +68,6 @@ class UncappedClassifier(nn.Module):
         """Return logits (batch, classes) of images x (batch, *input_shape)."""
         for layer in self.layers:
             x = layer(x)
+        if self.batch_norm is not None:
+            x = self.batch_norm(x)
         return self.linear(self.activation(self.normalization(x)).flatten(2).mean(-1))  # type: ignore[no-any-return]
