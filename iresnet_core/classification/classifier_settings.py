@@ -237,7 +237,7 @@ def default_classifier(source: DatasetSource, dataset: LabelledDataset, asked: M
         "steps": steps,
         "minutes": None,
         "batch": batch,
-        "lr": 0.02,
+        "lr": 0.1,
         "schedule": "cosine",
         "warm_up": 50 if steps is None else min(50, steps // 10),
         "momentum": 0.9,
