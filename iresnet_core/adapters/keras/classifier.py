@@ -45,7 +45,7 @@ class Classifier(ClassifierMethods, PreparedModel):
         self.features = Flow(build_layers(plan, self.dtype), arguments["input_shape"], **options)
         self.batch_norm = None
         if arguments["batch_norm"]:
-            # The ActNorm behind it has the scale and the shift. The loss does not see the means, so that they move fast.
+            # The ActNorm behind it has the scale and the shift. The loss does not see the means, which move fast.
             self.batch_norm = keras.layers.BatchNormalization(
                 momentum=0.5, epsilon=1e-5, center=False, scale=False, **options
             )
