@@ -171,7 +171,7 @@ def _rows(model: OpenedModel, file: Path, key: str | None, most: int | None) -> 
         raise DataFileError(f"{file} holds a table; leave out --key {key}.")
     if model.config is not None and model.config.columns is not None:
         rows = opened_table(file) if file.suffix.lower() in TABLE_SUFFIXES else array_to_score(file, key)
-        if isinstance(rows, Table) or rows.ndim == 2:
+        if isinstance(rows, Table) or (rows.ndim in (1, 2) and rows.size):
             table = as_table(rows)
             return replace(table, values=table.values[:most])
     return samples_from_file(file, key=key)[0][:most]
