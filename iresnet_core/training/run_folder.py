@@ -197,7 +197,7 @@ def require_same_source(folder: Path, source: Any, data: str | None, of_data: Ma
     for name, value in of_data.items():
         known = getattr(source, name)
         if known != value and not (name == "file" and known and value and _one_file(value, known)):
-            raise RunError(f"{folder} holds a training with {name} {getattr(source, name)} instead of {value}.")
+            raise RunError(f"{folder} holds a training with {name} {known} instead of {value}.")
 
 
 def _one_file(data: str, name: str) -> bool:

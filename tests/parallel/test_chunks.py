@@ -44,6 +44,21 @@ def scored(folder, name="scores.npy", *more):
     return iresnet(*arguments)
 
 
+def interrupted_after_a_chunk(folder, monkeypatch):
+    """Leave a command that keeps its first chunk, and no other."""
+    original, begun = core.Flow.log_prob, []
+
+    def interrupted(self, x, *arguments, **options):
+        begun.append(len(x))
+        if len(begun) > 1:
+            raise KeyboardInterrupt
+        return original(self, x, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core.Flow, "log_prob", interrupted)
+        assert scored(folder).exit_code == 130
+
+
 def expected(folder):
     return core.load(folder / "m.safetensors").log_prob(np.load(folder / "x.npy")).value
 
@@ -221,17 +236,7 @@ def test_first_samples_alone(files):
 
 
 def test_a_file_that_was_written_again_is_another_one(files, monkeypatch):
-    original, begun = core.Flow.log_prob, []
-
-    def interrupted(self, x, *arguments, **options):
-        begun.append(len(x))
-        if len(begun) > 1:  # the first chunk is kept
-            raise KeyboardInterrupt
-        return original(self, x, *arguments, **options)
-
-    monkeypatch.setattr(core.Flow, "log_prob", interrupted)
-    assert scored(files).exit_code == 130
-    monkeypatch.setattr(core.Flow, "log_prob", original)
+    interrupted_after_a_chunk(files, monkeypatch)
     np.save(files / "x.npy", np.random.default_rng(2).normal(size=(N, 2)))
     result = scored(files)
     assert result.exit_code == 2
@@ -356,17 +361,7 @@ def test_a_zarr_array_that_was_written_in_place_is_another_one(files, key):
 
 
 def test_one_file_is_one_file_however_its_path_is_written(files, monkeypatch):
-    original, begun = core.Flow.log_prob, []
-
-    def interrupted(self, x, *arguments, **options):
-        begun.append(len(x))
-        if len(begun) > 1:  # the first chunk is kept
-            raise KeyboardInterrupt
-        return original(self, x, *arguments, **options)
-
-    monkeypatch.setattr(core.Flow, "log_prob", interrupted)
-    assert scored(files).exit_code == 130
-    monkeypatch.setattr(core.Flow, "log_prob", original)
+    interrupted_after_a_chunk(files, monkeypatch)
     (files / "folder").mkdir()
     again = ("--chunk", 50, "--out", files / "scores.npy")
     result = iresnet("score", files / "m.safetensors", files / "folder" / ".." / "x.npy", *again)

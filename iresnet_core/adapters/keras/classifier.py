@@ -26,7 +26,8 @@ class Classifier(ClassifierMethods, PreparedModel):
 
     Notes
     -----
-    It returns logits: compile it with ``SparseCategoricalCrossentropy(from_logits=True)``.
+    It returns logits: compile it with ``SparseCategoricalCrossentropy(from_logits=True)``. Each replica of
+    `tf.distribute` normalises its own part of a batch.
 
     Examples
     --------
@@ -45,7 +46,7 @@ class Classifier(ClassifierMethods, PreparedModel):
         self.features = Flow(build_layers(plan, self.dtype), arguments["input_shape"], **options)
         self.batch_norm = None
         if arguments["batch_norm"]:
-            # The ActNorm behind it has the scale and the shift. The loss does not see the means, which move fast.
+            # The ActNorm behind it has the scale and the shift. The layer for PyTorch says why the momentum is small.
             self.batch_norm = keras.layers.BatchNormalization(
                 momentum=0.5, epsilon=1e-5, center=False, scale=False, **options
             )
@@ -65,7 +66,7 @@ class Classifier(ClassifierMethods, PreparedModel):
         z = self.activation(self.normalization(z, training=training))
         return self.linear(keras.ops.mean(z, axis=tuple(range(1, len(z.shape) - 1))))
 
-    def _normalized_first(self, z: Any) -> Any:
+    def _batch_normalized_anew(self, z: Any) -> Any:
         assert self.batch_norm is not None
         mean, variance = keras.ops.moments(z, axes=list(range(len(z.shape) - 1)))
         self.batch_norm.moving_mean.assign(mean)

@@ -95,8 +95,8 @@ class ClassifierMethods:
     batch_norm: Any
     normalization: Any
 
-    def _normalized_first(self, z: Any) -> Any:
-        """Begin the running averages of the batch normalisation with z, and return z with them."""
+    def _batch_normalized_anew(self, z: Any) -> Any:
+        """Begin the running averages of the batch normalisation with z, and return z normalised."""
         raise NotImplementedError
 
     def _running_statistics(self) -> tuple[Any, Any]:
@@ -112,7 +112,7 @@ class ClassifierMethods:
         if not self.normalization.initialized:
             z = self.features.encode(x)
             if self.batch_norm is not None:
-                z = self._normalized_first(z)
+                z = self._batch_normalized_anew(z)
             self.normalization.initialize(z)
         return self
 

@@ -87,7 +87,7 @@ class Classifier(ClassifierMethods, nn.Module):
         require_exportable(path, "encode", None, {})
         write_classifier(ClassifierProgram(self._core_features(), *self._head(), self.channel_axis), path)
 
-    def _normalized_first(self, z: Tensor) -> Tensor:
+    def _batch_normalized_anew(self, z: Tensor) -> Tensor:
         assert self.batch_norm is not None
         return self.batch_norm.initialize(z)(z)  # type: ignore[no-any-return]
 
