@@ -21,8 +21,8 @@ class BatchNorm(nn.Module):
     """
 
     # The loss does not depend on the means of the features, so that nothing keeps them from moving. With PyTorch's own
-    # momentum of 0.1 the averages lag behind them, under Adam by several standard deviations; with 0.9 they have the
-    # noise of a single batch.
+    # momentum of 0.1 the averages lag behind them, under Adam by several standard deviations; with 0.9, that of the
+    # code of Behrmann et al. (2019), they have the noise of a single batch.
     MOMENTUM, EPS = 0.5, 1e-5
     mean: Tensor
     variance: Tensor
