@@ -48,8 +48,8 @@ class ClassifierMethods:
         activation : str
             The name of an activation of the core.
         batch_norm : bool
-            Whether the head begins with batch normalisation, as in the code of Behrmann et al. (2019). Without it the logits hang on the means
-            that all images share, and training is several times slower.
+            Whether the head begins with batch normalisation, as in the code of Behrmann et al. (2019). Without it the
+            logits hang on the means that all images share, and training is several times slower.
         **options
             Options of a Keras model.
 
