@@ -34,6 +34,9 @@ Result = TypeVar("Result")
 def connected(where: str) -> Iterator[Workers]:
     """Start or find a cluster.
 
+    It is Dask's default within the block alone. A client that sets itself as the default takes that back when it is
+    closed, which does not happen in every case where its scheduler has ended, and later work on Dask arrays would fail.
+
     Parameters
     ----------
     where : str
@@ -60,13 +63,13 @@ def connected(where: str) -> Iterator[Workers]:
     for logger in ("distributed", "distributed.client"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
-        client = Client(where, timeout=_CONNECT)
+        client = Client(where, timeout=_CONNECT, set_as_default=False)
     except (OSError, TimeoutError, ValueError, TypeError, ImportError, CommClosedError) as error:
         raise ClusterError(
             f"no scheduler answers at {where} ({_short(error)}). Is it running, and can this machine reach it? "
             "`dask scheduler` starts one, `dask worker ADDRESS` a worker."
         ) from error
-    with client:
+    with client, client.as_current():
         _require_versions(client, where)
         yield _DaskWorkers(client, where)
 
@@ -79,7 +82,8 @@ def _local(n: int) -> Iterator[Client]:
         LocalCluster(
             n_workers=n, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL
         ) as cluster,
-        Client(cluster) as client,
+        Client(cluster, set_as_default=False) as client,
+        client.as_current(),
     ):
         yield client
 
