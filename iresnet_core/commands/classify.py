@@ -66,7 +66,7 @@ def classify_command(
     epochs: Annotated[float | None, _training("--epochs", help="Length in passes over the data.")] = None,
     minutes: Annotated[float | None, _training("--minutes", help="Length in minutes.")] = None,
     batch: Annotated[int | None, _training("--batch", help="Images in each step (128).")] = None,
-    lr: Annotated[float | None, _training("--lr", help="Learning rate (0.02).")] = None,
+    lr: Annotated[float | None, _training("--lr", help="Learning rate (0.1).")] = None,
     schedule: Annotated[str | None, _training("--schedule", help="cosine (default), step or constant.")] = None,
     warm_up: Annotated[
         int | None, _training("--warm-up", metavar="N", help="Steps over which the rate grows from zero (50).")
