@@ -32,6 +32,8 @@ class ClassifierScore(NamedTuple):
         Mean of -log p(label), in nats, and its standard error.
     samples : int
         Number of images.
+    wrong : tuple of int
+        The places of the images that get a wrong class, by which two classifiers are compared image by image.
     """
 
     error: float
@@ -39,6 +41,7 @@ class ClassifierScore(NamedTuple):
     cross_entropy: float
     cross_entropy_std: float
     samples: int
+    wrong: tuple[int, ...]
 
 
 class Invertibility(NamedTuple):
@@ -77,13 +80,13 @@ def score_classifier(
         return trainer.logits(images_for_model(images[i : i + size], config.levels))
 
     logits = np.concatenate(shared_out(processes, range(0, n, size), logits_from))
-    nats, wrong = cross_entropies(logits, labels), np.argmax(logits, axis=1) != labels
-    share = float(np.mean(wrong))
+    nats, wrong = cross_entropies(logits, labels), np.flatnonzero(np.argmax(logits, axis=1) != labels)
+    share = len(wrong) / n
     # Of a share that is zero the standard error is none of the images seen, so a third of the "rule of three" stands
     # in: 1 / n.
     spread = math.sqrt(share * (1 - share) / max(1, n - 1)) if 0 < share < 1 else 1 / n
     deviation = float(np.std(nats, ddof=1)) if n > 1 else 0.0
-    return ClassifierScore(share, spread, float(np.mean(nats)), deviation / math.sqrt(n), n)
+    return ClassifierScore(share, spread, float(np.mean(nats)), deviation / math.sqrt(n), n, tuple(wrong.tolist()))
 
 
 def score_inverse(
@@ -122,5 +125,6 @@ def score_inverse(
 
 
 def as_result(score: ClassifierScore, inverse: Invertibility | None) -> dict[str, Any]:
-    """Return both as plain data."""
-    return {**score._asdict(), **({} if inverse is None else inverse._asdict())}
+    """Return the numbers of both as plain data."""
+    numbers = {name: value for name, value in score._asdict().items() if name != "wrong"}
+    return {**numbers, **({} if inverse is None else inverse._asdict())}

@@ -45,6 +45,9 @@ def test_trainings_with_other_seeds_are_counted_together():
         return {
             "error": error,
             "samples": n,
+            "wrong": list(range(round(error * n))),
+            "cross_entropy": error,
+            "cross_entropy_std": 0.01,
             "inverse_error": 0.0,
             "inverse_bound": bound,
             "within_bound": True,
@@ -54,8 +57,24 @@ def test_trainings_with_other_seeds_are_counted_together():
     joined = table1._joined([one(0.1, 100, 1e-6), one(0.3, 300, 1e-5)])
     assert joined["error"] == pytest.approx(0.25)
     assert joined["error_std"] == pytest.approx(np.sqrt(0.25 * 0.75 / 399))
+    assert joined["cross_entropy"] == pytest.approx(0.25)
+    assert joined["cross_entropy_std"] == pytest.approx(0.01 * np.hypot(100, 300) / 400)
+    assert len(joined["wrong"]) == 100
     assert (joined["inverse_bound"], joined["inverted"]) == (1e-5, 400)
     assert not table1._joined([one(0.1, 100, 1.0), {**one(0.1, 100, 1.0), "within_bound": False}])["within_bound"]
+
+
+def test_errors_are_compared_image_by_image():
+    """As the mean of one indicator less the other over the same images, and its standard error."""
+    rng = np.random.default_rng(0)
+    hard = rng.random(1000) < 0.1
+    ours, theirs = (hard ^ (rng.random(1000) < 0.02) for _ in range(2))
+    as_results = [{"samples": 1000, "wrong": set(np.flatnonzero(one).tolist())} for one in (ours, theirs)]
+    difference, spread = table1._difference(*as_results)
+    paired = 100 * (ours.astype(float) - theirs)
+    assert difference == pytest.approx(paired.mean())
+    assert spread == pytest.approx(paired.std() / np.sqrt(1000))
+    assert table1._difference(as_results[0], as_results[0]) == (0, pytest.approx(0.1))  # no lower than one image
 
 
 def test_the_target_is_in_the_table():
