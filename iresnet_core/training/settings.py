@@ -95,8 +95,8 @@ class TrainingSettings:
     schedule : {"cosine", "constant"}
         "cosine" takes the learning rate to a hundredth along half a cosine.
     start : {"orthogonal", "uniform"}
-        Weights at the start: orthogonal, with all singular values at the cap, so that none has to grow first; or
-        uniform between +-1 / sqrt(inputs), below it.
+        Weights at the start: orthogonal, with all singular values at the cap, so that none has to grow first, and of
+        convolutions near to that (`ConvolutionPlan.noise_at_start`); or uniform between +-1 / sqrt(inputs), below it.
     weight_decay : float
         Each step shrinks the weights, not biases and scales, by lr times this (Loshchilov and Hutter 2019); for few
         samples, which a flow learns by heart.

@@ -199,3 +199,13 @@ def test_fourier_transforms():
     for options in ({}, {"n": 3}, {"n": 6, "axis": 0}, {"norm": "ortho"}, {"axis": 0, "norm": "forward"}):
         for name, array in (("fft", x + 1j), ("ifft", x + 1j), ("rfft", x), ("irfft", x + 1j)):
             close(getattr(xp.fft, name)(tf.constant(array), **options), getattr(np.fft, name)(array, **options))
+
+
+@every_mode
+@pytest.mark.parametrize("one", [(8, 3), (1, 1, 8, 3), (1, 1, 1, 8, 3)])
+def test_many_matrices_times_one(compiled, one):
+    """TensorFlow's own broadcasting product wrote over memory in float32."""
+    many, matrix = numbers(5, 1, 6, 8, dtype=np.float32), numbers(*one, seed=1, dtype=np.float32)
+    product = compiled(lambda x: xp.matmul(x, tf.constant(matrix)))
+    for _ in range(20):
+        close(product(tf.constant(many)), many @ matrix, rtol=1e-4, atol=1e-5)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from iresnet_core.adapters.keras.branch import Activation
 from iresnet_core.adapters.keras.condition import Condition
@@ -65,11 +66,11 @@ def _convolution(plan: ConvolutionPlan, dtype: str, start: str | None) -> Any:
         padding="same",
         data_format="channels_last",
         dtype=dtype,
-        **_initializers(start, plan.inputs * plan.kernel**plan.axes),
+        **_initializers(start, plan.inputs * plan.kernel**plan.axes, OrthogonalMiddle(stddev=plan.noise_at_start)),
     )
 
 
-def _initializers(start: str | None, fan_in: int) -> dict[str, Any]:
+def _initializers(start: str | None, fan_in: int, orthogonal: Any = "orthogonal") -> dict[str, Any]:
     """Start of a linear layer: the biases are those of PyTorch, since without them a branch of sines is odd."""
     if start is None:
         return {}
@@ -77,7 +78,20 @@ def _initializers(start: str | None, fan_in: int) -> dict[str, Any]:
     def uniform() -> Any:
         return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
 
-    return {"kernel_initializer": "orthogonal" if start == "orthogonal" else uniform(), "bias_initializer": uniform()}
+    return {"kernel_initializer": orthogonal if start == "orthogonal" else uniform(), "bias_initializer": uniform()}
+
+
+@keras.saving.register_keras_serializable(package="iresnet_core")
+class OrthogonalMiddle(keras.initializers.RandomNormal):
+    """An orthogonal matrix in the middle of a kernel (*extent, inputs, outputs), and normal noise on all of it."""
+
+    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> Any:
+        """Return the kernel."""
+        extent = shape[:-2]
+        middle = keras.initializers.Orthogonal()(tuple(shape[-2:]), dtype)
+        middle = ops.reshape(middle, (1,) * len(extent) + tuple(shape[-2:]))
+        around = [(size // 2, size - 1 - size // 2) for size in extent]
+        return ops.pad(middle, [*around, (0, 0), (0, 0)]) + super().__call__(shape, dtype)
 
 
 # An ActNorm and a dense layer take their number of inputs from what they are built for.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import nn
 
 from iresnet_core.adapters.torch.branch import Activation
@@ -56,20 +57,28 @@ def build_condition(plan: ConditionPlan | None) -> Condition | None:
 
 def build_branch(plan: ResidualPlan, start: str | None = None) -> nn.Sequential:
     """Return the branch of a planned block, whose weights have no caps yet."""
-    branch = [_CONSTRUCTORS[type(layer)](layer, start) for layer in plan.branch]
-    if start == "orthogonal":
-        for layer in branch:
-            if not isinstance(layer, Activation):
-                nn.init.orthogonal_(layer.weight)  # type: ignore[arg-type]
-    return nn.Sequential(*branch)
+    return nn.Sequential(*[_CONSTRUCTORS[type(layer)](layer, start) for layer in plan.branch])
 
 
 def _residual(plan: ResidualPlan, start: str | None) -> nn.Module:
     return InvertibleResidual(build_branch(plan, start), coeff=plan.coeff, context_features=plan.context)
 
 
+def _dense(plan: DensePlan, start: str | None) -> nn.Module:
+    module = nn.Linear(plan.inputs, plan.outputs)
+    if start == "orthogonal":
+        nn.init.orthogonal_(module.weight)
+    return module
+
+
 def _convolution(plan: ConvolutionPlan, start: str | None) -> nn.Module:
     module: nn.Module = _CONVOLUTIONS[plan.axes](plan.inputs, plan.outputs, plan.kernel, padding="same")
+    if start == "orthogonal":
+        middle: torch.Tensor = module.weight.detach()  # type: ignore[assignment, operator, union-attr]
+        nn.init.normal_(middle, std=plan.noise_at_start)
+        for _ in range(plan.axes):
+            middle = middle.select(2, plan.kernel // 2)
+        middle += nn.init.orthogonal_(torch.empty_like(middle))
     return module
 
 
@@ -80,7 +89,7 @@ _CONSTRUCTORS: dict[type, Callable[[Any, str | None], nn.Module]] = {
     SqueezePlan: lambda plan, start: Squeeze(),
     FactorOutPlan: lambda plan, start: FactorOut(plan.keep, build_layers(plan.layers, start=start)),
     ResidualPlan: _residual,
-    DensePlan: lambda plan, start: nn.Linear(plan.inputs, plan.outputs),
+    DensePlan: _dense,
     ConvolutionPlan: _convolution,
     ActivationPlan: lambda plan, start: Activation(plan.name),
 }

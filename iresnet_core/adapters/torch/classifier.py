@@ -23,6 +23,7 @@ class Classifier(ClassifierMethods, nn.Module):
 
     The features are injective padding, then stages of residual blocks (ActNorm, convolutions 3 - 1 - 3) with a Squeeze
     between two stages; the head is batch normalisation, the activation, the mean over the pixels and a linear layer.
+    The convolutions start near to orthogonal ones, with which fewer digits get a wrong class after a short training.
     ``features`` is a `Flow`, so that the network that classifies can also be trained as a density.
 
     Examples
@@ -37,7 +38,7 @@ class Classifier(ClassifierMethods, nn.Module):
 
     def _make(self, plan: Any, channels: int) -> None:
         arguments = self._arguments
-        self.features = Flow(build_layers(plan), arguments["input_shape"])
+        self.features = Flow(build_layers(plan, start="orthogonal"), arguments["input_shape"])
         self.batch_norm = BatchNorm(channels) if arguments["batch_norm"] else None
         self.normalization = ActNorm(channels)
         self.activation = Activation(arguments["activation"])

@@ -64,9 +64,16 @@ def matmul(x1: Array, x2: Array, /) -> Array:
     """Multiply matrices, or a matrix and a vector, or two vectors."""
     left, right = len(x1.shape) == 1, len(x2.shape) == 1
     if not (left or right):
-        return tf.matmul(x1, x2)
+        return _by_one_matrix(x1, x2) if len(x1.shape) > 3 and set(x2.shape[:-2]) <= {1} else tf.matmul(x1, x2)
     product = tf.matmul(x1[None, :] if left else x1, x2[:, None] if right else x2)
     return tf.squeeze(product, [-2] * left + [-1] * right)
+
+
+def _by_one_matrix(x1: Array, x2: Array) -> Array:
+    """Multiply the matrices of x1 (..., n, m) by one x2 (1, ..., 1, m, k); a broadcasting product crashed here."""
+    extra = max(0, len(x2.shape) - len(x1.shape))
+    rows = tf.matmul(tf.reshape(x1, (-1, x1.shape[-1])), tf.reshape(x2, x2.shape[-2:]))
+    return tf.reshape(rows, tf.concat([[1] * extra, tf.shape(x1)[:-1], [x2.shape[-1]]], 0))
 
 
 def matrix_transpose(x: Array, /) -> Array:
