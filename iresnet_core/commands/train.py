@@ -88,6 +88,9 @@ def train_command(
     scales: Annotated[
         int | None, _model("--scales", metavar="N", help="Of conv: how often images are squeezed (2).")
     ] = None,
+    squeeze: Annotated[
+        str | None, _model("--squeeze", metavar="NAME", help="Of conv, 2 x 2 pixels as: haar (default), pixels.")
+    ] = None,
     spread: Annotated[
         float | None,
         _model(
@@ -231,6 +234,7 @@ def train_command(
         "ema": ema,
         "threads": threads,
         "scales": scales,
+        "squeeze": squeeze,
         "spread": spread,
         "base": base,
         "warm_up": warm_up,

@@ -273,7 +273,15 @@ STORABLE = (
             "spread": None if part.spread == 1 else part.spread,
         },
     ),
-    Storable(Squeeze, {"factor": INTEGER, "data_format": TEXT}),
+    Storable(
+        Squeeze,
+        {"factor": INTEGER, "data_format": TEXT, "basis": new(TEXT)},
+        build=lambda basis, **fields: Squeeze(**fields, basis="pixels" if basis is None else basis),
+        values=lambda part: {
+            **{name: getattr(part, name) for name in ("factor", "data_format")},
+            "basis": None if part.basis == "pixels" else part.basis,
+        },
+    ),
     Storable(InjectivePad, {"padding": INTEGER, "axis": INTEGER}),
     Storable(Logit, {"alpha": NUMBER}),
     Storable(Standardize, {"mean": LIST, "std": LIST, "axis": INTEGER}),

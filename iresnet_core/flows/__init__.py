@@ -31,7 +31,7 @@ from iresnet_core.flows.outliers import require_visible_bulk
 from iresnet_core.flows.pointwise import Pointwise
 from iresnet_core.flows.product_base import ProductBase
 from iresnet_core.flows.recovered_inputs import RecoveredInputs
-from iresnet_core.flows.reshaping import InjectivePad, Squeeze
+from iresnet_core.flows.reshaping import SQUEEZES, InjectivePad, Squeeze
 from iresnet_core.flows.residual_block import ResidualBlock
 from iresnet_core.flows.sampling import Drawn
 from iresnet_core.flows.sequence import chosen_layers, event_shape_of, shape_found
@@ -43,6 +43,7 @@ from iresnet_core.flows.wrap import Wrap, require_periodic
 __all__ = [
     "BASE_NAMES",
     "DEFAULT_SHARE",
+    "SQUEEZES",
     "ActNorm",
     "Base",
     "Condition",

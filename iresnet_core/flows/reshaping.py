@@ -1,10 +1,10 @@
-"""Layers that only move or add entries: space to depth, and zero channels."""
+"""Layers that move, rotate or add entries: space to depth, as pixels or as Haar wavelets, and zero channels."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from iresnet_core.backends import Array, Backend, device_of
-from iresnet_core.common import require_positive_int, widest
+from iresnet_core.common import gamma, require_positive_int, unit_roundoff, widest
 from iresnet_core.determinant import LogDetOptions
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows.layer import (
@@ -19,7 +19,10 @@ from iresnet_core.flows.layer import (
 )
 from iresnet_core.results import Inverse
 
-__all__ = ["InjectivePad", "Squeeze"]
+__all__ = ["SQUEEZES", "InjectivePad", "Squeeze"]
+
+# What the channels that a Squeeze makes of pixels hold.
+SQUEEZES = ("pixels", "haar")
 
 
 def _nothing(backend: Backend, x: Array) -> Array:
@@ -30,7 +33,10 @@ class Squeeze(Layer):
     """(C, H, W) -> (C f^2, H / f, W / f): every block of f x f pixels becomes channels; log-determinant 0.
 
     A permutation of the entries, after which a convolution sees pixels further apart (Dinh, Sohl-Dickstein and Bengio
-    2017, Sec. 3.6).
+    2017, Sec. 3.6); or with ``basis="haar"`` an orthogonal map to their wavelets, ``(a + b) / sqrt(2)`` and
+    ``(a - b) / sqrt(2)`` of neighbours a, b along each of the n axes (Haar 1910). The first channel of a block is then
+    its mean times 2^(n / 2), the others are differences, which are small in images: an ActNorm behind it brings each to
+    its own scale.
 
     Parameters
     ----------
@@ -39,7 +45,10 @@ class Squeeze(Layer):
     data_format : {"channels_first", "channels_last"}
         (C, *spatial) becomes (C factor^n, *spatial / factor) with channel index ``c factor^n + offset``, as
         `torch.nn.functional.pixel_unshuffle`; (*spatial, C) gets the channel index ``offset C + c``, as
-        `tf.nn.space_to_depth`. The offset within a block counts its last axis fastest.
+        `tf.nn.space_to_depth`. The offset within a block counts its last axis fastest; of wavelets it counts which
+        axes a difference is taken along.
+    basis : {"pixels", "haar"}
+        What the channels hold; "haar" needs the factor 2.
 
     Raises
     ------
@@ -51,29 +60,41 @@ class Squeeze(Layer):
     >>> import numpy as np
     >>> Squeeze()(np.arange(4.0).reshape(1, 1, 2, 2))[0, :, 0, 0]
     array([0., 1., 2., 3.])
+    >>> Squeeze(basis="haar")(np.arange(4.0).reshape(1, 1, 2, 2))[0, :, 0, 0]
+    array([ 3., -1., -2.,  0.])
     """
 
     factor: int
     data_format: str
+    basis: str
 
     def __init__(
-        self, factor: int = 2, data_format: Literal["channels_first", "channels_last"] = "channels_first"
+        self,
+        factor: int = 2,
+        data_format: Literal["channels_first", "channels_last"] | str = "channels_first",
+        basis: Literal["pixels", "haar"] | str = "pixels",
     ) -> None:
         if data_format not in ("channels_first", "channels_last"):
             raise InvalidArgumentError(f"data_format must be 'channels_first' or 'channels_last', got {data_format!r}.")
-        self._keep(factor=require_positive_int(factor, "factor"), data_format=data_format)
+        if basis not in SQUEEZES:
+            raise InvalidArgumentError(f"basis must be 'pixels' or 'haar', got {basis!r}.")
+        factor = require_positive_int(factor, "factor")
+        if basis == "haar" and factor != 2:
+            raise InvalidArgumentError(f"Haar's wavelets are those of two neighbours: factor must be 2, got {factor}.")
+        self._keep(factor=factor, data_format=data_format, basis=basis)
 
     def __repr__(self) -> str:
-        return f"Squeeze({self.factor}, {self.data_format!r})"
+        basis = "" if self.basis == "pixels" else f", {self.basis!r}"
+        return f"Squeeze({self.factor}, {self.data_format!r}{basis})"
 
     @property
     def inverse_lipschitz(self) -> Any:
-        """The layer is a permutation of the entries."""
+        """The layer is an orthogonal map."""
         return 1.0
 
     @property
     def forward_lipschitz(self) -> Any:
-        """The layer is a permutation of the entries."""
+        """The layer is an orthogonal map."""
         return 1.0
 
     def _split(self, shape: Sequence[int]) -> tuple[int, Shape]:
@@ -118,8 +139,26 @@ class Squeeze(Layer):
             split, outer, inner = (*blocks, channels), range(1, 1 + 2 * n, 2), range(2, 2 + 2 * n, 2)
             order = (0, *outer, *inner, 1 + 2 * n)
         xp = backend.xp
-        moved = xp.permute_dims(xp.reshape(x, (x.shape[0], *split)), order)
-        return xp.reshape(moved, (x.shape[0], *self.output_shape(x.shape[1:])))
+        split_up = self._rotated(backend, xp.reshape(x, (x.shape[0], *split)), inner)
+        return xp.reshape(xp.permute_dims(split_up, order), (x.shape[0], *self.output_shape(x.shape[1:])))
+
+    def _rotated(self, backend: Backend, x: Array, axes: Sequence[int]) -> Array:
+        """Return pixels along these axes, of extent 2, in the basis; the map is its own inverse."""
+        if self.basis == "pixels":
+            return x
+        x = x * 0.5 ** (len(axes) / 2)
+        for axis in axes:
+            before = (slice(None),) * axis
+            a, b = x[(*before, slice(0, 1), ...)], x[(*before, slice(1, 2), ...)]
+            x = backend.xp.concat([a + b, a - b], axis=axis)
+        return x
+
+    def _rounding(self, backend: Backend, x: Array) -> Array:
+        """Bound the rounding of a sample (batch,): each axis takes one sum, and sqrt(2) and the product with it two."""
+        if self.basis == "pixels":
+            return _nothing(backend, x)
+        u = unit_roundoff(backend, x.dtype)
+        return gamma(len(x.shape) + 1, u) * wide_norms(backend, x) * (1 + 2 * u)
 
     def _forward(self, backend: Backend, x: Array, options: LogDetOptions) -> Transformed:
         return Transformed(
@@ -127,7 +166,7 @@ class Squeeze(Layer):
         )
 
     def _with_rounding(self, backend: Backend, x: Array) -> tuple[Array, Array]:
-        return self._map(backend, x), _nothing(backend, x)
+        return self._map(backend, x), self._rounding(backend, x)
 
     def _spread(self, backend: Backend, x: Array, error: Array) -> tuple[Array, Array]:
         return error, backend.xp.zeros_like(error)
@@ -138,14 +177,14 @@ class Squeeze(Layer):
         f, n = self.factor, len(spatial)
         coarse = tuple(m // f for m in spatial)
         if self.data_format == "channels_first":
-            split = (channels, *(f,) * n, *coarse)
+            split, inner = (channels, *(f,) * n, *coarse), range(2, 2 + n)
             order = (0, 1, *(a for k in range(n) for a in (2 + n + k, 2 + k)))
         else:
-            split = (*coarse, *(f,) * n, channels)
+            split, inner = (*coarse, *(f,) * n, channels), range(1 + n, 1 + 2 * n)
             order = (0, *(a for k in range(n) for a in (1 + k, 1 + n + k)), 1 + 2 * n)
         xp = backend.xp
-        moved = xp.permute_dims(xp.reshape(z, (z.shape[0], *split)), order)
-        return closed_form_inverse(backend, xp.reshape(moved, (z.shape[0], *shape)), _nothing(backend, z))
+        moved = xp.permute_dims(self._rotated(backend, xp.reshape(z, (z.shape[0], *split)), inner), order)
+        return closed_form_inverse(backend, xp.reshape(moved, (z.shape[0], *shape)), self._rounding(backend, z))
 
 
 class InjectivePad(Layer):

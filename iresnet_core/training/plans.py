@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from iresnet_core.errors import InvalidArgumentError, ShapeError
-from iresnet_core.flows import BASE_NAMES
+from iresnet_core.flows import BASE_NAMES, SQUEEZES
 
 __all__ = [
     "ActNormPlan",
@@ -64,6 +64,8 @@ class ModelSettings:
         Whether an activation stands in front of the first linear layer of a block too, as in Residual Flows.
     scales : int
         How often "conv" squeezes the images, with half of the channels leaving the flow in between.
+    squeeze : {"pixels", "haar"}
+        What "conv" makes of 2 x 2 pixels, see `iresnet_core.Squeeze`.
     spread : float
         Standard deviation to which data bring what enters a block, by the ActNorm in front of it. Where it is wide, a
         block of the same Lipschitz constant bends the space at a finer scale. From 0.1 to 10000.
@@ -83,6 +85,7 @@ class ModelSettings:
     scales: int = 2
     spread: float = 1.0
     base: str = "normal"
+    squeeze: str = "pixels"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -94,6 +97,10 @@ class ModelSettings:
                 raise InvalidArgumentError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.kind != "conv" and self.scales != 2:
             raise InvalidArgumentError(f"scales are for the model conv, got scales={self.scales} for {self.kind}.")
+        if self.squeeze not in SQUEEZES:
+            raise InvalidArgumentError(f"there is no squeeze {self.squeeze!r}; there are {', '.join(SQUEEZES)}.")
+        if self.kind != "conv" and self.squeeze != "pixels":
+            raise InvalidArgumentError(f"squeeze={self.squeeze!r} is for the model conv, not for {self.kind}.")
         if not _NARROWEST <= self.spread <= _WIDEST:
             raise InvalidArgumentError(f"a spread is a number from {_NARROWEST:g} to {_WIDEST:g}, got {self.spread:g}.")
         if self.blocks * self.layers > _MOST_LAYERS:
@@ -138,7 +145,9 @@ class InjectivePadPlan:
 
 @dataclass(frozen=True)
 class SqueezePlan:
-    """2 x 2 pixels to four channels."""
+    """2 x 2 pixels to four channels: the pixels, or their Haar wavelets."""
+
+    basis: str = "pixels"
 
 
 @dataclass(frozen=True)
@@ -301,7 +310,7 @@ def _scale(settings: ModelSettings, shape: tuple[int, ...], scales: int) -> tupl
             between, (3, 1, 3), settings.activation, settings.coeff, activation_first=settings.activation_first
         ),
     )
-    layers: tuple[LayerPlan, ...] = (SqueezePlan(), *(block * settings.blocks), ActNormPlan(channels))
+    layers: tuple[LayerPlan, ...] = (SqueezePlan(settings.squeeze), *(block * settings.blocks), ActNormPlan(channels))
     if scales > 1 and height % 2 == 0 and width % 2 == 0:
         keep = channels // 2
         layers = (*layers, FactorOutPlan(keep, _scale(settings, (keep, height, width), scales - 1)))

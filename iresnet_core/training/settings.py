@@ -257,6 +257,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         "scales": 2,
         "spread": _IMAGE_SPREAD if kind == "conv" else _PLANE_SPREAD if size == 2 else 1.0,
         "base": "student-t" if short_table else "normal",
+        "squeeze": "haar" if kind == "conv" else "pixels",
     }
     training: dict[str, Any] = {
         "framework": framework,
@@ -400,7 +401,8 @@ def settings_from_json(node: Any, where: str) -> RunSettings:
         node = {**node, "data": {**before, **data}}
     model = node.get("model")
     if isinstance(model, dict):  # as before there were these settings; the first runs with a spread wrote None for 1
-        before = {"standardize": False, "activation_first": False, "scales": 2, "base": "normal", **model}
+        before = {"standardize": False, "activation_first": False, "scales": 2, "base": "normal", "squeeze": "pixels"}
+        before |= model
         node = {**node, "model": {**before, "spread": 1.0 if model.get("spread") is None else model["spread"]}}
     return RunSettings(**settings_parts(kinds, node, where))
 

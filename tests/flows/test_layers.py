@@ -181,6 +181,50 @@ def test_squeeze_moves_every_entry_to_its_place(backend, factor, coarse, channel
     assert not host(logdet.value).any()
 
 
+@given(
+    coarse=st.lists(st.integers(1, 2), min_size=1, max_size=3),
+    channels=st.integers(1, 2),
+    first=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_squeeze_to_wavelets(backend, coarse, channels, first, seed):
+    """Sums and differences of the pixels of a block, with lengths kept, and back within the stated bounds."""
+    spatial = [2 * m for m in coarse]
+    n, shape = len(spatial), (2, channels, *spatial) if first else (2, *spatial, channels)
+    order = "channels_first" if first else "channels_last"
+    x = np.random.default_rng(seed).standard_normal(shape)
+    signs = np.array([[1]])
+    for _ in range(n):
+        signs = np.kron(signs, [[1, 1], [1, -1]])
+    pixels = squeezed_by_hand(x, 2, first)
+    blocks = pixels.reshape(2, channels, 2**n, -1) if first else pixels.reshape(2, -1, 2**n, channels)
+    expected = (np.einsum("ij,bcjp->bcip" if first else "ij,bpjc->bpic", signs, blocks) / 2 ** (n / 2)).reshape(
+        pixels.shape
+    )
+    for dtype in (np.float32, np.float64):
+        layer, narrow = Squeeze(2, order, "haar"), x.astype(dtype)
+        z, logdet = layer.forward(array(backend, narrow))
+        np.testing.assert_allclose(host(z), expected, rtol=0, atol=20 * np.finfo(dtype).eps)
+        assert not host(logdet.value).any()
+        value, bound = layer._with_rounding(backend, array(backend, narrow))
+        if dtype == np.float32:
+            exact = host(layer(array(backend, narrow.astype(np.float64))))
+            off = np.linalg.norm((host(value) - exact).reshape(2, -1), axis=1)
+            assert (off <= host(bound) * (1 + 1e-6)).all()
+        back = layer.inverse(z)
+        off = np.linalg.norm((host(back.value) - narrow).reshape(2, -1), axis=1)
+        assert (off <= host(bound) + host(back.error_bound)).all()
+        assert (host(back.error_bound) < 20 * np.finfo(dtype).eps * np.linalg.norm(x)).all()
+
+
+def test_wavelets_are_those_of_two_neighbours():
+    with pytest.raises(InvalidArgumentError, match="factor must be 2, got 3"):
+        Squeeze(3, basis="haar")
+    with pytest.raises(InvalidArgumentError, match="'pixels' or 'haar', got 'db4'"):
+        Squeeze(basis="db4")
+    assert repr(Squeeze(basis="haar")) == "Squeeze(2, 'channels_first', 'haar')"
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 3, 4), (1, 1, 4, 3), (1, 4), (1, 1, 2, 2, 2, 2)])
 def test_squeeze_refuses_what_it_cannot_divide(backend, shape):
     with pytest.raises(ShapeError, match=r"Squeeze\(2"):

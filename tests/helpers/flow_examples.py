@@ -136,6 +136,7 @@ def every_layer(backend, dtype="float64"):
         (actnorm(backend, rng, 3, dtype), (3,)),
         (actnorm(backend, rng, 2, dtype), (2, 3, 3)),
         (Squeeze(2), (1, 4, 4)),
+        (Squeeze(2, basis="haar"), (2, 4, 2)),
         (Logit(0.1), (2, 2)),
         (Standardize([2.5, -0.75], [0.5, 3.0]), (2, 3)),
         (FactorOut(1, Flow([actnorm(backend, rng, 1, dtype)], (1, 2))), (3, 2)),

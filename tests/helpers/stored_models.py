@@ -64,6 +64,7 @@ MODELS = {
     "actnorm": lambda e, t: actnorm(e, np.random.default_rng(3), 3, t),
     "actnorm without parameters": lambda e, t: ActNorm(axis=-1),
     "squeeze": lambda e, t: Squeeze(3, "channels_last"),
+    "squeeze to wavelets": lambda e, t: Squeeze(2, "channels_last", "haar"),
     "pad": lambda e, t: InjectivePad(2, axis=-1),
     "logit": lambda e, t: Logit(0.1),
     "standardize": lambda e, t: Standardize([1e8, 0.1], [1e-8, 3.0], axis=-1),

@@ -99,7 +99,7 @@ _CONSTRUCTORS: dict[type, Callable[[Any, str, str | None], Any]] = {
     LogitPlan: lambda plan, dtype, start: Logit(plan.alpha, dtype=dtype),
     ActNormPlan: lambda plan, dtype, start: ActNorm(context_features=plan.context, spread=plan.spread, dtype=dtype),
     InjectivePadPlan: lambda plan, dtype, start: InjectivePad(plan.padding, dtype=dtype),
-    SqueezePlan: lambda plan, dtype, start: Squeeze(dtype=dtype),
+    SqueezePlan: lambda plan, dtype, start: Squeeze(basis=plan.basis, dtype=dtype),
     FactorOutPlan: lambda plan, dtype, start: FactorOut(
         plan.keep, build_layers(plan.layers, dtype, start=start), dtype=dtype
     ),

@@ -234,7 +234,7 @@ class Squeeze(SqueezeMethods, FlowLayer):
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` needs."""
-        return {**super().get_config(), "factor": self.factor}
+        return {**super().get_config(), "factor": self.factor, "basis": self.basis}
 
 
 @_serializable

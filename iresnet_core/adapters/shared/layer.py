@@ -195,25 +195,28 @@ class FixedLayer(LayerMethods):
 class SqueezeMethods(FixedLayer):
     """Blocks of pixels to channels."""
 
-    def __init__(self, factor: int = 2, **options: Any) -> None:
+    def __init__(self, factor: int = 2, *, basis: str = "pixels", **options: Any) -> None:
         """Make the layer.
 
         Parameters
         ----------
         factor : int
             Extent of a block of pixels along each of the 1, 2 or 3 spatial axes, which it has to divide.
+        basis : {"pixels", "haar"}
+            What the channels hold: the pixels of a block, or with the factor 2 their Haar wavelets, a multiple of their
+            mean and differences, which an ActNorm brings to scales of their own.
         **options
             Those of a Keras layer.
 
         Raises
         ------
         InvalidArgumentError
-            If the factor is no positive whole number.
+            If the factor is no positive whole number, or is not 2 with wavelets, or there is no such basis.
         """
         super().__init__(**options)
         last = self.channel_axis == -1
-        self.factor = factor
-        self._core = core.Squeeze(factor, data_format="channels_last" if last else "channels_first")
+        self.factor, self.basis = factor, basis
+        self._core = core.Squeeze(factor, "channels_last" if last else "channels_first", basis)
 
 
 class InjectivePadMethods(FixedLayer):

@@ -86,7 +86,7 @@ _CONSTRUCTORS: dict[type, Callable[[Any, str | None], nn.Module]] = {
     LogitPlan: lambda plan, start: Logit(plan.alpha),
     ActNormPlan: lambda plan, start: ActNorm(plan.channels, context_features=plan.context, spread=plan.spread),
     InjectivePadPlan: lambda plan, start: InjectivePad(plan.padding),
-    SqueezePlan: lambda plan, start: Squeeze(),
+    SqueezePlan: lambda plan, start: Squeeze(basis=plan.basis),
     FactorOutPlan: lambda plan, start: FactorOut(plan.keep, build_layers(plan.layers, start=start)),
     ResidualPlan: _residual,
     DensePlan: _dense,

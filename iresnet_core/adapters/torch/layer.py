@@ -201,8 +201,8 @@ class Squeeze(SqueezeMethods, FlowLayer):
     """
 
     def extra_repr(self) -> str:
-        """Show the factor."""
-        return str(self.factor)
+        """Show the factor and the basis."""
+        return str(self.factor) if self.basis == "pixels" else f"{self.factor}, basis={self.basis!r}"
 
 
 class InjectivePad(InjectivePadMethods, FlowLayer):
