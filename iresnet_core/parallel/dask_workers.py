@@ -1,6 +1,7 @@
 """The workers of a Dask cluster: one that is started on this machine, or one whose scheduler is given."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -11,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import dask
-from distributed import Client, KilledWorker, LocalCluster, wait
+from distributed import Client, KilledWorker, LocalCluster, as_completed
 from distributed.comm.core import CommClosedError
 
 from iresnet_core.errors import ClusterError, InvalidArgumentError, IResNetError
@@ -34,8 +35,8 @@ Result = TypeVar("Result")
 def connected(where: str) -> Iterator[Workers]:
     """Start or find a cluster.
 
-    It is Dask's default within the block alone. A client that sets itself as the default takes that back when it is
-    closed, which does not happen in every case where its scheduler has ended, and later work on Dask arrays would fail.
+    It is never Dask's default, for other work on Dask arrays: a client that sets itself as the default, and fails to
+    connect, may leave that behind.
 
     Parameters
     ----------
@@ -62,16 +63,24 @@ def connected(where: str) -> Iterator[Workers]:
     # What ends the work is said by our errors, and not by a traceback of the library in between.
     for logger in ("distributed", "distributed.client"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
-    try:
-        client = Client(where, timeout=_CONNECT, set_as_default=False)
-    except (OSError, TimeoutError, ValueError, TypeError, ImportError, CommClosedError) as error:
-        raise ClusterError(
-            f"no scheduler answers at {where} ({_short(error)}). Is it running, and can this machine reach it? "
-            "`dask scheduler` starts one, `dask worker ADDRESS` a worker."
-        ) from error
-    with client, client.as_current():
+    client = _client_at(where)
+    with client:
         _require_versions(client, where)
         yield _DaskWorkers(client, where)
+
+
+def _client_at(where: str) -> Client:
+    try:
+        return Client(where, timeout=_CONNECT, set_as_default=False)
+    except (OSError, TimeoutError, ValueError, TypeError, ImportError, CommClosedError) as error:
+        said = _short(error)
+    # The client that failed closes itself when it is collected. Where that happens while another one starts, the two
+    # wait for each other.
+    gc.collect()
+    raise ClusterError(
+        f"no scheduler answers at {where} ({said}). Is it running, and can this machine reach it? "
+        "`dask scheduler` starts one, `dask worker ADDRESS` a worker."
+    )
 
 
 @contextmanager
@@ -83,7 +92,6 @@ def _local(n: int) -> Iterator[Client]:
             n_workers=n, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
-        client.as_current(),
     ):
         yield client
 
@@ -156,7 +164,8 @@ class _DaskWorkers:
             if self.client.status != "running":
                 raise self._gone()
             try:
-                return list(wait(futures, timeout=_POLL, return_when="FIRST_COMPLETED").done)
+                # Not `wait`, which asks for the default client.
+                return as_completed(futures, loop=self.client.loop, timeout=_POLL).next_batch()  # type: ignore[no-any-return]
             except TimeoutError:
                 if not self.client.nthreads() and self.client.cluster is None:
                     raise ClusterError(

@@ -49,7 +49,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 }
 _REPEATS = {"digits": 8}
 _FORMAT = 2  # of what a cell keeps; one of another format is computed again
-# A residual network of ordinary bottlenecks with about as many parameters.
+# A smaller residual network of ordinary bottlenecks.
 _RESNET: dict[str, Any] = {"padding": 0, "widths": (8, 16), "blocks": (2, 2)}
 # The sizes of the paper: three stages of seven blocks at full extent on padded images, widths 32, 64, 128, trained for
 # 200 epochs; and ResNet-164.

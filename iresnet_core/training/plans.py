@@ -176,12 +176,18 @@ class ConvolutionPlan:
     axes: int
 
     @property
+    def middle(self) -> int:
+        """The tap along each axis that acts on the pixel itself, with the padding of frameworks."""
+        return (self.kernel - 1) // 2
+
+    @property
     def noise_at_start(self) -> float:
         """Standard deviation of the noise around an orthogonal middle, where weights start orthogonal.
 
         With the matrix alone in the middle of its kernel all singular values of a convolution are equal (Xiao et al.
-        2018), but it mixes no pixels. The noise has a norm of some 0.2 to 0.4 beside it, and training begins faster:
-        after 250 steps MNIST has 1.353 bits per dimension with it, 1.367 without, and 1.379 where the whole kernel is
+        2018), but it mixes no pixels. The noise on all of the kernel has a norm of some 0.2 to 0.4 beside it, and
+        training begins faster. Bits per dimension on MNIST after 250 steps of batches of 64, with 64 channels, a cap of
+        0.98, a rate of 0.02 and without wavelets: 1.353 with it, 1.367 without, and 1.379 where the whole kernel is
         taken for a matrix and made orthogonal, as initialisers of frameworks do it.
         """
         taps = self.kernel**self.axes

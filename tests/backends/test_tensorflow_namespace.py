@@ -202,10 +202,27 @@ def test_fourier_transforms():
 
 
 @every_mode
-@pytest.mark.parametrize("one", [(8, 3), (1, 1, 8, 3), (1, 1, 1, 8, 3)])
+@pytest.mark.parametrize("one", [(8,), (8, 3), (1, 1, 8, 3), (1, 1, 1, 8, 3)])
 def test_many_matrices_times_one(compiled, one):
     """TensorFlow's own broadcasting product wrote over memory in float32."""
     many, matrix = numbers(5, 1, 6, 8, dtype=np.float32), numbers(*one, seed=1, dtype=np.float32)
     product = compiled(lambda x: xp.matmul(x, tf.constant(matrix)))
     for _ in range(20):
         close(product(tf.constant(many)), many @ matrix, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((5, 1, 6, None), (8, 3)), ((None, 1, 6, 8), (None, 3)), ((5, 1, 6, 8), (8, None)), ((5, 1, 6, 8), (None, 8, 3))],
+)
+def test_many_matrices_times_one_of_unknown_size(first, second):
+    signature = [tf.TensorSpec(shape, tf.float32) for shape in (first, second)]
+    product = tf.function(xp.matmul, input_signature=signature)
+    many, one = numbers(5, 1, 6, 8, dtype=np.float32), numbers(8, 3, seed=1, dtype=np.float32)
+    one = one if len(second) == 2 else one[None]
+    for _ in range(20):
+        close(product(tf.constant(many), tf.constant(one)), many @ one, rtol=1e-4, atol=1e-5)
+
+
+def test_no_matrices_times_one():
+    assert xp.matmul(tf.zeros((2, 0, 4, 0)), tf.zeros((0, 5))).shape == (2, 0, 4, 5)

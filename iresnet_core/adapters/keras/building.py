@@ -39,8 +39,9 @@ def build_layers(plan: Sequence[LayerPlan], dtype: str, *, start: str | None = N
     dtype : str
         Of every layer.
     start : {"orthogonal", "uniform"}, optional
-        Weights orthogonal, so that all their singular values are at the cap and none has to grow first, or uniform as
-        PyTorch has them; biases at random in both cases. Default: as Keras starts them.
+        Weights orthogonal, of convolutions nearly so (`ConvolutionPlan.noise_at_start`), so that their singular values
+        are at the cap and none has to grow first, or uniform as PyTorch has them; biases at random in both cases.
+        Default: as Keras starts them.
     """
     return [_CONSTRUCTORS[type(layer)](layer, dtype, start) for layer in plan]
 
@@ -88,9 +89,12 @@ class OrthogonalMiddle(keras.initializers.RandomNormal):
     def __call__(self, shape: Sequence[int], dtype: str | None = None) -> Any:
         """Return the kernel."""
         extent = shape[:-2]
-        middle = keras.initializers.Orthogonal()(tuple(shape[-2:]), dtype)
+        # Another seed than that of the noise; an orthogonal matrix cannot be made in half precision.
+        seed = self.seed + 1 if isinstance(self.seed, int) else self.seed
+        wide = "float64" if dtype == "float64" else "float32"
+        middle = ops.cast(keras.initializers.Orthogonal(seed=seed)(tuple(shape[-2:]), wide), dtype)
         middle = ops.reshape(middle, (1,) * len(extent) + tuple(shape[-2:]))
-        around = [(size // 2, size - 1 - size // 2) for size in extent]
+        around = [((size - 1) // 2, size // 2) for size in extent]
         return ops.pad(middle, [*around, (0, 0), (0, 0)]) + super().__call__(shape, dtype)
 
 

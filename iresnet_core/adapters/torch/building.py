@@ -38,8 +38,8 @@ def build_layers(plan: Sequence[LayerPlan], *, start: str | None = None) -> list
     plan : sequence of LayerPlan
         As `planned_layers` or `planned_features` returns it.
     start : {"orthogonal", "uniform"}, optional
-        Weights orthogonal, so that all their singular values are at the cap and none has to grow first, or uniform as
-        PyTorch has them, which is the default.
+        Weights orthogonal, of convolutions nearly so (`ConvolutionPlan.noise_at_start`), so that their singular values
+        are at the cap and none has to grow first; or uniform as PyTorch has them, which is the default.
     """
     return [_CONSTRUCTORS[type(layer)](layer, start) for layer in plan]
 
@@ -67,8 +67,14 @@ def _residual(plan: ResidualPlan, start: str | None) -> nn.Module:
 def _dense(plan: DensePlan, start: str | None) -> nn.Module:
     module = nn.Linear(plan.inputs, plan.outputs)
     if start == "orthogonal":
-        nn.init.orthogonal_(module.weight)
+        weight = module.weight.detach()
+        weight.copy_(nn.init.orthogonal_(torch.empty_like(weight, dtype=_wide(weight.dtype))))
     return module
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return a dtype in which matrices can be made orthogonal."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _convolution(plan: ConvolutionPlan, start: str | None) -> nn.Module:
@@ -77,8 +83,8 @@ def _convolution(plan: ConvolutionPlan, start: str | None) -> nn.Module:
         middle: torch.Tensor = module.weight.detach()  # type: ignore[assignment, operator, union-attr]
         nn.init.normal_(middle, std=plan.noise_at_start)
         for _ in range(plan.axes):
-            middle = middle.select(2, plan.kernel // 2)
-        middle += nn.init.orthogonal_(torch.empty_like(middle))
+            middle = middle.select(2, plan.middle)
+        middle += nn.init.orthogonal_(torch.empty_like(middle, dtype=_wide(middle.dtype)))
     return module
 
 

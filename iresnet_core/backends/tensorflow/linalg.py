@@ -64,16 +64,25 @@ def matmul(x1: Array, x2: Array, /) -> Array:
     """Multiply matrices, or a matrix and a vector, or two vectors."""
     left, right = len(x1.shape) == 1, len(x2.shape) == 1
     if not (left or right):
-        return _by_one_matrix(x1, x2) if len(x1.shape) > 3 and set(x2.shape[:-2]) <= {1} else tf.matmul(x1, x2)
-    product = tf.matmul(x1[None, :] if left else x1, x2[:, None] if right else x2)
+        return _product(x1, x2)
+    product = _product(x1[None, :] if left else x1, x2[:, None] if right else x2)
     return tf.squeeze(product, [-2] * left + [-1] * right)
 
 
-def _by_one_matrix(x1: Array, x2: Array) -> Array:
-    """Multiply the matrices of x1 (..., n, m) by one x2 (1, ..., 1, m, k); a broadcasting product crashed here."""
-    extra = max(0, len(x2.shape) - len(x1.shape))
-    rows = tf.matmul(tf.reshape(x1, (-1, x1.shape[-1])), tf.reshape(x2, x2.shape[-2:]))
-    return tf.reshape(rows, tf.concat([[1] * extra, tf.shape(x1)[:-1], [x2.shape[-1]]], 0))
+def _product(x1: Array, x2: Array) -> Array:
+    """Multiply matrices; where one stands against many, TensorFlow 2.21 with oneDNN crashed in float32."""
+    if len(x1.shape) < 4:
+        return tf.matmul(x1, x2)
+    sizes1, sizes2 = tf.shape(x1), tf.shape(x2)
+    if set(x2.shape[:-2]) <= {1}:  # the rows of all matrices by that one
+        rows = tf.reshape(x1, tf.stack([tf.reduce_prod(sizes1[:-1]), sizes1[-1]]))
+        product = tf.matmul(rows, tf.reshape(x2, sizes2[-2:]))
+        more = [1] * max(0, len(x2.shape) - len(x1.shape))
+        return tf.reshape(product, tf.concat([more, sizes1[:-1], sizes2[-1:]], 0))
+    if None in x2.shape[:-2]:  # it may be one
+        batch = tf.broadcast_dynamic_shape(sizes1[:-2], sizes2[:-2])
+        x2 = tf.broadcast_to(x2, tf.concat([batch, sizes2[-2:]], 0))
+    return tf.matmul(x1, x2)
 
 
 def matrix_transpose(x: Array, /) -> Array:

@@ -44,7 +44,9 @@ class UncappedClassifier(nn.Module):
         )
         self.layers = nn.ModuleList(
             [
-                PlainBlock(build_branch(layer)) if isinstance(layer, ResidualPlan) else build_layers([layer])[0]
+                PlainBlock(build_branch(layer, "orthogonal"))
+                if isinstance(layer, ResidualPlan)
+                else build_layers([layer])[0]
                 for layer in plan
             ]
         )
