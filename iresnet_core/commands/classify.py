@@ -69,7 +69,8 @@ def classify_command(
     lr: Annotated[float | None, _training("--lr", help="Learning rate (0.1).")] = None,
     schedule: Annotated[str | None, _training("--schedule", help="cosine (default), step or constant.")] = None,
     warm_up: Annotated[
-        int | None, _training("--warm-up", metavar="N", help="Steps over which the rate grows from zero (50).")
+        int | None,
+        _training("--warm-up", metavar="N", help="Steps over which the rate grows from zero (50, at most a tenth)."),
     ] = None,
     momentum: Annotated[float | None, _training("--momentum", help="Momentum of the gradient (0.9).")] = None,
     nesterov: Annotated[bool | None, _training("--nesterov/--no-nesterov", help="Nesterov's momentum (yes).")] = None,

@@ -95,7 +95,7 @@ def reproduce(request: Request) -> Record:
         ),
         rows=rows,
         seconds=sum(result.seconds for result in found.values()),
-        notes=tuple(_notes(sets, results)),
+        notes=tuple(_notes(sets, results, "time" if request.seconds is not None else "steps")),
         pictures=(picture,),
         settings={data: {**_architecture(request, data, "vanilla")} for data in sets},
         details=tuple(result.values for result in found.values()),
@@ -226,15 +226,16 @@ def _curves(
     }
 
 
-def _notes(sets: Sequence[str], results: Results) -> list[str]:
+def _notes(sets: Sequence[str], results: Results, length: str) -> list[str]:
     """Return sentences on what the table shows; all numbers are those of the results."""
     notes = [
-        "The error is the share of test images that get a wrong class, with its standard error; differences of two "
-        "errors are taken image by image, so that their standard errors are smaller. All models of a data set have the "
-        "same steps, batches and learning rate, and all but the plain ResNet, a smaller network of ordinary layers, "
-        "have the same blocks. Vanilla has no cap. The distance of a reconstruction to its image and "
-        "its certified bound are in units of the pixels, which lie between 0 and 1. The whole test set is inverted, in "
-        "float64, and the iterations are those of all blocks together.",
+        "The error is the share of test images that get a wrong class, and the cross-entropy the mean of -log of the "
+        "probability of the right one, with their standard errors over the images, not over trainings. Differences of "
+        "two errors are taken image by image, so that their standard errors are smaller. All models of a data set have "
+        f"the same {length}, batches and learning rate, and all but the plain ResNet, a smaller network of ordinary "
+        "layers, have the same blocks and kinds of first weights. Vanilla has no cap. The distance of a reconstruction "
+        "to its image and its certified bound are in units of the pixels, which lie between 0 and 1. The whole test set "
+        "is inverted, in float64, and the iterations are those of all blocks together.",
         f"Published: {PUBLISHED['table1 MNIST'].source}, with networks of {sum(_PAPER['blocks'])} blocks trained for "
         "200 epochs (--paper).",
     ]
@@ -244,7 +245,8 @@ def _notes(sets: Sequence[str], results: Results) -> list[str]:
         if trainings > 1:
             notes.append(
                 f"{data}: {trainings} trainings with other seeds and other splits for every row, whose "
-                f"{next(iter(own.values()))['samples']} test images are counted together."
+                f"{next(iter(own.values()))['samples']} test images are counted together; an image may be in several "
+                "test sets."
             )
         if {"vanilla", "0.9"} <= set(own):
             notes.append(_comparison(data, own["vanilla"], own["0.9"]))

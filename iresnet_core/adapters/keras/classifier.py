@@ -22,7 +22,7 @@ class Classifier(ClassifierMethods, PreparedModel):
 
     The features are injective padding, then stages of residual blocks (ActNorm, convolutions 3 - 1 - 3) with a Squeeze
     between two stages; the head is batch normalisation, the activation, the mean over the pixels and a linear layer.
-    The convolutions start near to orthogonal ones, with which fewer digits get a wrong class after a short training.
+    The convolutions start near to orthogonal ones, whose singular values are nearly at their caps.
     ``features`` is a `Flow`, so that the network that classifies can also be trained as a density.
 
     Notes
