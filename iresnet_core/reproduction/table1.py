@@ -234,8 +234,8 @@ def _notes(sets: Sequence[str], results: Results, length: str) -> list[str]:
         "two errors are taken image by image, so that their standard errors are smaller. All models of a data set have "
         f"the same {length}, batches and learning rate, and all but the plain ResNet, a smaller network of ordinary "
         "layers, have the same blocks and kinds of first weights. Vanilla has no cap. The distance of a reconstruction "
-        "to its image and its certified bound are in units of the pixels, which lie between 0 and 1. The whole test set "
-        "is inverted, in float64, and the iterations are those of all blocks together.",
+        "to its image and its certified bound are in units of the pixels, which lie between 0 and 1. The whole test "
+        "set is inverted, in float64, and the iterations are those of all blocks together.",
         f"Published: {PUBLISHED['table1 MNIST'].source}, with networks of {sum(_PAPER['blocks'])} blocks trained for "
         "200 epochs (--paper).",
     ]
