@@ -24,7 +24,7 @@ logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
 def image_flow(channels, extent):
     torch.manual_seed(0)
-    layers = [Logit(), Squeeze(), ActNorm(4 * channels), InvertibleResidual(convolutions(4 * channels, 12))]
+    layers = [Logit(), Squeeze(basis="haar"), ActNorm(4 * channels), InvertibleResidual(convolutions(4 * channels, 12))]
     return Flow(layers, event_shape=(channels, extent, extent)).fill_caps()
 
 

@@ -25,7 +25,7 @@ def image_flow():
     """Every layer there is; a Sequential, groups, dilation, an even window."""
     net = keras.Sequential([Conv2D(6, 3, padding="same", groups=2), Activation("maxmin"), Conv2D(4, 2, padding="same")])
     dilated = [Activation("elu"), Conv2D(3, 3, padding="same", dilation_rate=2), keras.layers.ReLU(), Conv2D(2, 1)]
-    layers = [Logit(), Squeeze(), ActNorm(), InvertibleResidual(net, 0.8)]
+    layers = [Logit(), Squeeze(basis="haar"), ActNorm(), InvertibleResidual(net, 0.8)]
     return Flow([*layers, FactorOut(2, [ActNorm(), InvertibleResidual(dilated, 0.7)])], event_shape=(4, 4, 1))
 
 

@@ -46,7 +46,13 @@ def convolutions(channels, width=6, **options):
 def image_flow(seed=0, **options):
     torch.manual_seed(seed)
     inner = [Squeeze(), ActNorm(8), InvertibleResidual(convolutions(8, **options))]
-    layers = [Logit(0.05), Squeeze(), ActNorm(4), InvertibleResidual(convolutions(4, **options)), FactorOut(2, inner)]
+    layers = [
+        Logit(0.05),
+        Squeeze(basis="haar"),
+        ActNorm(4),
+        InvertibleResidual(convolutions(4, **options)),
+        FactorOut(2, inner),
+    ]
     return Flow(layers, event_shape=(1, 8, 8))
 
 
