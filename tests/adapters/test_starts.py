@@ -45,6 +45,7 @@ def test_in_torch(plan, dtype):
         (layer,) = build_layers([plan], start="orthogonal")
     finally:
         torch.set_default_dtype(before)
+    assert layer.weight.is_contiguous()
     kernel = layer.weight.detach().numpy()
     assert kernel.dtype == dtype
     starts_nearly_orthogonal(kernel, plan)

@@ -95,7 +95,9 @@ class OrthogonalMiddle(keras.initializers.RandomNormal):
         middle = ops.cast(keras.initializers.Orthogonal(seed=seed)(tuple(shape[-2:]), wide), dtype)
         middle = ops.reshape(middle, (1,) * len(extent) + tuple(shape[-2:]))
         around = [((size - 1) // 2, size // 2) for size in extent]
-        return ops.pad(middle, [*around, (0, 0), (0, 0)]) + super().__call__(shape, dtype)
+        kernel = ops.pad(middle, [*around, (0, 0), (0, 0)]) + super().__call__(shape, dtype)
+        # A matrix may come transposed, and PyTorch exports no tensor that is not contiguous without a warning.
+        return ops.reshape(ops.ravel(kernel), shape)
 
 
 # An ActNorm and a dense layer take their number of inputs from what they are built for.
