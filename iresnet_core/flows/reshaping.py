@@ -66,7 +66,7 @@ class Squeeze(Layer):
 
     factor: int
     data_format: str
-    basis: str
+    basis: str = "pixels"  # of layers that were pickled before they had one
 
     def __init__(
         self,

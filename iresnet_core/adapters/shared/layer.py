@@ -195,6 +195,8 @@ class FixedLayer(LayerMethods):
 class SqueezeMethods(FixedLayer):
     """Blocks of pixels to channels."""
 
+    basis: str = "pixels"  # of layers that were pickled before they had one
+
     def __init__(self, factor: int = 2, *, basis: str = "pixels", **options: Any) -> None:
         """Make the layer.
 
