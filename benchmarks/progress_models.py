@@ -25,13 +25,11 @@ class Ours:
 
     def step(self, x, lr):
         """One step as `iresnet train` takes it."""
-        flow, optimizer = self.trainer.flow.train(), self.trainer.optimizer
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.zero_grad(set_to_none=True)
-        flow.training_loss(torch.from_numpy(x), **self.options).backward()
-        nn.utils.clip_grad_norm_(flow.parameters(), self.clip)
-        optimizer.step()
+        flow = self.trainer.flow.train()
+        flow.zero_grad(set_to_none=True)
+        loss = flow.training_loss(torch.from_numpy(x), **self.options)
+        loss.backward()
+        self.trainer.update(loss.detach(), lr)
 
     def scores(self, x):
         """Log-densities under the certified weights; exact for vectors."""

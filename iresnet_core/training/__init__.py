@@ -27,6 +27,7 @@ from iresnet_core.training.evaluation import (
 from iresnet_core.training.labelled_data import LabelledDataset, labelled_fingerprint, load_labelled
 from iresnet_core.training.loop import bits_per_dim, find_trainer, import_trainer, require_able, train, trainer_names
 from iresnet_core.training.maf_tables import load_maf_table, maf_table_names
+from iresnet_core.training.muon import muon_step, orthogonal_factor
 from iresnet_core.training.plans import (
     ActivationPlan,
     ActNormPlan,
@@ -134,6 +135,8 @@ __all__ = [
     "mean_score",
     "merged_means",
     "model_file",
+    "muon_step",
+    "orthogonal_factor",
     "package_versions",
     "planned_features",
     "planned_layers",

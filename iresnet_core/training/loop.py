@@ -50,7 +50,7 @@ class Trainer(Protocol):
     lacks: frozenset[str]  # settings that it cannot do with; a class that has devices says `require_devices(count)`
 
     def step(self, x: np.ndarray, lr: float, context: np.ndarray | None = None) -> StepResult:
-        """Take one step of Adam on samples (n, *model_shape)."""
+        """Take one step of the optimiser on samples (n, *model_shape)."""
 
     def log_prob(self, x: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
         """Return the log-densities of samples under the certified weights, without touching any state."""
@@ -127,7 +127,7 @@ def train(
 ) -> Outcome:
     """Train a flow by maximum likelihood, from the run's last checkpoint if it has one.
 
-    Adam on the mean negative log-density, with the gradient clipped; the model with the best validation is exported
+    Steps on the mean negative log-density, with the gradient clipped; the model with the best validation is exported
     at every evaluation that improves it. SIGINT and SIGTERM end the training after the step at hand with a checkpoint;
     a second one ends it at once, which leaves the last checkpoint as it is.
 

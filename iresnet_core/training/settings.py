@@ -28,6 +28,7 @@ __all__ = [
 SCHEDULES = ("cosine", "constant")
 # As it was in older run folders.
 _AS_BEFORE = {
+    "optimizer": "adam",
     "share": 1.0,
     "recompute": False,
     "recover": False,
@@ -42,6 +43,7 @@ _AS_BEFORE = {
     "devices": 1,
 }
 STARTS = ("orthogonal", "uniform")
+OPTIMIZERS = ("adam", "muon")
 DTYPES = ("float32", "float64")
 # A resumed training may change these settings; all others would make it another training.
 CHANGEABLE = frozenset(
@@ -91,12 +93,14 @@ class TrainingSettings:
     batch : int
         Samples per step.
     lr : float
-        Learning rate of Adam at the start.
+        Learning rate at the start.
     schedule : {"cosine", "constant"}
         "cosine" takes the learning rate to a hundredth along half a cosine.
     start : {"orthogonal", "uniform"}
         Weights at the start: orthogonal, with all singular values at the cap, so that none has to grow first, and of
         convolutions near to that (`ConvolutionPlan.noise_at_start`); or uniform between +-1 / sqrt(inputs), below it.
+    optimizer : {"adam", "muon"}
+        Adam; or, for the weights of layers, Muon, see `muon_step`, and Adam for all else, at the same rate.
     weight_decay : float
         Each step shrinks the weights, not biases and scales, by lr times this (Loshchilov and Hutter 2019); for few
         samples, which a flow learns by heart.
@@ -163,6 +167,7 @@ class TrainingSettings:
     accumulate: int = 1
     device: str | None = None
     devices: int = 1
+    optimizer: str = "adam"
 
     def __post_init__(self) -> None:
         require_training(self, SCHEDULES)
@@ -182,6 +187,8 @@ class TrainingSettings:
             )
         if self.start not in STARTS:
             raise InvalidArgumentError(f"there is no start {self.start!r}; there are {', '.join(STARTS)}.")
+        if self.optimizer not in OPTIMIZERS:
+            raise InvalidArgumentError(f"there is no optimizer {self.optimizer!r}; there are {', '.join(OPTIMIZERS)}.")
         if self.dtype not in DTYPES:
             raise InvalidArgumentError(f"dtype must be {' or '.join(DTYPES)}, got {self.dtype!r}.")
         require_share(self.share)
@@ -287,6 +294,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         "accumulate": 1,
         "device": None,
         "devices": 1,
+        "optimizer": "muon" if kind == "conv" else "adam",
     }
     for name, value in asked.items():
         (model if name in model else training)[name] = value

@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from iresnet_core.adapters.keras.muon import Muon
 from iresnet_core.errors import InvalidArgumentError
 
 __all__ = ["Devices", "required_devices", "shared_devices"]
@@ -25,9 +26,13 @@ class Devices:
         """Return the context in which a model is made, so that its variables are on all devices."""
         return nullcontext()
 
-    def adam(self, rate: float, *, global_clipnorm: float, **options: Any) -> keras.optimizers.Optimizer:
-        """Return Adam with decoupled weight decay; options as those of `keras.optimizers.AdamW`."""
-        return keras.optimizers.AdamW(rate, global_clipnorm=global_clipnorm, **options)
+    def optimizer(
+        self, rate: float, *, global_clipnorm: float, matrices: Sequence[keras.Variable], **options: Any
+    ) -> keras.optimizers.Optimizer:
+        """Return Muon for `matrices`, and for all others Adam; options as those of `keras.optimizers.AdamW`."""
+        if not matrices:
+            return keras.optimizers.AdamW(rate, global_clipnorm=global_clipnorm, **options)
+        return Muon(rate, matrices, global_clipnorm=global_clipnorm, **options)
 
     def train_on_batch(self, model: keras.Model, batch: Any) -> float:
         """Take a step with a batch, an array or a tuple of arrays, and return its loss."""
@@ -63,9 +68,11 @@ class _WithReplicas(Devices):
         scope: AbstractContextManager[Any] = self._strategy.scope()
         return scope
 
-    def adam(self, rate: float, *, global_clipnorm: float, **options: Any) -> keras.optimizers.Optimizer:
+    def optimizer(
+        self, rate: float, *, global_clipnorm: float, matrices: Sequence[keras.Variable], **options: Any
+    ) -> keras.optimizers.Optimizer:
         """Return an optimiser that clips the gradient of all replicas."""
-        return _SummedBefore(self._count, rate, global_clipnorm=global_clipnorm / self._count, **options)
+        return _SummedBefore(self._count, rate, matrices, global_clipnorm=global_clipnorm / self._count, **options)
 
     def train_on_batch(self, model: keras.Model, batch: Any) -> float:
         """Take a step in which each replica has a part; `train_on_batch` of Keras gives all of them the whole batch."""
@@ -80,16 +87,16 @@ class _WithReplicas(Devices):
         return float(logs["loss"])
 
 
-class _SummedBefore(keras.optimizers.AdamW):
-    """Adam whose gradients are summed over the replicas before they are clipped.
+class _SummedBefore(Muon):
+    """Muon, or Adam where there are no matrices, whose gradients are summed over the replicas before they are clipped.
 
     Keras clips the gradient of every replica by itself and then sums, so that the sum is another one than that of one
     device. Here each replica has the sum, and hands on its part of it: clipped to a part of the norm, the parts add up
     to the sum clipped to the norm.
     """
 
-    def __init__(self, replicas: int, rate: float, **options: Any) -> None:
-        super().__init__(rate, name="adamw", **options)
+    def __init__(self, replicas: int, rate: float, matrices: Sequence[keras.Variable], **options: Any) -> None:
+        super().__init__(rate, matrices, name="adamw", **options)
         self._replicas = replicas
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:

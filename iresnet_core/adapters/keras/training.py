@@ -33,7 +33,7 @@ class Trainer:
     model_shape : tuple of int
         Shape of one sample, channels last.
     settings : TrainingSettings
-        Seed, dtype, start, weight decay, clipping.
+        Seed, dtype, start, optimiser, weight decay, clipping.
     first : array (n, *model_shape)
         Samples for the data-dependent initialisation.
     condition, first_context : ConditionPlan, array (n, features), optional
@@ -89,16 +89,19 @@ class Trainer:
     def _make_state(self) -> None:
         """Make the optimiser and the average."""
         settings = self.settings
-        self.optimizer = self.devices.adam(
+        variables = self.model.trainable_variables
+        of_base = [] if isinstance(self.model.base, str) else self.model.base.trainable_variables
+        bases = {id(variable) for variable in of_base}
+        weights = [v for v in variables if len(v.shape) > 1 and id(v) not in bases]
+        self.optimizer = self.devices.optimizer(
             settings.lr,
             weight_decay=settings.weight_decay,
             epsilon=1e-8,
             global_clipnorm=settings.clip,
+            matrices=weights if settings.optimizer == "muon" else [],
         )
-        variables = self.model.trainable_variables
-        of_base = [] if isinstance(self.model.base, str) else self.model.base.trainable_variables
-        bases = {id(variable) for variable in of_base}
-        self.optimizer.exclude_from_weight_decay([v for v in variables if len(v.shape) <= 1 or id(v) in bases])
+        ids = {id(variable) for variable in weights}
+        self.optimizer.exclude_from_weight_decay([v for v in variables if id(v) not in ids])
         self.model.compile(optimizer=self.optimizer)
         self.optimizer.build(variables)
         # Not Keras' own average: to swap it in and out changes the weights by rounding on TensorFlow.
@@ -107,7 +110,7 @@ class Trainer:
         self.averaged_steps = keras.Variable(0, dtype="int64", trainable=False) if self.average else None
 
     def step(self, x: np.ndarray, lr: float, context: np.ndarray | None = None) -> StepResult:
-        """Take one step of Adam, in a compiled program; the norm of its gradient stays inside that."""
+        """Take one step of the optimiser, in a compiled program; the norm of its gradient stays inside that."""
         self.optimizer.learning_rate = lr
         self.model.reset_metrics()
         loss = self.devices.train_on_batch(self.model, x if context is None else (x, context))

@@ -1,0 +1,165 @@
+"""Steps of Muon: the orthogonal factor against the SVD's, the same steps in both frameworks, and the setting."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_trainings import Watcher, prepared, trained, without_times
+
+from iresnet_core.errors import InvalidArgumentError
+from iresnet_core.training import muon_step, orthogonal_factor
+from iresnet_core.training.datasets import DatasetSource, load_dataset
+from iresnet_core.training.settings import default_settings, settings_from_json
+
+# A weight of a dense layer, and kernels of convolutions: outputs first, as PyTorch has them.
+SHAPES = [(3, 5), (64, 4, 3, 3), (4, 64, 3, 3), (64, 64, 1, 1), (1, 7), (6, 2, 3)]
+
+
+@given(m=st.integers(1, 12), n=st.integers(1, 12), seed=st.integers(0, 2**31), scale=st.integers(-12, 12))
+def test_the_factor_has_the_singular_vectors_and_values_near_one(backend, m, n, seed, scale):
+    matrix = 10.0**scale * np.random.default_rng(seed).standard_normal((m, n))
+    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+    factor = backend.to_numpy(orthogonal_factor(backend.from_numpy(matrix)))
+    inner = u.T @ factor @ vt.T
+    values = np.diag(inner)
+    np.testing.assert_allclose(inner, np.diag(values), atol=1e-8)
+    assert np.all((values > 0) & (values < 1.21))
+    assert np.all(values[s >= 0.003 * np.linalg.norm(s)] > 0.68)
+
+
+def test_zeros_stay_zeros(backend):
+    zeros = backend.from_numpy(np.zeros((3, 4), dtype="float32"))
+    assert not np.any(backend.to_numpy(orthogonal_factor(zeros)))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_step_does_not_depend_on_where_the_outputs_are(backend, shape):
+    rng = np.random.default_rng(0)
+    gradient, momentum = rng.standard_normal((2, *shape))
+    step, after = map(
+        backend.to_numpy, muon_step(backend.from_numpy(gradient), backend.from_numpy(momentum), outputs_axis=0)
+    )
+    last = [np.ascontiguousarray(np.moveaxis(a, 0, -1)) for a in (gradient, momentum)]
+    turned, after_turned = map(backend.to_numpy, muon_step(*map(backend.from_numpy, last), outputs_axis=-1))
+    np.testing.assert_allclose(np.moveaxis(turned, -1, 0), step, atol=1e-10)
+    np.testing.assert_allclose(np.moveaxis(after_turned, -1, 0), after, atol=1e-12)
+    np.testing.assert_allclose(after, 0.95 * momentum + 0.05 * gradient, atol=1e-12)
+    size = np.prod(shape)
+    u, _, vt = np.linalg.svd((0.95 * after + 0.05 * gradient).reshape(shape[0], -1), full_matrices=False)
+    exact = 0.2 * max(shape[0], size // shape[0]) ** 0.5 * u @ vt
+    cosine = np.sum(exact * step.reshape(exact.shape)) / np.linalg.norm(exact) / np.linalg.norm(step)
+    assert cosine > 0.97
+
+
+def steps_of(gradients, lr=0.1, decay=0.5):
+    """The steps by hand."""
+    weight, momentum = np.ones(gradients[0].shape), np.zeros(gradients[0].shape)
+    for gradient in gradients:
+        step, momentum = muon_step(gradient, momentum, outputs_axis=0)
+        weight = weight * (1 - lr * decay) - lr * step
+    return weight
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_optimiser_of_pytorch(shape):
+    torch = pytest.importorskip("torch")
+    from iresnet_core.adapters.torch.muon import Muon
+
+    gradients = np.random.default_rng(1).standard_normal((3, *shape))
+    weight, idle = (torch.nn.Parameter(torch.ones(shape, dtype=torch.float64)) for _ in range(2))
+    optimizer = Muon([weight, idle], lr=0.1, weight_decay=0.5)
+
+    def closure():
+        weight.grad = torch.from_numpy(gradients[k].copy())
+        return k
+
+    for k in range(3):
+        assert optimizer.step(closure) == k
+    np.testing.assert_allclose(weight.detach().numpy(), steps_of(gradients), atol=1e-10)
+    assert bool((idle == 1).all())  # a weight without a gradient stays
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_optimiser_of_keras(shape):
+    keras = pytest.importorskip("keras")
+    from iresnet_core.adapters.keras.muon import Muon
+
+    rng = np.random.default_rng(1)
+    gradients, of_bias = rng.standard_normal((3, *shape)), rng.standard_normal((3, 5))
+    last = np.moveaxis(gradients, 1, -1)
+    weight = keras.Variable(np.ones(last[0].shape), dtype="float64")
+    biases = [keras.Variable(np.ones(5), dtype="float64") for _ in range(2)]
+    optimizer = Muon(0.1, [weight], weight_decay=0.5)
+    adam = keras.optimizers.AdamW(0.1, weight_decay=0.5)
+    for k in range(3):
+        of_both = [keras.ops.convert_to_tensor(a, "float64") for a in (last[k], of_bias[k])]
+        optimizer.apply(of_both, [weight, biases[0]])
+        adam.apply(of_both[1:], [biases[1]])
+    np.testing.assert_allclose(
+        np.moveaxis(keras.ops.convert_to_numpy(weight), -1, 0), steps_of(gradients), atol=1e-6
+    )  # Keras has its rate in float32
+    np.testing.assert_allclose(*(keras.ops.convert_to_numpy(bias) for bias in biases), atol=1e-12)
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_weights_of_layers_are_trained_by_it_and_all_others_by_adam(framework, tmp_path):
+    """After one step the weights of a layer have moved in all directions alike, those of the density by Adam."""
+    for module in {"torch": ["torch"], "keras": ["tensorflow", "keras"]}[framework]:
+        keras = pytest.importorskip(module)
+    _, config, dataset = prepared(
+        tmp_path / "run", framework, "digits", optimizer="muon", kind="conv", base="diagonal-normal", weight_decay=0.0
+    )
+    from iresnet_core.training.loop import find_trainer
+    from iresnet_core.training.plans import planned_layers
+
+    plan = planned_layers(config.settings.model, config.layout.data_shape)
+    first = config.layout.to_model(dataset.train[:50] / 17 + 0.02).astype("float32")
+    trainer = find_trainer(framework)(
+        plan, config.layout.model_shape, config.settings.training, first, base="diagonal-normal"
+    )
+    variables = list(trainer.flow.parameters() if framework == "torch" else trainer.model.trainable_variables)
+    of_base = list(trainer.flow.base.parameters() if framework == "torch" else trainer.model.base.trainable_variables)
+    of_base = {id(v) for v in of_base}
+
+    def host(variable):
+        return np.array(variable.detach() if framework == "torch" else keras.ops.convert_to_numpy(variable))
+
+    before = [host(v) for v in variables]
+    trainer.step(first, 0.01)
+    seen = 0
+    for variable, old in zip(variables, before, strict=True):
+        moved = host(variable) - old
+        if moved.ndim > 1 and id(variable) not in of_base:
+            matrix = moved.reshape(len(moved), -1) if framework == "torch" else moved.reshape(-1, moved.shape[-1])
+            values = np.linalg.svd(matrix, compute_uv=False) / (0.01 * 0.2 * max(matrix.shape) ** 0.5)
+            assert values[0] < 1.21
+            assert np.median(values) > 0.1
+            seen += 1
+        elif np.any(moved):
+            assert np.max(np.abs(moved)) < 0.0101  # at most the rate, as the first step of Adam
+    assert seen == (12 if framework == "torch" else 6)
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(framework, tmp_path):
+    for module in {"torch": ["torch"], "keras": ["keras", "tensorflow"]}[framework]:
+        pytest.importorskip(module)
+    whole = prepared(tmp_path / "whole", framework, optimizer="muon")
+    trained(*whole)
+    parts = prepared(tmp_path / "parts", framework, optimizer="muon")
+    trained(*parts, Watcher(stop_after=9))
+    trained(*parts)
+    assert without_times(whole[0]) == without_times(parts[0])
+
+
+def test_the_setting():
+    source = DatasetSource("digits", samples=100)
+    dataset = load_dataset(source)
+    assert default_settings(source, dataset, "torch", {}).training.optimizer == "adam"
+    settings = default_settings(source, dataset, "torch", {"kind": "conv"})
+    assert settings.training.optimizer == "muon"
+    with pytest.raises(InvalidArgumentError, match="no optimizer 'sgd'; there are adam, muon"):
+        default_settings(source, dataset, "torch", {"optimizer": "sgd"})
+    of_old_run = settings.as_json()
+    del of_old_run["training"]["optimizer"]  # a run from before there was a choice was trained by Adam
+    assert settings_from_json(of_old_run, "config.json").training.optimizer == "adam"
