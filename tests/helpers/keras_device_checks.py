@@ -17,7 +17,8 @@ SMALL = {"blocks": 1, "layers": 1, "batch": 32, "dtype": "float64", "clip": 0.05
 
 def run_all():
     if os.environ["KERAS_BACKEND"] == "jax":
-        agreement(hidden=40)  # the log-determinants are estimated, those of a part of the batch
+        # The log-determinants are estimated, those of a part of the batch.
+        agreement(hidden=40, optimizer="muon")
         samples_stay_where_they_are()
         arrays_follow()
         return
@@ -26,6 +27,7 @@ def run_all():
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     agreement(hidden=16, share=1.0)  # they are exact, of all samples
+    agreement(hidden=16, share=1.0, optimizer="muon")
     probes_differ()
     commands()
 
