@@ -10,7 +10,7 @@ _MOMENTUM = 0.95
 _ITERATIONS = 5
 # Coefficients of the odd polynomial of an iteration, of Jordan et al. 2024: it raises small singular values fastest.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-_TINY = 1e-20  # so that zeros stay zeros; squares of what is below it vanish in float32
+_TINY = 1e-20  # beside squares of which one is 1: only zeros are divided by it
 # Root mean square of the entries of a step at the rate 1, which is that of Adam (Liu et al. 2025, Sec. 2.2).
 _ENTRY = 0.2
 
@@ -45,7 +45,9 @@ def orthogonal_factor(matrix: Array) -> Array:
     xp = get_backend(matrix).xp
     wide = matrix.shape[0] <= matrix.shape[1]
     x = matrix if wide else xp.matrix_transpose(matrix)
-    x = x / (xp.sqrt(xp.sum(x * x)) + _TINY)
+    largest = xp.max(xp.abs(x))
+    x = x / xp.where(largest > 0, largest, xp.ones_like(largest))  # so that no square overflows or vanishes
+    x = x / xp.sqrt(xp.sum(x * x) + _TINY)
     first, third, fifth = _COEFFICIENTS
     for _ in range(_ITERATIONS):
         gram = xp.matmul(x, xp.matrix_transpose(x))

@@ -27,6 +27,17 @@ def test_the_factor_has_the_singular_vectors_and_values_near_one(backend, m, n, 
     assert np.all(values[s >= 0.003 * np.linalg.norm(s)] > 0.68)
 
 
+@pytest.mark.parametrize("exponent", [-36, -21, -20, -19, -18, 0, 18, 19, 25, 37])
+def test_the_factor_has_no_scale_in_float32(backend, exponent):
+    """Squares of the entries would overflow, or vanish where a backend takes small numbers for zero."""
+    matrix = np.random.default_rng(0).standard_normal((4, 9))
+    factors = [
+        backend.to_numpy(orthogonal_factor(backend.from_numpy((scale * matrix).astype("float32"))))
+        for scale in (1.0, 10.0**exponent)
+    ]
+    np.testing.assert_allclose(factors[1], factors[0], atol=1e-4)
+
+
 def test_zeros_stay_zeros(backend):
     zeros = backend.from_numpy(np.zeros((3, 4), dtype="float32"))
     assert not np.any(backend.to_numpy(orthogonal_factor(zeros)))

@@ -103,7 +103,9 @@ def test_a_run_that_was_begun_with_another_alpha_keeps_it():
 def test_convolutions_are_trained_with_sines_at_a_higher_rate():
     source = DatasetSource("digits")
     settings = default_settings(source, load_dataset(source), "torch", {"kind": "conv"})
-    assert (settings.model.activation, settings.training.lr, settings.training.batch) == ("sin", 1e-2, 64)
+    assert (settings.model.activation, settings.training.lr, settings.training.batch) == ("sin", 2e-2, 64)
+    by_adam = default_settings(source, load_dataset(source), "torch", {"kind": "conv", "optimizer": "adam"})
+    assert by_adam.training.lr == 1e-2
     rows = default_settings(source, load_dataset(source), "torch", {})
     assert (rows.model.activation, rows.training.lr, rows.training.batch) == ("elu", 5e-3, 256)
 

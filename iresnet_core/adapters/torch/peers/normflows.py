@@ -164,7 +164,9 @@ def glow(task: Task) -> FlowInTraining:
             warnings.filterwarnings("ignore", "torch.lu is deprecated", UserWarning)
             return Stages(([f for _ in range(count) for f in block(end, width)] for end in _ends(task)), task.image)
 
-    return NormflowsFlow(task, build, 64, "Glow (normflows)", 2e-3 if task.image else 1e-2)
+    # Of images the best of four rates: bits per dimension of validation after 300 s on MNIST, with batches of 32, are
+    # 1.371 with .002, 1.300 with .004, 1.277 with .008 and 1.302 with .016.
+    return NormflowsFlow(task, build, 64, "Glow (normflows)", 8e-3 if task.image else 1e-2)
 
 
 def residual_flow(task: Task) -> FlowInTraining:
