@@ -24,7 +24,8 @@ def announce(console: Console, config: RunConfig, dataset: Dataset, run: Trainin
     length = f"{training.steps} steps" if training.steps is not None else f"{training.minutes:g} minutes"
     console.print(
         f"{model.kind}, {model.blocks} blocks of {model.layers} x {model.hidden} {model.activation}, cap "
-        f"{model.coeff:g}; {training.framework}, {length} of {training.batch}, learning rate {training.lr:g}",
+        f"{model.coeff:g}; {training.framework}, {length} of {training.batch}, "
+        f"{training.optimizer.capitalize()}, learning rate {training.lr:g}",
         soft_wrap=True,
     )
     if model.base != "normal":

@@ -104,8 +104,10 @@ def train_command(
     steps: Annotated[int | None, _training("--steps", help="Length of the training in steps (2000).")] = None,
     minutes: Annotated[float | None, _training("--minutes", help="Length in minutes instead of steps.")] = None,
     batch: Annotated[int | None, _training("--batch", help="Samples in each step (256; conv: 64).")] = None,
-    lr: Annotated[float | None, _training("--lr", help="Learning rate.")] = None,
-    optimizer: Annotated[str | None, _training("--optimizer", metavar="NAME", help="adam, or muon (conv).")] = None,
+    lr: Annotated[float | None, _training("--lr", help="Learning rate (0.005; conv: 0.02).")] = None,
+    optimizer: Annotated[
+        str | None, _training("--optimizer", metavar="NAME", help="adam, or muon (the default of conv).")
+    ] = None,
     schedule: Annotated[str | None, _training("--schedule", help="cosine (default) or constant.")] = None,
     start: Annotated[
         str | None,

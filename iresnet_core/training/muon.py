@@ -1,4 +1,4 @@
-"""Muon: steps along the orthogonal factor of a matrix's momentum, instead of entry by entry as Adam takes them."""
+"""Muon: steps along the orthogonal factor of a matrix's momentum, where those of Adam go entry by entry."""
 
 import math
 
@@ -74,8 +74,8 @@ def muon_step(gradient: Array, momentum: Array, *, outputs_axis: int) -> tuple[A
     -----
     The layers of a block are divided by a bound on their spectral norm. Adam's steps lie in few directions, and the
     largest singular values take up what the bound allows; steps of Muon change all singular values alike, so that the
-    whole of a layer learns. The factor makes its entries as long as those of Adam, whose rates stay as they are (Liu et
-    al. 2025, "Muon is scalable for LLM training").
+    whole of a layer learns. The factor makes the entries of a step about as long as those of Adam's (Liu et al. 2025,
+    "Muon is scalable for LLM training").
     """
     xp = get_backend(gradient).xp
     momentum = _MOMENTUM * momentum + (1 - _MOMENTUM) * gradient

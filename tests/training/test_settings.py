@@ -114,7 +114,9 @@ def test_rows_of_grey_levels_have_an_activation_in_front():
     source = DatasetSource("digits")
     rows, images = (default_settings(source, load_dataset(source), "torch", {"kind": kind}) for kind in ("mlp", "conv"))
     assert (rows.model.activation_first, rows.training.weight_decay) == (True, 0.5)
-    assert (images.model.activation_first, images.training.weight_decay) == (False, 2.0)
+    assert (images.model.activation_first, images.training.weight_decay) == (False, 0.5)
+    by_adam = default_settings(source, load_dataset(source), "torch", {"kind": "conv", "optimizer": "adam"})
+    assert by_adam.training.weight_decay == 2.0
     assert not moons_settings().model.activation_first
     node = json.loads(json.dumps(rows.as_json()))
     del node["model"]["activation_first"]  # as it was written before there was the setting

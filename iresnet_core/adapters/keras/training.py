@@ -93,12 +93,13 @@ class Trainer:
         of_base = [] if isinstance(self.model.base, str) else self.model.base.trainable_variables
         bases = {id(variable) for variable in of_base}
         weights = [v for v in variables if len(v.shape) > 1 and id(v) not in bases]
+        states: list[Any] = [layer.state for layer in self.model.capped_layers()]
         self.optimizer = self.devices.optimizer(
             settings.lr,
             weight_decay=settings.weight_decay,
             epsilon=1e-8,
             global_clipnorm=settings.clip,
-            matrices=weights if settings.optimizer == "muon" else [],
+            matrices=[state.kernel for state in states] if settings.optimizer == "muon" else [],
         )
         ids = {id(variable) for variable in weights}
         self.optimizer.exclude_from_weight_decay([v for v in variables if id(v) not in ids])

@@ -62,6 +62,11 @@ class CappedWeight(CertifiedWeight, keras.layers.Layer):
             self._basis.assign(scaled_in_training([free], [cap], [None])[0][1])
 
     @property
+    def kernel(self) -> keras.Variable:
+        """The free parameter."""
+        return self._linear().kernel
+
+    @property
     def variables(self) -> list[Any]:
         """Return the weights, and what programs keep."""
         kept = self._in_programs

@@ -4,6 +4,7 @@ from typing import Any, Self
 
 import iresnet_core as core
 from iresnet_core.adapters.shared.condition import rows_of, taken
+from iresnet_core.adapters.shared.weight import CappedLayer
 from iresnet_core.backends import Array, get_backend
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.flows import mean_loss, require_rows, training_log_prob, with_own_numbers, with_part_first
@@ -114,6 +115,10 @@ class TrainingMethods:
             loss = core.reverse_kl(flow, target, n, context=taken(flow, context), like=like, share=share, **options)
         return loss + self.spectral_penalty(self.penalty) if self.penalty else loss
 
+    def capped_layers(self) -> list[CappedLayer]:
+        """Return the capped linear layers of all blocks, with their free parameters."""
+        return [capped for block in self._blocks() for capped in block.capped_layers()]
+
     def fill_caps(self) -> Self:
         """Scale the free weights so that every layer of every block starts at its cap; returns the flow."""
         for block in self._blocks():
@@ -128,7 +133,7 @@ class TrainingMethods:
         InvalidArgumentError
             If there is no block, or only blocks with a declared constant.
         """
-        layers = [capped.free() for block in self._blocks() for capped in block.capped_layers()]
+        layers = [capped.free() for capped in self.capped_layers()]
         if not layers:
             raise InvalidArgumentError(
                 "the flow has no weights to penalise: it has no block, or only blocks with a declared constant."

@@ -87,16 +87,19 @@ class Trainer:
         parameters = list(self.flow.parameters())
         weights = [p for p in parameters if p.ndim > 1 and p not in of_base]
         others = [p for p in parameters if p.ndim <= 1 or p in of_base]
-        by_muon = settings.optimizer == "muon"
-        groups = [{"params": [] if by_muon else weights, "weight_decay": settings.weight_decay}]
-        groups += [{"params": others, "weight_decay": 0.0}]
+        capped = {layer.weight for layer in self.flow.capped_layers()}
+        matrices = [p for p in weights if p in capped] if settings.optimizer == "muon" else []
+        self._by_muon = set(matrices)
+        groups = [
+            {"params": [p for p in weights if p not in self._by_muon], "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
         # One pass over all parameters: 0.5 instead of 2.9 ms of the 50 that a step of ten blocks of 128 takes (d = 64).
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "adam": torch.optim.AdamW(groups, lr=settings.lr, fused=self.device.type == "cpu")
         }
-        if by_muon:
-            self.optimizers["muon"] = Muon(weights, settings.lr, settings.weight_decay)
-        self._by_muon = set(weights) if by_muon else set()
+        if matrices:
+            self.optimizers["muon"] = Muon(matrices, settings.lr, settings.weight_decay)
         self.average = None if settings.ema is None else AveragedModel(self.flow, multi_avg_fn=_ema(settings.ema))
         self.loss: Any = _objective(self.flow, processes)
 
