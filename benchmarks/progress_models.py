@@ -1,6 +1,6 @@
 """The flow that `iresnet train` trains, with its savings on or off, and the residual flow of normflows of that size.
 
-Both take steps of Adam with clipped gradients on prepared samples, and score others.
+Ours is trained by the optimiser of its settings, and normflows by Adam, with clipped gradients and on prepared samples.
 """
 
 import numpy as np

@@ -26,6 +26,7 @@ KINDS = {
     "convolution first": {"activation": "elu", "coeff": 0.9},
     "activation first": {"activation": "lipswish", "coeff": 0.98, "activation_first": True},
 }
+FLOW = {"kind": "conv", "scales": 1, "optimizer": "adam", "lr": 0.01}
 SERIES = {"method": "series", "terms": 20, "control_variate": "none"}
 
 
@@ -33,7 +34,7 @@ def trained(data, asked, steps):
     """The flow in float32 after some steps, with its reference, and images as it takes them."""
     dataset = load_dataset(DatasetSource(data, seed=0))
     prepared, batch = Prepared(dataset), 64
-    settings = {"data": data, "seed": 0, "batch": batch, "asked": {**asked, "kind": "conv", "scales": 1}}
+    settings = {"data": data, "seed": 0, "batch": batch, "asked": {**asked, **FLOW}}
     model = made_model("ours", dataset, prepared.first(1000, 0), settings)
     order = EpochOrder(len(dataset.train), batch, 0)
     for step in range(steps):
