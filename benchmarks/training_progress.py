@@ -5,7 +5,7 @@
     python benchmarks/training_progress.py --data mnist --file mnist.npz --seconds 600 --save progress.json
     python benchmarks/training_progress.py --save progress.json --plots docs/images --markdown progress.md
 
-One thread, float32, a learning rate that falls along a cosine over the time, which is the time of this process alone; it
+One thread, float32, a learning rate that falls along a cosine over the time, which is the time of this process; it
 stands still during evaluations. Every model is scored ten times on the same test samples: vectors by exact
 log-determinants, images by each library's estimate for evaluation, in bits per dimension. The first two commands add
 what they find to a file; the last one makes the table and the picture of it. Runs by hand only: an hour in all.

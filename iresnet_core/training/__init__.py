@@ -25,6 +25,7 @@ from iresnet_core.training.evaluation import (
     transformed,
 )
 from iresnet_core.training.labelled_data import LabelledDataset, labelled_fingerprint, load_labelled
+from iresnet_core.training.logit_parameter import share_at_ends
 from iresnet_core.training.loop import bits_per_dim, find_trainer, import_trainer, require_able, train, trainer_names
 from iresnet_core.training.maf_tables import load_maf_table, maf_table_names
 from iresnet_core.training.muon import muon_step, orthogonal_factor
@@ -62,7 +63,6 @@ from iresnet_core.training.settings import (
     TrainingSettings,
     default_settings,
     settings_parts,
-    share_at_ends,
     with_changes,
 )
 from iresnet_core.training.task_loop import (

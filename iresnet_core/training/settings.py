@@ -5,13 +5,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, get_origin, get_type_hints
 
-import numpy as np
-
 from iresnet_core.branches import Activation
 from iresnet_core.errors import InvalidArgumentError, RunError
 from iresnet_core.flows import require_share
 from iresnet_core.training.common_settings import require_training
 from iresnet_core.training.datasets import Dataset, DatasetSource
+from iresnet_core.training.logit_parameter import default_alpha
 from iresnet_core.training.plans import ModelSettings
 from iresnet_core.training.sample_arrays import is_image_shape
 
@@ -21,7 +20,6 @@ __all__ = [
     "default_settings",
     "settings_from_json",
     "settings_parts",
-    "share_at_ends",
     "with_changes",
 ]
 
@@ -66,9 +64,6 @@ _FEW = 16
 _IMAGE_SPREAD, _PLANE_SPREAD = 5.0, 20.0
 # Learning rates of convolutions.
 _CONV_LR = {"adam": 1e-2, "muon": 2e-2}
-# Parameters of the logit of images: that of photographs in the literature (Chen et al. 2019); and where more than so
-# many pixels are at the ends, in levels.
-_ALPHA, _ALPHA_OF_A_LEVEL, _MANY_ENDS = 0.05, 0.1, 0.5
 # Rows of grey levels have an activation in front of every block, and a smaller decay. Bits per dimension of 180 digits
 # for validation after 40 s of one busy core: 2.027 without it (elu, decay 2), between 2.02 and 2.08 with another rate,
 # decay, cap, clipping, alpha or activation, 1.980 with it (1.989 with lipswish).
@@ -266,7 +261,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         "layers": 2,
         "activation": "sin" if kind == "conv" or (size < _FEW and not image and not short_table) else "elu",
         "coeff": 0.9,
-        "alpha": None if dataset.levels is None else _default_alpha(dataset),
+        "alpha": None if dataset.levels is None else default_alpha(dataset),
         "standardize": dataset.levels is None,
         "activation_first": grey_rows,
         "scales": 2,
@@ -330,28 +325,6 @@ def _evaluate_every(convolutional: bool, steps: int | None) -> int:
     """
     usual, fewest = (250, 4) if convolutional else (100, 10)
     return usual if steps is None else max(1, min(usual, steps // fewest))
-
-
-def share_at_ends(dataset: Dataset) -> float:
-    """Return which part of the grey levels to train on is the lowest or the highest; 0 for real numbers."""
-    if dataset.levels is None:
-        return 0.0
-    return float(np.mean((dataset.train == 0) | (dataset.train == dataset.levels - 1)))
-
-
-def _default_alpha(dataset: Dataset) -> float:
-    """Return the parameter of the logit: a tenth of a level where more than half of the pixels are black or white.
-
-    Of such a pixel nothing varies but the noise that dequantises it, 1 / levels wide, which the flow has to stretch to
-    a standard normal density. With a small alpha the logit does that; what it leaves, blocks must do, whose slopes are
-    capped. Far below a level (1e-6 in Chen et al. 2019) it gives the noise a long tail instead. Bits per dimension of
-    MNIST after 250 steps: 0.05 far above 2, 1e-6 1.83, a tenth of a level 1.69; of the digits after 300 steps: 2.12,
-    2.19, 2.07. Where few pixels are at the ends, a small alpha would make outliers of them.
-    """
-    if share_at_ends(dataset) <= _MANY_ENDS:
-        return _ALPHA
-    assert dataset.levels is not None
-    return _ALPHA_OF_A_LEVEL / dataset.levels
 
 
 def with_changes(old: Any, asked: Mapping[str, Any], where: str, changeable: Collection[str] = CHANGEABLE) -> Any:

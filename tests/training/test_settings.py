@@ -8,7 +8,8 @@ import pytest
 
 from iresnet_core.errors import InvalidArgumentError, RunError
 from iresnet_core.training.datasets import Dataset, DatasetSource, load_dataset
-from iresnet_core.training.settings import default_settings, settings_from_json, share_at_ends, with_changes
+from iresnet_core.training.logit_parameter import share_at_ends
+from iresnet_core.training.settings import default_settings, settings_from_json, with_changes
 
 
 def moons_settings(**asked):
