@@ -31,6 +31,8 @@ All numbers come from the records that the commands wrote.
   certified log-determinants; where they are not exact, the bound on their bias is given too.
 - **Comparators.** They come from other packages: `pip install 'iresnet-core[cli,torch,peers]'`. Without them, our own
   models are trained alone.
+- **Versions.** The date and the settings of a run are at the end of its section. Where defaults have changed since, as
+  the changelog says, the command gives what today's come to.
 
 `iresnet reproduce TARGET` makes one of these sections again; it keeps what is finished, so that after Ctrl-C the same
 command goes on. `iresnet reproduce TARGET --keep` puts the result onto this page, in a clone of the repository.
