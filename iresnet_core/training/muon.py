@@ -31,8 +31,8 @@ def orthogonal_factor(matrix: Array) -> Array:
 
     Notes
     -----
-    An iteration is X <- a X + (b X Xᵀ + c (X Xᵀ)²) X. Cost: two products of min(m, n) x min(m, n) x max(m, n) and one
-    of the power of three of the smaller side. Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in
+    An iteration is X <- a X + (b X Xᵀ + c (X Xᵀ)²) X. It costs two products of min(m, n)² max(m, n) multiplications and
+    one of min(m, n)³. Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in
     neural networks".
 
     Examples
