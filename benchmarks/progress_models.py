@@ -19,7 +19,7 @@ class Ours:
 
     def __init__(self, settings, shape, first, *, checkpoint=False, **options):
         self.trainer = Trainer(planned_layers(settings.model, shape), first.shape[1:], settings.training, first)
-        self.rate, self.clip, self.options = settings.training.lr, settings.training.clip, options
+        self.rate, self.options = settings.training.lr, options
         if checkpoint:
             self.trainer.flow.checkpoint = True
 

@@ -11,6 +11,7 @@ folds are what defaults were chosen by. `--degrees` is for the base "student-t".
 import argparse
 
 import numpy as np
+from named_settings import setting
 from report_tables import Report
 
 from iresnet_core.flows import base_densities
@@ -18,17 +19,6 @@ from iresnet_core.reproduction.comparison import trained_cell, with_ours
 from iresnet_core.reproduction.tables import SMALL, load_table
 
 BATCH, DECAY = 256, 2.0
-
-
-def setting(text):
-    """Return the name and the value of a setting."""
-    name, _, value = text.partition("=")
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            continue
-    return name, value
 
 
 def scored(table, fold, asked, seconds):

@@ -127,9 +127,9 @@ def train(
 ) -> Outcome:
     """Train a flow by maximum likelihood, from the run's last checkpoint if it has one.
 
-    Steps on the mean negative log-density, with the gradient clipped; the model with the best validation is exported
-    at every evaluation that improves it. SIGINT and SIGTERM end the training after the step at hand with a checkpoint;
-    a second one ends it at once, which leaves the last checkpoint as it is.
+    The optimiser takes steps on the mean negative log-density, with the gradient clipped; the model with the best
+    validation is exported at every evaluation that improves it. SIGINT and SIGTERM end the training after the step at
+    hand with a checkpoint; a second one ends it at once, which leaves the last checkpoint as it is.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ _MOMENTUM = 0.95
 _ITERATIONS = 5
 # Coefficients of the odd polynomial of an iteration, of Jordan et al. 2024: it raises small singular values fastest.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-_TINY = 1e-20  # beside squares of which one is 1: only zeros are divided by it
+_TINY = 1e-20  # is added to a sum of squares that is 1 or more, or 0 for a matrix of zeros, which stays one
 # Root mean square of the entries of a step at the rate 1, which is that of Adam (Liu et al. 2025, Sec. 2.2).
 _ENTRY = 0.2
 

@@ -63,7 +63,7 @@ _FEW = 16
 # spread of 3 is worse than 1 by .9 nats.
 _IMAGE_SPREAD, _PLANE_SPREAD = 5.0, 20.0
 # Learning rates of convolutions.
-_CONV_LR = {"adam": 1e-2, "muon": 2e-2}
+_CONV_LR = {"adam": 1e-2, "muon": 2e-2}  # of another optimizer none, since it is refused
 # Rows of grey levels have an activation in front of every block, and a smaller decay. Bits per dimension of 180 digits
 # for validation after 40 s of one busy core: 2.027 without it (elu, decay 2), between 2.02 and 2.08 with another rate,
 # decay, cap, clipping, alpha or activation, 1.980 with it (1.989 with lipswish).
@@ -275,7 +275,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         "steps": None if asked.get("minutes") is not None else 2000,
         "minutes": None,
         "batch": min(64 if kind == "conv" else 256, dataset.train_count),
-        "lr": _CONV_LR.get(optimizer, 1e-2) if kind == "conv" else 2e-3 if short_table and size < _FEW else 5e-3,
+        "lr": _CONV_LR.get(optimizer) if kind == "conv" else 2e-3 if short_table and size < _FEW else 5e-3,
         "schedule": "cosine",
         "start": "uniform" if few else "orthogonal",
         "weight_decay": decay if few else 0.0,

@@ -2,12 +2,20 @@
 
 import signal
 
+import pytest
+
 from iresnet_core.training.datasets import DatasetSource, fingerprint, load_dataset
 from iresnet_core.training.loop import find_trainer, train
 from iresnet_core.training.plans import planned_layers, planned_shape
 from iresnet_core.training.run import RunConfig, TrainingRun
 from iresnet_core.training.sample_layout import SampleLayout
 from iresnet_core.training.settings import default_settings
+
+
+def require(framework):
+    """Skip a test of a framework that is not installed."""
+    for module in {"torch": ["torch"], "keras": ["tensorflow", "keras"]}.get(framework, []):
+        pytest.importorskip(module, reason=f"{module} is not installed", exc_type=ImportError)
 
 
 class Watcher:

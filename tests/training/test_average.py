@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_trainings import prepared
+from small_trainings import prepared, require
 
 from iresnet_core.backends import get_backend
 from iresnet_core.errors import InvalidArgumentError
@@ -16,8 +16,7 @@ from iresnet_core.training.settings import default_settings
 
 @pytest.fixture(params=["torch", "keras"])
 def framework(request):
-    for module in {"torch": ["torch"], "keras": ["keras", "tensorflow"]}[request.param]:
-        pytest.importorskip(module)
+    require(request.param)
     return request.param
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_trainings import Watcher, prepared, trained, without_times
+from small_trainings import Watcher, prepared, require, trained, without_times
 
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.training import ConditionPlan, find_trainer, muon_step, orthogonal_factor, planned_layers
-from iresnet_core.training.datasets import DatasetSource, load_dataset
+from iresnet_core.training.datasets import Dataset, DatasetSource, load_dataset
 from iresnet_core.training.settings import default_settings
 
 # A weight of a dense layer, and kernels of convolutions: outputs first, as PyTorch has them.
@@ -94,7 +94,9 @@ def test_the_optimiser_of_pytorch(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_optimiser_of_keras(shape):
-    keras = pytest.importorskip("keras")
+    require("keras")
+    import keras
+
     from iresnet_core.adapters.keras.muon import Muon
 
     rng = np.random.default_rng(1)
@@ -116,8 +118,7 @@ def test_the_optimiser_of_keras(shape):
 
 @pytest.fixture(params=["torch", "keras"])
 def framework(request):
-    for module in {"torch": ["torch"], "keras": ["tensorflow", "keras"]}[request.param]:
-        pytest.importorskip(module)
+    require(request.param)
     return request.param
 
 
@@ -171,6 +172,21 @@ def moved_by_muon(trainer, framework, step):
             values = np.linalg.svd(matrix, compute_uv=False) / (0.01 * 0.2 * max(matrix.shape) ** 0.5)
             seen += bool(values[0] < 1.21 and np.median(values) > 0.1)
     return seen
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+def test_images_of_usual_sizes_learn_below_their_caps(shape):
+    require("torch")
+    images = np.random.default_rng(0).integers(0, 64, (40, *shape))
+    dataset = Dataset("noise", images[:30], images[30:], images[30:], levels=256)
+    asked = {"coeff": 0.98, "hidden": 16, "blocks": 2, "batch": 16}
+    settings = default_settings(DatasetSource("noise.npy"), dataset, "torch", asked)
+    assert (settings.model.kind, settings.training.optimizer) == ("conv", "muon")
+    x = ((images[:16] + 0.5) / 256).astype("float32")
+    trainer = find_trainer("torch")(planned_layers(settings.model, shape), shape, settings.training, x)
+    losses = [trainer.step(x, 0.02).loss for _ in range(6)]
+    assert losses[-1] < losses[0] - 10
+    assert 0.9 < trainer.lipschitz() <= 0.98 * (1 + 1e-6)
 
 
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(framework, tmp_path):

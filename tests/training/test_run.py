@@ -11,7 +11,7 @@ import numpy as np
 import numpy_trainer
 import pytest
 from safetensors.numpy import load_file
-from small_trainings import Watcher, prepared, trained, without_times
+from small_trainings import Watcher, prepared, require, trained, without_times
 
 import iresnet_core
 from iresnet_core.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError, RunError
@@ -30,8 +30,7 @@ BACKENDS = ["numpy", "torch", "keras"]
 def framework(request, monkeypatch):
     """Each framework that can train here, and one without a framework."""
     monkeypatch.setitem(training._TRAINERS, "numpy", ("numpy_trainer", "numpy", ""))
-    for module in {"torch": ["torch"], "keras": ["keras", "tensorflow"]}.get(request.param, []):
-        pytest.importorskip(module)
+    require(request.param)
     return request.param
 
 
@@ -119,9 +118,8 @@ def test_a_training_on_images_resumes_too(framework, tmp_path):
 @pytest.mark.parametrize("how", ["recompute", "recover"])
 def test_recomputed_blocks_train_alike(tmp_path, how):
     pytest.importorskip("torch")
-    # By Adam, since Muon enlarges the rounding of small singular values.
     asked = {"steps": 4, "evaluate_every": 4, "evaluation_samples": 20, "blocks": 1, "hidden": 4, "kind": "conv"}
-    asked = {**asked, "optimizer": "adam"}
+    asked["optimizer"] = "adam"  # Muon enlarges the rounding of small singular values
     whole, config, dataset = prepared(tmp_path / "whole", "torch", "digits", 300, **asked)
     trained(whole, config, dataset)
     assert not getattr(config.settings.training, how)
