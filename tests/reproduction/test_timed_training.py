@@ -1,6 +1,9 @@
 """The training for a given time, with a model whose log-densities are known, and with our own on a toy set."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -70,6 +73,15 @@ def test_the_best_state_is_scored():
 def test_a_model_that_is_never_finite_is_refused():
     with pytest.raises(NonFiniteError, match="diverged"):
         train_for(Normal(worst=0), Prepared(DATA), TimedTraining(1e9, steps=2))
+
+
+def test_the_clock_counts_what_a_step_calls():
+    training, before = TimedTraining(1.0), os.times()
+    begin = training.clock()
+    subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
+    spent, after = training.clock() - begin, os.times()
+    of_child = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent >= of_child > 0
 
 
 def test_prepared_samples_are_those_of_the_data():
