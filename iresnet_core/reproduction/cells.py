@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -93,7 +94,7 @@ def _in_processes(cells: Sequence[Cell], processes: int, finished: Callable[[Cel
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     # A forked process could not use the threads that a framework has begun in this one.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_leave_interrupts_to_the_parent)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_follow_the_parent)
     try:
         waiting: dict[Future[CellResult], Cell] = {pool.submit(_timed, cell): cell for cell in cells}
         while waiting:
@@ -115,8 +116,17 @@ def _in_processes(cells: Sequence[Cell], processes: int, finished: Callable[[Cel
                 os.environ[name] = value
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _follow_the_parent() -> None:
+    """Leave interrupts to the parent, and end with it, which may be killed while cells have an hour to go."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _timed(cell: Cell) -> CellResult:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +93,47 @@ def test_cells_in_two_processes(tmp_path):
     chosen = [Cell(f"cell-{k}", {"k": k}, CellResult) for k in range(3)]
     found = compute_cells(Request(tmp_path), chosen, processes=2)
     assert [one.values for one in found.values()] == [{"k": 0}, {"k": 1}, {"k": 2}]
+
+
+BEATING = """
+import os, sys, time
+from pathlib import Path
+from iresnet_core.reproduction import Cell, Request, compute_cells
+
+def beat(settings):
+    for _ in range(600):
+        Path(settings["path"]).write_text(str(time.time()))
+        time.sleep(0.05)
+
+if __name__ == "__main__":
+    cells = [Cell(f"c{k}", {"path": f"beat{k}"}, beat) for k in range(2)]
+    compute_cells(Request(Path(sys.argv[1])), cells, processes=2)
+"""
+
+
+def test_cells_end_with_a_run_that_is_killed(tmp_path):
+    (tmp_path / "beating.py").write_text(BEATING)
+    beats = [tmp_path / "beat0", tmp_path / "beat1"]
+    run = subprocess.Popen([sys.executable, "beating.py", "run"], cwd=tmp_path)
+    try:
+        waited_for(lambda: all(path.is_file() for path in beats))
+    finally:
+        run.kill()
+        run.wait()
+
+    def still():
+        before = [path.read_text() for path in beats]
+        time.sleep(0.5)
+        return before == [path.read_text() for path in beats]
+
+    waited_for(still)
+
+
+def waited_for(condition):
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() < begin + 25
+        time.sleep(0.05)
 
 
 def test_a_record_is_read_back(tmp_path):
