@@ -1,7 +1,10 @@
 """Ours and peers on the same data for the same time: the cells of such a comparison, and what their scores say."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +43,7 @@ LABELS = {
     "residualflow": "residual flow",
 }
 COUPLING = ("nice", "realnvp", "glow")
+_PEERS = 2  # is raised when a peer is made in another way, so that what a run folder holds of it is computed again
 _FIRST = 1000  # samples for initialisations that depend on data
 
 
@@ -132,10 +136,12 @@ def cell_of(
 
     The settings of ours hold all of its model and training ("ours"), the defaults too, so that what a run folder holds
     from before a default was another is not taken for the same. A peer's hold nothing of ours but the number of
-    parameters.
+    parameters, and which models of the packages those of today are.
     """
-    kept = dict(settings) if model == "ours" else {key: value for key, value in settings.items() if key != "ours"}
-    return Cell(name, {**kept, "model": model, "asked": settings["asked"] if model == "ours" else {}}, compute)
+    if model == "ours":
+        return Cell(name, {**settings, "model": model}, compute)
+    kept = {key: value for key, value in settings.items() if key != "ours"}
+    return Cell(name, {**kept, "model": model, "asked": {}, "peers": _PEERS}, compute)
 
 
 def trained_cell(settings: Mapping[str, Any], dataset: Dataset) -> CellResult:
@@ -157,6 +163,31 @@ def trained_cell(settings: Mapping[str, Any], dataset: Dataset) -> CellResult:
         The values of a `TimedOutcome`, the constant of residual flows, the log-densities of the test samples as
         "scores", and the densities on a grid as "grid".
     """
+    with _own_compiler():
+        return _trained(settings, dataset)
+
+
+@contextmanager
+def _own_compiler() -> Iterator[None]:
+    """Let PyTorch compile with one thread and from nothing, so that the clock has all of the compiler's time.
+
+    Programs that an earlier run left would cost nothing, and workers that outlive a step are not counted.
+    """
+    with TemporaryDirectory() as folder:
+        own = {"TORCHINDUCTOR_CACHE_DIR": folder, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        before = {name: os.environ.get(name) for name in own}
+        os.environ.update(own)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+def _trained(settings: Mapping[str, Any], dataset: Dataset) -> CellResult:
     data = Prepared(dataset)
     model = made_model(settings["model"], dataset, data.first(_FIRST, settings["seed"]), settings)
     if settings.get("lr") is not None:

@@ -1,7 +1,6 @@
 """Our own model of a comparison: the flow that `iresnet train` trains, scored as the core has it."""
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,8 +51,6 @@ class Ours:
     ) -> None:
         model = dataclasses.replace(settings.model, standardize=False)
         training = dataclasses.replace(settings.training, threads=settings.training.threads or 1)
-        if training.compiled:  # in this process, whose time is counted with that of its children
-            os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
         self.name, self.lr, self.settings = name, training.lr, settings
         self.layout = SampleLayout(task.event_shape, planned_shape(model, task.event_shape))
         self._dtype = training.dtype
