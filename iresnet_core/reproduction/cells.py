@@ -66,7 +66,7 @@ def compute_cells(request: Request, cells: Sequence[Cell], processes: int = 1) -
     """Return the results of all cells; those that the run folder holds are not computed again.
 
     Every cell is written as it is finished, so that a run that was interrupted goes on with the others. With more than
-    one process each cell has a process of one thread, whose own time `time.process_time` counts.
+    one process each cell has a process of one thread, whose own time can be counted.
     """
     folder = request.out / "cells"
     folder.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ __all__ = [
     "cell_of",
     "difference",
     "made_model",
+    "own_compiler",
     "trained_cell",
     "with_error",
     "with_ours",
@@ -163,12 +164,12 @@ def trained_cell(settings: Mapping[str, Any], dataset: Dataset) -> CellResult:
         The values of a `TimedOutcome`, the constant of residual flows, the log-densities of the test samples as
         "scores", and the densities on a grid as "grid".
     """
-    with _own_compiler():
+    with own_compiler():
         return _trained(settings, dataset)
 
 
 @contextmanager
-def _own_compiler() -> Iterator[None]:
+def own_compiler() -> Iterator[None]:
     """Let PyTorch compile with one thread and from nothing, so that the clock has all of the compiler's time.
 
     Programs that an earlier run left would cost nothing, and workers that outlive a step are not counted.

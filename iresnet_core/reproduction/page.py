@@ -22,9 +22,9 @@ beside the comparators of the report, trained in the same run on the same data, 
 All numbers come from the records that the commands wrote.
 
 - **Time.** Models that are compared are trained for the same time, in table 1 for the same steps. On a CPU the clock is
-  the processor time of a process with one thread, so that a busy machine changes nothing; on a GPU it is wall time.
-  Evaluations are not counted. During the time the learning rate goes down along half a cosine, and the state that is
-  best on the validation set is scored on the test set.
+  the processor time of a process with one thread, and of the compilers that it calls, so that a busy machine changes
+  nothing; on a GPU it is wall time. Evaluations are not counted. During the time the learning rate goes down along
+  half a cosine, and the state that is best on the validation set is scored on the test set.
 - **Size.** Outside of table 1 the widths of the comparators are chosen so that they have as many parameters as our
   model, within some per cent.
 - **Errors.** The number after ± is one standard error of a mean over the test samples. Our own densities come from

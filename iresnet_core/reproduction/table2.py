@@ -20,7 +20,7 @@ from iresnet_core.training import DatasetSource, bits_per_dim, default_settings,
 __all__ = ["reproduce"]
 
 MODELS = ("ours", "glow", "residualflow", "realnvp", "nice", "made", "maf")
-SECONDS = {"digits": 60.0, "mnist": 420.0}  # with which the command takes about 30 minutes on two cores
+SECONDS = {"digits": 60.0, "mnist": 420.0}  # with which the command takes less than an hour on two cores
 SECONDS_PAPER = 36_000.0
 # Of all models. With 64 on MNIST, Glow would be worse by .05 bits after 300 s, and ours by .015.
 _BATCHES = {"digits": 256, "mnist": 32}

@@ -35,8 +35,8 @@ class TimedTraining:
     validation_samples, test_samples : int
         How many samples an evaluation and the score at the end take, at most.
     wall : bool
-        Whether the clock is wall time, as on a GPU, instead of the time of this process on the CPU, which a machine
-        that is busy with other things does not change.
+        Whether the clock is wall time, as on a GPU, instead of the processor time of this process and of those that it
+        started and waited for (on Windows of this process alone), which a busy machine does not change.
     steps : int or None
         A number of steps at which the training ends even if there is time left; for tests.
     """
@@ -61,8 +61,9 @@ class TimedTraining:
         """Return the time of the clock, in seconds."""
         if self.wall:
             return time.perf_counter()
-        children = os.times()  # such as a compiler that a step calls
-        return time.process_time() + children.children_user + children.children_system
+        total = os.times()
+        # A step may call a compiler, which is a process of its own.
+        return time.process_time() + total.children_user + total.children_system
 
 
 class TimedOutcome(NamedTuple):

@@ -65,6 +65,18 @@ def test_a_peer_of_images(name):
     assert -0.1 < drawn.min() <= drawn.max() < 1.1
 
 
+def test_glow_of_larger_images():
+    first = np.random.default_rng(0).random((20, 1, 16, 16))
+    model = peer("glow", Task(first, alpha=1e-3, parameters=60_000))
+    assert sum(type(part).__name__ == "ActNorm" for part in model.module.modules()) == 16  # 8 at each scale
+    assert model.parameter_count() == pytest.approx(60_000, rel=0.15)
+    before = model.log_prob(first).mean()
+    for _ in range(3):
+        model.step(first, 1e-3)
+    assert model.log_prob(first).mean() > before
+    assert model.sample(2, 0).shape == (2, 1, 16, 16)
+
+
 def test_samples_are_those_of_the_density():
     model = peer("glow", Task(VECTORS.first(200, 0), parameters=500))
     train_for(model, VECTORS, TimedTraining(1e9, steps=10, batch=64, evaluations=1))

@@ -1,10 +1,15 @@
 """Figure 3 and table 2 at a tiny size: their records, their pictures, and that finished trainings are kept."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from iresnet_core.reproduction import Request, figure3, find_target, table2
+from iresnet_core.reproduction.comparison import own_compiler
 from iresnet_core.reproduction.image_pictures import image_rows
+from iresnet_core.training import DatasetSource, load_dataset
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -26,6 +31,39 @@ def test_table2(monkeypatch, tmp_path):
     assert all(len(row) == len(record.columns) for row in record.rows)
     assert (tmp_path / "table2.png").stat().st_size > 5000
     assert find_target("table2")(request).details == record.details
+
+
+@pytest.mark.parametrize(
+    ("asked", "compiler", "blocks", "compiled"),
+    [
+        ({"seconds": 300.0}, "g++", 4, False),
+        ({"seconds": 1800.0}, "g++", 16, True),
+        ({"seconds": 1800.0}, None, 16, False),
+        ({"seconds": 1800.0, "device": "cuda"}, "g++", 16, False),
+        ({"paper": True}, "g++", 16, True),
+    ],
+)
+def test_long_trainings_are_deep_and_compiled(monkeypatch, asked, compiler, blocks, compiled):
+    digits = load_dataset(DatasetSource("digits"))
+    monkeypatch.setattr(table2, "load_dataset", lambda source: digits)
+    monkeypatch.setattr(table2, "with_ours", lambda settings, dataset: settings)
+    monkeypatch.setattr(table2.shutil, "which", lambda name: compiler)
+    found = table2._settings(Request(None, **asked), "mnist")["asked"]
+    assert found["blocks"] == blocks
+    assert found.get("compiled", False) == compiled
+    assert found["hidden"] == (512 if asked.get("paper") else 64 if blocks == 4 else 32)
+
+
+def test_a_compiler_begins_from_nothing(monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "kept")
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    with own_compiler():
+        folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        assert not any(folder.iterdir())
+        assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "1"
+    assert not folder.exists()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "kept"
+    assert "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ
 
 
 def test_figure3(monkeypatch, tmp_path):

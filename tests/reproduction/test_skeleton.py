@@ -1,7 +1,10 @@
 """Requests, cells, records and the page: what a run keeps, and what it does not compute twice."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -101,6 +104,7 @@ from pathlib import Path
 from iresnet_core.reproduction import Cell, Request, compute_cells
 
 def beat(settings):
+    Path(settings["path"] + ".pid").write_text(str(os.getpid()))
     for _ in range(600):
         Path(settings["path"]).write_text(str(time.time()))
         time.sleep(0.05)
@@ -115,18 +119,22 @@ def test_cells_end_with_a_run_that_is_killed(tmp_path):
     (tmp_path / "beating.py").write_text(BEATING)
     beats = [tmp_path / "beat0", tmp_path / "beat1"]
     run = subprocess.Popen([sys.executable, "beating.py", "run"], cwd=tmp_path)
-    try:
-        waited_for(lambda: all(path.is_file() for path in beats))
-    finally:
-        run.kill()
-        run.wait()
 
     def still():
         before = [path.read_text() for path in beats]
         time.sleep(0.5)
         return before == [path.read_text() for path in beats]
 
-    waited_for(still)
+    try:
+        waited_for(lambda: all(path.is_file() for path in beats))
+        run.kill()
+        run.wait()
+        waited_for(still)
+    finally:
+        run.kill()
+        for path in tmp_path.glob("*.pid"):
+            with contextlib.suppress(OSError):
+                os.kill(int(path.read_text()), signal.SIGTERM)
 
 
 def waited_for(condition):

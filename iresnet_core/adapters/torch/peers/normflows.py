@@ -15,9 +15,9 @@ from iresnet_core.reproduction import Task
 
 __all__ = ["Stages", "glow", "residual_flow", "values_and_jacobians"]
 
-_BLOCKS, _IMAGE_BLOCKS = 8, 4  # for images at each scale
+_BLOCKS, _IMAGE_BLOCKS = 8, 4  # those of images stand at each scale
 _HIDDEN = 2  # hidden layers of a block
-_LARGE = 16 * 16  # entries of an image, from which Glow has as many blocks at each scale as of vectors
+_LARGE = 16 * 16  # from so many entries of an image on Glow has 8 blocks at each scale
 _POWER_ITERATIONS = 5
 
 
