@@ -116,6 +116,58 @@ def test_the_optimiser_of_keras(shape):
     np.testing.assert_allclose(*(keras.ops.convert_to_numpy(bias) for bias in biases), atol=1e-12)
 
 
+def test_a_model_of_keras_is_saved_with_it(tmp_path):
+    require("keras")
+    import keras
+
+    from iresnet_core.adapters.keras import Flow, InvertibleResidual, Muon
+
+    x = np.random.default_rng(0).standard_normal((32, 2)).astype("float32")
+    keras.utils.set_random_seed(0)
+    blocks = [InvertibleResidual([keras.layers.Dense(5, activation="tanh"), keras.layers.Dense(2)]) for _ in range(2)]
+    flow = Flow(blocks, event_shape=2)
+    kernels = [layer.state.kernel for layer in flow.capped_layers()]
+    flow.compile(optimizer=Muon(0.02, kernels), run_eagerly=True)
+    flow.fit(x, batch_size=32, verbose=0)
+    flow.save(tmp_path / "flow.keras")
+    again = keras.saving.load_model(tmp_path / "flow.keras")
+    assert isinstance(again.optimizer, Muon)
+    for model in (flow, again):
+        before = [host(variable) for variable in model.trainable_variables]
+        gradients = [np.ones(a.shape, dtype="float32") for a in before]
+        model.optimizer.apply([keras.ops.convert_to_tensor(a) for a in gradients], model.trainable_variables)
+    for one, other in zip(flow.trainable_variables, again.trainable_variables, strict=True):
+        np.testing.assert_allclose(host(other), host(one), atol=1e-6)
+    assert len(again.optimizer._matrices) == len(kernels) == 4  # Adam would go another way
+
+
+@pytest.mark.parametrize("given", ["place", "variable"])
+def test_a_weight_of_another_model_is_refused(given):
+    require("keras")
+    import keras
+
+    from iresnet_core.adapters.keras import Muon
+
+    one, other = (keras.Variable(np.ones((2, 2)), name=name) for name in ("one", "other"))
+    optimizer = Muon.from_config({**Muon().get_config(), "matrices": [1]}) if given == "place" else Muon(0.02, [other])
+    with pytest.raises(InvalidArgumentError, match="variable 1" if given == "place" else "other"):
+        optimizer.build([one])
+
+
+def test_it_is_not_saved_before_it_knows_its_weights():
+    require("keras")
+    import keras
+
+    from iresnet_core.adapters.keras import Muon
+
+    variable = keras.Variable(np.ones((2, 2)))
+    optimizer = Muon(0.02, [variable])
+    with pytest.raises(InvalidArgumentError, match="Train a step"):
+        optimizer.get_config()
+    optimizer.build([keras.Variable(np.ones(2)), variable])
+    assert optimizer.get_config()["matrices"] == [1]
+
+
 @pytest.fixture(params=["torch", "keras"])
 def framework(request):
     require(request.param)

@@ -11,6 +11,7 @@ from iresnet_core.adapters.keras.flow import Flow
 from iresnet_core.adapters.keras.inverted import Inverted
 from iresnet_core.adapters.keras.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze, Wrap
 from iresnet_core.adapters.keras.learned import DenseConcatenation, ScaledActivation
+from iresnet_core.adapters.keras.muon import Muon
 from iresnet_core.adapters.keras.pointwise import Pointwise
 from iresnet_core.adapters.keras.residual import InvertibleResidual
 from iresnet_core.adapters.shared import warn_deprecated
@@ -31,6 +32,7 @@ __all__ = [
     "Inverted",
     "InvertibleResidual",
     "Logit",
+    "Muon",
     "Pointwise",
     "ScaledActivation",
     "Squeeze",

@@ -9,6 +9,7 @@ from iresnet_core.adapters.torch.flow import Flow
 from iresnet_core.adapters.torch.inverted import Inverted
 from iresnet_core.adapters.torch.layer import ActNorm, FactorOut, FlowLayer, InjectivePad, Logit, Squeeze, Wrap
 from iresnet_core.adapters.torch.learned import DenseConcatenation, ScaledActivation
+from iresnet_core.adapters.torch.muon import Muon
 from iresnet_core.adapters.torch.pointwise import Pointwise
 from iresnet_core.adapters.torch.residual import InvertibleResidual
 from iresnet_core.adapters.torch.transform import FlowTransform
@@ -30,6 +31,7 @@ __all__ = [
     "Inverted",
     "InvertibleResidual",
     "Logit",
+    "Muon",
     "Pointwise",
     "ScaledActivation",
     "Squeeze",
