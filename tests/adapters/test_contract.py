@@ -18,7 +18,7 @@ from iresnet_core.adapters.shared.flow import FlowMethods  # noqa: E402
 from iresnet_core.adapters.shared.layer import LayerMethods  # noqa: E402
 from iresnet_core.adapters.shared.residual import ResidualMethods  # noqa: E402
 
-CLASSES = sorted(of_keras.__all__)
+CLASSES = sorted({*of_keras.__all__} - {"Muon"})  # an optimiser has the arguments and methods of its framework's
 ALONE = {"FlowTransform"}  # torch.distributions has no counterpart in Keras
 # What one framework's manners add: see docs/keras.md.
 OPTIONS = {
