@@ -135,7 +135,7 @@ def table_of_columns(table: Any, path: Path) -> Table:
             columns.append(column.cast(arrow.float64()).to_numpy().astype(np.float64))
         else:
             columns.append(np.full(len(column), np.nan))
-            texts[k] = f"{path}, column {name!r} holds {kind}, no numbers. Leave it out: --drop {name}."
+            texts[k] = f"{path}, column {name!r} holds {kind}, no numbers. Leave it out (iresnet train --drop {name})."
     values = np.stack(columns, axis=1) if columns else np.empty((0, 0))
     return Table(values, tuple(map(str, table.column_names)), texts)
 
@@ -166,7 +166,7 @@ def _read_csv(path: Path) -> Table:
             for k, value in enumerate(values):
                 if value is None and k not in texts:
                     name = names[k] if names else str(k)
-                    way = f"Leave the column out (--drop {name}), or code it by numbers."
+                    way = f"Leave the column out (iresnet train --drop {name}), or code it by numbers."
                     if delimiter != "," and _DECIMAL_COMMA.fullmatch(cells[k].strip()):
                         way = "Write numbers with a decimal point."
                     texts[k] = (
