@@ -31,8 +31,7 @@ class Request:
     paper : bool
         Whether the sizes are those of the paper instead of those that two cores finish.
     device : str or None
-        Device of the trainings, such as "cpu" or "cuda"; None for that of the target, in table 2 the
-        CPU.
+        Device of the trainings, such as "cpu" or "cuda"; None for that of the target, which is the CPU in table 2.
     say : callable
         Takes one line of progress.
     """
