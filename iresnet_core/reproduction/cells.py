@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from iresnet_core.files import digest_of, write_array
 from iresnet_core.reproduction.record import read_hashed, write_hashed
 from iresnet_core.reproduction.request import Request
 
-__all__ = ["Cell", "CellResult", "compute_cells"]
+__all__ = ["Cell", "CellResult", "compute_cells", "environment"]
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -90,8 +91,26 @@ def compute_cells(request: Request, cells: Sequence[Cell], processes: int = 1) -
 
 def _in_processes(cells: Sequence[Cell], processes: int, finished: Callable[[Cell, CellResult], None]) -> None:
     """Compute cells in processes of one thread each."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    with environment(dict.fromkeys(_THREADS, "1")):
+        _compute_in_processes(cells, processes, finished)
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment, and put back what was there before."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _compute_in_processes(cells: Sequence[Cell], processes: int, finished: Callable[[Cell, CellResult], None]) -> None:
     # A forked process could not use the threads that a framework has begun in this one.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_follow_the_parent)
@@ -109,11 +128,6 @@ def _in_processes(cells: Sequence[Cell], processes: int, finished: Callable[[Cel
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _follow_the_parent() -> None:

@@ -1,7 +1,6 @@
 """Ours and peers on the same data for the same time: the cells of such a comparison, and what their scores say."""
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iresnet_core.errors import InvalidArgumentError, MissingDependencyError
-from iresnet_core.reproduction.cells import Cell, CellResult
+from iresnet_core.reproduction.cells import Cell, CellResult, environment
 from iresnet_core.reproduction.contender import Contender, Task, find_peer
 from iresnet_core.reproduction.ours import Ours
 from iresnet_core.reproduction.request import Request
@@ -176,16 +175,8 @@ def own_compiler() -> Iterator[None]:
     """
     with TemporaryDirectory() as folder:
         own = {"TORCHINDUCTOR_CACHE_DIR": folder, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-        before = {name: os.environ.get(name) for name in own}
-        os.environ.update(own)
-        try:
+        with environment(own):
             yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
 
 
 def _trained(settings: Mapping[str, Any], dataset: Dataset) -> CellResult:

@@ -3,6 +3,7 @@
 import math
 
 from iresnet_core.backends import Array, get_backend
+from iresnet_core.errors import InvalidArgumentError
 
 __all__ = ["muon_step", "orthogonal_factor"]
 
@@ -70,6 +71,11 @@ def muon_step(gradient: Array, momentum: Array, *, outputs_axis: int) -> tuple[A
     outputs_axis : int
         Axis of the outputs, the first one (0) or the last one (-1).
 
+    Raises
+    ------
+    InvalidArgumentError
+        If the weight has fewer than two axes.
+
     Notes
     -----
     The layers of a block are divided by a bound on their spectral norm. Adam's steps lie in few directions, and the
@@ -77,6 +83,11 @@ def muon_step(gradient: Array, momentum: Array, *, outputs_axis: int) -> tuple[A
     whole of a layer learns. The factor makes the entries of a step about as long as those of Adam's (Liu et al. 2025,
     "Muon is scalable for LLM training").
     """
+    if gradient.ndim < 2:
+        raise InvalidArgumentError(
+            f"Muon trains matrices and kernels of convolutions, got a parameter of shape {tuple(gradient.shape)}. Give "
+            "it the weights of flow.capped_layers(), and all other parameters to Adam."
+        )
     xp = get_backend(gradient).xp
     momentum = _MOMENTUM * momentum + (1 - _MOMENTUM) * gradient
     ahead = _MOMENTUM * momentum + (1 - _MOMENTUM) * gradient

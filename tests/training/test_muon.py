@@ -64,6 +64,13 @@ def test_a_step_does_not_depend_on_where_the_outputs_are(backend, shape):
     assert cosine > 0.97
 
 
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_a_parameter_that_is_no_matrix_is_refused(backend, shape):
+    gradient = backend.from_numpy(np.ones(shape))
+    with pytest.raises(InvalidArgumentError, match="capped_layers"):
+        muon_step(gradient, gradient, outputs_axis=0)
+
+
 def steps_of(gradients, lr=0.1, decay=0.5):
     """The steps by hand."""
     weight, momentum = np.ones(gradients[0].shape), np.zeros(gradients[0].shape)
