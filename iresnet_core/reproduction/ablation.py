@@ -124,7 +124,7 @@ def _cell(settings: Mapping[str, Any]) -> CellResult:
     best = max(looks, key=lambda look: float(look[1]["nats"]))
     model.load_state(best[0])
     test = data.ready(dataset.test[: settings["test"]], np.random.default_rng([seed, 5]))
-    nats = np.asarray(model.scores(test).log_prob) + data.offset
+    nats = np.asarray(model.scores(test).log_prob)
     steps = looks[-1][1]["step"]
     values = {
         "unit": "nats" if dataset.levels is None else "bits per dimension",

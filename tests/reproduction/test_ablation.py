@@ -1,5 +1,7 @@
 """The ablation of estimators at a tiny size: the record, and that biases are measured as they are."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,24 @@ def test_estimators_on_the_plane(monkeypatch, tmp_path):
     assert len({curve[-1]["nats"] for curve in curves}) == 4  # and others behind steps by other estimators
     assert max(abs(look["bias"]) for look in curves[2]) < 1e-9  # in the plane ours is exact
     assert (tmp_path / "ablation.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("data", ["moons", "digits"])
+def test_validation_and_test_are_scored_alike(monkeypatch, data):
+    size = {**ablation._SIZE, "steps": 1, "looks": 1, "draws": 2, "held": 20, "test": 20}
+    load = ablation.load_dataset
+    monkeypatch.setattr(ablation, "load_dataset", lambda source: _with_one_sample(load(source)))
+    values = ablation._cell({**size, "data": data, "model": "ours", "seed": 0, "seconds": None}).values
+    if data == "moons":
+        assert values["test"] == pytest.approx(values["validation"], abs=1e-4)  # the latter of samples in float32
+    else:  # other noise makes pixels of grey levels
+        assert values["test"] == pytest.approx(values["validation"], abs=0.1)
+
+
+def _with_one_sample(dataset):
+    """The data with one sample, time and again, for validation and for test."""
+    once = np.repeat(dataset.validation[:1], 20, axis=0)
+    return dataclasses.replace(dataset, validation=once, test=once)
 
 
 def test_the_bias_of_a_truncated_series_is_its_tail():
