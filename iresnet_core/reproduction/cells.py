@@ -5,13 +5,12 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +18,9 @@ from iresnet_core.errors import RunError
 from iresnet_core.files import digest_of, write_array
 from iresnet_core.reproduction.record import read_hashed, write_hashed
 from iresnet_core.reproduction.request import Request
+from iresnet_core.reproduction.unfinished import Unfinished
 
-__all__ = ["Cell", "CellResult", "compute_cells", "environment"]
+__all__ = ["Cell", "CellResult", "InProgress", "compute_cells", "environment", "in_progress"]
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -63,11 +63,36 @@ class Cell:
     compute: Callable[[Mapping[str, Any]], CellResult]
 
 
+class InProgress(NamedTuple):
+    """The cell that this process computes.
+
+    Attributes
+    ----------
+    unfinished : Unfinished
+        Where it may keep what it goes on from after an interruption.
+    say : callable
+        Takes a line for whoever looks at the run.
+    """
+
+    unfinished: Unfinished
+    say: Callable[[str], None]
+
+
+_in_progress: InProgress | None = None
+_say_to_parent: Callable[[str], None] = print  # in a process that computes cells for another
+
+
+def in_progress() -> InProgress | None:
+    """Return the cell that this process computes; None outside of a run."""
+    return _in_progress
+
+
 def compute_cells(request: Request, cells: Sequence[Cell], processes: int = 1) -> dict[str, CellResult]:
     """Return the results of all cells; those that the run folder holds are not computed again.
 
-    Every cell is written as it is finished, so that a run that was interrupted goes on with the others. With more than
-    one process each cell has a process of one thread, whose own time can be counted.
+    Every cell is written as it is finished, so that a run that was interrupted goes on with the others; a cell may also
+    keep what it goes on from itself, see `in_progress`. With more than one process each cell has a process of one
+    thread, whose own time can be counted.
     """
     folder = request.out / "cells"
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,21 +103,44 @@ def compute_cells(request: Request, cells: Sequence[Cell], processes: int = 1) -
 
     def finished(cell: Cell, result: CellResult) -> None:
         _keep(folder, cell, result)
+        _unfinished(folder, cell).remove()
         done[cell.name] = result
         request.say(f"[{len(done)}/{len(cells)}] {cell.name}: {_in_short(result.values)} ({result.seconds:.0f} s)")
 
     if processes <= 1 or len(missing) <= 1:
         for cell in missing:
-            finished(cell, _timed(cell))
+            finished(cell, _computed(folder, cell, request.say))
     else:
-        _in_processes(missing, processes, finished)
+        _in_processes(folder, missing, processes, finished, request.say)
     return {cell.name: done[cell.name] for cell in cells}
 
 
-def _in_processes(cells: Sequence[Cell], processes: int, finished: Callable[[Cell, CellResult], None]) -> None:
+def _in_processes(
+    folder: Path,
+    cells: Sequence[Cell],
+    processes: int,
+    finished: Callable[[Cell, CellResult], None],
+    say: Callable[[str], None],
+) -> None:
     """Compute cells in processes of one thread each."""
+    # A forked process could not use the threads that a framework has begun in this one.
+    context = multiprocessing.get_context("spawn")
+    lines = context.SimpleQueue()
+    listener = threading.Thread(target=_listen, args=(lines, say), daemon=True)
+    listener.start()
     with environment(dict.fromkeys(_THREADS, "1")):
-        _compute_in_processes(cells, processes, finished)
+        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_follow_the_parent, initargs=(lines,))
+        try:
+            _compute_in_processes(folder, cells, pool, finished)
+        finally:
+            lines.put(None)
+            listener.join(timeout=1.0)  # a worker that was ended in the middle of a line has the queue for ever
+
+
+def _listen(lines: Any, say: Callable[[str], None]) -> None:
+    """Say what the workers say, until there is None."""
+    while (line := lines.get()) is not None:
+        say(line)
 
 
 @contextmanager
@@ -110,12 +158,14 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _compute_in_processes(cells: Sequence[Cell], processes: int, finished: Callable[[Cell, CellResult], None]) -> None:
-    # A forked process could not use the threads that a framework has begun in this one.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_follow_the_parent)
+def _compute_in_processes(
+    folder: Path,
+    cells: Sequence[Cell],
+    pool: ProcessPoolExecutor,
+    finished: Callable[[Cell, CellResult], None],
+) -> None:
     try:
-        waiting: dict[Future[CellResult], Cell] = {pool.submit(_timed, cell): cell for cell in cells}
+        waiting: dict[Future[CellResult], Cell] = {pool.submit(_computed, folder, cell): cell for cell in cells}
         while waiting:
             ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in ended:
@@ -130,8 +180,10 @@ def _compute_in_processes(cells: Sequence[Cell], processes: int, finished: Calla
         pool.shutdown(cancel_futures=True)
 
 
-def _follow_the_parent() -> None:
+def _follow_the_parent(lines: Any) -> None:
     """Leave interrupts to the parent, and end with it, which may be killed while cells have an hour to go."""
+    global _say_to_parent
+    _say_to_parent = lines.put
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -143,10 +195,19 @@ def _end_after(parent: Any) -> None:
     os._exit(1)
 
 
-def _timed(cell: Cell) -> CellResult:
-    begin = time.perf_counter()
-    result = cell.compute(cell.settings)
-    return CellResult(result.values, result.arrays, time.perf_counter() - begin)
+def _computed(folder: Path, cell: Cell, say: Callable[[str], None] | None = None) -> CellResult:
+    global _in_progress
+    unfinished = _unfinished(folder, cell)
+    _in_progress = InProgress(unfinished, say or _say_to_parent)
+    try:
+        result = cell.compute(cell.settings)
+    finally:
+        _in_progress = None
+    return CellResult(result.values, result.arrays, unfinished.seconds())
+
+
+def _unfinished(folder: Path, cell: Cell) -> Unfinished:
+    return Unfinished(folder / f"{cell.name}.unfinished.npz", digest_of(_plain(cell.settings)))
 
 
 def _paths(folder: Path, cell: Cell) -> tuple[Path, Callable[[str], Path]]:

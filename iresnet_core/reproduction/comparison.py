@@ -1,6 +1,7 @@
 """Ours and peers on the same data for the same time: the cells of such a comparison, and what their scores say."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iresnet_core.errors import InvalidArgumentError, MissingDependencyError
-from iresnet_core.reproduction.cells import Cell, CellResult, environment
+from iresnet_core.reproduction.cells import Cell, CellResult, InProgress, environment, in_progress
 from iresnet_core.reproduction.contender import Contender, Task, find_peer
 from iresnet_core.reproduction.ours import Ours
 from iresnet_core.reproduction.request import Request
@@ -44,6 +45,7 @@ LABELS = {
 }
 COUPLING = ("nice", "realnvp", "glow")
 _PEERS = 2  # is raised when a peer is made in another way, so that what a run folder holds of it is computed again
+_SAID_EVERY = 60.0  # seconds of wall time between two lines on one training
 _FIRST = 1000  # samples for initialisations that depend on data
 
 
@@ -192,8 +194,13 @@ def _trained(settings: Mapping[str, Any], dataset: Dataset) -> CellResult:
         steps=settings.get("steps"),
         validation_samples=settings.get("validation_samples", 1000),
         test_samples=settings.get("test_samples", 10_000),
+        warm_up=settings.get("warm_up", 0),
     )
-    outcome = train_for(model, data, training)
+    at_work = in_progress()
+    if at_work is None:
+        outcome = train_for(model, data, training)
+    else:
+        outcome = train_for(model, data, training, _progress(model, data, at_work), at_work.unfinished)
     values = {"data": settings["data"], "model": settings["model"], **outcome.values(), "lr": model.lr}
     if isinstance(model, Ours):
         values["constant"] = model.lipschitz()
@@ -203,6 +210,21 @@ def _trained(settings: Mapping[str, Any], dataset: Dataset) -> CellResult:
     if settings.get("grid") is not None:
         arrays["grid"] = _on_grid(model, data, settings["grid"], settings.get("grid_points", 100))
     return CellResult(values, arrays)
+
+
+def _progress(model: Contender, data: Prepared, at_work: InProgress) -> Callable[[float, int, float], None]:
+    """Return a function that says how far a training is, once a minute at most."""
+    last = time.perf_counter()
+
+    def said(spent: float, step: int, score: float) -> None:
+        nonlocal last
+        if time.perf_counter() - last >= _SAID_EVERY:
+            last = time.perf_counter()
+            levels = data.dataset.levels
+            shown = f"{score:.3f} nats" if levels is None else f"{data.bits(score):.3f} bits per dimension"
+            at_work.say(f"{model.name} on {data.dataset.name}: {spent:.0f} s, step {step}, validation {shown}")
+
+    return said
 
 
 def _on_grid(model: Contender, data: Prepared, half: float, n: int) -> np.ndarray:

@@ -1,9 +1,9 @@
 """What every model of a comparison can do, and the table of the peers, which are found by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -90,11 +90,11 @@ class Contender(Protocol):
     def parameter_count(self) -> int:
         """Return how many numbers are trained."""
 
-    def state(self) -> dict[str, Any]:
-        """Return a copy of what is needed to come back to these parameters."""
+    def state(self) -> dict[str, np.ndarray]:
+        """Return copies of the parameters, of what the optimiser keeps, and of the states of random generators."""
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Come back to the parameters of `state`."""
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Come back to a state, from which the training goes on as it would have done."""
 
 
 def peer_names() -> tuple[str, ...]:

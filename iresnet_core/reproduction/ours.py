@@ -102,11 +102,11 @@ class Ours:
         """Return how many numbers are trained."""
         return int(self.trainer.parameter_count())
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, np.ndarray]:
         """Return a copy of the state."""
         return {name: np.array(array) for name, array in self.trainer.state().items()}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Come back to a state."""
         self._exported = None
         self.trainer.load_state(state)

@@ -4,18 +4,20 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from iresnet_core.errors import InvalidArgumentError, NonFiniteError
 from iresnet_core.reproduction.contender import Contender
-from iresnet_core.training import Dataset, EpochOrder, Scores, bits_per_dim, cosine, dequantized, mean_score
+from iresnet_core.reproduction.unfinished import Unfinished
+from iresnet_core.training import Dataset, EpochOrder, Scores, bits_per_dim, cosine, dequantized, mean_score, warmed
 
 __all__ = ["Prepared", "TimedOutcome", "TimedTraining", "train_for"]
 
 _CHUNK = 500  # samples that are scored at once
+_KEEP_AFTER = 60.0  # seconds of wall time from which on a state is worth a file
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class TimedTraining:
         started and waited for (on Windows of this process alone), which a busy machine does not change.
     steps : int or None
         A number of steps at which the training ends even if there is time left; for tests.
+    warm_up : int
+        Over so many steps the learning rate rises in a line to where it begins.
     """
 
     seconds: float
@@ -49,6 +53,7 @@ class TimedTraining:
     test_samples: int = 10_000
     wall: bool = False
     steps: int | None = None
+    warm_up: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch", "evaluations", "validation_samples", "test_samples"):
@@ -156,6 +161,7 @@ def train_for(
     data: Prepared,
     training: TimedTraining,
     watch: Callable[[float, int, float], None] | None = None,
+    unfinished: Unfinished | None = None,
 ) -> TimedOutcome:
     """Train a model for a time, go back to its best state on the validation set, and score that on the test set.
 
@@ -169,6 +175,9 @@ def train_for(
         The time, the batch, the seed.
     watch : callable (seconds, step, validation), optional
         Called after every evaluation.
+    unfinished : Unfinished, optional
+        Where the state is kept after every evaluation, but in the first minute, and from where a training goes on that
+        was interrupted: with the same samples in the same order, and the time that it had left.
 
     Returns
     -------
@@ -184,27 +193,27 @@ def train_for(
     held = data.ready(dataset.validation[: training.validation_samples], np.random.default_rng([seed, 3]))
     test = data.ready(dataset.test[: training.test_samples], np.random.default_rng([seed, 5]))
     batch = min(training.batch, len(dataset.train))
-    best, kept, best_step, spent, steps, looks = -math.inf, None, 0, 0.0, 0, 1
-    curve: list[tuple[float, int, float]] = []
+    state = _State() if unfinished is None else _State.found(unfinished, model)
     order = EpochOrder(len(dataset.train), batch, seed)
-    while spent < training.seconds and steps != training.steps:
-        x = data.ready(dataset.train[order.chosen(steps)], np.random.default_rng([seed, 2, steps]))
+    while state.spent < training.seconds and state.steps != training.steps:
+        x = data.ready(dataset.train[order.chosen(state.steps)], np.random.default_rng([seed, 2, state.steps]))
+        rate = model.lr * cosine(state.spent / training.seconds) * warmed(state.steps, training.warm_up)
         begin = training.clock()
-        model.step(x, model.lr * cosine(spent / training.seconds))
-        spent += training.clock() - begin
-        steps += 1
-        ended = spent >= training.seconds or steps == training.steps
-        if ended or spent >= training.seconds * looks / training.evaluations:
-            looks = 1 + int(training.evaluations * spent / training.seconds)
+        model.step(x, rate)
+        state.spent += training.clock() - begin
+        state.steps += 1
+        ended = state.spent >= training.seconds or state.steps == training.steps
+        if ended or state.spent >= training.seconds * state.looks / training.evaluations:
+            state.looks = 1 + int(training.evaluations * state.spent / training.seconds)
             score = float(np.mean(_in_chunks(model.log_prob, held))) + data.offset
-            curve.append((spent, steps, score))
-            if score > best:
-                best, kept, best_step = score, model.state(), steps
+            state.add(score, model)
             if watch is not None:
-                watch(spent, steps, score)
-    if kept is None:
+                watch(state.spent, state.steps, score)
+            if unfinished is not None and unfinished.seconds() >= _KEEP_AFTER:
+                state.keep(unfinished, model)
+    if state.kept is None:
         raise NonFiniteError(f"no evaluation of {model.name} was finite: its training diverged. Try a smaller lr.")
-    model.load_state(kept)
+    model.load_state(state.kept)
     scored = _scored(model, test)
     found = mean_score(scored)
     return TimedOutcome(
@@ -213,14 +222,54 @@ def train_for(
         probe_error=found.probe_error,
         bias_bound=found.bias_bound,
         samples=found.n,
-        steps=steps,
-        seconds=spent,
+        steps=state.steps,
+        seconds=state.spent,
         parameters=model.parameter_count(),
-        best_step=best_step,
+        best_step=state.best_step,
         method=scored.method,
-        curve=curve,
+        curve=state.curve,
         scores=scored._replace(log_prob=scored.log_prob + data.offset),
     )
+
+
+@dataclass
+class _State:
+    """How far a training is: its time and steps, the next evaluation, the best one and its state, and the curve."""
+
+    spent: float = 0.0
+    steps: int = 0
+    looks: int = 1
+    best: float = -math.inf
+    best_step: int = 0
+    curve: list[tuple[float, int, float]] = field(default_factory=list)
+    kept: dict[str, Any] | None = None
+
+    def add(self, score: float, model: Contender) -> None:
+        """Note an evaluation."""
+        self.curve.append((self.spent, self.steps, score))
+        if score > self.best:
+            self.best, self.kept, self.best_step = score, model.state(), self.steps
+
+    def keep(self, unfinished: Unfinished, model: Contender) -> None:
+        """Write everything from which the training can go on."""
+        values = {name: value for name, value in vars(self).items() if name != "kept"}
+        arrays = {f"now.{name}": array for name, array in model.state().items()}
+        arrays |= {f"best.{name}": array for name, array in (self.kept or {}).items()}
+        unfinished.write(values, arrays)
+
+    @classmethod
+    def found(cls, unfinished: Unfinished, model: Contender) -> "_State":
+        """Return where a training was left, and bring the model there; a new one where there is none."""
+        read = unfinished.read()
+        if read is None:
+            return cls()
+        values, arrays = read
+        now, best = (
+            {name.removeprefix(part): array for name, array in arrays.items() if name.startswith(part)}
+            for part in ("now.", "best.")
+        )
+        model.load_state(now)
+        return cls(**{**values, "curve": [tuple(row) for row in values["curve"]]}, kept=best or None)
 
 
 def _in_chunks(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:

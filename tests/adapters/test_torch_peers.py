@@ -48,6 +48,21 @@ def test_a_peer_of_vectors(name):
     np.testing.assert_allclose(model.log_prob(x), before, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["glow", "residualflow", "ffjord"])
+def test_a_training_goes_on_from_a_state(name):
+    def losses(model, steps):
+        return [model.step(IMAGES.first(32, k), 1e-3) for k in steps]
+
+    task = Task(IMAGES.first(100, 0), alpha=0.1 / 17, parameters=5000)
+    model = peer(name, task)
+    losses(model, range(3))
+    state = model.state()
+    expected = losses(model, range(3, 6))
+    again = peer(name, task)
+    again.load_state(state)
+    assert losses(again, range(3, 6)) == expected
+
+
 @pytest.mark.parametrize("name", ["glow", "residualflow", "made", "realnvp"])
 def test_a_peer_of_images(name):
     model = peer(name, Task(IMAGES.first(100, 0), alpha=0.1 / 17, parameters=20_000))

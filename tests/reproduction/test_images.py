@@ -48,9 +48,11 @@ def test_long_trainings_are_deep_and_compiled(monkeypatch, asked, compiler, bloc
     monkeypatch.setattr(table2, "load_dataset", lambda source: digits)
     monkeypatch.setattr(table2, "with_ours", lambda settings, dataset: settings)
     monkeypatch.setattr(table2.shutil, "which", lambda name: compiler)
-    found = table2._settings(Request(None, **asked), "mnist")["asked"]
+    settings = table2._settings(Request(None, **asked), "mnist")
+    found = settings["asked"]
     assert found["blocks"] == blocks
     assert found.get("compiled", False) == compiled
+    assert settings.get("warm_up", 0) == (1000 if asked.get("paper") else 0)
     assert found["hidden"] == (512 if asked.get("paper") else 64 if blocks == 4 else 32)
 
 

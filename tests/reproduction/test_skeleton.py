@@ -98,6 +98,41 @@ def test_cells_in_two_processes(tmp_path):
     assert [one.values for one in found.values()] == [{"k": 0}, {"k": 1}, {"k": 2}]
 
 
+SPEAKING = """
+import sys
+from pathlib import Path
+from iresnet_core.reproduction import Cell, CellResult, Request, compute_cells, in_progress
+
+def speak(settings):
+    cell = in_progress()
+    before = cell.unfinished.read()
+    cell.say(f"{settings['k']} goes on from {before and before[0]}")
+    if before is None:
+        cell.unfinished.write({"step": 7}, {})
+        raise RuntimeError("interrupted")
+    return CellResult({"k": settings["k"]})
+
+if __name__ == "__main__":
+    processes = int(sys.argv[2])
+    cells = [Cell(f"c{k}", {"k": k}, speak) for k in range(2)]
+    compute_cells(Request(Path(sys.argv[1]), say=print), cells, processes)
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_cells_speak_and_go_on_from_what_they_kept(tmp_path, processes):
+    (tmp_path / "speaking.py").write_text(SPEAKING)
+    command = [sys.executable, "speaking.py", "run", str(processes)]
+    runs = [subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False) for _ in range(3)]
+    assert "0 goes on from None" in runs[0].stdout
+    assert "interrupted" in runs[0].stderr
+    assert runs[-1].returncode == 0, runs[-1].stderr
+    said = "".join(run.stdout for run in runs)
+    assert all(f"{k} goes on from {{'step': 7}}" in said for k in range(2))
+    names = {path.name for path in (tmp_path / "run" / "cells").iterdir()}
+    assert {name for name in names if not name.startswith(".")} == {"c0.json", "c1.json"}  # a draft may be left
+
+
 BEATING = """
 import os, sys, time
 from pathlib import Path

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from iresnet_core.errors import NonFiniteError
-from iresnet_core.reproduction import Ours, Prepared, Task, TimedTraining, train_for
+from iresnet_core.reproduction import Ours, Prepared, Task, TimedTraining, Unfinished, timed_training, train_for
 from iresnet_core.training import DatasetSource, Scores, default_settings, load_dataset
 
 DATA = load_dataset(DatasetSource("moons", samples=2000))
@@ -73,6 +73,79 @@ def test_the_best_state_is_scored():
 def test_a_model_that_is_never_finite_is_refused():
     with pytest.raises(NonFiniteError, match="diverged"):
         train_for(Normal(worst=0), Prepared(DATA), TimedTraining(1e9, steps=2))
+
+
+class Counting(Normal):
+    """Notes the samples of its steps, and is interrupted before one of them."""
+
+    def __init__(self, stops_at=math.inf):
+        super().__init__()
+        self.seen, self.stops_at = [], stops_at
+
+    def step(self, x, lr):
+        if len(self.seen) == self.stops_at:
+            raise KeyboardInterrupt
+        self.seen.append(x)
+        return super().step(x, lr)
+
+    def state(self):
+        return {"mean": np.asarray(self.mean), "looks": np.asarray(self.looks)}
+
+    def load_state(self, state):
+        self.mean, self.looks = float(state["mean"]), int(state["looks"])
+
+
+def test_a_training_goes_on_where_it_was_interrupted(monkeypatch, tmp_path):
+    monkeypatch.setattr(timed_training, "_KEEP_AFTER", 0.0)
+    data, path = Prepared(DATA), tmp_path / "cell.unfinished.npz"
+
+    def trained(model, unfinished=None):
+        times = iter(np.arange(1000) / 16)  # which each step takes
+        training = TimedTraining(1.0, batch=50, evaluations=4)
+        object.__setattr__(training, "clock", lambda: next(times))
+        return train_for(model, data, training, unfinished=unfinished)
+
+    whole, stopped, rest = Counting(), Counting(stops_at=10), Counting()
+    expected = trained(whole)
+    with pytest.raises(KeyboardInterrupt):
+        trained(stopped, Unfinished(path, "a"))
+    found = trained(rest, Unfinished(path, "a"))
+    assert found.steps == expected.steps == 16
+    assert len(rest.seen) == 8  # the last evaluation before was behind eight steps
+    np.testing.assert_array_equal(np.stack(rest.seen), np.stack(whole.seen[8:]))
+    np.testing.assert_allclose(rest.rates, whole.rates[8:])
+    np.testing.assert_allclose(found.curve, expected.curve)
+    assert (found.best_step, found.mean) == (expected.best_step, expected.mean)
+    other = Counting()
+    trained(other, Unfinished(path, "other settings"))
+    assert len(other.seen) == 16
+
+
+def test_an_unfinished_training_with_damage_begins_anew(tmp_path):
+    path = tmp_path / "cell.unfinished.npz"
+    kept = Unfinished(path, "a")
+    assert kept.read() is None
+    kept.write({"steps": 3, "best": -math.inf}, {"now.weight": np.arange(3.0)})
+    values, arrays = Unfinished(path, "a").read()
+    assert values == {"steps": 3, "best": -math.inf}
+    np.testing.assert_array_equal(arrays["now.weight"], np.arange(3.0))
+    again = Unfinished(path, "a")
+    again.read()
+    assert again.seconds() >= kept.seconds() - 1.0  # the time of all sittings
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert Unfinished(path, "a").read() is None
+    path.write_bytes(whole)
+    assert Unfinished(path, "b").read() is None
+    kept.remove()
+    kept.remove()
+    assert not path.exists()
+
+
+def test_the_learning_rate_rises_first():
+    model = Normal()
+    train_for(model, Prepared(DATA), TimedTraining(1e9, steps=6, batch=50, warm_up=3))
+    np.testing.assert_allclose(model.rates, [0.25, 0.5, 0.75, 1, 1, 1])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say what time a child took")

@@ -3,7 +3,7 @@
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from iresnet_core.adapters.torch.peers.widths import parameter_count, width_for
+from iresnet_core.adapters.torch.state_arrays import host, tensor_of
 from iresnet_core.flows import Logit
 from iresnet_core.reproduction import Task
 from iresnet_core.training import Scores
 
 __all__ = ["FlowInTraining", "normal_density"]
 
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of a parameter
 _CLIP = 10.0  # largest norm of the gradient, as in our own trainings
 
 
@@ -147,14 +149,37 @@ class FlowInTraining(ABC):
         """Return how many numbers are trained."""
         return parameter_count(self.module)
 
-    def state(self) -> dict[str, Any]:
-        """Return a copy of the parameters and buffers."""
-        return {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
+    def state(self) -> dict[str, np.ndarray]:
+        """Return copies of the parameters, of what Adam keeps, and of the states of the random generators."""
+        arrays = {f"module.{name}": host(tensor) for name, tensor in self.module.state_dict().items()}
+        for number, parameter in enumerate(self.module.parameters()):
+            for key, tensor in self.optimizer.state.get(parameter, {}).items():
+                arrays[f"adam.{number}.{key}"] = host(tensor)
+        _, words, *rest = np.random.get_state()  # noqa: NPY002 - normflows draws from it
+        arrays |= {"random.numpy": np.asarray(words), "random.numpy.rest": np.asarray(rest, dtype=np.float64)}
+        arrays["random.torch"] = host(torch.get_rng_state())
+        if self.device.type == "cuda":
+            arrays["random.cuda"] = host(torch.cuda.get_rng_state(self.device))
+        return {name: np.array(array) for name, array in arrays.items()}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Come back to a state."""
         self._exact = None
-        self.module.load_state_dict(state)
+        own = {name.removeprefix("module."): a for name, a in state.items() if name.startswith("module.")}
+        self.module.load_state_dict({name: tensor_of(array) for name, array in own.items()})
+        for number, parameter in enumerate(self.module.parameters()):
+            kept = {key: state[name] for key in _MOMENTS if (name := f"adam.{number}.{key}") in state}
+            # The count of the steps stays on the host, as Adam itself has it.
+            moved = {
+                key: tensor_of(a) if key == "step" else tensor_of(a).to(parameter.device) for key, a in kept.items()
+            }
+            self.optimizer.state[parameter] = moved
+        position, has_gauss, gauss = state["random.numpy.rest"]
+        words = state["random.numpy"]
+        np.random.set_state(("MT19937", words, int(position), int(has_gauss), float(gauss)))  # noqa: NPY002
+        torch.set_rng_state(tensor_of(state["random.torch"]))
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensor_of(state["random.cuda"]), self.device)
 
 
 def _seed_numpy(seed: int) -> None:
