@@ -218,6 +218,11 @@ class Chain(Copyable):
         backend = self.operators[0].backend
         return backend.concretely(fn) if backend.is_constant(*self.arrays) else fn()
 
+    def keeps(self) -> bool:
+        """Whether what `kept` makes serves more than one call: not in a program that takes the weights as arguments."""
+        backend = self.operators[0].backend
+        return backend.is_constant(*self.arrays) or backend.are_program_constants(*self.arrays)
+
     def kept(self, name: Any, make: Callable[[], Any]) -> Any:
         """``make()``, a function of the weights alone; the same again for a `name` wherever they are constants.
 
@@ -226,9 +231,10 @@ class Chain(Copyable):
         """
         backend = self.operators[0].backend
         known = (self if self.keeper is None else self.keeper)._kept
-        if backend.is_tracing() and name in known and backend.are_program_constants(*self.arrays):
-            return known[name]
-        if backend.is_tracing() or backend.may_differentiate(*self.arrays):
+        if not backend.is_constant(*self.arrays):
+            return known[name] if name in known and backend.are_program_constants(*self.arrays) else make()
+        # Nobody can ask a program for the derivative by an array that is a constant in it.
+        if not backend.is_tracing() and backend.may_differentiate(*self.arrays):
             return make()
         if name not in known:
             if len(known) >= MOST_KEPT:

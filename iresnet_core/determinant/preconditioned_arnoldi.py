@@ -255,8 +255,13 @@ def _narrowed(backend: Backend, result: LogDet, dtype: Any) -> LogDet:
 
 
 def _keeps(problem: Problem) -> bool:
-    """Whether a mean Jacobian at fixed points is kept with the weights of a chain of convolutions."""
+    """Whether a mean Jacobian at fixed points is kept with the weights of a chain of convolutions.
+
+    A program that takes the weights as arguments would make it anew in every call, for many times what an answer costs.
+    """
     structure, request = problem.linearization.structure, problem.request
+    if isinstance(problem.g, Chain) and not problem.g.keeps():
+        return False
     conditional = problem.g is not without_condition(problem.g)  # such a chain is made anew for every call
     own = isinstance(request.rng, SampleSeed) and request.errors and not conditional
     return own and structure is not None and structure.keeps_mean

@@ -14,6 +14,7 @@ from iresnet_core import (
     normalize,
     reference,
 )
+from iresnet_core.determinant import preconditioned_arnoldi
 
 METHOD = {"method": "mean-jacobian"}
 
@@ -96,6 +97,33 @@ class TestConvolutions:
         assert np.mean(host(backend, result.std_error)) < 0.3 * np.mean(bars)
         assert logdet(g, x, errors=False, **options).method == "arnoldi"
         assert logdet(Chain([Activation("elu"), *g.layers]), x, **options).method == "arnoldi"
+
+    def test_programs_take_what_is_kept_or_do_without(self, backend, monkeypatch):
+        """It costs many times what an answer does, so that no program makes it anew in every call."""
+        if backend.name != "jax":
+            pytest.skip("one framework stands for all, since such programs take long to compile")
+        made, methods = [], []
+        make = preconditioned_arnoldi.fixed_preconditioner
+        monkeypatch.setattr(
+            preconditioned_arnoldi, "fixed_preconditioner", lambda *given: made.append(0) or make(*given)
+        )
+        g = self.chain(backend)
+        x = array(backend, 0.5 * np.random.default_rng(1).standard_normal((3, *g.input_shape)))
+
+        def answer(branch, x):
+            result = logdet(branch, x, rng="sample", exact_up_to=8)
+            methods.append(result.method)
+            return result.value
+
+        # It is enough to trace this one.
+        backend.jit(lambda x, *arrays: answer(g.with_arrays(arrays), x)).lower(x, *g.arrays)
+        assert (methods[-1], len(made)) == ("arnoldi", 0)
+        of_constants = backend.jit(lambda x: answer(g, x))
+        values = [host(backend, of_constants(x)) for _ in range(2)]
+        assert (methods[-1], len(made)) == ("mean-jacobian", 1)
+        for value in values:
+            np.testing.assert_allclose(value, host(backend, answer(g, x)), rtol=1e-9)
+        assert len(made) == 1
 
     @pytest.mark.parametrize("mode", ["zeros", "circular"])
     @pytest.mark.parametrize("ends", [(True, False), (True, True)])
