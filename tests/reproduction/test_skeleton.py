@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,26 @@ def test_a_request_knows_its_command():
     for wrong in ({"seconds": 0.0}, {"seconds": float("nan")}, {"seed": -1}):
         with pytest.raises(InvalidArgumentError):
             Request(Path("x"), **wrong)
+
+
+def test_the_record_names_the_accelerator(monkeypatch, tmp_path):
+    pytest.importorskip("torch")
+    import torch
+
+    from iresnet_core.adapters.torch import devices
+    from iresnet_core.reproduction.record import machine_name
+
+    monkeypatch.setattr(devices, "training_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda:0"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Fake GPU {device.index}")
+    assert machine_name("cuda") == machine_name(None) == f"{machine_name()}, Fake GPU 0"
+    assert "GPU" not in machine_name("cpu")
+    module = types.ModuleType("a_target")
+    module.reproduce = lambda request: a_record()
+    monkeypatch.setitem(sys.modules, "a_target", module)
+    monkeypatch.setitem(TARGETS, "squares", ("a_target", "squares"))
+    run = find_target("squares")
+    assert run(Request(tmp_path, device="cuda")).machine.endswith(", Fake GPU 0")
+    assert "GPU" not in run(Request(tmp_path)).machine
 
 
 def test_every_target_and_peer_is_there():
