@@ -2,12 +2,15 @@
 
 import contextlib
 import dataclasses
+import importlib
+import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 import types
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from iresnet_core.cli import build_app
+from iresnet_core.commands.reproduce import reproduce_command
 from iresnet_core.errors import DeviceError, InvalidArgumentError, MissingDependencyError, RunError
 from iresnet_core.files import digest_of
 from iresnet_core.reproduction import (
@@ -34,7 +38,7 @@ from iresnet_core.reproduction import (
     read_record,
     write_record,
 )
-from iresnet_core.training import DatasetSource, load_dataset
+from iresnet_core.training import DatasetSource, load_dataset, maf_table_names
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CALLS = []
@@ -227,6 +231,28 @@ def test_every_target_and_peer_is_there():
         find_target("figure0")
     with pytest.raises(InvalidArgumentError, match="no peer"):
         find_peer("none")
+
+
+def test_the_page_of_options_has_all_of_them():
+    """Targets, data sets and models with their names, options of the command, and what the extra has to hold."""
+    page = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    for name in TARGETS:
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        module = importlib.import_module(TARGETS[name][0])
+        timed = getattr(module, "SECONDS", ())
+        sets = (
+            *getattr(module, "SETS", ()),
+            *getattr(module, "SMALL", ()),
+            *(timed if isinstance(timed, dict) else ()),
+        )
+        for known in (*sets, *getattr(module, "MODELS", ())):
+            assert known in row, f"{name}: {known}"
+    options = [f"--{name}" for name in inspect.signature(reproduce_command).parameters if name != "what"]
+    for option in (*options, "mnist.npz", "IRESNET_SHARED_DATA", "h5py", *maf_table_names()):
+        assert option in page, option
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    assert any(one.startswith("h5py") for one in extras["peers"])
 
 
 def test_a_peer_whose_package_is_missing_names_the_extra(monkeypatch):
