@@ -26,7 +26,7 @@ from iresnet_core.commands.terminal import progress_bar, usage_errors, wide_cons
 from iresnet_core.determinant import uses_own_seeds
 from iresnet_core.errors import DataFileError, InvalidArgumentError, ShapeError
 from iresnet_core.files import TABLE_SUFFIXES, RowFile, Table, as_table, open_rows, opened_table, write_text
-from iresnet_core.parallel import Chunk, ScoreJob, rows_of_a_chunk
+from iresnet_core.parallel import Chunk, HeldOutRows, ScoreJob, rows_of_a_chunk
 from iresnet_core.training import (
     MeanScore,
     PreparedSamples,
@@ -87,8 +87,9 @@ def score_command(
 
     Grey levels are dequantised with uniform noise; their score is also given in bits per dimension.
 
-    Files larger than memory (.npy, .zarr, .parquet) are scored chunk by chunk with --chunk or --dask. Chunks that are
-    done are kept in OUT.chunks until all are: the same command goes on after an interruption.
+    Files larger than memory (.npy, .zarr, .parquet) are scored chunk by chunk with --chunk or --dask, and so is the
+    test set of the run, also where its scores go to a .csv file. Chunks that are done are kept in OUT.chunks until all
+    are: the same command goes on after an interruption.
     """
     console = wide_console()
     with usage_errors(), opened(run, backend, dtype) as model:
@@ -98,18 +99,18 @@ def score_command(
             _require_apart(file, out)
         if _asks_for_chunks(file, out, dask, chunk):
             if file is None:
-                raise InvalidArgumentError(
-                    "the test set of a run is scored at once: leave --dask and --chunk out and write .csv or .json, or "
-                    "give a FILE."
-                )
-            job = _job(model, open_rows(file, key), _preparation(model, file, condition), samples, chunk)
+                name = _name_of_test_set(model, condition)
+                job = _job_of_test_set(model, run, seed, samples, chunk)
+            else:
+                name = str(file)
+                job = _job(model, open_rows(file, key), _preparation(model, file, condition), samples, chunk)
             job = replace(job, seed=seed, own_seeds=uses_own_seeds({"method": method}), method=method, tol=tol)
             means = compute_in_chunks(job, dask, out, _columns, _summary, "log-densities")
             known = [(one, used) for one, used in means if one.n]
             if not known:
-                raise DataFileError(f"every row of {file} has a missing value.")
+                raise DataFileError(f"every row of {name} has a missing value.")
             mean = merged_means(one for one, _ in known)
-            console.print(f"{mean.n} samples: {file}", soft_wrap=True)
+            console.print(f"{mean.n} samples: {name}", soft_wrap=True)
             if mean.n < job.n:
                 _say_left_out(console)
             _print_mean(console, mean, known[0][1], model.levels, model.size)
@@ -145,11 +146,15 @@ def score_command(
 
 def _test_set(model: OpenedModel, seed: int, condition: str | None, most: int | None) -> tuple[PreparedSamples, str]:
     """Return the test set of the run as the model takes it, and its name."""
+    name = _name_of_test_set(model, condition)
+    test, context = model.layout.to_model(model.test_set(seed)), model.test_contexts()
+    return PreparedSamples(test[:most], None if context is None else context[:most], None), name
+
+
+def _name_of_test_set(model: OpenedModel, condition: str | None) -> str:
     if condition is not None:
         raise InvalidArgumentError("--condition names columns of a FILE; those of the test set are known.")
-    test, context = model.layout.to_model(model.test_set(seed)), model.test_contexts()
-    name = f"test set of {model.config.data_name}" if model.config else "test set"
-    return PreparedSamples(test[:most], None if context is None else context[:most], None), name
+    return f"test set of {model.config.data_name}" if model.config else "test set"
 
 
 def _preparation(model: OpenedModel, file: Path, condition: str | None) -> SamplePreparation:
@@ -189,9 +194,13 @@ def _require_apart(file: Path, out: Path) -> None:
 
 
 def _asks_for_chunks(file: Path | None, out: Path | None, dask: str | None, chunk: int | None) -> bool:
-    """Whether something is asked for that only chunks can do."""
+    """Whether something is asked for that only chunks can do, or that is as good in chunks.
+
+    The scores of a test set are the same in chunks, so that those of a .csv file are kept as they come.
+    """
     read = file is not None and (file.suffix.lower() == ".zarr" or file.is_dir())
-    written = out is not None and out.suffix.lower() in (".npy", ".parquet", ".zarr")
+    in_chunks = (".npy", ".parquet", ".zarr", *((".csv",) if file is None else ()))
+    written = out is not None and out.suffix.lower() in in_chunks
     return dask is not None or chunk is not None or read or written
 
 
@@ -209,6 +218,20 @@ def _job(
         preparation=replace(preparation, whole=preparation.holds_levels(first)),
         n=n,
         rows=rows,
+        size=model.size,
+    )
+
+
+def _job_of_test_set(model: OpenedModel, run: Path, seed: int, samples: int | None, chunk: int | None) -> ScoreJob:
+    if model.config is None:
+        raise InvalidArgumentError("a model file has no test set; give a FILE of samples.")
+    rows = HeldOutRows(model.config.settings.data, model.layout, model.levels, str(run.absolute()), seed)
+    return ScoreJob(
+        flow=model.flow,
+        source=rows,
+        preparation=rows,
+        n=len(rows) if samples is None else min(samples, len(rows)),
+        rows=rows_of_a_chunk(model.flow.event_shape) if chunk is None else chunk,
         size=model.size,
     )
 

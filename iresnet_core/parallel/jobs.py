@@ -15,6 +15,7 @@ from iresnet_core.backends import get_backend
 from iresnet_core.errors import IResNetError
 from iresnet_core.files import RowFile, digest_of
 from iresnet_core.flows import Flow
+from iresnet_core.parallel.held_out_rows import HeldOutRows
 from iresnet_core.training import SamplePreparation, bits_per_dim, draw_samples, samples_at_once, scores
 
 __all__ = ["Chunk", "Job", "SampleJob", "ScoreJob", "computing", "dtype_of", "rows_of_a_chunk", "seed_of"]
@@ -51,15 +52,15 @@ def rows_of_a_chunk(shape: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """Log-densities of the rows of a file.
+    """Log-densities of the rows of a file, or of a test set.
 
     Attributes
     ----------
     flow : Flow
         On any backend.
-    source : RowFile
-        The file, which every worker has to see under the same path.
-    preparation : SamplePreparation
+    source : RowFile or HeldOutRows
+        The file, which every worker has to see under the same path, or the test set.
+    preparation : SamplePreparation or HeldOutRows
         How its rows become samples.
     n, rows : int
         How many rows are scored, from the first, and how many make a chunk.
@@ -74,8 +75,8 @@ class ScoreJob:
     """
 
     flow: Flow
-    source: RowFile
-    preparation: SamplePreparation
+    source: RowFile | HeldOutRows
+    preparation: SamplePreparation | HeldOutRows
     n: int
     rows: int
     size: int

@@ -29,13 +29,14 @@ All numbers come from the records that the commands wrote.
   model, within some per cent.
 - **Errors.** The number after ± is one standard error of a mean over the test samples. Our own densities come from
   certified log-determinants; where they are not exact, the bound on their bias is given too.
-- **Comparators.** They come from other packages: `pip install 'iresnet-core[cli,torch,peers]'`. Without them, our own
-  models are trained alone.
+- **Comparators.** They come from other packages: `python -m pip install ".[cli,torch,peers]"` in a clone.
+  Without them, our own models are trained alone.
 - **Versions.** The date and the settings of a run are at the end of its section. Where defaults have changed since, as
   the changelog says, the command gives what today's come to.
 
 `iresnet reproduce TARGET` makes one of these sections again; it keeps what is finished, so that after Ctrl-C the same
 command goes on. `iresnet reproduce TARGET --keep` puts the result onto this page, in a clone of the repository.
+Targets, options and the files that are needed are in [Reproducing the figures and tables](reproduce.md).
 """
 
 

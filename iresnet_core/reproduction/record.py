@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from iresnet_core.training import package_versions
 __all__ = ["Record", "machine_name", "read_hashed", "read_record", "write_hashed", "write_record"]
 
 _PACKAGES = ("iresnet-core", "numpy", "torch", "zuko", "normflows", "nflows", "torchdiffeq", "scikit-learn")
+_DEVICES = "iresnet_core.adapters.torch.devices"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Record:
     columns, rows : tuple of str, tuple of tuples
         The table that the page shows; entries are text, numbers or None.
     date, machine : str
-        When it ended, and on which processor.
+        When it ended, and on which processor and accelerator.
     seconds : float
         Time of the whole run: the sum over its cells, also where they were computed at once or at different times.
     versions, settings : dict
@@ -63,8 +65,15 @@ class Record:
     versions: dict[str, str] = field(default_factory=lambda: package_versions(_PACKAGES))
 
 
-def machine_name() -> str:
-    """Return the name of the processor and the number of cores that this process may use."""
+def machine_name(device: str | None = "cpu") -> str:
+    """Return the name of the processor and the number of cores that this process may use, and of an accelerator.
+
+    Parameters
+    ----------
+    device : str or None
+        The device of the trainings, whose name is put behind; None for the one that a training takes which is asked
+        for none: a GPU where there is one.
+    """
     name = platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -74,7 +83,12 @@ def machine_name() -> str:
     except OSError:  # only Linux has it
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{name}, {cores} core{'s' if cores > 1 else ''}"
+    machine = f"{name}, {cores} core{'s' if cores > 1 else ''}"
+    if device == "cpu":
+        return machine
+    # The trainings import a framework, this package none: the adapter is found by its name, like its trainers.
+    accelerator = import_module(_DEVICES).accelerator_name(device)
+    return machine if accelerator is None else f"{machine}, {accelerator}"
 
 
 def write_record(folder: Path, record: Record, label: str = "") -> Path:

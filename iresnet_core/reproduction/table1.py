@@ -25,9 +25,9 @@ from iresnet_core.files import digest_of
 from iresnet_core.reproduction.cells import Cell, CellResult, compute_cells
 from iresnet_core.reproduction.error_pictures import error_curves
 from iresnet_core.reproduction.published import PUBLISHED
-from iresnet_core.reproduction.record import Record
+from iresnet_core.reproduction.record import Record, machine_name
 from iresnet_core.reproduction.request import Request
-from iresnet_core.training import SilentWatcher
+from iresnet_core.training import DatasetSource, SilentWatcher, load_labelled
 
 __all__ = ["reproduce"]
 
@@ -55,8 +55,9 @@ _RESNET: dict[str, Any] = {"padding": 0, "widths": (8, 16), "blocks": (2, 2)}
 # 200 epochs; and ResNet-164.
 _PAPER: dict[str, Any] = {
     **{"padding": 13, "widths": (32, 64, 128), "blocks": (7, 7, 7), "lr": 0.1, "batch": 128, "schedule": "step"},
-    **{"crop": 4, "steps": 200 * 50_000 // 128},
+    "crop": 4,
 }
+_EPOCHS = 200
 _RESNET_164: dict[str, Any] = {"padding": 0, "widths": (16, 32, 64), "blocks": (18, 18, 18)}
 
 
@@ -64,8 +65,10 @@ def reproduce(request: Request) -> Record:
     """Train one architecture at every cap, without caps, and a residual network, and invert what has caps."""
     sets = request.chosen("data", SETS) if request.data else _USUAL
     models = request.chosen("models", MODELS)
+    # Also for the sake of a file that is missing, which is said before anything is trained.
+    sizes = {data: load_labelled(DatasetSource(data, seed=request.seed)).images.train_count for data in sets}
     settings = {
-        (data, model, repeat): _settings(request, data, model, repeat)
+        (data, model, repeat): _settings(request, data, model, repeat, sizes[data])
         for data in sets
         for model in models
         for repeat in range(1 if request.paper else _REPEATS.get(data, 1))
@@ -97,14 +100,17 @@ def reproduce(request: Request) -> Record:
         seconds=sum(result.seconds for result in found.values()),
         notes=tuple(_notes(sets, results, "time" if request.seconds is not None else "steps")),
         pictures=(picture,),
-        settings={data: {**_architecture(request, data, "vanilla")} for data in sets},
+        machine=machine_name(request.device),
+        settings={data: _architecture(request, data, "vanilla", sizes[data]) for data in sets},
         details=tuple(result.values for result in found.values()),
     )
 
 
-def _architecture(request: Request, data: str, model: str) -> dict[str, Any]:
-    """Return the settings of `iresnet classify` for a network."""
+def _architecture(request: Request, data: str, model: str, size: int) -> dict[str, Any]:
+    """Return the settings of `iresnet classify` for a network that is trained on so many images."""
     asked = dict(_PAPER if request.paper else _SETTINGS[data])
+    if request.paper:
+        asked["steps"] = math.ceil(_EPOCHS * size / asked["batch"])
     if model == "resnet":
         asked |= _RESNET_164 if request.paper else _RESNET
     if request.seconds is not None:
@@ -113,10 +119,10 @@ def _architecture(request: Request, data: str, model: str) -> dict[str, Any]:
     return asked
 
 
-def _settings(request: Request, data: str, model: str, repeat: int) -> dict[str, Any]:
+def _settings(request: Request, data: str, model: str, repeat: int, size: int) -> dict[str, Any]:
     network = model if model in ("resnet", "vanilla") else "invertible"
     asked = {
-        **_architecture(request, data, model),
+        **_architecture(request, data, model, size),
         "network": network,
         "coeff": float(model) if network == "invertible" else None,
         "seed": request.seed + repeat,
@@ -237,7 +243,7 @@ def _notes(sets: Sequence[str], results: Results, length: str) -> list[str]:
         "to its image and its certified bound are in units of the pixels, which lie between 0 and 1. The whole test "
         "set is inverted, in float64, and the iterations are those of all blocks together.",
         f"Published: {PUBLISHED['table1 MNIST'].source}, with networks of {sum(_PAPER['blocks'])} blocks trained for "
-        "200 epochs (--paper).",
+        f"{_EPOCHS} epochs (--paper).",
     ]
     for data in sets:
         own = {model: result for (name, model), result in results.items() if name == data}

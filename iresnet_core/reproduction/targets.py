@@ -1,10 +1,11 @@
 """The table of what can be reproduced: one row for each figure and table."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 
 from iresnet_core.errors import InvalidArgumentError
-from iresnet_core.reproduction.record import Record
+from iresnet_core.reproduction.record import Record, machine_name
 from iresnet_core.reproduction.request import Request
 
 __all__ = ["TARGETS", "find_target"]
@@ -35,4 +36,10 @@ def find_target(name: str) -> Callable[[Request], Record]:
     if name not in TARGETS:
         raise InvalidArgumentError(f"there is nothing called {name!r} to reproduce; there are {', '.join(TARGETS)}.")
     function: Callable[[Request], Record] = import_module(TARGETS[name][0]).reproduce
-    return function
+
+    def with_its_machine(request: Request) -> Record:
+        record = function(request)
+        # Where no device is asked for, most trainings are on the CPU; a target that takes another one names it itself.
+        return record if request.device is None else replace(record, machine=machine_name(request.device))
+
+    return with_its_machine

@@ -72,7 +72,8 @@ class DatasetSource:
     samples : int, optional
         How many points to draw of a toy set (default 100 000), or how many samples to use of others (default all).
     file : str, optional
-        Where mnist.npz, or the folder or archive of CIFAR, is, if not in one of the usual places.
+        Where mnist.npz, or the folder or archive of CIFAR, is, if not in one of the usual places: the folder that the
+        variable IRESNET_SHARED_DATA names, ../shared/data, and ~/.keras/datasets.
     key : str, optional
         Which array of a .npz archive or a .zarr group.
     levels : int, optional
@@ -349,7 +350,8 @@ def _find_file(source: DatasetSource, names: tuple[str, ...], hint: str) -> Path
             if (folder / name).exists():
                 return folder / name
     raise InvalidArgumentError(
-        f"{names[-1]} is in none of {', '.join(map(str, folders))}. Say where it is with --file.{hint}"
+        f"{names[-1]} is in none of {', '.join(map(str, folders))}. Put it into one of these, name its folder by the "
+        f"variable {SHARED_DATA}, or give its path with --file, which `train` and `classify` have.{hint}"
     )
 
 

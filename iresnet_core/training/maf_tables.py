@@ -189,8 +189,8 @@ def _bsds300(root: Path) -> Parts:
             h5py = import_module("h5py")
         except ImportError as error:
             raise MissingDependencyError(
-                f"a .hdf5 file needs h5py, which cannot be imported ({error}). Try: pip install h5py; or write the "
-                f"parts {', '.join(names)} to BSDS300.npz."
+                f"a .hdf5 file needs h5py, which cannot be imported ({error}). Try: pip install h5py, which the extra "
+                f"peers has too; or write the parts {', '.join(names)} to BSDS300.npz."
             ) from error
         try:
             with h5py.File(path, "r") as file:

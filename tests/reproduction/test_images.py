@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cifar_for_tests import write_cifar10
 
+from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.reproduction import Request, figure3, find_target, table2
 from iresnet_core.reproduction.comparison import own_compiler
 from iresnet_core.reproduction.image_pictures import image_rows
@@ -85,6 +87,34 @@ def test_figure3(monkeypatch, tmp_path):
     again = find_target("figure3")(request)
     assert again.rows == record.rows
     assert (tmp_path / "run-digits" / "model.safetensors").is_file()
+
+
+def test_figure3_of_cifar10(monkeypatch, tmp_path):
+    """Where its file is, images in colour are a set like the others; they are none of those by default."""
+    small = {"blocks": 1, "hidden": 4, "steps": 2, "minutes": None, "batch": 8, "evaluate_every": 2}
+    monkeypatch.setattr(figure3, "_SMALL", small)
+    monkeypatch.setitem(figure3._INVERTED, "cifar10", 3)
+    monkeypatch.setattr(figure3, "_SHOWN", 3)
+    request = Request(tmp_path / "run", data=("cifar10",))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("IRESNET_SHARED_DATA", str(tmp_path / "data"))
+    with pytest.raises(InvalidArgumentError, match=r"cifar-10.*IRESNET_SHARED_DATA"):
+        find_target("figure3")(request)
+    write_cifar10(tmp_path / "data")
+    request.out.mkdir()
+    record = find_target("figure3")(request)
+    named = dict(zip(record.columns, record.rows[0], strict=True))
+    assert (named["data"], named["test images"], named["within the bound"]) == ("cifar10", 3, "all")
+    assert record.pictures == ("figure3-cifar10.png",)
+    assert (request.out / "figure3-cifar10.png").stat().st_size > 5000
+    chosen = []
+    planned = figure3._planned({"data": "digits", "seed": 0, "seconds": 1.0, "asked": small})
+    monkeypatch.setattr(figure3, "_planned", lambda settings: chosen.append(settings["data"]) or planned)
+    monkeypatch.setattr(figure3, "compute_cells", lambda request, cells: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        find_target("figure3")(Request(tmp_path))
+    assert chosen == ["digits", "mnist"]
 
 
 def test_rows_of_images_in_colour(tmp_path):

@@ -2,12 +2,16 @@
 
 import contextlib
 import dataclasses
+import importlib
+import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+import types
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from iresnet_core.cli import build_app
+from iresnet_core.commands.reproduce import reproduce_command
 from iresnet_core.errors import DeviceError, InvalidArgumentError, MissingDependencyError, RunError
 from iresnet_core.files import digest_of
 from iresnet_core.reproduction import (
@@ -33,7 +38,7 @@ from iresnet_core.reproduction import (
     read_record,
     write_record,
 )
-from iresnet_core.training import DatasetSource, load_dataset
+from iresnet_core.training import DatasetSource, load_dataset, maf_table_names
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CALLS = []
@@ -234,6 +239,26 @@ def test_a_request_knows_its_command():
             Request(Path("x"), **wrong)
 
 
+def test_the_record_names_the_accelerator(monkeypatch, tmp_path):
+    pytest.importorskip("torch")
+    import torch
+
+    from iresnet_core.adapters.torch import devices
+    from iresnet_core.reproduction.record import machine_name
+
+    monkeypatch.setattr(devices, "training_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda:0"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Fake GPU {device.index}")
+    assert machine_name("cuda") == machine_name(None) == f"{machine_name()}, Fake GPU 0"
+    assert "GPU" not in machine_name("cpu")
+    module = types.ModuleType("a_target")
+    module.reproduce = lambda request: a_record()
+    monkeypatch.setitem(sys.modules, "a_target", module)
+    monkeypatch.setitem(TARGETS, "squares", ("a_target", "squares"))
+    run = find_target("squares")
+    assert run(Request(tmp_path, device="cuda")).machine.endswith(", Fake GPU 0")
+    assert "GPU" not in run(Request(tmp_path)).machine
+
+
 def test_every_target_and_peer_is_there():
     for name in TARGETS:
         assert callable(find_target(name))
@@ -241,6 +266,28 @@ def test_every_target_and_peer_is_there():
         find_target("figure0")
     with pytest.raises(InvalidArgumentError, match="no peer"):
         find_peer("none")
+
+
+def test_the_page_of_options_has_all_of_them():
+    """Targets, data sets and models with their names, options of the command, and what the extra has to hold."""
+    page = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    for name in TARGETS:
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        module = importlib.import_module(TARGETS[name][0])
+        timed = getattr(module, "SECONDS", ())
+        sets = (
+            *getattr(module, "SETS", ()),
+            *getattr(module, "SMALL", ()),
+            *(timed if isinstance(timed, dict) else ()),
+        )
+        for known in (*sets, *getattr(module, "MODELS", ())):
+            assert known in row, f"{name}: {known}"
+    options = [f"--{name}" for name in inspect.signature(reproduce_command).parameters if name != "what"]
+    for option in (*options, "mnist.npz", "IRESNET_SHARED_DATA", "h5py", *maf_table_names()):
+        assert option in page, option
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    assert any(one.startswith("h5py") for one in extras["peers"])
 
 
 def test_a_peer_whose_package_is_missing_names_the_extra(monkeypatch):

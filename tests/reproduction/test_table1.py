@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.reproduction import TARGETS, Request, table1
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -37,6 +38,34 @@ def test_every_row(tmp_path, tiny):
     again = table1.reproduce(request)
     assert again.rows == record.rows
     assert any("not computed again" in line for line in said)
+
+
+def test_a_file_that_is_missing_is_said_before_any_training(tmp_path, monkeypatch):
+    """With the places that are looked at and the variable that names another one."""
+    monkeypatch.setattr(table1, "compute_cells", lambda *arguments, **options: pytest.fail("a training began"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("IRESNET_SHARED_DATA", str(tmp_path / "named"))
+    with pytest.raises(InvalidArgumentError) as caught:
+        table1.reproduce(Request(out=tmp_path, data=("digits", "mnist")))
+    for part in ("mnist.npz", str(tmp_path / "named"), ".keras", "IRESNET_SHARED_DATA", "`train` and `classify`"):
+        assert part in str(caught.value)
+
+
+def test_the_epochs_of_the_paper_are_those_of_the_data(tmp_path, monkeypatch):
+    """Of digits there are 1437 images to train on, which are 12 batches of 128; of CIFAR-10 50 000."""
+    cells = []
+
+    def kept(request, chosen, processes):
+        cells.extend(chosen)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(table1, "compute_cells", kept)
+    with pytest.raises(KeyboardInterrupt):
+        table1.reproduce(Request(out=tmp_path, data=("digits",), models=("resnet", "0.9"), paper=True))
+    assert [cell.settings["asked"]["steps"] for cell in cells] == [2246, 2246]  # 200 * 1437 / 128
+    published = table1._settings(Request(out=tmp_path, paper=True), "cifar10", "0.9", 0, 50_000)
+    assert published["asked"]["steps"] == 200 * 50_000 // 128
 
 
 def test_trainings_with_other_seeds_are_counted_together():

@@ -4,7 +4,7 @@ import torch
 
 from iresnet_core.errors import DeviceError
 
-__all__ = ["training_device"]
+__all__ = ["accelerator_name", "training_device"]
 
 
 def training_device(name: str | None) -> torch.device:
@@ -26,3 +26,17 @@ def training_device(name: str | None) -> torch.device:
             f"--device {name} cannot be used ({str(error).splitlines()[0][:120]}); there are {there}."
         ) from error
     return device
+
+
+def accelerator_name(name: str | None) -> str | None:
+    """Return what the device of `training_device` is called by its maker; None for the CPU.
+
+    Examples
+    --------
+    >>> accelerator_name("cpu") is None
+    True
+    """
+    device = training_device(name)
+    if device.type == "cpu":
+        return None
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
