@@ -44,7 +44,7 @@ _SETTINGS: dict[str, Any] = {
     "starts": 41,
 }
 # Of the neural ODE alone: a smooth activation, as its solver asks for, and the tolerances of training and of the paths.
-_ODE: dict[str, Any] = {"smooth_activation": "tanh", "tolerances": (1e-6, 1e-9)}
+_ODE: dict[str, Any] = {"smooth_activation": "tanh", "tolerances": (1e-5, 1e-9)}
 _END = 2.0  # the starts lie between +- this
 
 
