@@ -75,8 +75,24 @@ def difference(mine: np.ndarray, theirs: np.ndarray) -> Difference:
     return Difference(float(np.mean(apart)), float(np.std(apart, ddof=1)) / math.sqrt(len(apart)))
 
 
-def available(request: Request, models: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def available(
+    request: Request,
+    models: Sequence[str],
+    find: Callable[[str], object] = find_peer,
+    labels: Mapping[str, str] = LABELS,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the models of a run, and those that are left out because a package is missing.
+
+    Parameters
+    ----------
+    request : Request
+        Says which models are asked for.
+    models : sequence of str
+        All of the target.
+    find : callable
+        Fails for the name of a model, but ours, whose package is missing.
+    labels : mapping
+        The names of models in what is said.
 
     Raises
     ------
@@ -89,7 +105,7 @@ def available(request: Request, models: Sequence[str]) -> tuple[tuple[str, ...],
     for name in request.chosen("models", models):
         try:
             if name != "ours":
-                find_peer(name)
+                find(name)
         except MissingDependencyError:
             if request.models:
                 raise
@@ -97,7 +113,7 @@ def available(request: Request, models: Sequence[str]) -> tuple[tuple[str, ...],
         else:
             chosen.append(name)
     if absent:
-        listed = ", ".join(LABELS[name] for name in absent)
+        listed = ", ".join(labels[name] for name in absent)
         request.say(f"left out, since their packages are missing (pip install 'iresnet-core[peers]'): {listed}")
     return tuple(chosen), tuple(absent)
 

@@ -1,8 +1,9 @@
 """What every model of a comparison can do, and the table of the peers, which are found by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from iresnet_core.errors import InvalidArgumentError, MissingDependencyError
 from iresnet_core.training import Scores
 
-__all__ = ["PEERS", "Contender", "Task", "find_peer", "peer_names"]
+__all__ = ["PEERS", "Contender", "Task", "find_peer", "import_peer", "peer_names"]
 
 # name -> (module, function that makes it from a Task, the packages that it imports). Peers import frameworks: like the
 # trainers of the adapters they are found by name at run time.
@@ -115,6 +116,18 @@ def find_peer(name: str) -> Callable[[Task], Contender]:
     if name not in PEERS:
         raise InvalidArgumentError(f"there is no peer {name!r}; there are {', '.join(PEERS)}.")
     module, function, packages = PEERS[name]
+    made: Callable[[Task], Contender] = getattr(import_peer(name, module, packages), function)
+    return made
+
+
+def import_peer(name: str, module: str, packages: Sequence[str]) -> ModuleType:
+    """Return the module that makes a peer, where the packages that it imports are there.
+
+    Raises
+    ------
+    MissingDependencyError
+        If one of them cannot be imported.
+    """
     for package in packages:
         try:
             import_module(package)
@@ -123,5 +136,4 @@ def find_peer(name: str) -> Callable[[Task], Contender]:
                 f"{name} is a model of {package}, which cannot be imported ({error}). Try: pip install "
                 "'iresnet-core[peers]'"
             ) from error
-    made: Callable[[Task], Contender] = getattr(import_module(module), function)
-    return made
+    return import_module(module)

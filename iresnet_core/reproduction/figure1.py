@@ -1,10 +1,10 @@
-"""Figure 1: paths of points through a plain residual network, which cross, and through an i-ResNet, which do not."""
+"""Figure 1: paths of points through a plain ResNet, which cross, and an i-ResNet and a neural ODE, which do not."""
 
 import os
-from collections.abc import Mapping
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy as np
 from iresnet_core.files import load, save
 from iresnet_core.flows import Flow, ResidualBlock
 from iresnet_core.reproduction.cells import Cell, CellResult, compute_cells
+from iresnet_core.reproduction.comparison import available
+from iresnet_core.reproduction.contender import import_peer
 from iresnet_core.reproduction.path_pictures import path_panels
 from iresnet_core.reproduction.record import Record
 from iresnet_core.reproduction.request import Request
@@ -19,8 +21,14 @@ from iresnet_core.training import ActivationPlan, DensePlan, ResidualPlan, Train
 
 __all__ = ["crossings", "reproduce"]
 
-LABELS = {"plain": "ResNet, without a cap", "ours": "i-ResNet (ours)"}
-_PEER = "iresnet_core.adapters.torch.peers.plain_resnet"
+LABELS = {"plain": "ResNet, without a cap", "ours": "i-ResNet (ours)", "neuralode": "neural ODE"}
+# The modules that make and train networks, and the packages that they need beside PyTorch.
+_BLOCKS: tuple[str, tuple[str, ...]] = ("iresnet_core.adapters.torch.peers.plain_resnet", ())
+_PEERS = {
+    "plain": _BLOCKS,
+    "ours": _BLOCKS,
+    "neuralode": ("iresnet_core.adapters.torch.peers.torchdiffeq", ("torchdiffeq",)),
+}
 _TITLE = "Figure 1: paths through a residual network"
 # The map of Behrmann et al. 2019, Fig. 1: x^3 with noise at half of the depth, x with noise at all of it.
 _SETTINGS: dict[str, Any] = {
@@ -35,16 +43,19 @@ _SETTINGS: dict[str, Any] = {
     "clip": 10.0,
     "starts": 41,
 }
+# Of the neural ODE alone: a smooth activation, as its solver asks for, and the tolerances of training and of the paths.
+_ODE: dict[str, Any] = {"smooth_activation": "tanh", "tolerances": (1e-5, 1e-9)}
 _END = 2.0  # the starts lie between +- this
 
 
 def reproduce(request: Request) -> Record:
-    """Train both networks on the same map, follow points through them, and count how often their paths cross."""
+    """Train all networks on the same map, follow points through them, and count how often their paths cross."""
     request.require_unset("seconds", "data", "paper", "device")
-    models = request.chosen("models", tuple(LABELS))
     find_trainer("torch")  # fails where PyTorch is missing
+    models, absent = available(request, tuple(LABELS), _peer, LABELS)
     settings = {**_SETTINGS, "seed": request.seed}
-    cells = [Cell(model, settings, _COMPUTE[model]) for model in models]
+    own = {model: {**settings, **(_ODE if model == "neuralode" else {})} for model in models}
+    cells = [Cell(model, own[model], _COMPUTE[model]) for model in models]
     request.say(f"{len(cells)} networks of {2 * settings['half']} blocks, {settings['steps']} steps each")
     found = compute_cells(request, cells, processes=min(2, os.cpu_count() or 1))
     picture = "figure1.png"
@@ -66,9 +77,9 @@ def reproduce(request: Request) -> Record:
         ),
         rows=tuple(_row(model, found[model].values) for model in models),
         seconds=sum(result.seconds for result in found.values()),
-        notes=tuple(_notes(settings, {model: found[model].values for model in models})),
+        notes=tuple(_notes(settings, {model: found[model].values for model in models}, absent)),
         pictures=(picture,),
-        settings=settings,
+        settings={key: value for one in own.values() for key, value in one.items()},
         details=tuple(found[model].values for model in models),
     )
 
@@ -104,19 +115,23 @@ def _data(settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {"x": x, "half": half, "full": full}
 
 
-def _trained(blocks: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Train blocks; return what both networks report."""
-    peer, data = import_module(_PEER), _data(settings)
+def _peer(model: str) -> ModuleType:
+    return import_peer(model, *_PEERS[model])
+
+
+def _trained(model: str, network: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Train a network; return what all of them report."""
+    peer, data = _peer(model), _data(settings)
     half = settings["half"]
     targets = {half: data["half"], 2 * half: data["full"]}
-    peer.fit_at_depths(blocks, data["x"], targets, **{name: settings[name] for name in ("steps", "lr", "clip")})
-    states = peer.states_at_depths(blocks, data["x"])
+    peer.fit_at_depths(network, data["x"], targets, **{name: settings[name] for name in ("steps", "lr", "clip")})
+    states = peer.states_at_depths(network, data["x"])
     errors = {depth: float(np.mean((states[depth] - y[:, 0]) ** 2)) for depth, y in targets.items()}
-    return {
-        "error_half": errors[half],
-        "error_full": errors[2 * half],
-        "parameters": sum(parameter.numel() for block in blocks for parameter in block.parameters()),
-    }
+    return {"error_half": errors[half], "error_full": errors[2 * half], "parameters": _size(network)}
+
+
+def _size(network: Any) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _starts(settings: Mapping[str, Any]) -> np.ndarray:
@@ -129,11 +144,16 @@ def _of_paths(states: np.ndarray) -> dict[str, Any]:
     return {"crossings": crossings(states), "smallest_slope": float(np.min(gaps[1:] / gaps[:-1]))}
 
 
+def _plain_blocks(settings: Mapping[str, Any]) -> Any:
+    return _peer("plain").plain_blocks(
+        2 * settings["half"], settings["width"], settings["activation"], settings["seed"]
+    )
+
+
 def _plain(settings: Mapping[str, Any]) -> CellResult:
-    peer = import_module(_PEER)
-    blocks = peer.plain_blocks(2 * settings["half"], settings["width"], settings["activation"], settings["seed"])
-    values = _trained(blocks, settings)
-    states = peer.states_at_depths(blocks, _starts(settings))
+    blocks = _plain_blocks(settings)
+    values = _trained("plain", blocks, settings)
+    states = _peer("plain").states_at_depths(blocks, _starts(settings))
     return CellResult({**values, **_of_paths(states)}, {"states": states})
 
 
@@ -143,7 +163,7 @@ def _ours(settings: Mapping[str, Any]) -> CellResult:
     plan = (ResidualPlan(branch, settings["coeff"]),) * (2 * settings["half"])
     trainer = find_trainer("torch")(plan, (1,), _training(settings), _data(settings)["x"])
     trainer.flow.fill_caps()
-    values = _trained(list(trainer.flow.layers), settings)
+    values = _trained("ours", trainer.flow.layers, settings)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         save(trainer.to_core(), path)
@@ -169,7 +189,17 @@ def _ours(settings: Mapping[str, Any]) -> CellResult:
     return CellResult({**values, **_of_paths(forward), **found}, arrays)
 
 
-_COMPUTE = {"plain": _plain, "ours": _ours}
+def _neural_ode(settings: Mapping[str, Any]) -> CellResult:
+    peer, parameters = _peer("neuralode"), _size(_plain_blocks(settings))
+    made_with = settings["smooth_activation"], settings["seed"], settings["tolerances"]
+    ode = peer.neural_ode(2 * settings["half"], parameters, *made_with)
+    values = _trained("neuralode", ode, settings)
+    states = peer.states_at_depths(ode, _starts(settings))
+    found = {"smallest_gap": float(np.min(np.diff(states, axis=1))), "evaluations": dict(ode.evaluations)}
+    return CellResult({**values, **_of_paths(states), **found}, {"states": states})
+
+
+_COMPUTE = {"plain": _plain, "ours": _ours, "neuralode": _neural_ode}
 
 
 def _training(settings: Mapping[str, Any]) -> TrainingSettings:
@@ -200,12 +230,18 @@ def _row(model: str, values: Mapping[str, Any]) -> tuple[Any, ...]:
     return (LABELS[model], *errors, values["crossings"], *slopes, values["parameters"])
 
 
-def _notes(settings: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _notes(settings: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]], absent: Sequence[str]) -> list[str]:
     """Return what the page says below the table."""
+    alike = "They have the same depth, width and activation, and take"
+    if "neuralode" in values:
+        alike = (
+            "The networks of blocks have the same depth, width and activation, and the neural ODE about as many "
+            "parameters; all take"
+        )
     notes = [
-        f"Both networks learn from the same {settings['samples']} points: x³ with noise of {settings['noise']:g} "
+        f"All networks learn from the same {settings['samples']} points: x³ with noise of {settings['noise']:g} "
         f"behind {settings['half']} blocks, and x with such noise behind {2 * settings['half']}, which is the map of "
-        "Figure 1 of Behrmann et al. 2019. They have the same depth, width and activation, and take the same steps of "
+        f"Figure 1 of Behrmann et al. 2019. {alike} the same steps of "
         f"the same optimiser. Then {settings['starts']} points between ±{_END:g} are followed through them, and a "
         "crossing is a pair of points whose order a block changes."
     ]
@@ -227,4 +263,24 @@ def _notes(settings: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]])
             "The network without a cap has no certified slope. It exists for this comparison only; blocks and flows of "
             "this package refuse it."
         )
+    if "neuralode" in values:
+        notes.append(_of_ode(settings, values["neuralode"]))
+    if absent:
+        notes.append(f"Left out, since their packages were missing: {', '.join(LABELS[name] for name in absent)}.")
     return notes
+
+
+def _of_ode(settings: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """Return what the page says of the neural ODE."""
+    in_training, of_paths = _ODE["tolerances"]
+    return (
+        "The neural ODE is dx/dt = f(t, x) from time 0 to 1, with f a network of two hidden layers with "
+        f"{_ODE['smooth_activation']}; a block is 1/{2 * settings['half']} of the time. Exact solutions of an ODE "
+        "cannot cross in one dimension. Computed ones may, by the error of the solver (dopri5 of torchdiffeq, in "
+        "float64), which keeps its own estimate of that below a tolerance and certifies nothing: "
+        f"{in_training:.0e} in training and {of_paths:.0e} for the paths, where the smallest distance between "
+        f"neighbours is {own['smallest_gap']:.1e}. "
+        f"At the end a solution takes {own['evaluations']['training']} evaluations of f in training and "
+        f"{own['evaluations']['evaluation']} for the paths, and each has as many multiplications as a whole residual "
+        "network of its number of parameters."
+    )

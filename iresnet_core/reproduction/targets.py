@@ -12,7 +12,10 @@ __all__ = ["TARGETS", "find_target"]
 
 # name -> (module of its function `reproduce`, one line), in the order of the page. A module is imported when it is run.
 TARGETS: dict[str, tuple[str, str]] = {
-    "figure1": ("iresnet_core.reproduction.figure1", "paths through a plain residual network and an i-ResNet"),
+    "figure1": (
+        "iresnet_core.reproduction.figure1",
+        "paths through a plain residual network, an i-ResNet and a neural ODE",
+    ),
     "figure2": ("iresnet_core.reproduction.figure2", "densities of toy sets, ours and the comparators'"),
     "figure3": ("iresnet_core.reproduction.figure3", "reconstructions by the certified inverse, and samples of images"),
     "tables": ("iresnet_core.reproduction.tables", "densities of tables, ours and the comparators'"),

@@ -1,5 +1,7 @@
 """The flows of other packages: their densities, samples and scores against what is known of them."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 
@@ -63,7 +65,7 @@ def test_a_training_goes_on_from_a_state(name):
     assert losses(again, range(3, 6)) == expected
 
 
-@pytest.mark.parametrize("name", ["glow", "residualflow", "made", "realnvp"])
+@pytest.mark.parametrize("name", ["glow", "residualflow", "made", "realnvp", "ffjord"])
 def test_a_peer_of_images(name):
     model = peer(name, Task(IMAGES.first(100, 0), alpha=0.1 / 17, parameters=20_000))
     x = IMAGES.first(20, 0)
@@ -109,6 +111,27 @@ def test_the_estimate_of_the_residual_flow_agrees_with_the_exact_jacobian():
     x = VECTORS.first(30, 0)
     np.testing.assert_allclose(model.log_prob(x), model.scores(x).log_prob, atol=1e-3)
     assert model.constant() < 1.05
+
+
+def test_the_estimated_trace_of_ffjord_agrees_with_the_exact_one(monkeypatch):
+    first = np.random.default_rng(0).standard_normal((300, 6)) @ np.tri(6)
+    task = Task(first, parameters=1000)
+    exact = peer("ffjord", task)
+    for _ in range(5):
+        exact.step(first, 1e-2)
+    monkeypatch.setattr(import_module("iresnet_core.adapters.torch.peers.zuko"), "_EXACT", 5)
+    drawn = peer("ffjord", task)
+    drawn.load_state(exact.state())
+    known, found = exact.scores(first), drawn.scores(first)
+    assert not known.std_error.any()
+    apart, error = found.log_prob - known.log_prob, found.std_error
+    assert np.abs(apart.mean()) < 5 * np.sqrt(np.mean(error**2) / len(first))
+    # The errors are those that there are, over all samples.
+    assert np.sqrt(np.mean(apart**2) / np.mean(error**2)) == pytest.approx(1, abs=0.3)
+    assert (known.method.split(",")[0], found.method.split(",")[0]) == (
+        "exact trace",
+        "mean of 4 draws of Hutchinson's trace",
+    )
 
 
 def test_every_peer_is_tested():

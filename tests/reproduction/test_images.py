@@ -9,6 +9,7 @@ from cifar_for_tests import write_cifar10
 
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.reproduction import Request, figure3, find_target, table2
+from iresnet_core.reproduction.cells import CellResult
 from iresnet_core.reproduction.comparison import own_compiler
 from iresnet_core.reproduction.image_pictures import image_rows
 from iresnet_core.training import DatasetSource, load_dataset
@@ -33,6 +34,33 @@ def test_table2(monkeypatch, tmp_path):
     assert all(len(row) == len(record.columns) for row in record.rows)
     assert (tmp_path / "table2.png").stat().st_size > 5000
     assert find_target("table2")(request).details == record.details
+
+
+def test_table2_beside_ffjord(monkeypatch, tmp_path):
+    pytest.importorskip("zuko")
+    trained = table2.trained_cell
+    small = {"steps": 2, "parameters": 5000, "test_samples": 20}
+    monkeypatch.setattr(table2, "trained_cell", lambda settings, data: trained({**settings, **small}, data))
+    monkeypatch.setattr(table2.os, "cpu_count", lambda: 1)
+    record = find_target("table2")(Request(tmp_path, seconds=1e6, data=("digits",), models=("ours", "ffjord")))
+    assert [(row[0], row[-1]) for row in record.rows[:2]] == [("i-ResNet (ours)", 1.06), ("FFJORD", 0.99)]
+    assert not any(row[0] == "FFJORD, published" for row in record.rows)
+    told = (
+        "Comparators have exact ones, but FFJORD, which solves an ODE "
+        "(exact trace, solver with atol 1e-06, for digits)."
+    )
+    assert any(note.endswith(told) for note in record.notes)
+    assert any("(FFJORD)" in note and "rows of pixels" in note for note in record.notes)
+
+
+def test_what_is_said_of_the_log_determinants_of_comparators():
+    results = {(data, "ffjord"): CellResult({"method": f"as for {data}"}) for data in ("digits", "mnist")}
+    assert table2._of_comparators(("digits",), ("ours",), results) == ""
+    assert table2._of_comparators(("digits",), ("ours", "glow"), results) == " Comparators have exact ones."
+    assert table2._of_comparators(("digits", "mnist"), ("ours", "residualflow", "ffjord"), results) == (
+        " Comparators have exact ones, but the residual flow, which has its own unbiased estimate, and FFJORD, which "
+        "solves an ODE (as for digits, for digits; as for mnist, for mnist)."
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
-"""A residual network without a cap on its branches, and the training of any residual blocks on a map of the line.
+"""A residual network without a cap on its branches, and the training of any network in depth on a map of the line.
 
 For comparison only. Such a network has no Lipschitz constant below one and hence no inverse; blocks and flows of this
 package refuse it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from iresnet_core.adapters.torch.peers.plain_block import PlainBlock
 from iresnet_core.errors import InvalidArgumentError
 from iresnet_core.training import StepResult, cosine
 
-__all__ = ["fit_at_depths", "plain_blocks", "states_at_depths"]
+__all__ = ["fit_at_depths", "fit_states", "plain_blocks", "states_at_depths"]
 
 _ACTIVATIONS = {"elu": nn.ELU, "relu": nn.ReLU, "softplus": nn.Softplus, "tanh": nn.Tanh}
 
@@ -51,6 +52,40 @@ def fit_at_depths(
         Inputs.
     targets : mapping
         What the first k blocks should make of them, by k.
+    steps, lr, clip : int, float, float
+        See `fit_states`.
+
+    Returns
+    -------
+    StepResult
+        See `fit_states`.
+    """
+    module = nn.ModuleList(blocks)
+    return fit_states(module, partial(_states, module), x, targets, steps=steps, lr=lr, clip=clip)
+
+
+def fit_states(
+    module: nn.Module,
+    states: Callable[[Tensor], Any],
+    x: np.ndarray,
+    targets: Mapping[int, np.ndarray],
+    *,
+    steps: int,
+    lr: float,
+    clip: float,
+) -> StepResult:
+    """Train a network so that what it makes of inputs at some depths has the least mean squared error.
+
+    Parameters
+    ----------
+    module : Module
+        Holds the parameters.
+    states : callable
+        Returns what can be asked for the states at a depth of the targets, for inputs.
+    x : array (n, 1)
+        Inputs.
+    targets : mapping
+        What they should become, by the depth.
     steps, lr : int, float
         Steps of Adam on all samples, and its learning rate at the start, which goes down along half a cosine.
     clip : float
@@ -62,7 +97,7 @@ def fit_at_depths(
         The last loss, the sum of the mean squared errors, and the norm of its gradient.
     """
     torch.set_num_threads(1)
-    module = nn.ModuleList(blocks).train()
+    module.train()
     data, wanted = torch.from_numpy(x), {depth: torch.from_numpy(y) for depth, y in targets.items()}
     optimizer = torch.optim.Adam(module.parameters(), lr=lr)
     loss, norm = torch.tensor(torch.nan), torch.tensor(torch.nan)
@@ -70,8 +105,8 @@ def fit_at_depths(
         for group in optimizer.param_groups:
             group["lr"] = lr * cosine(step / steps)
         optimizer.zero_grad(set_to_none=True)
-        states = _states(module, data)
-        loss = sum(((states[depth] - y) ** 2).mean() for depth, y in wanted.items())  # type: ignore[assignment]
+        found = states(data)
+        loss = sum(((found[depth] - y) ** 2).mean() for depth, y in wanted.items())  # type: ignore[assignment]
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
         optimizer.step()
