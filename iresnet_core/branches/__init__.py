@@ -20,6 +20,7 @@ from iresnet_core.branches.linearization import (
     linearize,
     stated_lipschitz,
 )
+from iresnet_core.branches.local_traces import has_large_images
 from iresnet_core.branches.operator_branch import OperatorBranch
 from iresnet_core.branches.own_layer import OwnLayer, StatedLayer
 
@@ -48,6 +49,7 @@ __all__ = [
     "conditioned",
     "entries",
     "evaluate",
+    "has_large_images",
     "layer_growth",
     "layer_product",
     "linearize",

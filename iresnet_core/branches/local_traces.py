@@ -26,6 +26,7 @@ from iresnet_core.operators import Convolution
 
 __all__ = [
     "LocalKernels",
+    "has_large_images",
     "local_kernels",
     "local_mean_matrix",
     "local_plan",
@@ -74,6 +75,11 @@ def local_plan(layers: Sequence[Any]) -> SlopePlan | None:
             taps = min(positions, taps * math.prod(convolutions[j].window))
             matrices = max(matrices, taps * widths[i] * widths[j + 1])
     return plan if positions * max(images, matrices) <= MOST_ENTRIES else None
+
+
+def has_large_images(layers: Sequence[Any]) -> bool:
+    """Whether nothing but the size of its images keeps a chain from such a plan."""
+    return slope_runs(layers) is not None and convolution_cycle(layers) is not None and local_plan(layers) is None
 
 
 def position_means(backend: Backend, slopes: Sequence[Array], *, constant: bool = True) -> list[Array]:

@@ -6,6 +6,7 @@ from iresnet_core.backends import Array, Backend, get_backend
 from iresnet_core.branches import (
     Chain,
     evaluate,
+    has_large_images,
     layer_growth,
     linearize,
     linearize_jointly,
@@ -311,6 +312,8 @@ def _answered(
             method = next(row for row in METHODS.values() if row.applies_to(problem))
             order = determinant_order(linearization, x, growth)
             reason = exact_choice(order, request)[1]
+            if method is ARNOLDI and _has_idle_reference(problem):
+                reason += "; the reference is not used, as the images of the branch are too large for it"
             problem = problem._replace(max_products=order)
         if x.shape[0] == 0:
             method = EXACT
@@ -324,6 +327,14 @@ def _answered(
             value = backend.xp.concat([value, others], axis=0)
         reason = "; ".join(word for word in (reason, result.reason) if word)
         return value, result._replace(reason=reason)
+
+
+def _has_idle_reference(problem: Problem) -> bool:
+    """Whether samples have seeds of their own and the branch a reference, which the size of its images rules out."""
+    g, request = problem.g, problem.request
+    if not isinstance(g, Chain) or g.reference is None or not isinstance(request.rng, SampleSeed):
+        return False
+    return problem.linearization.mean_matrix is None and has_large_images(g.layers)
 
 
 def uses_own_seeds(options: LogDetOptions) -> bool:

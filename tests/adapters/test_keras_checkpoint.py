@@ -19,3 +19,10 @@ def test_training_is_that_without(tmp_path, name):
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
     assert in_a_process("checkpoint", tmp_path, KERAS_BACKEND=name)[-1] == "agreed"
+
+
+def test_inputs_that_are_found_again(tmp_path):
+    """The other kind, which docs/keras.md promises for Keras on PyTorch."""
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    assert in_a_process("inverse_checkpoint", tmp_path, KERAS_BACKEND="torch")[-1] == "agreed"

@@ -67,6 +67,8 @@ def test_convolutions_after_training(padding_mode, lr):
 @pytest.mark.parametrize("lr", [1e-3, 1e-2])
 def test_after_long_training(kind, lr):
     excess = []
+    # Convolutions have the certified numbers in training too; matrices are scaled by an estimate.
+    allowed = 1e-6 if kind == "images" else 1e-3
     flow, data = (image_flow(), images(500)) if kind == "images" else (vector_flow(kind), samples(2000, kind))
 
     def look():
@@ -79,21 +81,30 @@ def test_after_long_training(kind, lr):
     train(flow, data, steps=2000, lr=lr, after=look, batch=10 if kind == "images" else 50)
     assert_capped(flow)
     assert_export_capped(flow)
-    assert max(excess[20:]) < 0.05
+    assert max(excess) < allowed
 
 
 def test_the_excess_in_training_is_small():
-    """The slack of docs/pytorch.md: what the estimates lack is a hundredth on average."""
-    flow, excess = vector_flow(64, blocks=1), []
+    """The slack of docs/pytorch.md, from the first step on: 1e-3 for matrices, rounding for other convolutions."""
 
-    def look():
-        with torch.no_grad():
-            excess.append(max(true_norm(layer) / cap.cap - 1 for layer, cap in capped_layers(flow)))
+    def largest_excess(flow, data, **options):
+        excess = {"matrix": [], "convolution": []}
 
-    train(flow, samples(500, 64), steps=60, after=look)
-    assert sum(excess) / len(excess) < 0.01
-    assert max(excess[10:]) < 0.05
-    assert max(excess) < 0.2
+        def look():
+            with torch.no_grad():
+                for layer, cap in capped_layers(flow):
+                    is_matrix = isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1)
+                    excess["matrix" if is_matrix else "convolution"].append(true_norm(layer) / cap.cap - 1)
+
+        train(flow, data, after=look, **options)
+        return {kind: max(found, default=0.0) for kind, found in excess.items()}
+
+    for fill in (False, True):
+        flow = vector_flow(64, blocks=1)
+        assert largest_excess(flow.fill_caps() if fill else flow, samples(500, 64), steps=60)["matrix"] < 1e-3
+    found = largest_excess(image_flow(padding_mode="circular").fill_caps(), images(100), steps=12, batch=10)
+    assert found["matrix"] < 1e-3
+    assert found["convolution"] < 1e-6
 
 
 def enlarged(flow, factor=20.0):

@@ -247,7 +247,7 @@ def test_transformed(kind):
 
 
 def test_a_branch_that_begins_with_an_activation():
-    """Its trace is a control variate in programs too; and a compiled training loss takes batches of any size."""
+    """Its trace is a control variate in programs too; and two compiled training losses serve batches of any size."""
     torch.manual_seed(0)
     net = nn.Sequential(Activation("lipswish"), nn.Conv2d(2, 4, 3, padding=1), Activation("lipswish"))
     net.extend([nn.Conv2d(4, 4, 1), Activation("lipswish"), nn.Conv2d(4, 2, 3, padding=1)])
@@ -257,7 +257,19 @@ def test_a_branch_that_begins_with_an_activation():
         program = torch.compile(lambda x: flow.log_prob(x), backend="eager", fullgraph=True)
         torch.testing.assert_close(program(x), flow.log_prob(x), rtol=1e-5, atol=1e-4)
     flow.train()
+    for _ in range(
+        2
+    ):  # in these the power iteration of the 1 x 1 convolution begins, which would be programs of their own
+        flow.training_loss(torch.randn(8, 2, 6, 6))
     loss = torch.compile(lambda x: flow.training_loss(x), backend="aot_eager", fullgraph=True)
-    for n in (8, 8, 12, 16):
+
+    def step(n):
+        flow.zero_grad()
         loss(torch.randn(n, 2, 6, 6)).backward()
         assert all(bool(torch.isfinite(p.grad).all()) for p in flow.parameters())
+
+    for n in (8, 12):  # a program for this batch, and one for batches of any size
+        step(n)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for n in (8, 12, 16, 20):
+            step(n)

@@ -58,6 +58,25 @@ def test_gradients_are_those_with_kept_inputs(kind, dtype):
     assert record.inputs == inputs
 
 
+@pytest.mark.parametrize("checkpoint", [True, "inverse"])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)], ids=["1x28x28", "3x32x32"])
+def test_images_of_the_usual_sizes(shape, checkpoint):
+    """One block near its limit, c = 0.98, in float32, between normalisations."""
+    torch.manual_seed(0)
+    channels = shape[0]
+    net = nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.ELU(), nn.Conv2d(4, 4, 1), nn.ELU())
+    net.append(nn.Conv2d(4, channels, 3, padding=1))
+    layers = [ActNorm(channels), InvertibleResidual(net, coeff=0.98), ActNorm(channels)]
+    flow, again = twins(Flow(layers, event_shape=shape).fill_caps(), torch.rand(3, *shape))
+    x = torch.rand(3, *shape) ** 2  # at those samples the gradients of the last ActNorm are zero but for rounding
+    again.checkpoint = checkpoint
+    found, expected = gradients(again, x, share=0.5), gradients(flow, x, share=0.5)
+    assert_same(found, expected, 2e-4)
+    assert len(found) > 8  # value, random numbers, and the gradients of all layers
+    if checkpoint == "inverse":
+        assert again.recovered.inputs == 1
+
+
 def test_the_bound_holds(monkeypatch):
     """An inverse that is off by more than it says is seen by what is measured, and by no more than the bound."""
     x = samples(20, 8).double()

@@ -7,12 +7,15 @@ import pytest
 from branches_for_tests import array, dense_chain, host
 from frameworks_for_tests import COMPILERS, compiled
 
-from iresnet_core import Flow, ResidualBlock, logdet
+from iresnet_core import Activation, Chain, Convolution, Flow, ResidualBlock, logdet, normalize
+from iresnet_core.backends import get_backend
+from iresnet_core.branches import has_large_images
 from iresnet_core.determinant import exact as exact_determinant
 from iresnet_core.determinant.choice import EVALUATION_LIMIT, TRAINING_LIMIT
 from iresnet_core.errors import InvalidArgumentError
 
 D = 40
+NUMPY = get_backend(np.zeros(1))
 
 
 @pytest.fixture
@@ -96,6 +99,47 @@ def test_flows_say_why(backend, g, x):
     flow = Flow([ResidualBlock(g), ResidualBlock(g)], event_shape=(D,))
     result = flow.log_prob(x, exact_up_to=D)
     assert (result.method, result.reason) == ("exact", "order 40 is at most 40, exact_up_to")
+
+
+def convolutions(backend, shape, width, kernels=(3, 1, 3)):
+    """A chain of convolutions on small random weights, with slopes between them."""
+    rng, widths = np.random.default_rng(0), [shape[0], *[width] * (len(kernels) - 1), shape[0]]
+    layers = []
+    for before, after, size in zip(widths[:-1], widths[1:], kernels, strict=True):
+        kernel = array(backend, 0.1 * rng.standard_normal((after, before, size, size)), "float32")
+        layers += [Convolution(kernel, input_shape=(before, *shape[1:]), padding="same"), Activation("tanh")]
+    return Chain(layers[:-1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernels", "most"),
+    [
+        ((1, 28, 28), (3, 1, 3), 27),
+        ((4, 14, 14), (3, 1, 3), 109),
+        ((16, 7, 7), (3, 1, 3), 436),
+        ((1, 28, 28), (3, 3, 3), 27),
+        ((4, 14, 14), (3, 3, 3), 97),
+        ((16, 7, 7), (3, 3, 3), 195),
+    ],
+)
+def test_the_limit_of_images(shape, kernels, most):
+    """The channels that docs/log-determinant.md names."""
+    found = [has_large_images(convolutions(NUMPY, shape, width, kernels).layers) for width in (most, most + 1)]
+    assert found == [False, True]
+
+
+def test_a_reference_that_is_not_used():
+    """A branch that has one, and images too large for it, says so; with other seeds it is not asked for one."""
+    x = np.random.default_rng(0).standard_normal((2, 1, 28, 28)).astype("float32")
+    g = normalize(convolutions(NUMPY, (1, 28, 28), 28), 0.5)
+    known = "order 784 is above 64, the limit of evaluation"
+    assert [logdet(g, x, rng="sample").reason, logdet(g.with_reference(x), x, rng=0).reason] == [known, known]
+    result = logdet(g.with_reference(x), x, rng="sample")
+    assert result.method == "arnoldi"
+    assert result.reason == f"{known}; the reference is not used, as the images of the branch are too large for it"
+    small = normalize(convolutions(NUMPY, (2, 6, 6), 3), 0.5).with_reference(np.zeros((1, 2, 6, 6), "float32"))
+    result = logdet(small, np.zeros((2, 2, 6, 6), "float32"), rng="sample")
+    assert (result.method, result.reason) == ("mean-jacobian", "order 72 is above 64, the limit of evaluation")
 
 
 @pytest.mark.needs("autodiff")

@@ -140,6 +140,29 @@ def checkpoint():
     print("agreed")
 
 
+def inverse_checkpoint():
+    """The same with inputs that are found again by inversion, on Keras' torch backend; without their errors."""
+    import keras
+
+    from iresnet_core.adapters.keras import ActNorm, Flow, InvertibleResidual
+
+    def trained(checkpoint):
+        keras.utils.set_random_seed(0)
+        nets = [[keras.layers.Dense(8, activation="elu"), keras.layers.Dense(36)] for _ in range(3)]
+        blocks = [InvertibleResidual(net, coeff=0.98) for net in nets]
+        flow = Flow([ActNorm(), *blocks], event_shape=(36,), seed=3, checkpoint=checkpoint)
+        flow.compile(optimizer=keras.optimizers.SGD(1e-2), run_eagerly=True, jit_compile=False)
+        losses = flow.fit(samples(36, 32), batch_size=16, epochs=2, shuffle=False, verbose=0).history["loss"]
+        found = flow.recovered.inputs if checkpoint else 0
+        return found, [np.asarray(losses), *map(keras.ops.convert_to_numpy, flow.trainable_variables)]
+
+    (found, ours), (_, expected) = trained("inverse"), trained(False)
+    assert found == 3, found  # those of the blocks; that of the ActNorm is kept
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    print("agreed")
+
+
 def one_program():
     """Count the programs that JAX makes in the first steps of a training, and in the later ones."""
     import jax
@@ -201,5 +224,5 @@ def devices():
 
 
 if __name__ == "__main__":
-    named = (load, replicas, other_backend, checkpoint, one_program, checks, programs, devices)
+    named = (load, replicas, other_backend, checkpoint, inverse_checkpoint, one_program, checks, programs, devices)
     {script.__name__: script for script in named}[sys.argv[1]]()

@@ -94,8 +94,9 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
     A flow with conditional blocks takes pairs: ``model((x, context))``, ``fit((x, context))``; its methods take
     ``context``. ``model(x)`` and `predict` return the log-density (batch,) in nats. The loss of `fit` and `evaluate` is
     its negative mean, weighted by `sample_weight`, plus what regularizers of the layers add; there are no targets. In
-    training the value is a true estimate, not a surrogate, and its gradient is right in expectation. Latents and
-    log|det| are what ``encode(x, logdet=True)`` returns.
+    training the value is a true estimate, not a surrogate, and its gradient has no bias but that of the truncation,
+    which docs/log-determinant.md states; with ``unbiased=True`` it has none. Latents and log|det| are what
+    ``encode(x, logdet=True)`` returns.
 
     Examples
     --------

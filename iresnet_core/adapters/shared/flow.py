@@ -202,7 +202,8 @@ class FlowMethods(SequenceMethods, TakingDataMethods, BaseTaking, TrainingMethod
             Latents.
         logdet : array (batch,) or LogDet
             In nats; an `EstimateWarning` says once where the noise that the array leaves out is above 0.05 nats. In
-            training it is a true estimate, not a surrogate, and its gradient is right in expectation.
+            training it is a true estimate, not a surrogate. Its gradient has no bias but that of the truncation, which
+            docs/log-determinant.md states; with ``unbiased=True`` it has none.
         """
         context = self._received_context(context)
         flow, x = self._prepared(x, context, training)
