@@ -50,8 +50,8 @@ class TakingData:
         """Return the flow with samples as its reference: every branch keeps what it sees of them (`Chain`).
 
         Log-densities are then less noisy where they come from mean Jacobians, as by default in the evaluation of images
-        up to 1024 numbers and some dozen channels (docs/log-determinant.md). A flow keeps its reference in files; after a
-        change of the weights it should be set again.
+        up to 1024 numbers and some dozen channels (docs/log-determinant.md). A flow keeps its reference in files; after
+        a change of the weights it should be set again.
 
         Parameters
         ----------
