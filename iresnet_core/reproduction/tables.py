@@ -252,13 +252,13 @@ def _notes(
 def _of_all(models: Sequence[str], scores: Scores, settings: Mapping[str, Mapping[str, Any]]) -> str:
     rows = ", ".join(f"{table} {sum(map(len, scores[table, models[0]]))}" for table in settings)
     decay = _by_table({table: f"{one['weight_decay']:g}" for table, one in settings.items()})
-    ours = "Our log-determinants are exact" if "ours" in models else ""
-    theirs = "those of the comparators are exact" if set(models) != {"ours"} else ""
+    ours = "our log-determinants" if "ours" in models else ""
+    theirs = "those of the comparators" if set(models) != {"ours"} else ""
     exact = " and ".join(filter(None, (ours, theirs)))
     solver = " (FFJORD: exact trace, with a solver of tolerance 1e-6)" if "ffjord" in models else ""
     return (
         f"Mean log-densities after {_by_table(_seconds(settings))} of training each, over all test rows ({rows}); more "
-        f"is better. {exact[0].upper()}{exact[1:]}{solver}. All models of a table have the same weight decay, {decay}, "
+        f"is better. {exact[0].upper()}{exact[1:]} are exact{solver}. All models of a table have the same weight decay, {decay}, "
         "and are scored in their best state on the validation set."
     )
 
