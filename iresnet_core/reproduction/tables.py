@@ -258,8 +258,8 @@ def _of_all(models: Sequence[str], scores: Scores, settings: Mapping[str, Mappin
     solver = " (FFJORD: exact trace, with a solver of tolerance 1e-6)" if "ffjord" in models else ""
     return (
         f"Mean log-densities after {_by_table(_seconds(settings))} of training each, over all test rows ({rows}); more "
-        f"is better. {exact[0].upper()}{exact[1:]} are exact{solver}. All models of a table have the same weight decay, {decay}, "
-        "and are scored in their best state on the validation set."
+        f"is better. {exact[0].upper()}{exact[1:]} are exact{solver}. All models of a table have the same weight "
+        f"decay, {decay}, and are scored in their best state on the validation set."
     )
 
 
