@@ -233,7 +233,7 @@ class Chain(Copyable):
         known = (self if self.keeper is None else self.keeper)._kept
         if not backend.is_constant(*self.arrays):
             return known[name] if name in known and backend.are_program_constants(*self.arrays) else make()
-        # Nobody can ask a program for the derivative by an array that is a constant in it.
+        # In doubt that is said of every program; one whose weights are constants keeps what is made of them.
         if not backend.is_tracing() and backend.may_differentiate(*self.arrays):
             return make()
         if name not in known:

@@ -130,11 +130,10 @@ def _in_processes(
     listener.start()
     with environment(dict.fromkeys(_THREADS, "1")):
         pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_follow_the_parent, initargs=(lines,))
-        try:
-            _compute_in_processes(folder, cells, pool, finished)
-        finally:
-            lines.put(None)
-            listener.join(timeout=1.0)  # a worker that was ended in the middle of a line has the queue for ever
+        _compute_in_processes(folder, cells, pool, finished)
+    # Not after a failure: a worker that was ended in the middle of a line has the lock of the queue for ever.
+    lines.put(None)
+    listener.join()
 
 
 def _listen(lines: Any, say: Callable[[str], None]) -> None:

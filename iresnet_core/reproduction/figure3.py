@@ -40,7 +40,7 @@ _USUAL = ("digits", "mnist")
 _INVERTED = {"digits": 180, "mnist": 100, "cifar10": 100}  # test images that are taken through the flow and back
 _SHOWN = 10
 _TEMPERATURES = (1.0, 0.7)  # standard deviations of the latents of samples
-_PAPER = {"blocks": 16, "hidden": 512}
+_PAPER = {"blocks": 16, "hidden": 512, "ema": 0.999, "warm_up": 1000}
 _SMALL: dict[str, Any] = {}  # settings of the tests
 
 
