@@ -41,12 +41,11 @@ def keras_nets():
     ]  # fmt: skip
 
 
-@pytest.fixture(params=["torch", "keras"])
-def made(request):
+def made_by(name):
     """A flow of two blocks that begin with an activation, how samples become tensors, and the way back."""
-    adapter, _, tensor, host = framework(request.param)
-    first, second = torch_nets() if request.param == "torch" else keras_nets()
-    last = request.param == "keras"
+    adapter, _, tensor, host = framework(name)
+    first, second = torch_nets() if name == "torch" else keras_nets()
+    last = name == "keras"
     blocks = [adapter.InvertibleResidual(net) for net in (first, second)]
     shape = (SIDE, SIDE, 2) if last else (2, SIDE, SIDE)
     flow = adapter.Flow([adapter.ActNorm(2, spread=3.0), *blocks], shape)
@@ -58,6 +57,11 @@ def made(request):
     if not last:
         flow.eval()
     return flow, given, host
+
+
+@pytest.fixture(params=["torch", "keras"])
+def made(request):
+    return made_by(request.param)
 
 
 def test_scores_come_from_mean_jacobians_at_the_first_samples(made):
@@ -153,6 +157,50 @@ def test_samples_of_ones_own(made):
     with pytest.raises(NonFiniteError, match="the reference"):
         flow.set_reference(given(np.full_like(images(3), np.nan)))
     assert host(flow.log_prob(given(images(2)))).shape == (2,)
+
+
+def test_a_state_dict_keeps_it():
+    """A flow that is read scores as the one that was written, bit for bit, whatever it saw before."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    flow, given, _ = made_by("torch")
+    fresh, seen = made_by("torch")[0], made_by("torch")[0].initialize(given(images(20, seed=7)))
+    shapes = {name: value.shape for name, value in flow.state_dict().items()}
+    flow.initialize(given(images(40)))
+    state, x = flow.state_dict(), given(images(3, seed=1))
+    assert {name: value.shape for name, value in state.items()} == shapes
+    assert torch.equal(state["reference"], given(images(40))[:16])
+    for other in (fresh, seen):
+        other.load_state_dict(state)
+        found = other.log_prob(x, errors=True)
+        assert found.method == "mean-jacobian"
+        assert torch.equal(found.value, flow.log_prob(x))
+    part = torch.nn.Sequential(made_by("torch")[0])
+    part.load_state_dict({f"0.{name}": value for name, value in state.items()})
+    assert torch.equal(part[0].log_prob(x), flow.log_prob(x))
+    older = {name: value for name, value in state.items() if name != "reference"}
+    seen.load_state_dict(older)
+    assert torch.equal(seen.log_prob(x), flow.log_prob(x))
+    seen.load_state_dict(made_by("torch")[0].state_dict())  # of a flow that has seen nothing
+    assert seen.log_prob(x, errors=True).method == "arnoldi"
+
+
+@pytest.mark.parametrize("name", ["flow.keras", "flow.weights.h5"])
+def test_files_of_keras_keep_it(name, tmp_path):
+    flow, given, host = made_by("keras")
+    import keras
+
+    flow.initialize(given(images(40)))
+    x = given(images(3, seed=1))
+    if name == "flow.keras":
+        flow.save(tmp_path / name)
+        again = keras.saving.load_model(tmp_path / name)
+    else:
+        flow.save_weights(tmp_path / name)
+        again = made_by("keras")[0]
+        again.load_weights(tmp_path / name)
+    found = again.log_prob(x, errors=True)
+    assert found.method == "mean-jacobian"
+    np.testing.assert_array_equal(host(found.value), host(flow.log_prob(x)))
 
 
 @pytest.mark.parametrize("name", ["torch", "keras"])

@@ -126,3 +126,17 @@ def test_older_run_folders(tmp_path):
         del node["training"][name]
     del node["model"]["scales"]
     assert settings_from_json(node, "here") == config.settings == TrainingRun(run.folder).read_config().settings
+
+
+def test_checkpoints_from_before_there_was_a_reference(tmp_path):
+    pytest.importorskip("torch")
+    _, config, _ = prepared(tmp_path / "run", "torch", "digits", 200, kind="conv")
+    plan = planned_layers(config.settings.model, config.layout.data_shape)
+    shape = config.layout.model_shape
+    first = np.random.default_rng(0).uniform(size=(20, *shape)).astype("float32")
+    trainer = find_trainer("torch")(plan, shape, config.settings.training, first)
+    state = trainer.state()
+    np.testing.assert_array_equal(state["flow.reference"], first[:16])
+    trainer.load_state({name: array for name, array in state.items() if name != "flow.reference"})
+    for name, array in trainer.state().items():
+        np.testing.assert_array_equal(array, state[name], err_msg=name)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
+import numpy as np
 
 from iresnet_core.adapters.keras.base import Base
 from iresnet_core.adapters.keras.fitting import PreparedModel
@@ -233,6 +234,19 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
     def _single(self, value: Any) -> Any:
         negative = keras.ops.reshape(-keras.ops.cast(value, self.compute_dtype), (1,))
         return self._negative(negative, negative)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save the reference beside the variables of the model itself."""
+        super().save_own_variables(store)
+        if self._may_refer() and self._reference is not None:
+            store["reference"] = self._reference
+
+    def load_own_variables(self, store: Any) -> None:
+        """Take both; older files have no reference."""
+        kept = {key: store[key] for key in store.keys()}  # noqa: SIM118  # no mapping, in .h5 files
+        if "reference" in kept:
+            self._take_saved_reference(np.array(kept.pop("reference")))
+        super().load_own_variables(kept)
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` needs."""

@@ -63,9 +63,9 @@ class TakingDataMethods:
 
         Evaluated log-densities are then less noisy where blocks have convolutions; other blocks do without. By default
         the reference is the first sixteen samples of the batch that initialises the flow; one without an ActNorm has
-        none before it is set. It is no part of the state of a module or model: set it again after loading one. A file
-        of the core (`save`) keeps it. Programs that are compiled with the weights as arguments do not use it, so that
-        their scores differ within the errors.
+        none before it is set. The state dict of a module and the files of a model keep it, and so does a file of the
+        core (`save`). Programs that are compiled with the weights as arguments do not use it, so that their scores
+        differ within the errors.
 
         Parameters
         ----------
@@ -110,14 +110,23 @@ class TakingDataMethods:
         raised = backend.xp.astype(backend.stop_gradient(x), working_dtype(backend, x.dtype), copy=False)
         self._reference, self._referred = np.array(backend.to_numpy(raised)), None  # a copy, of a dtype that NumPy has
 
+    def _may_refer(self) -> bool:
+        """Whether answers in evaluation can come from a reference."""
+        return any(block._takes_reference for block in self._blocks()) and not self._is_conditional()
+
+    def _take_saved_reference(self, saved: np.ndarray) -> None:
+        """Take up a reference that was saved; NaN stands for none."""
+        fits = self._fits(saved) and bool(np.all(np.isfinite(saved)))
+        self._reference, self._referred = np.array(saved) if fits else None, None
+        for block in self._blocks():
+            block._reference = None  # of other samples
+
     def _take_reference(self, flow: core.Flow) -> bool:
         """Let the branches take what they see of the reference, unless they have for the present parameters of `flow`.
 
         Returns whether they did.
         """
-        if self._reference is None or not any(block._takes_reference for block in self._blocks()):
-            return False
-        if self._is_conditional():
+        if self._reference is None or not self._may_refer():
             return False
         arrays, like = flow.arrays, self._like()
         backend = get_backend(like)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from iresnet_core.adapters.shared import warn_deprecated
 from iresnet_core.adapters.shared.flow import FlowMethods
 from iresnet_core.adapters.shared.layer import require_layers
+from iresnet_core.adapters.shared.taking_data import REFERENCE_SAMPLES
 from iresnet_core.adapters.torch.base import Base
 from iresnet_core.adapters.torch.distributions import LatentDistribution
 from iresnet_core.adapters.torch.layer import FlowLayer, TorchHooks, Wrap
@@ -47,6 +48,19 @@ class Flow(TorchHooks, FlowMethods, nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out under which parameters the reference was taken, for copies and pickles."""
         return {**self.__dict__, "_referred": None}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Add the reference, and NaN of its shape before there is one, so that the shapes of a state do not change."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._may_refer():
+            found, unset = self._reference, torch.full((REFERENCE_SAMPLES, *self.event_shape), torch.nan, device="cpu")
+            destination[f"{prefix}reference"] = unset if found is None else torch.from_numpy(found.copy())
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        saved = state_dict.pop(f"{prefix}reference", None)  # older state dicts have none
+        if saved is not None and not saved.is_meta:
+            self._take_saved_reference(saved.detach().cpu().numpy())
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _flow_layers(self) -> list[Any]:
         return list(self.layers)

@@ -201,8 +201,10 @@ class Trainer:
         for name, buffer in self.flow.named_buffers():
             if name.endswith(".unit") and not any(key.endswith(".unit") for key in arrays):  # from before there was one
                 lacking[f"flow.{name}"] = host(torch.ones_like(buffer))
-        arrays = {**arrays, **lacking}
         own = self.flow.state_dict()
+        if "reference" in own and "flow.reference" not in arrays:  # from before there was one
+            lacking["flow.reference"] = host(own["reference"])
+        arrays = {**arrays, **lacking}
         flow = {name.removeprefix("flow."): a for name, a in arrays.items() if name.startswith("flow.")}
         # The bases of an earlier version had eight rows at most; those of another shape are found anew.
         bases = {name for name in own if name.endswith(".basis") and name in flow and flow[name].ndim == 2}
