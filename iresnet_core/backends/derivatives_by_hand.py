@@ -42,9 +42,15 @@ class DerivativesByHand:
         return plainly(arrays, forward(*arrays)[1])
 
     def pulled_back(
-        self, fn: Callable[[Array], tuple[Array, ...]], x: Array, others: Sequence[Array], cotangents: Sequence[Array]
+        self,
+        fn: Callable[..., tuple[Array, ...]],
+        points: Sequence[Array],
+        others: Sequence[Array],
+        cotangents: Sequence[Array],
     ) -> tuple[tuple[Array, ...], list[Array]]:
-        """Return ``fn(x)`` and the cotangents of x and of `others`, which `fn` closes over, in this order.
+        """Return ``fn(*points)`` and the cotangents of these and of `others`, which `fn` closes over, in this order.
+
+        Points are taken as constants, whatever they depend on.
 
         It is for what `with_derivative_by_hand` calls on the way back, where `takes_derivatives_by_hand` says yes.
         """

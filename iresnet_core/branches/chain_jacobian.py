@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from iresnet_core.backends import Array, device_of, get_backend
 from iresnet_core.branches.branch_layer import LayerJacobian
-from iresnet_core.branches.convolution_traces import Cycle, Factors, convolution_trace
+from iresnet_core.branches.convolution_traces import Cycle, Factors, Kernels, convolution_kernels, convolution_trace
 from iresnet_core.branches.dense_traces import (
     SlopePlan,
     SlopeTrace,
@@ -94,8 +94,14 @@ class ChainJacobian:
             None if group is None else first.channels_first(self._slopes(group)) for group in (plan.inner, plan.outer)
         )
         assert inner is not None
-        middle = Factors.of_plan(chain.layers, plan).middle
+        middle = Factors.of_plan(self.jacobians, plan).middle
         return convolution_trace(get_backend(self.value), middle, kernels, inner, outer)
+
+    def convolution_kernels(self) -> Kernels:
+        """Return what the trace of convolutions depends on beside the slopes, a function of the weights."""
+        plan = self.chain._convolution_plan
+        assert plan is not None
+        return convolution_kernels(get_backend(self.value), Factors.of_plan(self.jacobians, plan))
 
     def channel_means(self) -> list[Array]:
         """Return the means over batch and positions of the three groups of slopes, as constants (channels,)."""
@@ -109,9 +115,9 @@ class ChainJacobian:
 
     def trace_terms(self, means: Sequence[Array]) -> Sequence[Term]:
         """Return what the trace depends on beside the slopes: functions of the weights and of the means."""
-        chain, cycle = self.chain, self.chain._expanded_cycle
+        cycle = self.chain._expanded_cycle
         assert cycle is not None
-        convolutions = [chain.layers[place] for place in cycle.places if place is not None]
+        convolutions = [self.jacobians[place] for place in cycle.places if place is not None]
         return expanded_terms(get_backend(self.value), convolutions, means)
 
     def _cycle_slopes(self) -> list[Array]:

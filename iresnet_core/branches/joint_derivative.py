@@ -25,9 +25,9 @@ from iresnet_core.branches.chain import Chain
 from iresnet_core.branches.chain_jacobian import ChainJacobian
 from iresnet_core.branches.conditioning import of_samples
 from iresnet_core.branches.dense_traces import SlopeTrace
-from iresnet_core.branches.expanded_traces import Term
 from iresnet_core.branches.linearization import Linearization, checked, linearize
 from iresnet_core.branches.slopes import Diagonal
+from iresnet_core.branches.trace_derivative import recorded_trace
 from iresnet_core.operators import Dense, LinearLayer
 
 __all__ = ["Control", "JointPass", "can_join", "linearize_jointly"]
@@ -152,8 +152,9 @@ class JointPass:
         self._v: Any = None
         self._tangents: list[Array] = []
         self._means: tuple[list[Array], list[Any]] = ([], [])
+        self._trace: Any = None
         self._trace_kernel: Any = None
-        self._trace_terms: tuple[Sequence[Array], Sequence[Term]] | None = None
+        self._trace_means: Sequence[Array] | None = None
         with backend.no_grad():
             h = x
             for layer in self.layers:
@@ -219,17 +220,20 @@ class JointPass:
 
     def known_trace(self) -> Array:
         """Return tr J (part,), without derivative."""
-        self._trace_kernel = self.g._trace_kernel  # once for both traces
+        jacobian, convolutional = self._jacobian(self.jacobians), self.g._trace_plan is None
+        self._trace_kernel = None if convolutional else self.g._trace_kernel  # once for both traces
         with self.backend.no_grad():
-            return self._jacobian(self.jacobians).trace(self._trace_kernel)
+            self._trace = jacobian.trace(jacobian.convolution_kernels() if convolutional else self._trace_kernel)
+        return self._trace
 
     def known_expanded_trace(self, means: Sequence[Array] | None = None) -> SlopeTrace:
         """Return tr J but for a remainder, without derivative, see `ChainStructure`."""
         jacobian = self._jacobian(self.jacobians)
-        means = jacobian.channel_means() if means is None else means
-        self._trace_terms = means, jacobian.trace_terms(means)
+        self._trace_means = jacobian.channel_means() if means is None else means
         with self.backend.no_grad():
-            return jacobian.expanded_trace(*self._trace_terms)
+            found = jacobian.expanded_trace(self._trace_means)
+        self._trace = found.value
+        return found
 
     def trace(self, slopes: Sequence[Array]) -> SlopeTrace:
         """Return the trace known before with its derivative by the slopes that `recorded` gave and by the weights."""
@@ -237,8 +241,7 @@ class JointPass:
         jacobian = self._jacobian([j if isinstance(j, LinearLayer) else Diagonal(next(given)) for j in self.jacobians])
         if self._trace_kernel is not None:
             return SlopeTrace(jacobian.trace(self._trace_kernel), None)
-        assert self._trace_terms is not None
-        return jacobian.expanded_trace(*self._trace_terms)
+        return recorded_trace(self.backend, jacobian, self._trace, self._trace_means)
 
     def _jacobian(self, jacobians: Sequence[Any]) -> ChainJacobian:
         return ChainJacobian(self.g, tuple(jacobians), self.value[: self.part, ...])

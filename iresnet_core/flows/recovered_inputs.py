@@ -177,7 +177,7 @@ class _Section:
                 x = found[0].x if index else arrays[0]
                 out = self._again(index)
                 (image, _), (of_z, *more) = backend.pulled_back(
-                    out, x, self.parameters[index], (of_z, of_logdets[index])
+                    out, (x,), self.parameters[index], (of_z, of_logdets[index])
                 )
                 if not index and found:
                     self._noted(found, image)

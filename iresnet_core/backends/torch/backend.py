@@ -327,10 +327,14 @@ class TorchBackend(Backend):
         return outputs
 
     def pulled_back(
-        self, fn: Callable[[Array], tuple[Array, ...]], x: Array, others: Sequence[Array], cotangents: Sequence[Array]
+        self,
+        fn: Callable[..., tuple[Array, ...]],
+        points: Sequence[Array],
+        others: Sequence[Array],
+        cotangents: Sequence[Array],
     ) -> tuple[tuple[Array, ...], list[Array]]:
-        """Record a graph of its own, which ends at x and at `others`."""
-        return pulled_back(fn, x, others, cotangents)
+        """Record a graph of its own, which ends at `points` and at `others`."""
+        return pulled_back(fn, points, others, cotangents)
 
     def replayed(self, rng: Any, x: Array) -> Callable[[], Any]:
         """Keep the state of a generator."""

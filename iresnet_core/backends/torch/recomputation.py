@@ -51,19 +51,22 @@ def pullback(fn: Callable[[Array], Array], x: Array) -> tuple[Array, Pullback]:
 
 
 def pulled_back(
-    fn: Callable[[Array], tuple[Array, ...]], x: Array, others: Sequence[Array], cotangents: Sequence[Array]
+    fn: Callable[..., tuple[Array, ...]],
+    points: Sequence[Array],
+    others: Sequence[Array],
+    cotangents: Sequence[Array],
 ) -> tuple[tuple[Array, ...], list[Array]]:
-    """Return ``fn(x)`` and the cotangents of x and of others; see `DerivativesByHand.pulled_back`.
+    """Return ``fn(*points)`` and the cotangents of points and of others; see `DerivativesByHand.pulled_back`.
 
     The others may belong to a graph from which they come. Nothing of that is freed.
     """
     with torch.enable_grad():
-        point = x.detach().requires_grad_()
-        outputs = fn(point)
+        own = [point.detach().requires_grad_() for point in points]
+        outputs = fn(*own)
         reached = [(out, cotangent) for out, cotangent in zip(outputs, cotangents, strict=True) if out.requires_grad]
         found = torch.autograd.grad(
             [out for out, _ in reached],
-            [point, *others],
+            [*own, *others],
             [cotangent for _, cotangent in reached],
             retain_graph=True,
             allow_unused=True,
