@@ -6,7 +6,6 @@ blocks with 256 channels on 48 x 8 x 8 images a step would take 1.6 times as muc
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from iresnet_core.backends import Array, Backend
@@ -34,18 +33,21 @@ def recorded_trace(
     means : sequence of array (channels,), optional
         Those of the expanded trace that it is; without them it is the whole trace.
     """
+    chain = jacobian.chain
     slopes = [j.slope for j in jacobian.jacobians if isinstance(j, Diagonal)]
     weights = [j.weight for j in jacobian.jacobians if isinstance(j, LinearLayer)]
+    count = len(slopes)
     # The caller may add to the other one in place.
     forward = (backend.xp.asarray(known, copy=True),), ()
 
+    # It is kept for the way back, and knows no array of this pass: inside of a checkpoint these are to be given up.
     def value(arrays: Sequence[Array]) -> Array:
-        given, own = iter(arrays[: len(slopes)]), iter(arrays[len(slopes) :])
+        given, own = iter(arrays[:count]), iter(arrays[count:])
         jacobians: Any = tuple(
-            j.with_parameters(next(own), None) if isinstance(j, LinearLayer) else Diagonal(next(given))
-            for j in jacobian.jacobians
+            layer.with_parameters(next(own), None) if isinstance(layer, LinearLayer) else Diagonal(next(given))
+            for layer in chain.layers
         )
-        here = replace(jacobian, jacobians=jacobians)
+        here = ChainJacobian(chain, jacobians, arrays[0])
         return here.trace(here.convolution_kernels()) if means is None else here.expanded_trace(means).value
 
     def backward(arrays: Any, kept: Any, cotangents: Any, needed: Any) -> list[Any]:
