@@ -103,7 +103,8 @@ def reproduce_command(
             console.print(f"Picture: {request.out / picture}", soft_wrap=True)
         console.print(f"Record: {path}", soft_wrap=True)
         if keep:
-            console.print(f"Page: {keep_record(Path.cwd(), request.out, record, request.models)}", soft_wrap=True)
+            chosen = (*sorted(request.data), *sorted(request.models))
+            console.print(f"Page: {keep_record(Path.cwd(), request.out, record, chosen)}", soft_wrap=True)
 
 
 def _names(listed: str | None) -> tuple[str, ...]:

@@ -55,14 +55,14 @@ def docs_folder(root: Path) -> Path:
     return root / "docs" / "reproduction"
 
 
-def keep_record(root: Path, run: Path, record: Record, models: Sequence[str] = ()) -> Path:
+def keep_record(root: Path, run: Path, record: Record, chosen: Sequence[str] = ()) -> Path:
     """Copy a record and its pictures from a run folder to the page, and write the page.
 
-    A record of some `models` alone gets a section of its own, beside that of the run of all of them.
+    A record of the `chosen` data sets and models alone gets a section of its own, beside that of the run of all.
     """
     folder = docs_folder(root)
     folder.mkdir(exist_ok=True)
-    label = "-".join(("", *sorted(models)))
+    label = "-".join(("", *chosen))
     kept = [f"{Path(picture).stem}{label}{Path(picture).suffix}" for picture in record.pictures]
     for picture, name in zip(record.pictures, kept, strict=True):
         shutil.copyfile(run / picture, folder / name)
@@ -84,13 +84,15 @@ def page_text(folder: Path) -> str:
     order = list(TARGETS)
     records.sort(key=lambda one: order.index(one[0].name) if one[0].name in order else len(order))
     sections = [
-        _section(record, "" if stem == record.name else ", some of the models alone") for record, stem in records
+        _section(record, ", ".join(stem.removeprefix(record.name).split("-")).replace(",", ":", 1))
+        for record, stem in records
     ]
     sections = sections or ["No run has been kept yet.\n"]
     return "\n".join((_HEAD, *sections))
 
 
 def _section(record: Record, of_title: str = "") -> str:
+    """Return the section of a record; the title says which data sets and models it is of, where not of all."""
     lines = [f"## {record.title}{of_title}", "", "```console", f"$ {record.command}", "```", ""]
     lines += _table(record.columns, record.rows)
     for note in record.notes:

@@ -331,15 +331,18 @@ def test_the_command_writes_and_keeps_a_record(squares):
     assert "$ iresnet reproduce squares --seed 3" in page
     assert page == page_text(squares / "docs" / "reproduction")
     assert iresnet("page").exit_code == 0
-    # Some of the models alone stand beside the whole, and leave it as it was.
+    # Some of the data and models alone stand beside the whole, and leave it as it was.
     assert iresnet("squares", "--models", "b,a", "--keep").exit_code == 0
+    assert iresnet("squares", "--models", "b", "--data", "few", "--keep").exit_code == 0
     names = {path.name for path in (squares / "docs" / "reproduction").iterdir()}
-    assert names == {"squares.json", "a.png", "squares-a-b.json", "a-a-b.png"}
+    records = {"squares.json", "squares-a-b.json", "squares-few-b.json"}
+    assert names == {*records, "a.png", "a-a-b.png", "a-few-b.png"}
     both = (squares / "docs" / "reproduction.md").read_text(encoding="utf-8")
     assert both.startswith(page.split("## ")[0])
     assert [line for line in both.splitlines() if line.startswith("## ")] == [
         "## Squares",
-        "## Squares, some of the models alone",
+        "## Squares: a, b",
+        "## Squares: few, b",
     ]
     assert "(reproduction/a-a-b.png)" in both
 
