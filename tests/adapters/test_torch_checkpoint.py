@@ -1,6 +1,7 @@
 """PyTorch flows whose blocks keep only their input: the same training in less memory."""
 
 import copy
+import gc
 
 import pytest
 
@@ -162,6 +163,42 @@ def test_what_is_kept_does_not_grow_with_the_width():
         flow.checkpoint = True
     few, many = (kept(flow, x) for flow in flows)
     assert (many - few) / 4 < 4 * x.nbytes + 3 * weights
+
+
+def held(flow, x):
+    """Bytes of the tensors that Python holds for the way back of a training loss, not those that autograd saves."""
+
+    def alive():
+        gc.collect()
+        tensors = [one for one in gc.get_objects() if type(one) is torch.Tensor]
+        return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+
+    before = alive()
+    loss = flow.training_loss(x)
+    after = alive()
+    del loss
+    return sum(nbytes for place, nbytes in after.items() if place not in before)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_checkpoint_of_convolutions_holds_no_hidden_layer(first):
+    """A function that is kept for the way back knows no slopes of the pass that is given up."""
+    x = torch.randn(32, 2, 12, 12, generator=torch.Generator().manual_seed(0))
+    start = [nn.ELU()] if first else []
+
+    def made(blocks):
+        nets = [
+            nn.Sequential(*start, nn.Conv2d(2, 24, 3, padding=1), nn.ELU(), nn.Conv2d(24, 24, 1), nn.ELU(),
+                          nn.Conv2d(24, 2, 3, padding=1)) for _ in range(blocks)
+        ]  # fmt: skip
+        return Flow([InvertibleResidual(net) for net in nets], event_shape=(2, 12, 12), checkpoint=True, share=1.0)
+
+    flows = [made(n) for n in (2, 6)]
+    for flow in flows:
+        flow.training_loss(x).backward()  # the power iteration has begun
+    few, many = (held(flow, x) for flow in flows)
+    weights = sum(p.nbytes for p in made(1).parameters())
+    assert (many - few) / 4 < 4 * x.nbytes + 5 * weights  # one hidden layer is 12 times as large as x
 
 
 def test_the_option_of_the_flow_and_of_a_call():
