@@ -35,8 +35,7 @@ __all__ = ["Control", "JointPass", "can_join", "linearize_jointly"]
 # Up to this number of tangents the sum over them is made term by term, without an array of all products.
 FEW = 8
 
-# The same log-determinant as a function of J v, of J0 and of the arrays of the pass. The backend differentiates this
-# program where second derivatives are asked for.
+# The log-determinant as a function of J v, of J0 and of the arrays of the pass, which the backend differentiates twice.
 PlainLogDet = Callable[[Array, Array | None, Sequence[Array]], Array]
 
 
@@ -220,10 +219,11 @@ class JointPass:
 
     def known_trace(self) -> Array:
         """Return tr J (part,), without derivative."""
-        jacobian, convolutional = self._jacobian(self.jacobians), self.g._trace_plan is None
-        self._trace_kernel = None if convolutional else self.g._trace_kernel  # once for both traces
+        jacobian = self._jacobian(self.jacobians)
+        made_again = self.g._trace_plan is None and self.backend.may_differentiate(*self.g.arrays)  # `recorded_trace`
+        self._trace_kernel = None if made_again else self.g._trace_kernel  # once for both traces
         with self.backend.no_grad():
-            self._trace = jacobian.trace(jacobian.convolution_kernels() if convolutional else self._trace_kernel)
+            self._trace = jacobian.trace(jacobian.convolution_kernels() if made_again else self._trace_kernel)
         return self._trace
 
     def known_expanded_trace(self, means: Sequence[Array] | None = None) -> SlopeTrace:
@@ -237,8 +237,8 @@ class JointPass:
 
     def trace(self, slopes: Sequence[Array]) -> SlopeTrace:
         """Return the trace known before with its derivative by the slopes that `recorded` gave and by the weights."""
-        given = iter(slopes)
-        jacobian = self._jacobian([j if isinstance(j, LinearLayer) else Diagonal(next(given)) for j in self.jacobians])
+        own = iter(slopes)
+        jacobian = self._jacobian([j if isinstance(j, LinearLayer) else Diagonal(next(own)) for j in self.jacobians])
         if self._trace_kernel is not None:
             return SlopeTrace(jacobian.trace(self._trace_kernel), None)
         return recorded_trace(self.backend, jacobian, self._trace, self._trace_means)

@@ -31,16 +31,15 @@ def recorded_trace(
     known : array (batch,)
         The value, without derivative.
     means : sequence of array (channels,), optional
-        Those of the expanded trace that it is; without them it is the whole trace.
+        Means of the slopes, if `known` is the expanded trace about them; else it is the trace of the whole Jacobian.
     """
     chain = jacobian.chain
     slopes = [j.slope for j in jacobian.jacobians if isinstance(j, Diagonal)]
     weights = [j.weight for j in jacobian.jacobians if isinstance(j, LinearLayer)]
     count = len(slopes)
-    # The caller may add to the other one in place.
-    forward = (backend.xp.asarray(known, copy=True),), ()
+    forward = (backend.xp.asarray(known, copy=True),), ()  # the caller may add to `known` in place
 
-    # It is kept for the way back, and knows no array of this pass: inside of a checkpoint these are to be given up.
+    # This function is kept for the way back. It closes over no slopes, which a checkpoint is to give up.
     def value(arrays: Sequence[Array]) -> Array:
         given, own = iter(arrays[:count]), iter(arrays[count:])
         jacobians: Any = tuple(
@@ -51,7 +50,13 @@ def recorded_trace(
         return here.trace(here.convolution_kernels()) if means is None else here.expanded_trace(means).value
 
     def backward(arrays: Any, kept: Any, cotangents: Any, needed: Any) -> list[Any]:
-        return backend.pulled_back(lambda *points: (value(points),), arrays, (), cotangents)[1]
+        def of_points(*points: Array) -> tuple[Array]:
+            left = iter(points)
+            return (value([next(left) if need else array for array, need in zip(arrays, needed, strict=True)]),)
+
+        points = [array for array, need in zip(arrays, needed, strict=True) if need]
+        found = iter(backend.pulled_back(of_points, points, (), cotangents)[1])
+        return [next(found) if need else None for need in needed]
 
     (trace,) = backend.with_derivative_by_hand(
         lambda *_: forward, backward, lambda arrays, _: (value(arrays),), (*slopes, *weights)

@@ -103,7 +103,7 @@ def reproduce_command(
             console.print(f"Picture: {request.out / picture}", soft_wrap=True)
         console.print(f"Record: {path}", soft_wrap=True)
         if keep:
-            chosen = (*sorted(request.data), *sorted(request.models))
+            chosen = (*sorted(request.data), *sorted(request.models), *(["paper"] if request.paper else []))
             console.print(f"Page: {keep_record(Path.cwd(), request.out, record, chosen)}", soft_wrap=True)
 
 

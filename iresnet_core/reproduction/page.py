@@ -83,17 +83,21 @@ def page_text(folder: Path) -> str:
     records = [(read_record(path), path.stem) for path in paths]
     order = list(TARGETS)
     records.sort(key=lambda one: order.index(one[0].name) if one[0].name in order else len(order))
-    sections = [
-        _section(record, ", ".join(stem.removeprefix(record.name).split("-")).replace(",", ":", 1))
-        for record, stem in records
-    ]
+    sections = [_section(record, ", ".join(stem.removeprefix(record.name).split("-")[1:])) for record, stem in records]
     sections = sections or ["No run has been kept yet.\n"]
     return "\n".join((_HEAD, *sections))
 
 
-def _section(record: Record, of_title: str = "") -> str:
+def _section(record: Record, chosen: str = "") -> str:
     """Return the section of a record; the title says which data sets and models it is of, where not of all."""
-    lines = [f"## {record.title}{of_title}", "", "```console", f"$ {record.command}", "```", ""]
+    lines = [
+        f"## {record.title}" + (f" ({chosen})" if chosen else ""),
+        "",
+        "```console",
+        f"$ {record.command}",
+        "```",
+        "",
+    ]
     lines += _table(record.columns, record.rows)
     for note in record.notes:
         lines += ["", note]

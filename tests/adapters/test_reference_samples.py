@@ -184,6 +184,27 @@ def test_a_state_dict_keeps_it():
     assert seen.log_prob(x, errors=True).method == "arnoldi"
 
 
+def test_state_dicts_as_other_tools_take_them():
+    """By those of distributed checkpoints, in bfloat16, and of a layer that has lost its cap."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    flow, given, _ = made_by("torch")
+    flow.initialize(given(images(40)))
+    outer = torch.nn.Sequential(made_by("torch")[0])
+    set_model_state_dict(outer, {f"0.{name}": value for name, value in flow.state_dict().items()})
+    found = get_model_state_dict(outer)
+    assert torch.equal(found["0.reference"], flow.reference)
+    fresh = made_by("torch")[0]
+    fresh.load_state_dict({name: value.bfloat16() for name, value in flow.state_dict().items()})
+    torch.testing.assert_close(fresh.reference, flow.reference, rtol=1e-2, atol=1e-2)
+    other = {**flow.state_dict(), "reference": torch.zeros(16, 2, 5, 5)}
+    with pytest.raises(RuntimeError, match="size mismatch for reference"):
+        fresh.load_state_dict(other)
+    torch.nn.utils.parametrize.remove_parametrizations(flow.layers[1].net[1], "weight")
+    assert torch.equal(flow.state_dict()["reference"], given(images(40))[:16])
+
+
 @pytest.mark.parametrize("name", ["flow.keras", "flow.weights.h5"])
 def test_files_of_keras_keep_it(name, tmp_path):
     flow, given, host = made_by("keras")

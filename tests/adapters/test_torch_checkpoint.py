@@ -180,6 +180,21 @@ def held(flow, x):
     return sum(nbytes for place, nbytes in after.items() if place not in before)
 
 
+def test_kernels_of_traces_are_not_kept():
+    """Of nine boxes of positions, each with a matrix of channels by channels."""
+    x = torch.randn(4, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+
+    def made(blocks):
+        nets = [
+            nn.Sequential(nn.Conv2d(2, 128, 3, padding=1), nn.ELU(), nn.Conv2d(128, 128, 1), nn.ELU(),
+                          nn.Conv2d(128, 2, 3, padding=1)) for _ in range(blocks)
+        ]  # fmt: skip
+        return Flow([InvertibleResidual(net) for net in nets], event_shape=(2, 5, 5), share=1.0)
+
+    few, many = (kept(made(n), x) for n in (2, 6))
+    assert (many - few) / 4 < 4 * 9 * 128**2
+
+
 @pytest.mark.parametrize("first", [False, True])
 def test_a_checkpoint_of_convolutions_holds_no_hidden_layer(first):
     """A function that is kept for the way back knows no slopes of the pass that is given up."""

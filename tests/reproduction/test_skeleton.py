@@ -341,8 +341,8 @@ def test_the_command_writes_and_keeps_a_record(squares):
     assert both.startswith(page.split("## ")[0])
     assert [line for line in both.splitlines() if line.startswith("## ")] == [
         "## Squares",
-        "## Squares: a, b",
-        "## Squares: few, b",
+        "## Squares (a, b)",
+        "## Squares (few, b)",
     ]
     assert "(reproduction/a-a-b.png)" in both
 

@@ -238,14 +238,14 @@ class Flow(KerasHooks, FlowMethods, _SeededModel):
     def save_own_variables(self, store: Any) -> None:
         """Save the reference beside the variables of the model itself."""
         super().save_own_variables(store)
-        if self._may_refer() and self._reference is not None:
+        if self._refers and self._reference is not None:
             store["reference"] = self._reference
 
     def load_own_variables(self, store: Any) -> None:
         """Take both; older files have no reference."""
         kept = {key: store[key] for key in store.keys()}  # noqa: SIM118  # no mapping, in .h5 files
         if "reference" in kept:
-            self._take_saved_reference(np.array(kept.pop("reference")))
+            self._take_saved_reference(np.asarray(kept.pop("reference")))
         super().load_own_variables(kept)
 
     def get_config(self) -> dict[str, Any]:

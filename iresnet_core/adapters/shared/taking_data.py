@@ -32,6 +32,7 @@ class TakingDataMethods:
     _all_layers: Any
     _like: Any
     _reference: np.ndarray | None = None  # on the host, for any device and dtype of the weights
+    _refers = False  # whether a reference is of use, known before the layers may be changed by others
     # The parameters under which the branches took it, and what they took.
     _referred: tuple[tuple[Array, ...], tuple[Any, ...]] | None = None
 
@@ -109,17 +110,19 @@ class TakingDataMethods:
         backend = get_backend(x)
         raised = backend.xp.astype(backend.stop_gradient(x), working_dtype(backend, x.dtype), copy=False)
         self._reference, self._referred = np.array(backend.to_numpy(raised)), None  # a copy, of a dtype that NumPy has
+        self._refers = self._may_refer()
 
     def _may_refer(self) -> bool:
         """Whether answers in evaluation can come from a reference."""
         return any(block._takes_reference for block in self._blocks()) and not self._is_conditional()
 
     def _take_saved_reference(self, saved: np.ndarray) -> None:
-        """Take up a reference that was saved; NaN stands for none."""
+        """Take up a reference that was saved; NaN, or samples of another shape, stand for none."""
         fits = self._fits(saved) and bool(np.all(np.isfinite(saved)))
         self._reference, self._referred = np.array(saved) if fits else None, None
+        self._refers = True
         for block in self._blocks():
-            block._reference = None  # of other samples
+            block._reference = None  # it would be that of the samples before
 
     def _take_reference(self, flow: core.Flow) -> bool:
         """Let the branches take what they see of the reference, unless they have for the present parameters of `flow`.

@@ -44,22 +44,38 @@ class Flow(TorchHooks, FlowMethods, nn.Module):
 
     def _take_layers(self, layers: Sequence[nn.Module]) -> None:
         self.layers = nn.ModuleList(require_layers(layers, FlowLayer))
+        self._refers = self._may_refer()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out under which parameters the reference was taken, for copies and pickles."""
         return {**self.__dict__, "_referred": None}
 
+    @property
+    def reference(self) -> Tensor:
+        """The samples of `set_reference` (n, *event_shape) on the CPU; NaN for sixteen before there are any."""
+        if self._reference is not None:
+            return torch.from_numpy(self._reference.copy())
+        dtype = torch.float64 if self._like().dtype == torch.float64 else torch.float32
+        return torch.full((REFERENCE_SAMPLES, *self.event_shape), torch.nan, dtype=dtype, device="cpu")
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Add the reference, and NaN of its shape before there is one, so that the shapes of a state do not change."""
+        """Add the reference; before there is one, in the shape that it usually has, for loaders that compare shapes."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self._may_refer():
-            found, unset = self._reference, torch.full((REFERENCE_SAMPLES, *self.event_shape), torch.nan, device="cpu")
-            destination[f"{prefix}reference"] = unset if found is None else torch.from_numpy(found.copy())
+        if self._refers:
+            destination[f"{prefix}reference"] = self.reference
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         saved = state_dict.pop(f"{prefix}reference", None)  # older state dicts have none
-        if saved is not None and not saved.is_meta:
-            self._take_saved_reference(saved.detach().cpu().numpy())
+        if saved is not None:
+            saved = torch.as_tensor(saved)
+            if not self._fits(saved):
+                args[-1].append(
+                    f"size mismatch for {prefix}reference: samples (n, *{tuple(self.event_shape)}) are expected, and "
+                    f"the state dict has the shape {tuple(saved.shape)}."
+                )
+            elif not saved.is_meta:
+                known = saved.dtype in (torch.float32, torch.float64)  # NumPy has no bfloat16
+                self._take_saved_reference((saved if known else saved.float()).detach().cpu().numpy())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _flow_layers(self) -> list[Any]:

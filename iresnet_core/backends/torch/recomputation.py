@@ -58,7 +58,7 @@ def pulled_back(
 ) -> tuple[tuple[Array, ...], list[Array]]:
     """Return ``fn(*points)`` and the cotangents of points and of others; see `DerivativesByHand.pulled_back`.
 
-    The others may belong to a graph from which they come. Nothing of that is freed.
+    The others may belong to a graph from which they come, of which nothing is freed.
     """
     with torch.enable_grad():
         own = [point.detach().requires_grad_() for point in points]
@@ -68,7 +68,7 @@ def pulled_back(
             [out for out, _ in reached],
             [*own, *others],
             [cotangent for _, cotangent in reached],
-            retain_graph=True,
+            retain_graph=bool(others),
             allow_unused=True,
             materialize_grads=True,
         )
