@@ -45,14 +45,14 @@ def problem(case, dtype=torch.float64):
     return chain, arrays, x, torch.rand(5, generator=generator, dtype=dtype)
 
 
-def gradients(chain, arrays, x, weights, part=None, **options):
+def gradients(chain, arrays, x, weights, part=None, wanted=None, **options):
     """Value, log-determinant, and the gradients of a weighted sum of both."""
     count = x.shape[0] if part is None else part
     noise = torch.sign(torch.sin(torch.arange(2 * math.prod(x[:count].shape), dtype=x.dtype) + 1))
     options = {"noise": noise.reshape(2, count, *x.shape[1:]), "method": "arnoldi", **options}
     g, result = value_and_logdet(chain, x, lipschitz=0.95, errors=False, part=part, **options)
     loss = (weights[:count] * result.value).sum() + (g**3).sum()
-    return [g, result.value, *torch.autograd.grad(loss, [x, *arrays])]
+    return [g, result.value, *torch.autograd.grad(loss, wanted or [x, *arrays])]
 
 
 @pytest.mark.parametrize("part", [None, 2], ids=["all", "part"])
@@ -73,6 +73,22 @@ def test_gradients_are_those_of_the_backend(monkeypatch, case, control, part):
     assert ours[0].shape == x.shape
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("case", ["3-1-3", "activation first"])
+@pytest.mark.parametrize("trained", ["x", "a kernel", "kernels"])
+def test_gradients_with_frozen_arrays(case, trained):
+    """They are those that all arrays together have."""
+    chain, arrays, x, weights = problem(case)
+    everything = dict(zip(["x", *range(len(arrays))], gradients(chain, arrays, x, weights)[2:], strict=True))
+    places = {"x": [], "a kernel": [2], "kernels": [0, 2, 4]}[trained]
+    for place, array in enumerate(arrays):
+        array.requires_grad_(place in places)
+    x.requires_grad_(trained == "x")
+    wanted = {"x": x} if trained == "x" else {place: arrays[place] for place in places}
+    found = gradients(chain, arrays, x, weights, wanted=list(wanted.values()))[2:]
+    for place, gradient in zip(wanted, found, strict=True):
+        torch.testing.assert_close(gradient, everything[place], rtol=1e-9, atol=1e-11)
 
 
 def test_second_derivatives_of_the_value(monkeypatch):
