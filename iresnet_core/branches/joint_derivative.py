@@ -35,7 +35,7 @@ __all__ = ["Control", "JointPass", "can_join", "linearize_jointly"]
 # Up to this number of tangents the sum over them is made term by term, without an array of all products.
 FEW = 8
 
-# The log-determinant as a function of J v, of J0 and of the arrays of the pass, which the backend differentiates twice.
+# The log-determinant as a function of J v, J0 and the arrays of the pass: the backend takes second derivatives of it.
 PlainLogDet = Callable[[Array, Array | None, Sequence[Array]], Array]
 
 
@@ -219,11 +219,11 @@ class JointPass:
 
     def known_trace(self) -> Array:
         """Return tr J (part,), without derivative."""
+        again = self.g._trace_plan is None and self.backend.may_differentiate(*self.g.arrays)  # see `recorded_trace`
+        kernel = self._trace_kernel = None if again else self.g._trace_kernel
         jacobian = self._jacobian(self.jacobians)
-        made_again = self.g._trace_plan is None and self.backend.may_differentiate(*self.g.arrays)  # `recorded_trace`
-        self._trace_kernel = None if made_again else self.g._trace_kernel  # once for both traces
         with self.backend.no_grad():
-            self._trace = jacobian.trace(jacobian.convolution_kernels() if made_again else self._trace_kernel)
+            self._trace = jacobian.trace(jacobian.convolution_kernels() if again else kernel)
         return self._trace
 
     def known_expanded_trace(self, means: Sequence[Array] | None = None) -> SlopeTrace:

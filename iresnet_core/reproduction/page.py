@@ -90,14 +90,8 @@ def page_text(folder: Path) -> str:
 
 def _section(record: Record, chosen: str = "") -> str:
     """Return the section of a record; the title says which data sets and models it is of, where not of all."""
-    lines = [
-        f"## {record.title}" + (f" ({chosen})" if chosen else ""),
-        "",
-        "```console",
-        f"$ {record.command}",
-        "```",
-        "",
-    ]
+    title = f"{record.title} ({chosen})" if chosen else record.title
+    lines = [f"## {title}", "", "```console", f"$ {record.command}", "```", ""]
     lines += _table(record.columns, record.rows)
     for note in record.notes:
         lines += ["", note]
