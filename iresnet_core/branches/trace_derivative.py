@@ -2,7 +2,7 @@
 
 These kernels, functions of the weights, have a matrix of channels by channels for every box of positions. Kept for the
 way back, they would be larger than all else that a block keeps where it has many channels on a small image: of sixteen
-blocks with 256 channels on 48 x 8 x 8 images a step would take 1.6 times as much memory.
+blocks with 256 channels on 48 x 8 x 8 images a step would take 1.7 times as much memory.
 """
 
 from collections.abc import Sequence
