@@ -110,8 +110,13 @@ def test_meanings_are_the_same(tmp_path):
     for flow, tensor in flows():
         x = tensor([[0.0, 1.0], [2.0, -1.0], [1.0, 1.0]])
         assert not flow.initialized
+        assert np.isnan(host(flow.reference)).all()
+        assert tuple(flow.reference.shape) == (16, 2)
         assert flow.initialize(x) is flow
         assert flow.initialized
+        np.testing.assert_array_equal(host(flow.reference), host(x))
+        assert flow.set_reference(x[1:]) is flow
+        np.testing.assert_array_equal(host(flow.reference), host(x[1:]))
         assert flow.fill_caps() is flow
         assert flow.certify() is flow
         assert 0.3 < flow.lipschitz <= 0.8

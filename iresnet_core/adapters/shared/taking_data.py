@@ -41,6 +41,14 @@ class TakingDataMethods:
         """Whether every ActNorm has its parameters."""
         return all(layer.initialized for layer in self._flow_layers())
 
+    @property
+    def reference(self) -> Array:
+        """The samples of `set_reference` (n, *event_shape) on the host; NaN for sixteen before there are any."""
+        if self._reference is not None:
+            return self._reference.copy()
+        dtype = np.float64 if "float64" in str(self._like().dtype) else np.float32
+        return np.full((REFERENCE_SAMPLES, *self.event_shape), np.nan, dtype)
+
     def initialize(self, x: Array, context: Array | None = None) -> Self:
         """Initialise from samples x (batch, *event_shape) what depends on data and is not initialised yet.
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from iresnet_core.adapters.shared import warn_deprecated
 from iresnet_core.adapters.shared.flow import FlowMethods
 from iresnet_core.adapters.shared.layer import require_layers
-from iresnet_core.adapters.shared.taking_data import REFERENCE_SAMPLES
 from iresnet_core.adapters.torch.base import Base
 from iresnet_core.adapters.torch.distributions import LatentDistribution
 from iresnet_core.adapters.torch.layer import FlowLayer, TorchHooks, Wrap
@@ -53,10 +52,7 @@ class Flow(TorchHooks, FlowMethods, nn.Module):
     @property
     def reference(self) -> Tensor:
         """The samples of `set_reference` (n, *event_shape) on the CPU; NaN for sixteen before there are any."""
-        if self._reference is not None:
-            return torch.from_numpy(self._reference.copy())
-        dtype = torch.float64 if self._like().dtype == torch.float64 else torch.float32
-        return torch.full((REFERENCE_SAMPLES, *self.event_shape), torch.nan, dtype=dtype, device="cpu")
+        return torch.from_numpy(super().reference)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Add the reference; before there is one, in the shape that it usually has, for loaders that compare shapes."""
