@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import Any, Literal
 
 from iresnet_core.backends.derivatives_by_hand import DerivativesByHand
-from iresnet_core.errors import DerivativeError
+from iresnet_core.errors import DerivativeError, InvalidArgumentError
 
 __all__ = ["NO_FORWARD_MODE", "NO_HOST_DRAW", "Array", "Backend", "NoiseKind", "Noted", "Pullback", "device_of"]
 
@@ -276,6 +276,24 @@ class Backend(DerivativesByHand, ABC):
         The precision that the program around has chosen for its layers (autocast, TF32) would break the error bounds.
         """
         return nullcontext()
+
+    def lowered_products(self, precision: str, x: Array) -> AbstractContextManager[Any]:
+        """Context in which float32 products are taken in "tf32" or "bfloat16", also inside of `full_precision`.
+
+        With "float32" nothing is changed. It is for values and derivatives in training; norms of weights are taken
+        outside of it.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the framework, or the device of `x`, has no such products.
+        """
+        if precision == "float32":
+            return nullcontext()
+        raise InvalidArgumentError(
+            f"the products of a training are lowered on PyTorch only, and the arrays are of {self.name}; leave the "
+            "precision at float32. TensorFlow and JAX have settings of their own, see docs/engines.md."
+        )
 
     def own_dtype(self, x: Array) -> AbstractContextManager[Any]:
         """Context in which arrays like `x` are computed with in their dtype, and so are the derivatives taken in it.

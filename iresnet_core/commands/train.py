@@ -166,6 +166,10 @@ def train_command(
         int | None,
         _training("--accumulate", metavar="N", help="Take every batch in N parts, for less memory (1)."),
     ] = None,
+    precision: Annotated[
+        str | None,
+        _training("--precision", help="Of products in training: float32 (default), tf32 on a GPU, bfloat16 on a CPU."),
+    ] = None,
     device: Annotated[
         str | None,
         _training("--device", metavar="NAME", help="Of PyTorch: cpu, cuda or cuda:1; default a GPU if any."),
@@ -244,6 +248,7 @@ def train_command(
         "warm_up": warm_up,
         "flip": flip,
         "accumulate": accumulate,
+        "precision": precision,
         "device": device,
         "devices": devices,
     }

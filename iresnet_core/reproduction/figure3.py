@@ -54,7 +54,12 @@ def reproduce(request: Request) -> Record:
             "data": data,
             "seed": request.seed,
             "seconds": request.seconds or SECONDS[data],
-            "asked": {**(_PAPER if request.paper else {}), "device": request.device, **_SMALL},
+            "asked": {
+                **(_PAPER if request.paper else {}),
+                **request.of_gpu,
+                "device": request.device,
+                **_SMALL,
+            },
             "inverted": _INVERTED[data],
         }
         settings["ours"] = _planned(settings).of_model_and_training()

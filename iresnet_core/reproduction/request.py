@@ -51,6 +51,12 @@ class Request:
         if not 0 <= self.seed < 2**63:
             raise InvalidArgumentError(f"seed {self.seed}: a seed must not be negative, and be below 2^63.")
 
+    @property
+    def of_gpu(self) -> dict[str, str]:
+        """Settings of ours with --paper on a GPU that is named: TF32, in which PyTorch takes convolutions of others."""
+        gpu = self.paper and (self.device or "cpu").startswith("cuda")
+        return {"precision": "tf32"} if gpu else {}
+
     def require_unset(self, *names: str) -> None:
         """Refuse options that a target has no use for.
 

@@ -89,7 +89,7 @@ def reproduce(request: Request) -> Record:
 def _settings(request: Request, data: str) -> dict[str, Any]:
     """Return the settings of the cells of a set, but for the model."""
     seconds = request.seconds or (SECONDS_PAPER if request.paper else SECONDS[data])
-    asked = {**_asked(request, data, seconds), **(_PAPER if request.paper else {})}
+    asked = {**_asked(request, data, seconds), **(_PAPER if request.paper else {}), **request.of_gpu}
     source = DatasetSource(data, seed=request.seed)
     dataset = load_dataset(source)
     plain = default_settings(source, dataset, "torch", asked)

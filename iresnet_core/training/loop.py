@@ -184,7 +184,7 @@ def require_able(make: Any, settings: TrainingSettings, processes: Processes) ->
     InvalidArgumentError
         If so; the message says what to do.
     """
-    for name, usual in (("accumulate", 1), ("device", None)):
+    for name, usual in (("accumulate", 1), ("device", None), ("precision", "float32")):
         if getattr(settings, name) != usual and name in make.lacks:
             raise InvalidArgumentError(
                 f"--{name} {getattr(settings, name)} is for PyTorch; {settings.framework} trains without it. Leave it "

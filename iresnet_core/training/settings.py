@@ -39,15 +39,17 @@ _AS_BEFORE = {
     "accumulate": 1,
     "device": None,
     "devices": 1,
+    "precision": "float32",
 }
 STARTS = ("orthogonal", "uniform")
 OPTIMIZERS = ("adam", "muon")
 DTYPES = ("float32", "float64")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 # A resumed training may change these settings; all others would make it another training.
 CHANGEABLE = frozenset(
     {
         *("steps", "minutes", "evaluate_every", "checkpoint_every"),
-        *("recompute", "recover", "compiled", "threads", "device", "devices"),
+        *("recompute", "recover", "compiled", "threads", "device", "devices", "precision"),
     }
 )
 _CONV_FROM = 16 * 16  # images with at least so many pixels get convolutions by default
@@ -140,6 +142,8 @@ class TrainingSettings:
         Of PyTorch, such as "cpu" or "cuda:1"; None for a GPU where there is one.
     devices : int
         How many devices of the machine share out every batch in one process: with Keras.
+    precision : {"float32", "tf32", "bfloat16"}
+        Of the products of steps, but for those of norms: TF32 on a GPU, bfloat16 on a processor, with PyTorch.
     """
 
     framework: str
@@ -169,6 +173,7 @@ class TrainingSettings:
     device: str | None = None
     devices: int = 1
     optimizer: str = "adam"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         require_training(self, SCHEDULES)
@@ -192,6 +197,11 @@ class TrainingSettings:
             raise InvalidArgumentError(f"there is no optimizer {self.optimizer!r}; there are {', '.join(OPTIMIZERS)}.")
         if self.dtype not in DTYPES:
             raise InvalidArgumentError(f"dtype must be {' or '.join(DTYPES)}, got {self.dtype!r}.")
+        if self.precision not in PRECISIONS[: 1 if self.dtype == "float64" else None]:
+            raise InvalidArgumentError(
+                f"precision must be {', '.join(PRECISIONS)}, the last two with dtype float32; got "
+                f"{self.precision!r} and {self.dtype}."
+            )
         require_share(self.share)
         if not 0 <= self.penalty < float("inf"):
             raise InvalidArgumentError(f"penalty must be a number of at least 0, got {self.penalty:g}.")
@@ -298,6 +308,7 @@ def default_settings(source: DatasetSource, dataset: Dataset, framework: str, as
         "device": None,
         "devices": 1,
         "optimizer": optimizer,
+        "precision": "float32",
     }
     for name, value in asked.items():
         (model if name in model else training)[name] = value

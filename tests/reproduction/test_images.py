@@ -71,6 +71,7 @@ def test_what_is_said_of_the_log_determinants_of_comparators():
         ({"seconds": 1800.0}, None, 16, False),
         ({"seconds": 1800.0, "device": "cuda"}, "g++", 16, False),
         ({"paper": True}, "g++", 16, True),
+        ({"paper": True, "device": "cuda:1"}, "g++", 16, False),
     ],
 )
 def test_long_trainings_are_deep_and_compiled(monkeypatch, asked, compiler, blocks, compiled):
@@ -82,6 +83,7 @@ def test_long_trainings_are_deep_and_compiled(monkeypatch, asked, compiler, bloc
     found = settings["asked"]
     assert found["blocks"] == blocks
     assert found.get("compiled", False) == compiled
+    assert found.get("precision", "float32") == ("tf32" if asked == {"paper": True, "device": "cuda:1"} else "float32")
     assert settings.get("warm_up", 0) == (1000 if asked.get("paper") else 0)
     assert found["hidden"] == (512 if asked.get("paper") else 64 if blocks == 4 else 32)
 

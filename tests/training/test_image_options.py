@@ -1,5 +1,7 @@
 """What `iresnet train` has for images: scales, warm-up, mirrored images, batches in parts, the device."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from small_trainings import Watcher, prepared, trained
@@ -12,7 +14,7 @@ from iresnet_core.training.plans import FactorOutPlan, ModelSettings, planned_la
 from iresnet_core.training.processes import ONE_PROCESS
 from iresnet_core.training.run import TrainingRun
 from iresnet_core.training.sample_layout import SampleLayout
-from iresnet_core.training.settings import default_settings, settings_from_json
+from iresnet_core.training.settings import default_settings, settings_from_json, with_changes
 
 
 def depth(plan):
@@ -111,9 +113,47 @@ def test_devices(tmp_path):
     assert trained(run, config, dataset).finished
 
 
+def test_precision(tmp_path):
+    """Of the steps, in whose products alone it is met; a resumed training may have another."""
+    torch = pytest.importorskip("torch")
+    if not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("before PyTorch 2.9 there is no such setting for processors")
+    from torch.overrides import TorchFunctionMode
+
+    class Seen(TorchFunctionMode):
+        def __init__(self):
+            super().__init__()
+            self.settings = set()
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.settings.add(torch.backends.mkldnn.matmul.fp32_precision)
+            return func(*args, **(kwargs or {}))
+
+    run, config, dataset = prepared(tmp_path / "run", "torch", device="cpu", precision="bfloat16")
+    with Seen() as seen:
+        assert not trained(run, config, dataset, Watcher(stop_after=5)).finished
+    assert seen.settings == {"none", "bf16"}
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+    config = with_precision(config, "float32")
+    with Seen() as seen:
+        assert trained(run, config, dataset).finished
+    assert seen.settings == {"none"}
+    run, config, dataset = prepared(tmp_path / "tf32", "torch", device="cpu", precision="tf32")
+    with pytest.raises(InvalidArgumentError, match="an NVIDIA GPU, and the arrays are on cpu; try precision bfloat16"):
+        trained(run, config, dataset)
+    for asked in ({"precision": "half"}, {"precision": "bfloat16", "dtype": "float64"}):
+        with pytest.raises(InvalidArgumentError, match="precision must be float32, tf32, bfloat16"):
+            digits(**asked)
+
+
+def with_precision(config, precision):
+    settings = with_changes(config.settings, {"precision": precision}, "here")
+    return dataclasses.replace(config, settings=settings)
+
+
 def test_keras_says_what_it_lacks():
     pytest.importorskip("keras")
-    for asked in ({"accumulate": 2}, {"device": "cpu"}):
+    for asked in ({"accumulate": 2}, {"device": "cpu"}, {"precision": "bfloat16"}):
         _, settings = digits(**asked)
         with pytest.raises(InvalidArgumentError, match=f"--{next(iter(asked))} "):
             require_able(find_trainer("keras"), settings.training, ONE_PROCESS)
@@ -122,7 +162,7 @@ def test_keras_says_what_it_lacks():
 def test_older_run_folders(tmp_path):
     run, config, _ = prepared(tmp_path / "run", "torch")
     node = config.settings.as_json()
-    for name in ("warm_up", "flip", "accumulate", "device"):
+    for name in ("warm_up", "flip", "accumulate", "device", "precision"):
         del node["training"][name]
     del node["model"]["scales"]
     assert settings_from_json(node, "here") == config.settings == TrainingRun(run.folder).read_config().settings

@@ -45,7 +45,7 @@ class Trainer:
     channels_last = True
     recovers_inputs = False  # its steps are compiled
     shares_batches = False
-    lacks = frozenset({"accumulate", "device"})
+    lacks = frozenset({"accumulate", "device", "precision"})
     require_devices = staticmethod(required_devices)
 
     def __init__(

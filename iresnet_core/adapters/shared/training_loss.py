@@ -17,6 +17,7 @@ class TrainingMethods:
 
     penalty: float
     share: float | None
+    precision: str = "float32"  # of the products of training_loss; or "tf32", "bfloat16"
     # The methods of `FlowMethods` that they rest on.
     condition: Any
     _received: Any
@@ -71,7 +72,7 @@ class TrainingMethods:
         def scored(first: Any) -> Array:
             own = first.of(backend, context)
             flow, ordered = self._prepared(self._shared_out(first.of(backend, x)), own, True)
-            with backend.own_dtype(ordered):
+            with backend.own_dtype(ordered), backend.lowered_products(self.precision, ordered):
                 nats = training_log_prob(flow, ordered, first.part, context=taken(flow, own), **options).value
                 return first.undone(backend, nats)
 

@@ -1,7 +1,7 @@
 """Training of a planned flow with PyTorch: what the loop of `iresnet_core.training.loop` needs of a backend."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from iresnet_core.adapters.torch.flow import Flow
 from iresnet_core.adapters.torch.muon import Muon
 from iresnet_core.adapters.torch.processes import lost_processes
 from iresnet_core.adapters.torch.state_arrays import host, require_same, tensor_of
+from iresnet_core.backends import get_backend
 from iresnet_core.errors import RunError
 from iresnet_core.training import ONE_PROCESS, ConditionPlan, LayerPlan, Processes, StepResult, TrainingSettings
 
@@ -80,7 +81,8 @@ class Trainer:
             base=base,
         )
         self.flow = flow.to(device=self.device, dtype=getattr(torch, settings.dtype))
-        self.flow.compiled = settings.compiled
+        self.flow.compiled, self.flow.precision = settings.compiled, settings.precision
+        self._lowered(self._tensor(first))  # refused at once on a device that has no such products
         self.flow.initialize(self._tensor(first), self._context(first_context))
         of_base = set() if isinstance(self.flow.base, str) else set(self.flow.base.parameters())
 
@@ -149,12 +151,16 @@ class Trainer:
                 with self.loss.no_sync() if waits else nullcontext():
                     own_context = self._context(None if context is None else context[part])
                     loss = weight * self.loss(self._tensor(x[part]), own_context, share, **self.logdet_options)
-                    loss.backward()
+                    with self._lowered(loss):
+                        loss.backward()
                 losses.append(loss.detach())
             total = torch.stack(losses).sum()
             if processes.count > 1:
                 torch.distributed.all_reduce(total)
         return total / processes.count
+
+    def _lowered(self, x: Tensor) -> AbstractContextManager[Any]:
+        return get_backend(x).lowered_products(self.settings.precision, x)
 
     def log_prob(self, x: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
         """Return log-densities under the certified weights."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from iresnet_core.backends.base import NO_FORWARD_MODE, Array
-from iresnet_core.backends.torch.precision import full_precision, own_dtype
+from iresnet_core.backends.torch.precision import full_precision, has_lowered_products, own_dtype, own_dtypes
 from iresnet_core.errors import DerivativeError
 
 __all__ = ["BilinearForm", "ByHand", "Entrywise", "MapCotangent", "MapCotangentInReverse", "ScaledProduct"]
@@ -99,13 +99,14 @@ class ByHand(torch.autograd.Function):
         ctx.backward_by_hand, ctx.plainly, ctx.count = backward, plainly, len(arrays)
         ctx.kinds = [(tuple(a.shape), a.dtype, a.device) for a in outputs]
         ctx.set_materialize_grads(False)  # a second derivative of one output has nothing to do with the other
+        ctx.lowered = has_lowered_products()  # then the products of the way back are those of the program around, too
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
         saved = ctx.saved_tensors
         arrays, kept, needed = saved[: ctx.count], saved[ctx.count :], ctx.needs_input_grad[3:]
-        with full_precision():
+        with own_dtypes() if ctx.lowered else full_precision():
             if torch.is_grad_enabled():
                 return None, None, None, *_differentiated(ctx.plainly, arrays, kept, cotangents, needed)
             full = [

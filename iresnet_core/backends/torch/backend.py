@@ -41,7 +41,7 @@ from iresnet_core.backends.torch.elimination import calculated_bits, writes_onnx
 from iresnet_core.backends.torch.layout import evenly_padded, in_plain_layout, layout_for, transposed_in_plain_layout
 from iresnet_core.backends.torch.linalg import inverse_and_log_determinant
 from iresnet_core.backends.torch.noise import TracedSeed, last_draw, random_signs, replayed, seeded_generator
-from iresnet_core.backends.torch.precision import full_precision, lowers, own_dtype
+from iresnet_core.backends.torch.precision import full_precision, lowered_products, lowers, own_dtype
 from iresnet_core.backends.torch.recomputation import pullback, pulled_back, recomputed
 from iresnet_core.errors import InvalidArgumentError
 
@@ -369,9 +369,8 @@ class TorchBackend(Backend):
         """Without autocast."""
         return own_dtype(x)
 
-    def full_precision(self) -> AbstractContextManager[Any]:
-        """Switch off autocast, and also TF32 and the like where the program is not compiled."""
-        return full_precision()
+    full_precision = staticmethod(full_precision)
+    lowered_products = staticmethod(lowered_products)
 
     def is_tracing(self, *arrays: Array) -> bool:
         """Whether torch.compile or torch.export is at work, or vmap hides the values."""

@@ -17,7 +17,18 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils import _pytree as pytree
 
-__all__ = ["full_precision", "in_same_precision", "lowers", "own_dtype", "saving_hooks"]
+from iresnet_core.errors import InvalidArgumentError
+
+__all__ = [
+    "full_precision",
+    "has_lowered_products",
+    "in_same_precision",
+    "lowered_products",
+    "lowers",
+    "own_dtype",
+    "own_dtypes",
+    "saving_hooks",
+]
 
 Array = Any
 
@@ -38,6 +49,8 @@ _LOWERED = frozenset((
 # The name and the value of the setting; the second pair before PyTorch 2.9, which had none for the CPU.
 _BY_NAME = hasattr(torch.backends, "fp32_precision")
 _SETTING, _FULL = ("fp32_precision", "ieee") if _BY_NAME else ("allow_tf32", False)
+# The kind of device that has such products, and the value of the setting.
+_LOWER = {"tf32": ("cuda", "tf32" if _BY_NAME else True), "bfloat16": ("cpu", "bf16")}
 
 
 def own_dtype(x: Array) -> AbstractContextManager[Any]:
@@ -52,11 +65,45 @@ def full_precision() -> AbstractContextManager[Any]:
     """Context without autocast on any device, in which float32 products are taken in float32.
 
     The latter is a setting of the process. It is changed where it is lowered, and put back when no thread is inside any
-    more; not in a compiled program, which runs with the settings of its caller.
+    more; not in a compiled program, which runs with the settings of its caller, nor in `lowered_products`.
     """
-    if torch.compiler.is_compiling():
-        return _autocast_off() if any(map(torch.is_autocast_enabled, _KINDS)) else nullcontext()
-    return _full_precision()
+    return own_dtypes() if torch.compiler.is_compiling() or has_lowered_products() else _full_precision()
+
+
+def own_dtypes() -> AbstractContextManager[Any]:
+    """Context without autocast on any device, with the settings of the program around."""
+    if not any(map(torch.is_autocast_enabled, _KINDS)):
+        return nullcontext()
+    return _autocast_off() if torch.compiler.is_compiling() else _without_autocast()
+
+
+def lowered_products(precision: str, x: Array) -> AbstractContextManager[Any]:
+    """Context in which float32 products are taken in "tf32" or "bfloat16", also inside of `full_precision`.
+
+    It is a setting of the process too. Other threads that are in `full_precision` go before.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the device of `x` has no such products.
+    """
+    if precision == "float32":
+        return nullcontext()
+    if precision not in _LOWER:
+        raise InvalidArgumentError(f"precision must be float32, {' or '.join(_LOWER)}, got {precision!r}.")
+    kind, value = _LOWER[precision]
+    if x.device.type != kind or not (_BY_NAME or kind == "cuda"):
+        raise InvalidArgumentError(
+            f"products in {precision} are those of {'an NVIDIA GPU' if kind == 'cuda' else 'a processor'}"
+            f"{'' if _BY_NAME else ' and of PyTorch 2.9 or newer'}, and the arrays are on {x.device}; try precision "
+            f"{'bfloat16' if kind == 'cuda' else 'tf32'}, or float32."
+        )
+    return nullcontext() if torch.compiler.is_compiling() else _lowered_products(kind, value)
+
+
+def has_lowered_products() -> bool:
+    """Whether this thread is in `lowered_products`."""
+    return not torch.compiler.is_compiling() and getattr(_THREAD, "lowered", False)
 
 
 def lowers() -> bool:
@@ -194,13 +241,21 @@ class _OwnDtype(torch.autograd.Function):
 def _full_precision() -> Iterator[None]:
     _SETTINGS.enter()
     try:
-        if any(map(torch.is_autocast_enabled, _KINDS)):
-            with _without_autocast():
-                yield
-        else:
+        with own_dtypes():
             yield
     finally:
         _SETTINGS.leave()
+
+
+@contextmanager
+def _lowered_products(kind: str, value: Any) -> Iterator[None]:
+    before, outer = _SETTINGS.choose(dict.fromkeys(_products_on(kind), value)), has_lowered_products()
+    _THREAD.lowered = True
+    try:
+        yield
+    finally:
+        _THREAD.lowered = outer
+        _SETTINGS.choose(before)
 
 
 class _Settings:
@@ -220,6 +275,17 @@ class _Settings:
                     self.chosen[where] = precision
                     setattr(where, _SETTING, _FULL)
 
+    def choose(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """Change settings, at the latest when no thread is inside any more; return what they were."""
+        with self.lock:
+            before = {where: self.chosen.get(where, getattr(where, _SETTING)) for where in values}
+            for where, value in values.items():
+                if self.inside:
+                    self.chosen[where] = value
+                else:
+                    setattr(where, _SETTING, value)
+        return before
+
     def leave(self) -> None:
         with self.lock:
             self.inside -= 1
@@ -231,13 +297,18 @@ class _Settings:
 
 
 _SETTINGS = _Settings()
+_THREAD = threading.local()
 
 
 def _products() -> tuple[Any, ...]:
     """Where PyTorch keeps how float32 products are taken, for the devices that are in use."""
+    return tuple(where for kind in _KINDS for where in _products_on(kind))
+
+
+def _products_on(kind: str) -> tuple[Any, ...]:
     here: Any = torch.backends
-    there = torch.cuda.is_initialized()
-    if not _BY_NAME:
-        return (here.cuda.matmul, here.cudnn) if there else ()
-    host = (here.mkldnn.matmul, here.mkldnn.conv)
-    return (*host, here.cuda.matmul, here.cudnn.conv) if there else host
+    if kind == "cpu":
+        return (here.mkldnn.matmul, here.mkldnn.conv) if _BY_NAME else ()
+    if not torch.cuda.is_initialized():
+        return ()
+    return (here.cuda.matmul, here.cudnn.conv if _BY_NAME else here.cudnn)
