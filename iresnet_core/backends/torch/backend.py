@@ -37,8 +37,8 @@ from iresnet_core.backends.torch.compilation import (
     program_of,
     records_plainly,
 )
+from iresnet_core.backends.torch.convolution import conv, conv_kernel_gradient, conv_transpose
 from iresnet_core.backends.torch.elimination import calculated_bits, writes_onnx
-from iresnet_core.backends.torch.layout import evenly_padded, in_plain_layout, layout_for, transposed_in_plain_layout
 from iresnet_core.backends.torch.linalg import inverse_and_log_determinant
 from iresnet_core.backends.torch.noise import TracedSeed, last_draw, random_signs, replayed, seeded_generator
 from iresnet_core.backends.torch.precision import full_precision, lowered_products, lowers, own_dtype
@@ -50,7 +50,6 @@ __all__ = ["TorchBackend"]
 # Steps between two looks at the condition of a loop on an accelerator, each of which waits for the device.
 STEPS_A_LOOK = 8
 _CONSTANTS = KeptConstants()
-_CONVOLUTIONS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
 
 
 class TorchBackend(Backend):
@@ -132,56 +131,9 @@ class TorchBackend(Backend):
 
     # --- linear algebra ---
 
-    def conv(
-        self,
-        x: Array,
-        kernel: Array,
-        *,
-        stride: Sequence[int],
-        padding: Sequence[tuple[int, int]],
-        dilation: Sequence[int],
-        groups: int,
-    ) -> Array:
-        """Call PyTorch's convolution in the layout that is fast; uneven padding is put on beforehand."""
-        x, even = evenly_padded(x, padding)
-        convolution = _CONVOLUTIONS[len(padding)]
-        layout = layout_for(x, stride, groups)
-        x, kernel = layout(x), layout(kernel)
-        with own_dtype(x):
-            y = convolution(x, kernel, None, tuple(stride), tuple(even), tuple(dilation), groups)
-        return layout(y)
-
-    def conv_transpose(
-        self,
-        y: Array,
-        kernel: Array,
-        *,
-        spatial: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[tuple[int, int]],
-        dilation: Sequence[int],
-        groups: int,
-    ) -> Array:
-        """Without strides and groups, call the convolution with the kernel turned around, whose kernels are faster."""
-        reach = [(k - 1) * d for k, d in zip(kernel.shape[2:], dilation, strict=True)]
-        if groups == 1 and set(stride) == {1} and all(max(p) <= r for p, r in zip(padding, reach, strict=True)):
-            turned = kernel.flip(tuple(range(2, kernel.ndim))).transpose(0, 1)
-            rest = [(r - before, r - after) for (before, after), r in zip(padding, reach, strict=True)]
-            return self.conv(y, turned, stride=stride, padding=rest, dilation=dilation, groups=1)
-        return transposed_in_plain_layout(y, kernel, spatial, stride, padding, dilation, groups)
-
-    def conv_kernel_gradient(self, x: Array, u: Array, kernel: Array, **geometry: Any) -> Array:
-        """Call PyTorch's backward pass for the kernel alone."""
-        stride, dilation, groups = (geometry[name] for name in ("stride", "dilation", "groups"))
-        x, even = evenly_padded(x, geometry["padding"])
-        layout = layout_for(x, stride, groups)
-        x, u, kernel = layout(x), layout(u), layout(kernel)
-        with own_dtype(x):
-            of_kernel: Array = torch.ops.aten.convolution_backward.default(
-                *(u, x, kernel, None, list(stride), even, list(dilation)),
-                *(False, [0] * len(even), groups, [False, True, False]),
-            )[1]
-        return in_plain_layout(of_kernel)
+    conv = staticmethod(conv)
+    conv_transpose = staticmethod(conv_transpose)
+    conv_kernel_gradient = staticmethod(conv_kernel_gradient)
 
     def affine(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         """Call ``torch.nn.functional.linear``, which takes rows in one piece as a single matrix product."""
