@@ -277,11 +277,14 @@ class Backend(DerivativesByHand, ABC):
         """
         return nullcontext()
 
-    def lowered_products(self, precision: str, x: Array) -> AbstractContextManager[Any]:
-        """Context in which float32 products are taken in "tf32" or "bfloat16", also inside of `full_precision`.
+    def certified_precision(self) -> AbstractContextManager[Any]:
+        """Context of `full_precision` that `lowered_products` around it leaves alone, for norms and solutions."""
+        return self.full_precision()
 
-        With "float32" nothing is changed. It is for values and derivatives in training; norms of weights are taken
-        outside of it.
+    def lowered_products(self, precision: str, x: Array) -> AbstractContextManager[Any]:
+        """Context in which float32 products are taken in "tf32" or "bfloat16", and `full_precision` does not undo it.
+
+        With "float32" nothing is changed. It is for values and derivatives in training.
 
         Raises
         ------

@@ -25,7 +25,8 @@ def announce(console: Console, config: RunConfig, dataset: Dataset, run: Trainin
     console.print(
         f"{model.kind}, {model.blocks} blocks of {model.layers} x {model.hidden} {model.activation}, cap "
         f"{model.coeff:g}; {training.framework}, {length} of {training.batch}, "
-        f"{training.optimizer.capitalize()}, learning rate {training.lr:g}",
+        f"{training.optimizer.capitalize()}, learning rate {training.lr:g}"
+        f"{'' if training.precision == 'float32' else f', products in {training.precision}'}",
         soft_wrap=True,
     )
     if model.base != "normal":

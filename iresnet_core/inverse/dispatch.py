@@ -149,7 +149,7 @@ def invert(
         raise InvalidArgumentError(f"on_failure must be 'raise', 'warn' or 'return', got {on_failure!r}.")
     if max_iter is not None:
         max_iter = require_positive_int(max_iter, "max_iter")
-    with backend.full_precision(), backend.batch_of_unknown_size(y):
+    with backend.certified_precision(), backend.batch_of_unknown_size(y):
         problem, dtype = checked_problem(g, y, lipschitz)
         bits = backend.xp.finfo(problem.y.dtype).bits
         rtol = DEFAULT_RTOL[bits] if rtol is None else require_nonnegative(rtol, "rtol")

@@ -62,7 +62,7 @@ def lipschitz_bounds(layers: Sequence[Any]) -> list[LipschitzBound]:
             bounds[place] = lipschitz_bound(operators[place])
     if stacked:
         backend = get_backend(*(operators[place].like for place in stacked))
-        with backend.full_precision(), backend.no_grad():
+        with backend.certified_precision(), backend.no_grad():
             for places in _groups(operators, stacked):
                 chosen = [operators[place] for place in places]
                 for place, bound in zip(places, _stack_bounds(backend, chosen), strict=True):

@@ -139,7 +139,7 @@ def lipschitz_bound(A: Any, *, method: str = "auto", rng: Any = None) -> Lipschi
     if refusal is not None:
         raise InvalidArgumentError(f"method {method!r} {refusal}")
     backend = operator.backend
-    with backend.full_precision():
+    with backend.certified_precision():
         with backend.no_grad():
             parts = simplified(detached_operator(operator))
             value = row.bound(parts, rng)

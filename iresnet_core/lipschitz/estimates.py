@@ -102,7 +102,7 @@ def spectral_norm(
         method = next(name for name, row in ESTIMATES.items() if row.suits(matrices))
     if not isinstance(method, str) or method not in ESTIMATES:
         raise InvalidArgumentError(f"spectral_norm has the methods auto, {', '.join(ESTIMATES)}; got {method!r}.")
-    with backend.full_precision():
+    with backend.certified_precision():
         given = _given_start(backend, operator, start)
         if not isinstance(operator, Convolution) or matrices is operator:
             return _estimate(operator, method, given, rtol, max_iter)

@@ -81,7 +81,7 @@ def normalize(A: Any, coeff: float, *, bound: Any = None) -> Any:
         bound = lipschitz_bound(operand)
     known = bound
     value = known.value if isinstance(known, LipschitzBound) else known
-    with operator.backend.full_precision():
+    with operator.backend.certified_precision():
         return _normalized(operator, known, value, cap, unit)
 
 

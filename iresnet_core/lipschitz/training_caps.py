@@ -146,7 +146,7 @@ def _scaled_stack(layers: list[LinearLayer], caps: list[float], bases: list[Any]
     backend, xp = layers[0].backend, layers[0].backend.xp
     weights = xp.stack([_turned(layer, _matrix(layer)) for layer in layers])
     raised = xp.astype(weights, working_dtype(backend, weights.dtype), copy=False)
-    with backend.no_grad(), backend.full_precision():
+    with backend.no_grad(), backend.certified_precision():
         detached, steps = backend.stop_gradient(raised), 1
         # In units in which no square of an entry over- or underflows.
         detached = detached / power_of_two_near(backend, xp.max(xp.abs(detached), axis=(-2, -1), keepdims=True))
@@ -229,7 +229,7 @@ def certificates(layers: Sequence[LinearLayer], *, derivative: bool | None = Non
         # A transposed convolution has the norm of that which it transposes.
         chosen = [layer.convolution if isinstance(layer, ConvolutionTranspose) else layer for layer in chosen]
         backend = chosen[0].backend
-        with backend.no_grad(), backend.full_precision():
+        with backend.no_grad(), backend.certified_precision():
             detached = [layer.with_parameters(backend.stop_gradient(layer.weight), None) for layer in chosen]
             for index, (bound, direction) in zip(members, certified_bounds(detached, derivative=asked), strict=True):
                 direction = None if direction is None else backend.xp.astype(direction, dtype)
@@ -265,7 +265,7 @@ def any_size_bound(backend: Any, kernel: Array) -> Array:
     """
     xp = backend.xp
     taps = xp.reshape(kernel, (*kernel.shape[:2], math.prod(kernel.shape[2:])))
-    with backend.no_grad(), backend.full_precision():
+    with backend.no_grad(), backend.certified_precision():
         bounds = [lipschitz_bound(backend.stop_gradient(taps[:, :, i])).value for i in range(taps.shape[2])]
         total = xp.sum(xp.stack([xp.astype(b, widest(backend)) for b in bounds]))
         return round_up(backend, total * (1 + 2.0**-40), kernel.dtype)
@@ -274,7 +274,7 @@ def any_size_bound(backend: Any, kernel: Array) -> Array:
 def scaled_for_any_size(kernel: Array, cap: float) -> Array:
     """Scale the kernel of a convolution so that its norm is at most `cap` for images of every size."""
     backend, xp = get_backend(kernel), get_backend(kernel).xp
-    with backend.full_precision():
+    with backend.certified_precision():
         bound = xp.astype(any_size_bound(backend, kernel), widest(backend))
         # The margin is for the rounding of the scaled kernel.
         return scaled_within(xp, kernel, bound, xp.full_like(bound, cap * (1 - 1e-6)))

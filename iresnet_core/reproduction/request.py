@@ -53,7 +53,7 @@ class Request:
 
     @property
     def of_gpu(self) -> dict[str, str]:
-        """Settings of ours with --paper on a GPU that is named: TF32, in which PyTorch takes convolutions of others."""
+        """Settings of ours with --paper on a GPU that is named: products in TF32."""
         gpu = self.paper and (self.device or "cpu").startswith("cuda")
         return {"precision": "tf32"} if gpu else {}
 

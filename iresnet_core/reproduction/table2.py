@@ -244,6 +244,11 @@ def _choices(sets: Sequence[str], models: Sequence[str], settings: Mapping[str, 
                 "included, behind which its curve begins. The comparators are not: Glow takes longer when it is "
                 "compiled, see docs/benchmarks.md."
             )
+    if asked.get("precision"):
+        notes.append(
+            "Products of ours are taken in TF32 in training, but for those of norms. Of the comparators PyTorch takes "
+            "convolutions in TF32, by its default."
+        )
     if "glow" in models and "mnist" in sets:
         notes.append(
             "Glow has a rate of 0.008 (of 0.002 to 0.016) and on MNIST 8 blocks a scale (of 4, 8 and 16), which were "

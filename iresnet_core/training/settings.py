@@ -202,6 +202,10 @@ class TrainingSettings:
                 f"precision must be {', '.join(PRECISIONS)}, the last two with dtype float32; got "
                 f"{self.precision!r} and {self.dtype}."
             )
+        if self.precision != "float32" and (self.recover or self.compiled):
+            raise InvalidArgumentError(
+                f"--precision {self.precision} goes with neither --compile nor --checkpoint inverse; leave one out."
+            )
         require_share(self.share)
         if not 0 <= self.penalty < float("inf"):
             raise InvalidArgumentError(f"penalty must be a number of at least 0, got {self.penalty:g}.")
@@ -228,8 +232,9 @@ class RunSettings:
         return dataclasses.asdict(self)
 
     def of_model_and_training(self) -> dict[str, Any]:
-        """Return the settings but those of the data, as plain data with one name each."""
-        return {**dataclasses.asdict(self.model), **dataclasses.asdict(self.training)}
+        """Return the settings but those of the data, as plain data; an older one's are without `precision`."""
+        found = {**dataclasses.asdict(self.model), **dataclasses.asdict(self.training)}
+        return {name: value for name, value in found.items() if (name, value) != ("precision", "float32")}
 
 
 def default_settings(source: DatasetSource, dataset: Dataset, framework: str, asked: Mapping[str, Any]) -> RunSettings:

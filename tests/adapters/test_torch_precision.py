@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_models import convolutions, image_flow, images, nn, samples, torch, vector_flow
 
 import iresnet_core as core
-from iresnet_core.adapters.torch import ActNorm, Flow, InvertibleResidual
-from iresnet_core.backends.torch.compilation import program_of
+from iresnet_core import invert
+from iresnet_core.adapters.torch import ActNorm, Flow, Inverted, InvertibleResidual
 from iresnet_core.backends.torch.precision import full_precision, lowered_products
 from iresnet_core.errors import InvalidArgumentError
 
@@ -102,8 +102,7 @@ def gradient(flow, x, precision, setting_behind="float32"):
 def test_products_are_lowered_but_for_those_of_norms(case, checkpoint):
     make, data = CASES[case]
     flow, x = make(), data()
-    for block in flow._blocks():
-        block.checkpoint = checkpoint
+    flow.checkpoint = checkpoint
     flow.initialize(x)
     for _ in range(30):  # until the estimates of norms stand still
         flow.training_loss(x)
@@ -152,58 +151,82 @@ def test_refusals():
         backend.lowered_products("tf32", x.numpy())
 
 
+class Beside:
+    """A thread that stays in a context until it is let go."""
+
+    def __init__(self, context):
+        self.inside, self.leave = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self._work, args=(context,))
+        self.thread.start()
+        assert self.inside.wait(30)
+
+    def _work(self, context):
+        with context():
+            self.inside.set()
+            self.leave.wait(30)
+
+    def let_go(self):
+        self.leave.set()
+        self.thread.join()
+
+
 def test_another_thread_in_full_precision_goes_before():
-    x, inside, leave = torch.ones(1), threading.Event(), threading.Event()
-
-    def precisely():
-        with full_precision():
-            inside.set()
-            leave.wait(30)
-
-    other = threading.Thread(target=precisely)
-    other.start()
-    assert inside.wait(30)
-    before = settings()
+    x = torch.ones(1)
+    precise = Beside(full_precision)
     with lowered_products("bfloat16", x):
-        assert settings() == before
-    leave.set()
-    other.join()
+        assert "bf16" not in settings()
+        precise.let_go()
+        assert settings() == ("bf16", "bf16")
+        precise = Beside(full_precision)
+        assert settings() == ("ieee", "ieee")
+    assert "bf16" not in settings()
+    precise.let_go()
 
-    started = threading.Event()
 
-    def lowered():
-        with lowered_products("bfloat16", x):
-            started.set()
-            leave.wait(30)
-
-    leave.clear()
-    other = threading.Thread(target=lowered)
-    other.start()
-    assert started.wait(30)
+def test_threads_that_lower_leave_nothing_behind():
+    x, before = torch.ones(1), settings()
+    first = Beside(lambda: lowered_products("bfloat16", x))
+    second = Beside(lambda: lowered_products("bfloat16", x))
+    first.let_go()
     assert settings() == ("bf16", "bf16")
     with full_precision():
         assert settings() == ("ieee", "ieee")
-        leave.set()
-        other.join()
+        second.let_go()
+        assert "bf16" not in settings()
+    assert settings() == before
+    with pytest.raises(ZeroDivisionError), lowered_products("bfloat16", x), lowered_products("bfloat16", x):
+        raise ZeroDivisionError
     assert settings() == before
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_compiled_blocks_are_lowered_by_one_program(monkeypatch):
-    compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda fn, **options: compiler(fn, **options, backend="aot_eager"))
-    program_of.cache_clear()
-    flow, x = vector_flow(64, blocks=2), samples(32, 64)
-    flow.initialize(x)
-    flow.training_loss(x)
-    flow.compile()
+def test_norms_and_solutions_are_in_full_precision_all_the_same():
+    """A solution of the block that is turned round cannot be nearer than its products are exact."""
+    torch.manual_seed(0)
+    block = InvertibleResidual(nn.Sequential(nn.Linear(8, 16), nn.ELU(), nn.Linear(16, 8)), 0.9)
+    flow, x = Flow([Inverted(block)], (8,)), samples(16, 8)
+    for _ in range(30):
+        flow.training_loss(x)
+    loss, plain, _ = gradient(flow, x, "float32")
+    low_loss, low, counted = gradient(flow, x, "bfloat16", "bfloat16")
+    assert counted.lowered > 0
+    assert counted.full > counted.lowered
+    assert low_loss == pytest.approx(loss, rel=0.02, abs=0.02)
+    assert torch.linalg.vector_norm(low - plain) < 0.05 * torch.linalg.vector_norm(plain)
+    with lowered_products("bfloat16", x), Lowering() as counted:
+        invert(lambda x: 0.5 * torch.sin(x @ torch.eye(8)), x, lipschitz=0.5)
+    assert counted.lowered == 0
+
+
+@pytest.mark.parametrize("kind", ["inverse", "compiled"])
+def test_what_does_not_go_together(kind):
+    flow, x = vector_flow(4), samples(8, 4)
     flow.precision = "bfloat16"
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for _ in range(3):
-            with lowered_products("bfloat16", x):
-                flow.training_loss(x).backward()
-    program_of.cache_clear()
-    assert all(torch.isfinite(p.grad).all() for p in flow.parameters())
+    if kind == "inverse":
+        flow.checkpoint = "inverse"
+    else:
+        flow.compile()
+    with pytest.raises(InvalidArgumentError, match="do not go together with checkpoint='inverse'"):
+        flow.training_loss(x)
 
 
 def test_modules_of_ones_own():
@@ -214,9 +237,11 @@ def test_modules_of_ones_own():
     assert counted.lowered > 0
 
 
-def test_derivatives_by_hand_that_another_thread_takes():
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_derivatives_that_another_thread_takes(checkpoint):
     """As those of a GPU are, by a thread of PyTorch's own."""
     flow, x = vector_flow(64), samples(32, 64)
+    flow.checkpoint = checkpoint
     flow.initialize(x)
     flow.precision, flow.share = "bfloat16", 1
     loss, counted = flow.training_loss(x), Lowering()
@@ -229,5 +254,6 @@ def test_derivatives_by_hand_that_another_thread_takes():
         other = threading.Thread(target=backward)
         other.start()
         other.join()
+    assert all(p.grad is not None for p in flow.parameters())
     assert counted.lowered > 0
     assert counted.full == 0

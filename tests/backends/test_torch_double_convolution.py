@@ -29,6 +29,7 @@ def taken(monkeypatch):
         return out
 
     monkeypatch.setattr(double_convolution, "_parts", watched)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     return found
 
 
@@ -108,8 +109,8 @@ def test_patches_are_bounded_at_the_size_of_images(taken, shape, width):
         torch.ones(width, width, 3, 3, dtype=torch.float64), input_shape=(width, *shape[1:]), padding=1
     )
     hidden(y)
-    for (form, parts), channels in zip(taken, (shape[0], shape[0], width), strict=True):
-        assert form == (channels != width and taken.index((form, parts)) == 1)
+    assert [form for form, _ in taken] == [PLAIN, TRANSPOSED, PLAIN]
+    for (_, parts), channels in zip(taken, (shape[0], shape[0], width), strict=True):
         assert max(parts) * 9 * channels * math.prod(shape[1:]) <= double_convolution._PATCHES
     assert len(taken[-1][1]) >= 8
 
@@ -130,3 +131,19 @@ def test_other_dtypes_and_transformed_functions(taken):
     _, tangent = torch.func.jvp(conv, (x[0],), (x[1],))
     torch.testing.assert_close(tangent, expected[1].double(), rtol=1e-5, atol=1e-5)
     assert {form for form, _ in taken} == {TRANSPOSED}
+
+
+def test_every_thread_has_a_sample_of_a_part(taken, monkeypatch):
+    monkeypatch.setattr(double_convolution, "_PATCHES", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    layer = Convolution(torch.ones(4, 4, 3, 3, dtype=torch.float64), input_shape=(4, 6, 6), padding="same")
+    layer(torch.ones(10, 4, 6, 6, dtype=torch.float64))
+    assert taken == [(PLAIN, [4, 4, 2])]
+
+
+def test_a_window_of_one_is_taken_whole(taken, monkeypatch):
+    monkeypatch.setattr(double_convolution, "_PATCHES", 1)
+    layer = Convolution(torch.ones(2, 8, 1, 1, dtype=torch.float64), input_shape=(8, 6, 6))
+    layer(torch.ones(10, 8, 6, 6, dtype=torch.float64))
+    layer.rmatvec(torch.ones(10, 72, dtype=torch.float64))
+    assert taken == [(PLAIN, [10]), (PLAIN, [10])]

@@ -113,7 +113,7 @@ def test_devices(tmp_path):
     assert trained(run, config, dataset).finished
 
 
-def test_precision(tmp_path):
+def test_precision(tmp_path, monkeypatch):
     """Of the steps, in whose products alone it is met; a resumed training may have another."""
     torch = pytest.importorskip("torch")
     if not hasattr(torch.backends, "fp32_precision"):
@@ -129,10 +129,18 @@ def test_precision(tmp_path):
             self.settings.add(torch.backends.mkldnn.matmul.fp32_precision)
             return func(*args, **(kwargs or {}))
 
+    behind, backward = set(), torch.Tensor.backward
+
+    def watched(loss, **options):
+        behind.add(torch.backends.mkldnn.matmul.fp32_precision)
+        backward(loss, **options)
+
+    monkeypatch.setattr(torch.Tensor, "backward", watched)
     run, config, dataset = prepared(tmp_path / "run", "torch", device="cpu", precision="bfloat16")
     with Seen() as seen:
         assert not trained(run, config, dataset, Watcher(stop_after=5)).finished
     assert seen.settings == {"none", "bf16"}
+    assert behind == {"bf16"}
     assert torch.backends.mkldnn.matmul.fp32_precision == "none"
     config = with_precision(config, "float32")
     with Seen() as seen:
@@ -141,6 +149,9 @@ def test_precision(tmp_path):
     run, config, dataset = prepared(tmp_path / "tf32", "torch", device="cpu", precision="tf32")
     with pytest.raises(InvalidArgumentError, match="an NVIDIA GPU, and the arrays are on cpu; try precision bfloat16"):
         trained(run, config, dataset)
+    for other in ("compiled", "recover"):
+        with pytest.raises(InvalidArgumentError, match="neither --compile nor --checkpoint inverse"):
+            digits(precision="bfloat16", **{other: True})
     for asked in ({"precision": "half"}, {"precision": "bfloat16", "dtype": "float64"}):
         with pytest.raises(InvalidArgumentError, match="precision must be float32, tf32, bfloat16"):
             digits(**asked)

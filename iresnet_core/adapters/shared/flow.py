@@ -40,6 +40,9 @@ class FlowMethods(SequenceMethods, TakingDataMethods, BaseTaking, TrainingMethod
         Weight of the spectral penalty in the loss.
     share : float or None
         Part of a batch whose log-determinants `training_loss` takes.
+    precision : {"float32", "tf32", "bfloat16"}
+        Of the products in `training_loss` but for those of norms, on PyTorch: TF32 on a GPU, bfloat16 on a processor.
+        The arrays stay in float32, and evaluations in full precision.
     checkpoint : bool or "inverse"
         Whether blocks keep only their inputs for the way back, or find them again; `recovered` says how well.
     """

@@ -55,6 +55,12 @@ class TrainingMethods:
             `iresnet_core.training_loss`.
         **options
             As in `log_prob`; `noise` is for the samples of the part.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `precision` is one that the device or the framework lacks, or that does not go together with how blocks
+            are computed. A program of ``torch.compile`` around this call has the settings of its caller, instead.
         """
         nats = self._part_log_prob(x, context, share, options)
         loss = mean_loss(nats, None if weights is None else self._received(weights))
@@ -65,6 +71,11 @@ class TrainingMethods:
         x, context = self._received(x), rows_of(self._received_context(context), self.condition)
         backend = get_backend(x)
         options = self._options(x, True, False, options)
+        if self.precision != "float32" and (not isinstance(options["checkpoint"], bool) or options.get("compiled")):
+            raise InvalidArgumentError(
+                f"products in {self.precision} do not go together with checkpoint='inverse', which finds inputs again "
+                "in full precision, nor with compiled blocks, which PyTorch refuses then; leave one of them out."
+            )
         first = with_part_first(backend, x, self.share if share is None else share, options.get("rng"))
         if context is not None:
             require_rows(backend, context, x)

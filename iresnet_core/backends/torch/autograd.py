@@ -6,7 +6,13 @@ from typing import Any
 import torch
 
 from iresnet_core.backends.base import NO_FORWARD_MODE, Array
-from iresnet_core.backends.torch.precision import full_precision, has_lowered_products, own_dtype, own_dtypes
+from iresnet_core.backends.torch.precision import (
+    as_lowered,
+    certified_precision,
+    full_precision,
+    has_lowered_products,
+    own_dtype,
+)
 from iresnet_core.errors import DerivativeError
 
 __all__ = ["BilinearForm", "ByHand", "Entrywise", "MapCotangent", "MapCotangentInReverse", "ScaledProduct"]
@@ -51,7 +57,7 @@ class MapCotangent(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Array) -> Any:
         (x,) = ctx.saved_tensors
         (cotangent,) = cotangents
-        with torch.no_grad(), full_precision():
+        with torch.no_grad(), certified_precision():
             mapped = ctx.fn(cotangent)
         return (_Refused.apply(mapped, x, cotangent) if torch.is_grad_enabled() else mapped), None  # type: ignore[no-untyped-call]
 
@@ -106,7 +112,7 @@ class ByHand(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Any) -> Any:
         saved = ctx.saved_tensors
         arrays, kept, needed = saved[: ctx.count], saved[ctx.count :], ctx.needs_input_grad[3:]
-        with own_dtypes() if ctx.lowered else full_precision():
+        with as_lowered(ctx.lowered), full_precision():
             if torch.is_grad_enabled():
                 return None, None, None, *_differentiated(ctx.plainly, arrays, kept, cotangents, needed)
             full = [

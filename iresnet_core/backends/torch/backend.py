@@ -41,7 +41,13 @@ from iresnet_core.backends.torch.convolution import conv, conv_kernel_gradient, 
 from iresnet_core.backends.torch.elimination import calculated_bits, writes_onnx
 from iresnet_core.backends.torch.linalg import inverse_and_log_determinant
 from iresnet_core.backends.torch.noise import TracedSeed, last_draw, random_signs, replayed, seeded_generator
-from iresnet_core.backends.torch.precision import full_precision, lowered_products, lowers, own_dtype
+from iresnet_core.backends.torch.precision import (
+    certified_precision,
+    full_precision,
+    lowered_products,
+    lowers,
+    own_dtype,
+)
 from iresnet_core.backends.torch.recomputation import pullback, pulled_back, recomputed
 from iresnet_core.errors import InvalidArgumentError
 
@@ -322,6 +328,7 @@ class TorchBackend(Backend):
         return own_dtype(x)
 
     full_precision = staticmethod(full_precision)
+    certified_precision = staticmethod(certified_precision)
     lowered_products = staticmethod(lowered_products)
 
     def is_tracing(self, *arrays: Array) -> bool:

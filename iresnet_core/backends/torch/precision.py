@@ -20,13 +20,14 @@ from torch.utils import _pytree as pytree
 from iresnet_core.errors import InvalidArgumentError
 
 __all__ = [
+    "as_lowered",
+    "certified_precision",
     "full_precision",
     "has_lowered_products",
     "in_same_precision",
     "lowered_products",
     "lowers",
     "own_dtype",
-    "own_dtypes",
     "saving_hooks",
 ]
 
@@ -70,6 +71,11 @@ def full_precision() -> AbstractContextManager[Any]:
     return own_dtypes() if torch.compiler.is_compiling() or has_lowered_products() else _full_precision()
 
 
+def certified_precision() -> AbstractContextManager[Any]:
+    """Context of `full_precision` that is also one in `lowered_products`."""
+    return own_dtypes() if torch.compiler.is_compiling() else _full_precision()
+
+
 def own_dtypes() -> AbstractContextManager[Any]:
     """Context without autocast on any device, with the settings of the program around."""
     if not any(map(torch.is_autocast_enabled, _KINDS)):
@@ -78,9 +84,10 @@ def own_dtypes() -> AbstractContextManager[Any]:
 
 
 def lowered_products(precision: str, x: Array) -> AbstractContextManager[Any]:
-    """Context in which float32 products are taken in "tf32" or "bfloat16", also inside of `full_precision`.
+    """Context in which float32 products are taken in "tf32" or "bfloat16", and `full_precision` does not undo it.
 
-    It is a setting of the process too. Other threads that are in `full_precision` go before.
+    It is a setting of the process too: while any thread is in full precision, that goes before. Not in a compiled
+    program.
 
     Raises
     ------
@@ -91,19 +98,33 @@ def lowered_products(precision: str, x: Array) -> AbstractContextManager[Any]:
         return nullcontext()
     if precision not in _LOWER:
         raise InvalidArgumentError(f"precision must be float32, {' or '.join(_LOWER)}, got {precision!r}.")
-    kind, value = _LOWER[precision]
-    if x.device.type != kind or not (_BY_NAME or kind == "cuda"):
+    here = [name for name, (kind, _) in _LOWER.items() if kind == x.device.type and (_BY_NAME or kind == "cuda")]
+    if precision not in here:
         raise InvalidArgumentError(
-            f"products in {precision} are those of {'an NVIDIA GPU' if kind == 'cuda' else 'a processor'}"
+            f"products in {precision} are those of {'an NVIDIA GPU' if precision == 'tf32' else 'a processor'}"
             f"{'' if _BY_NAME else ' and of PyTorch 2.9 or newer'}, and the arrays are on {x.device}; try precision "
-            f"{'bfloat16' if kind == 'cuda' else 'tf32'}, or float32."
+            f"{' or '.join([*here, 'float32'])}."
         )
-    return nullcontext() if torch.compiler.is_compiling() else _lowered_products(kind, value)
+    return nullcontext() if torch.compiler.is_compiling() else _lowered_products(*_LOWER[precision])
 
 
 def has_lowered_products() -> bool:
     """Whether this thread is in `lowered_products`."""
     return not torch.compiler.is_compiling() and getattr(_THREAD, "lowered", False)
+
+
+@contextmanager
+def as_lowered(lowered: bool) -> Iterator[None]:
+    """Context in which `full_precision` is what it was, or was not, in `lowered_products`: for what belongs to that.
+
+    The settings are those of the program around. A backward pass on a GPU runs in a thread of PyTorch's.
+    """
+    before = has_lowered_products()
+    _THREAD.lowered = lowered
+    try:
+        yield
+    finally:
+        _THREAD.lowered = before
 
 
 def lowers() -> bool:
@@ -118,10 +139,10 @@ def in_same_precision(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
     if torch.compiler.is_compiling():
         return fn
-    lowered = lowers()
+    own, lowered = lowers(), has_lowered_products()
 
     def again(*arrays: Array) -> Any:
-        with _without_autocast() if lowered else nullcontext():
+        with as_lowered(lowered), _without_autocast() if own else nullcontext():
             return fn(*arrays)
 
     return again
@@ -249,13 +270,12 @@ def _full_precision() -> Iterator[None]:
 
 @contextmanager
 def _lowered_products(kind: str, value: Any) -> Iterator[None]:
-    before, outer = _SETTINGS.choose(dict.fromkeys(_products_on(kind), value)), has_lowered_products()
-    _THREAD.lowered = True
     try:
-        yield
+        _SETTINGS.lower(kind, value)
+        with as_lowered(True):
+            yield
     finally:
-        _THREAD.lowered = outer
-        _SETTINGS.choose(before)
+        _SETTINGS.raise_again(kind)
 
 
 class _Settings:
@@ -265,6 +285,8 @@ class _Settings:
         self.lock = threading.Lock()
         self.inside = 0
         self.chosen: dict[Any, Any] = {}  # what the program around has chosen, where we have changed it
+        self.lowering = dict.fromkeys(_KINDS, 0)  # threads in `lowered_products`
+        self.before: dict[str, dict[Any, Any]] = {}  # what was chosen before that
 
     def enter(self) -> None:
         with self.lock:
@@ -275,16 +297,28 @@ class _Settings:
                     self.chosen[where] = precision
                     setattr(where, _SETTING, _FULL)
 
-    def choose(self, values: dict[Any, Any]) -> dict[Any, Any]:
-        """Change settings, at the latest when no thread is inside any more; return what they were."""
+    def lower(self, kind: str, value: Any) -> None:
+        """Choose a lower precision on a kind of device, which the last thread that leaves puts back."""
         with self.lock:
-            before = {where: self.chosen.get(where, getattr(where, _SETTING)) for where in values}
-            for where, value in values.items():
-                if self.inside:
-                    self.chosen[where] = value
-                else:
-                    setattr(where, _SETTING, value)
-        return before
+            self.lowering[kind] += 1
+            if self.lowering[kind] == 1:
+                places = _products_on(kind)
+                self.before[kind] = {where: self.chosen.get(where, getattr(where, _SETTING)) for where in places}
+                self._choose(dict.fromkeys(places, value))
+
+    def raise_again(self, kind: str) -> None:
+        """Leave the lower precision."""
+        with self.lock:
+            self.lowering[kind] -= 1
+            if not self.lowering[kind]:
+                self._choose(self.before.pop(kind, {}))
+
+    def _choose(self, values: dict[Any, Any]) -> None:
+        """Change settings; while a thread is in full precision, those that it has found."""
+        for where, value in values.items():
+            if self.inside:
+                self.chosen[where] = value
+            setattr(where, _SETTING, _FULL if self.inside else value)
 
     def leave(self) -> None:
         with self.lock:
