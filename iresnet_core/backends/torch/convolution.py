@@ -7,9 +7,9 @@ import torch
 
 from iresnet_core.backends.base import Array
 from iresnet_core.backends.torch.double_convolution import (
-    double_convolution,
-    double_kernel_gradient,
+    convolution_in_double,
     is_double,
+    kernel_gradient_in_double,
     turned_around,
 )
 from iresnet_core.backends.torch.layout import evenly_padded, in_plain_layout, layout_for, transposed_in_plain_layout
@@ -32,7 +32,7 @@ def conv(
     """Call PyTorch's convolution in the layout that is fast; uneven padding is put on beforehand."""
     x, even = evenly_padded(x, padding)
     if is_double(x):
-        return double_convolution(x, kernel, stride, even, dilation, groups)
+        return convolution_in_double(x, kernel, stride, even, dilation, groups)
     convolution = _CONVOLUTIONS[len(padding)]
     layout = layout_for(x, stride, groups)
     x, kernel = layout(x), layout(kernel)
@@ -64,7 +64,7 @@ def conv_kernel_gradient(x: Array, u: Array, kernel: Array, **geometry: Any) -> 
     stride, dilation, groups = (geometry[name] for name in ("stride", "dilation", "groups"))
     x, even = evenly_padded(x, geometry["padding"])
     if is_double(x):
-        return double_kernel_gradient(x, u, kernel, stride, even, dilation, groups)
+        return kernel_gradient_in_double(x, u, kernel, stride, even, dilation, groups)
     layout = layout_for(x, stride, groups)
     x, u, kernel = layout(x), layout(u), layout(kernel)
     with own_dtype(x):

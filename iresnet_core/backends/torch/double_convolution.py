@@ -21,7 +21,7 @@ import torch
 from iresnet_core.backends.base import Array
 from iresnet_core.backends.torch.layout import in_plain_layout
 
-__all__ = ["double_convolution", "double_kernel_gradient", "is_double", "turned_around"]
+__all__ = ["convolution_in_double", "is_double", "kernel_gradient_in_double", "turned_around"]
 
 _FEW = 32  # channels; where more come out, the form with their patches is no faster
 _PATCHES = 15 * 2**18  # numbers, 30 MiB: the C library keeps blocks of up to 32 MiB
@@ -37,7 +37,7 @@ def is_double(x: Array) -> bool:
     return x.dtype == torch.float64 and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def double_convolution(
+def convolution_in_double(
     x: Array, kernel: Array, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Array:
     """Return the convolution of `x` with a kernel (out, in / groups, *window)."""
@@ -53,7 +53,7 @@ def double_convolution(
     return in_plain_layout(torch.cat([of_part(part) for part in parts]))
 
 
-def double_kernel_gradient(
+def kernel_gradient_in_double(
     x: Array,
     u: Array,
     kernel: Array,
