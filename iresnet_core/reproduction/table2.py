@@ -254,10 +254,10 @@ def _choices(sets: Sequence[str], models: Sequence[str], settings: Mapping[str, 
             "Glow has a rate of 0.008 (of 0.002 to 0.016) and on MNIST 8 blocks a scale (of 4, 8 and 16), which were "
             "chosen on validation images of MNIST too."
         )
-    if "residualflow" in models and "mnist" in sets:
+    if "residualflow" in models:
         notes.append(
-            "The residual flow has 4 blocks a scale. Neither they nor its rate were searched on images, where it may "
-            "gain by that."
+            "The residual flow has a rate of 0.01 (of 0.0025 to 0.02) and 8 blocks a scale (of 2, 4 and 8), which were "
+            "chosen on validation images of digits and MNIST."
         )
     rows = [LABELS[name] for name in models if name in ("realnvp", "nice", "made", "maf", "ffjord")]
     if rows:
