@@ -190,8 +190,8 @@ def residual_flow(task: Task) -> FlowInTraining:
     def build(width: int) -> nn.Module:
         return Stages((stage(end, width) for end in _ends(task)), task.image)
 
-    # Of images the best of a search by benchmarks/residual_flow_settings.py: bits per dimension of validation after 60 s
-    # of digits are 2.614 with .0025, 2.512 with .005, 2.497 with .01 and 2.521 with .02 and 4 blocks a scale, and with
-    # .01 2.600 with 2 and 2.443 with 8. After 200 s of MNIST they are 1.784 with .005, 1.693 with .01 and 1.673 with
-    # .02 and 4 blocks, and 1.667 with .01 and 8.
+    # Of images the best of a search by benchmarks/residual_flow_settings.py. Bits per dimension of validation after 60
+    # s of digits are 2.614 with .0025, 2.512 with .005, 2.497 with .01 and 2.521 with .02 and 4 blocks a scale, and
+    # with .01 2.600 with 2 and 2.443 with 8. After 200 s of MNIST they are 1.784 with .005, 1.693 with .01 and 1.673
+    # with .02 and 4 blocks, and 1.667 with .01 and 8.
     return ResidualFlow(task, build, 64, "residual flow (normflows)", 1e-2 if task.image else 5e-3)
