@@ -2,7 +2,9 @@
 
     pip install --no-deps normflows==1.7.3
     python benchmarks/residual_flow_settings.py --data digits --seconds 60 --rate .0025 .005 .01 .02 --blocks 4
-    python benchmarks/residual_flow_settings.py --data mnist --seconds 200 --rate .005 --blocks 2 4 8
+    python benchmarks/residual_flow_settings.py --data digits --seconds 60 --rate .01 --blocks 2 8
+    python benchmarks/residual_flow_settings.py --data mnist --seconds 200 --rate .005 .01 .02 --blocks 4
+    python benchmarks/residual_flow_settings.py --data mnist --seconds 200 --rate .01 --blocks 8
 
 The best bits per dimension of the validation images within the same processor time of one thread, with as many
 parameters as ours. Table 2 takes the best of these settings.

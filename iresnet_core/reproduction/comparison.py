@@ -44,8 +44,9 @@ LABELS = {
     "residualflow": "residual flow",
 }
 COUPLING = ("nice", "realnvp", "glow")
-# Is raised when peers, or one of them, are made in another way, so that what a run folder holds is computed again.
-_PEERS, _OF_ONE = 2, {"residualflow": 3}
+# The first is raised when all peers are made in another way, and what is added for one of them when that one is, so
+# that what a run folder holds of them is computed again.
+_PEERS, _ADDED = 2, {"residualflow": 1}
 _SAID_EVERY = 60.0  # seconds of wall time between two lines on one training
 _FIRST = 1000  # samples for initialisations that depend on data
 
@@ -160,7 +161,7 @@ def cell_of(
     if model == "ours":
         return Cell(name, {**settings, "model": model}, compute)
     kept = {key: value for key, value in settings.items() if key != "ours"}
-    return Cell(name, {**kept, "model": model, "asked": {}, "peers": _OF_ONE.get(model, _PEERS)}, compute)
+    return Cell(name, {**kept, "model": model, "asked": {}, "peers": _PEERS + _ADDED.get(model, 0)}, compute)
 
 
 def trained_cell(settings: Mapping[str, Any], dataset: Dataset) -> CellResult:

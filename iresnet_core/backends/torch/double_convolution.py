@@ -10,7 +10,8 @@ comes out. Two measures make that cheap:
 
 With PyTorch 2.13 on one core and a window of 3 x 3, both together are twice as fast from 32 to 16 channels on 125
 images of 14 x 14, 12 to 17 times from 128 to 3 on 16 of 32 x 32, 18 times from 64 to 1 on 32 of 28 x 28, and 1.8 times
-from 64 to 64 on 64 of 32 x 32.
+from 64 to 64 on 64 of 32 x 32. The two forms from 64 to 1 are
+compared by findings/torch_float64_convolution_to_few_channels.sh.
 """
 
 import math
