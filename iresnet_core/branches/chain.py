@@ -9,10 +9,9 @@ from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.branch_layer import BranchLayer
 from iresnet_core.branches.chain_jacobian import ChainJacobian, Jacobian
 from iresnet_core.branches.conditioning import Shift
-from iresnet_core.branches.convolution_traces import Factors, convolution_kernels, convolution_plan
+from iresnet_core.branches.convolution_traces import pair_kernels, walk_plan
 from iresnet_core.branches.curvature import Curvature, curvature_of
 from iresnet_core.branches.dense_traces import SlopePlan, slope_plan, trace_kernel, trace_plan
-from iresnet_core.branches.expanded_traces import expanded_cycle
 from iresnet_core.branches.linearization import Branch, ChainStructure, Linearization
 from iresnet_core.branches.local_traces import local_plan
 from iresnet_core.branches.own_layer import StatedLayer, is_own_layer
@@ -104,8 +103,7 @@ class Chain(Copyable):
         self._widths = _widths(self)
         square = self.input_shape == self.output_shape
         self._trace_plan = trace_plan(self.layers) if square else None
-        self._convolution_plan = convolution_plan(self.layers) if square else None
-        self._expanded_cycle = expanded_cycle(self.layers) if square else None
+        self._walk_plan = walk_plan(self.layers) if square else None
         self._local_plan = local_plan(self.layers) if square else None
         self._slope_plan: SlopePlan | None = self._local_plan or (slope_plan(self.layers) if square else None)
         self._casts: dict[Any, Chain] = {}
@@ -282,13 +280,14 @@ class Chain(Copyable):
         product = ChainJacobian(self, jacobians, value)
         forward = all(layer.has_products for layer in self.layers if isinstance(layer, BranchLayer))
         square, planned = forward and self.input_shape == self.output_shape, self._slope_plan is not None
+        varying = 0 if self._walk_plan is None else len(self._walk_plan.groups)
         structure = ChainStructure(
             depth=len(self.operators),
             preconditioned_trace=product.preconditioned_trace if planned else None,
             mean_slopes=product.mean_slopes if planned else None,
             trace_kernels=product.trace_kernels if self._local_plan is not None else None,
-            expanded_trace=product.expanded_trace if self._expanded_cycle is not None else None,
-            channel_means=product.channel_means if self._expanded_cycle is not None else None,
+            expanded_trace=product.expanded_trace if varying > 2 else None,
+            channel_means=product.channel_means if varying > 2 else None,
             keeps_mean=self._local_plan is not None
             and (bool(self._local_plan.segments[0]) or self.reference is not None),
             cheap_mean=all(isinstance(operator, Dense) for operator in self.operators),
@@ -297,7 +296,7 @@ class Chain(Copyable):
             value=value,
             vjp=product.vjp,
             jvp=product.jvp if forward else None,
-            trace=product.trace if self._trace_plan is not None or self._convolution_plan is not None else None,
+            trace=product.trace if self._trace_plan is not None or varying in (1, 2) else None,
             mean_matrix=product.mean_matrix if planned else None,
             matrix=product.matrix if square else None,
             sylvester_matrix=product.sylvester_matrix if square else None,
@@ -324,10 +323,10 @@ class Chain(Copyable):
 
     def _new_trace_kernel(self) -> Any:
         backend = self.operators[0].backend
-        if self._convolution_plan is not None:
-            return convolution_kernels(backend, Factors.of_plan(self.layers, self._convolution_plan))
-        assert self._trace_plan is not None
-        return trace_kernel(backend, self.layers, self._trace_plan)
+        if self._trace_plan is not None:
+            return trace_kernel(backend, self.layers, self._trace_plan)
+        assert self._walk_plan is not None
+        return pair_kernels(backend, self.layers, self._walk_plan, (0, len(self._walk_plan.groups) - 1), {})
 
     @kept_property
     def _constant_trace_kernel(self) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from iresnet_core.backends import Array, device_of, get_backend
 from iresnet_core.branches.branch_layer import LayerJacobian
-from iresnet_core.branches.convolution_traces import Cycle, Factors, Kernels, convolution_kernels, convolution_trace
+from iresnet_core.branches.convolution_traces import PairKernels, pair_kernels, pair_trace
 from iresnet_core.branches.dense_traces import (
     SlopePlan,
     SlopeTrace,
@@ -85,23 +85,17 @@ class ChainJacobian:
         slopes = [self._slopes(group) for group in plan.groups]
         return trace_form(get_backend(self.value), kernel, slopes, self.value)
 
-    def _convolution_trace(self, kernels: Any) -> Array:
-        chain, plan = self.chain, self.chain._convolution_plan
-        first = chain.operators[0]
-        assert plan is not None
-        assert isinstance(first, Convolution)
-        inner, outer = (
-            None if group is None else first.channels_first(self._slopes(group)) for group in (plan.inner, plan.outer)
-        )
+    def _convolution_trace(self, kernels: PairKernels) -> Array:
+        slopes = self._cycle_slopes()
+        inner, outer = (None if group is None else slopes[group] for group in (kernels.base, kernels.other))
         assert inner is not None
-        middle = Factors.of_plan(self.jacobians, plan).middle
-        return convolution_trace(get_backend(self.value), middle, kernels, inner, outer)
+        return pair_trace(get_backend(self.value), kernels, inner, outer)
 
-    def convolution_kernels(self) -> Kernels:
+    def convolution_kernels(self) -> PairKernels:
         """Return what the trace of convolutions depends on beside the slopes, a function of the weights."""
-        plan = self.chain._convolution_plan
+        plan = self.chain._walk_plan
         assert plan is not None
-        return convolution_kernels(get_backend(self.value), Factors.of_plan(self.jacobians, plan))
+        return pair_kernels(get_backend(self.value), self.jacobians, plan, (0, len(plan.groups) - 1), {})
 
     def channel_means(self) -> list[Array]:
         """Return the means over batch and positions of the three groups of slopes, as constants (channels,)."""
@@ -111,39 +105,22 @@ class ChainJacobian:
         """Return tr J (batch,) but for a remainder of third order, see `expanded_traces`."""
         means = self.channel_means() if means is None else means
         terms = self.trace_terms(means) if terms is None else terms
-        return expanded_trace(get_backend(self.value), terms, self._cycle_slopes(), means, self._vjp_with)
+        plan = self.chain._walk_plan
+        assert plan is not None
+        backend = get_backend(self.value)
+        return expanded_trace(backend, self.jacobians, plan, terms, self._cycle_slopes(), means)
 
     def trace_terms(self, means: Sequence[Array]) -> Sequence[Term]:
         """Return what the trace depends on beside the slopes: functions of the weights and of the means."""
-        cycle = self.chain._expanded_cycle
-        assert cycle is not None
-        convolutions = [self.jacobians[place] for place in cycle.places if place is not None]
-        return expanded_terms(get_backend(self.value), convolutions, means)
+        plan = self.chain._walk_plan
+        assert plan is not None
+        return expanded_terms(get_backend(self.value), self.jacobians, plan, means)
 
     def _cycle_slopes(self) -> list[Array]:
-        """The groups of slopes of a cycle of convolutions, (batch, channels, *spatial)."""
-        cycle = self.chain._expanded_cycle
-        assert cycle is not None
-        return self._images(cycle)
-
-    def _vjp_with(self, slopes: Sequence[Array], u: Array) -> Array:
-        """J^T u for flat u (..., batch, d) with other slopes (batch, channels, *spatial) in place of a cycle's groups.
-
-        Those of a group at both ends stand at the last one, where the trace is the same.
-        """
-        chain, cycle, first = self.chain, self.chain._expanded_cycle, self.chain.operators[0]
-        assert cycle is not None
-        assert isinstance(first, Convolution)
-        at = {group[-1]: first.given_format(s) for group, s in zip(cycle.groups, slopes, strict=True)}
-        shape = u.shape
-        u = get_backend(u).xp.reshape(u, (*shape[:-1], *chain.output_shape))
-        for place in reversed(range(len(chain.layers))):
-            layer = chain.layers[place]
-            if isinstance(layer, LinearLayer):
-                u = layer.adjoint(u)
-            elif place in at:
-                u = at[place] * u
-        return get_backend(u).xp.reshape(u, shape)
+        """The groups of slopes of a cycle of layers, (batch, channels, *spatial)."""
+        plan = self.chain._walk_plan
+        assert plan is not None
+        return self._images(plan)
 
     def _slopes(self, group: tuple[int, ...]) -> Array:
         total = None
@@ -197,11 +174,10 @@ class ChainJacobian:
             return SlopeTrace(value, None)
         return SlopeTrace(value, lambda u: local_remainder(backend, layers, plan, slopes, about, u))
 
-    def _images(self, plan: SlopePlan | Cycle) -> list[Array]:
-        """The groups of slopes of a chain of convolutions, (batch, channels, *spatial)."""
-        first = self.chain.operators[0]
-        assert isinstance(first, Convolution)
-        return [first.channels_first(self._slopes(group)) for group in plan.groups]
+    def _images(self, plan: SlopePlan) -> list[Array]:
+        """The groups of slopes, (batch, channels, *spatial); of dense layers they are images without axes."""
+        first, slopes = self.chain.operators[0], [self._slopes(group) for group in plan.groups]
+        return [first.channels_first(s) for s in slopes] if isinstance(first, Convolution) else slopes
 
     def _planned_slopes(self) -> tuple[SlopePlan, list[Array]]:
         plan = self.chain._slope_plan

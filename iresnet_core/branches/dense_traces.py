@@ -21,6 +21,7 @@ from iresnet_core.operators import Dense, LinearLayer
 __all__ = [
     "SlopePlan",
     "SlopeTrace",
+    "cyclic_plan",
     "mean_matrix",
     "mean_slopes",
     "preconditioned_trace",
@@ -77,20 +78,26 @@ def slope_runs(layers: Sequence[Any]) -> SlopePlan | None:
     return SlopePlan(tuple(map(tuple, segments)), tuple(map(tuple, groups)))
 
 
-def trace_plan(layers: Sequence[Any]) -> SlopePlan | None:
-    """The plan of tr J itself for a chain of dense layers; None if more than two groups of slopes remain.
+def cyclic_plan(layers: Sequence[Any]) -> SlopePlan | None:
+    """Where a chain's weights and slopes stand for its trace; None if an activation is not entrywise.
 
-    A trace is cyclic: slopes at both ends of a chain multiply.
+    A trace is cyclic: slopes at both ends of a chain multiply. They are one group, the last.
     """
-    if not all(isinstance(layer, Dense) for layer in layers if isinstance(layer, LinearLayer)):
-        return None
-    plan = slope_plan(layers)
+    plan = slope_runs(layers)
     if plan is None:
         return None
     segments, groups = plan
     if groups and not segments[0] and not segments[-1]:
-        segments, groups = segments[:-1], (groups[-1] + groups[0], *groups[1:-1])
-    return SlopePlan(segments, groups) if len(groups) <= 2 else None
+        return SlopePlan(segments[1:], (*groups[1:-1], groups[-1] + groups[0]))
+    return plan
+
+
+def trace_plan(layers: Sequence[Any]) -> SlopePlan | None:
+    """The plan of tr J itself for a chain of dense layers; None if more than two groups of slopes remain."""
+    if not all(isinstance(layer, Dense) for layer in layers if isinstance(layer, LinearLayer)):
+        return None
+    plan = cyclic_plan(layers)
+    return plan if plan is not None and len(plan.groups) <= 2 else None
 
 
 def trace_kernel(backend: Backend, layers: Sequence[Any], plan: SlopePlan, B: Array | None = None) -> Array:

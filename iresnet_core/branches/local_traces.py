@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iresnet_core.backends import Array, Backend, device_of
-from iresnet_core.branches.convolution_traces import convolution_cycle, convolution_taps
+from iresnet_core.branches.convolution_traces import are_alike, convolution_taps
 from iresnet_core.branches.dense_traces import SlopePlan, slope_runs, third_order
-from iresnet_core.operators import Convolution
+from iresnet_core.operators import Convolution, LinearLayer
 
 __all__ = [
     "LocalKernels",
@@ -63,8 +63,9 @@ def local_plan(layers: Sequence[Any]) -> SlopePlan | None:
 
     What is worked on is d images at the widest layer, and for every two groups a matrix for every tap and position.
     """
-    plan, convolutions = slope_runs(layers), [layer for layer in layers if isinstance(layer, Convolution)]
-    if plan is None or convolution_cycle(layers) is None:
+    convolutions: list[Any] = [layer for layer in layers if isinstance(layer, LinearLayer)]
+    plan = slope_runs(layers)
+    if plan is None or not plan.groups or not are_alike(convolutions):
         return None
     positions = math.prod(convolutions[0].spatial)
     images = max(layer.out_channels for layer in convolutions) * math.prod(convolutions[0].input_shape)
@@ -79,7 +80,9 @@ def local_plan(layers: Sequence[Any]) -> SlopePlan | None:
 
 def has_large_images(layers: Sequence[Any]) -> bool:
     """Whether nothing but the size of its images keeps a chain from such a plan."""
-    return slope_runs(layers) is not None and convolution_cycle(layers) is not None and local_plan(layers) is None
+    plan = slope_runs(layers)
+    alike = are_alike([layer for layer in layers if isinstance(layer, LinearLayer)])
+    return plan is not None and bool(plan.groups) and alike and local_plan(layers) is None
 
 
 def position_means(backend: Backend, slopes: Sequence[Array], *, constant: bool = True) -> list[Array]:

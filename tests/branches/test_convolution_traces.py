@@ -1,5 +1,7 @@
 """Exact traces of convolutional Jacobians, next to the explicit matrices."""
 
+import itertools
+
 import numpy as np
 import pytest
 from branches_for_tests import array, host
@@ -68,7 +70,7 @@ def check_expanded(backend, g, rng, batch=3):
 
 
 @given(
-    count=st.integers(1, 3),
+    count=st.integers(1, 4),
     axes=st.integers(1, 2),
     mode=st.sampled_from(("zeros", "circular")),
     ends=st.tuples(st.booleans(), st.booleans()),
@@ -84,9 +86,9 @@ def test_traces(backend, count, axes, mode, ends, last, seed):
         sides = [[min(k, n + 1) for k, n in zip(window, spatial, strict=True)] for window in sides]
     hidden = [int(h) for h in rng.integers(1, 4, count - 1)]
     g = image_chain(backend, rng, 2, hidden, spatial, [tuple(w) for w in sides], mode, ends, last)
-    if groups == 3:
+    if groups > 2:
         check_expanded(backend, g, rng)
-    elif groups in (1, 2):
+    elif groups:
         check(backend, g, rng)
     else:
         assert g.linearize(array(backend, np.zeros((1, *g.input_shape)))).trace is None
@@ -125,10 +127,39 @@ def test_uneven_padding(backend):
     check(backend, Chain([first, Activation("tanh"), middle, Activation("sin"), last]), rng)
 
 
-@pytest.mark.parametrize("what", ["maxmin", "mixed", "stride", "groups", "in a row", "deep"])
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+def test_many_groups(backend, mode):
+    """More convolutions, also in a row, of several windows, dilated and with uneven padding; and dense layers."""
+    rng = np.random.default_rng(0)
+    windows = [(3, 3), (1, 1), (1, 1), (3, 3)]
+    for ends in ((False, False), (True, False), (True, True)):
+        check_expanded(backend, image_chain(backend, rng, 2, [4, 3, 2], (4, 5), windows, mode, ends), rng)
+    check_expanded(
+        backend, image_chain(backend, rng, 1, [2] * 5, (5,), [(3,), (1,), (2,), (1,), (1,), (3,)], mode), rng
+    )
+    g = image_chain(backend, rng, 2, [3, 3, 2], (5, 6), [(3, 3), (2, 1), (1, 3), (3, 2)], mode, dilations=[1, 2, 2, 1])
+    check_expanded(backend, g, rng)
+    first = convolution(backend, rng, 3, 2, (5, 4), (3, 3), [(2, 0), (0, 2)], mode)
+    second = convolution(backend, rng, 2, 3, (5, 4), (3, 1), [(0, 2), (0, 0)], mode)
+    tanh, elu = Activation("tanh"), Activation("elu")
+    check_expanded(backend, Chain([elu, first, tanh, second, elu, first, second, tanh, first, elu, second]), rng)
+    check(backend, Chain([first, second, tanh, first, elu, second, first, second]), rng)
+
+
+def test_dense_layers(backend):
+    """The same control for deep dense chains, with the means of every unit over the batch."""
+    rng = np.random.default_rng(0)
+    for ends in (0, 1, 2):
+        widths, layers = [4, 5, 3, 6, 4], [Activation("sin")] * (ends > 0)
+        for n, m in itertools.pairwise(widths):
+            layers += [Dense(array(backend, rng.standard_normal((m, n)))), Activation("tanh")]
+        check_expanded(backend, Chain(layers if ends > 1 else layers[:-1]), rng)
+
+
+@pytest.mark.parametrize("what", ["maxmin", "mixed", "stride", "groups", "many walks", "deep"])
 def test_what_has_no_cheap_trace(backend, what):
     rng = np.random.default_rng(0)
-    same = convolution(backend, rng, 2, 2, (4, 4), (3, 3), "same", "zeros")
+    same, large = (convolution(backend, rng, 2, 2, (4, 4), (k, k), "same", "zeros") for k in (3, 5))
     grouped = Convolution(array(backend, np.ones((2, 1, 3, 3))), input_shape=(2, 4, 4), padding=1, groups=2)
     tanh = Activation("tanh")
     layers = {
@@ -136,15 +167,16 @@ def test_what_has_no_cheap_trace(backend, what):
         "mixed": [same, tanh, convolution(backend, rng, 2, 2, (4, 4), (3, 3), "same", "circular")],
         "stride": [convolution(backend, rng, 8, 2, (4, 4), (2, 2), 0, "zeros"), tanh],
         "groups": [grouped, tanh],
-        "in a row": [same, same, tanh, same],
-        "deep": [same, tanh, same, tanh, same, tanh, same],
+        "many walks": [large, tanh] * 4,
+        "deep": [same, tanh] * 9,
     }[what]
     g = Chain(layers)
-    if what != "stride":
-        assert g.linearize(array(backend, np.zeros((1, 2, 4, 4)))).trace is None
-    else:
-        assert g._convolution_plan is None
-    assert Chain([Dense(array(backend, np.eye(2)))])._convolution_plan is None
+    if what == "stride":
+        assert g._walk_plan is None
+        return
+    at = g.linearize(array(backend, np.zeros((1, 2, 4, 4))))
+    assert at.trace is None
+    assert at.structure.expanded_trace is None
 
 
 def test_the_trace_is_the_control_variate(backend):
@@ -181,10 +213,11 @@ def test_samples_are_answered_alone(backend):
 
 
 @pytest.mark.needs("autodiff")
-def test_gradient_with_an_activation_first(backend):
+@pytest.mark.parametrize("middle", [1, 2])
+def test_gradient_with_an_activation_first(backend, middle):
     """All Hadamard rows leave no noise: the gradients of what is known and of the remainder make that of the trace."""
     rng = np.random.default_rng(0)
-    kernels = [0.2 * rng.standard_normal(shape) for shape in ((3, 2, 2), (3, 3, 1), (2, 3, 2))]
+    kernels = [0.2 * rng.standard_normal(shape) for shape in ((3, 2, 2), *((3, 3, 1),) * middle, (2, 3, 2))]
     x = array(backend, rng.standard_normal((2, 2, 4)))
 
     def loss(*kernels, **options):
