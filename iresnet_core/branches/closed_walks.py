@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Box", "Geometry", "Offset", "Walks", "are_few", "counts", "walks"]
+__all__ = ["Box", "Geometry", "Offset", "Walks", "are_few", "counts", "walk_numbers", "walks"]
 
 Offset = tuple[int, ...]
 Box = tuple[tuple[int, int], ...]
@@ -80,9 +80,14 @@ class _Listed(NamedTuple):
 def walks(geometry: Geometry, first: int, second: int) -> Walks:
     """Return the walks between two groups of slopes, `first` before `second`; around the whole cycle if they are one.
 
-    A compiler takes a function that keeps its answers for a variable, and so does this one not.
+    Compilers take neither a function that keeps its answers nor this class for a constant; see `walk_numbers`.
     """
     return _listed(geometry, first, second).walks
+
+
+def walk_numbers(geometry: Geometry, first: int, second: int) -> tuple[Any, ...]:
+    """Return the same as a tuple of numbers."""
+    return tuple(walks(geometry, first, second))
 
 
 def counts(geometry: Geometry, first: int, second: int, back: bool) -> np.ndarray:

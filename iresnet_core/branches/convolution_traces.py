@@ -17,7 +17,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of
-from iresnet_core.branches.closed_walks import Box, Geometry, Offset, Walks, are_few, counts, walks
+from iresnet_core.branches.closed_walks import Box, Geometry, Offset, Walks, are_few, counts, walk_numbers
 from iresnet_core.branches.dense_traces import SlopePlan, cyclic_plan
 from iresnet_core.operators import Convolution, Dense, LinearLayer, wrapped
 
@@ -87,7 +87,7 @@ def pair_kernels(
     """
     xp = backend.xp
     geometry = _geometry(layers, plan)
-    found: Walks = backend.host_constant(walks, geometry, *pair)
+    found = Walks(*backend.host_constant(walk_numbers, geometry, *pair))
     first, second = pair
     behind, before = _way(layers, plan, means, first, second), _way(layers, plan, means, second, first)
     if first == second:

@@ -16,6 +16,8 @@ torch = pytest.importorskip("torch", reason="the derivative by hand is for PyTor
 CASES = {
     "3-1-3": (((2, 5), (5, 4), (4, 2)), (3, 1, 3), {}, ""),
     "activation first": (((2, 5), (5, 4), (4, 2)), (3, 1, 3), {}, "first"),
+    "four": (((2, 5), (5, 4), (4, 3), (3, 2)), (3, 1, 1, 3), {}, ""),
+    "four, activation first": (((2, 5), (5, 4), (4, 3), (3, 2)), (3, 1, 3, 1), {}, "first"),
     "activation last": (((2, 4), (4, 2)), (3, 3), {}, "last"),
     "circular": (((2, 4), (4, 2)), (3, 3), {"padding_mode": "circular"}, ""),
     "channels last": (((2, 4), (4, 2)), (3, 3), {"data_format": "channels_last"}, ""),

@@ -19,7 +19,8 @@ from iresnet_core.adapters.torch.branch import (
     steps_of,
 )
 from iresnet_core.adapters.torch.layer import FlowLayer
-from iresnet_core.adapters.torch.weight import cap_of, cap_weight, capped_layer, plain_layer
+from iresnet_core.adapters.torch.weight import CappedWeight, cap_of, cap_weight, capped_layer, plain_layer
+from iresnet_core.backends import get_backend
 from iresnet_core.errors import InvalidArgumentError, ShapeError
 from iresnet_core.flows import Shape
 from iresnet_core.lipschitz import capped_constant
@@ -171,6 +172,12 @@ class InvertibleResidual(ResidualMethods, FlowLayer):
                 f"and activations its constant may exceed {self._constant:.3g}. Make a new block of it."
             )
         return linear_layers(steps)
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Self:
+        """Begin the power iterations for samples like x (batch, ...), for a compiled program; returns the block."""
+        if not get_backend(x).is_tracing(x):
+            CappedWeight.begin(self._capped_at(tuple(x.shape[1:])))
+        return self
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return x + g(x) for x (batch, ...)."""

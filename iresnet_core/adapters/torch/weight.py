@@ -165,6 +165,28 @@ class CappedWeight(CertifiedWeight, nn.Module):
                 torch._foreach_copy_(older, old)
                 torch._foreach_copy_(old, new)
 
+    @staticmethod
+    def begin(capped: Sequence[CappedLayer]) -> None:
+        """Take the first steps of those power iterations that have not begun.
+
+        A compiled program knows by flags alone what there is, and would be another one in each of its first two calls.
+        A basis from a file stays as it is, and stands for that of the pass before, too.
+        """
+        fresh = []
+        for layer in capped:
+            state: Any = layer.state
+            if not state.basis.numel() or state.basis.is_meta:
+                continue
+            if not state.basis.any():
+                fresh.append(layer)
+                continue
+            if not state.previous.any():
+                state.previous = state.basis.clone()
+            state._begun.update(("basis", "previous"))
+        with torch.enable_grad():
+            for _ in range(2):
+                training_layers(fresh)
+
     def keep(self, kept: Kept) -> None:
         """Keep certificates, out of the transforms of torch.func, at whose end their tensors become invalid."""
         found = {
