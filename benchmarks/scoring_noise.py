@@ -2,7 +2,7 @@
 
     pip install ".[cli,torch]"
     OMP_NUM_THREADS=1 python benchmarks/scoring_noise.py [--data mnist] [--steps 300] [--images 16] [--spread 5]
-        [--markdown FILE]
+        [--layers 3] [--markdown FILE]
 
 Two flows of four blocks at one scale are trained with the defaults of `iresnet train`: blocks that begin with a
 convolution (elu, c = 0.9), and blocks that begin with an activation (lipswish, c = 0.98). Test images are then scored
@@ -12,7 +12,8 @@ error against the exact log-determinants of the flow in float64, and processor t
 prepared once for the weights is timed apart. A second table has the standard deviation of one probe in training mode in
 PyTorch: of Residual Flow's estimator, and of the default with and without its control variate. `--spread` is the
 standard deviation to which images are brought before they enter a block; the larger it is, the more the slopes of the
-activations vary from place to place.
+activations vary from place to place. `--layers` is the number of hidden layers of a block, by default two: three
+convolutions, 3 x 3, 1 x 1 and 3 x 3; further ones are 1 x 1.
 """
 
 import argparse
@@ -92,12 +93,13 @@ def main():
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--spread", type=float, help="as of `iresnet train`")
+    parser.add_argument("--layers", type=int, help="as of `iresnet train`")
     parser.add_argument("--markdown", metavar="FILE")
     chosen = parser.parse_args()
-    spread = {} if chosen.spread is None else {"spread": chosen.spread}
+    sizes = {name: getattr(chosen, name) for name in ("spread", "layers") if getattr(chosen, name) is not None}
     report, rows, training_rows = Report(chosen.markdown), [], []
     for name, asked in KINDS.items():
-        module, flow, test = trained(chosen.data, {**asked, **spread}, chosen.steps)
+        module, flow, test = trained(chosen.data, {**asked, **sizes}, chosen.steps)
         x, plain = test[: chosen.images], without_reference(flow)
         exact = flow.astype(np.float64).log_prob(x.astype(np.float64), method="exact").value
         cells = [measured(flow, x, exact, rng=0, probe_kind=kind, **SERIES)[0] for kind in ("gaussian", "rademacher")]
@@ -108,7 +110,8 @@ def main():
         training_rows.append([name, *(in_training(module, x, DRAWS, **options) for options in IN_TRAINING.values())])
     columns = ["", "20 terms, Gaussian probes", "20 terms, Rademacher", "default without a reference", "default"]
     columns += ["default with `terms=3`", "made once"]
-    report.table(f"{chosen.data}, {chosen.steps} steps, {chosen.images} images", columns, rows)
+    blocks = f"{chosen.layers or 2} hidden layers"
+    report.table(f"{chosen.data}, {blocks}, {chosen.steps} steps, {chosen.images} images", columns, rows)
     report.table("in training, without the gradient", ["", *IN_TRAINING], training_rows)
     report.write()
 

@@ -51,7 +51,7 @@ class ModelSettings:
     hidden : int
         Width of the hidden layers: units or channels.
     layers : int
-        Number of hidden layers in a block; "conv" has two, 3x3 - 1x1 - 3x3.
+        Number of hidden layers in a block; in "conv" two are 3x3 - 1x1 - 3x3, and further ones are 1x1 too.
     activation : str
         Name of the activation between the layers.
     coeff : float
@@ -116,8 +116,6 @@ class ModelSettings:
             raise InvalidArgumentError(f"coeff must be in (0, 1), got {self.coeff:g}.")
         if self.alpha is not None and not 0 < self.alpha < 0.5:
             raise InvalidArgumentError(f"alpha must be in (0, 0.5), got {self.alpha:g}.")
-        if self.kind == "conv" and self.layers != 2:
-            raise InvalidArgumentError(f"a block of the model conv has 2 hidden layers, got layers={self.layers}.")
 
 
 @dataclass(frozen=True)
@@ -309,11 +307,12 @@ def planned_layers(
 def _scale(settings: ModelSettings, shape: tuple[int, ...], scales: int) -> tuple[LayerPlan, ...]:
     """Squeeze, blocks, and the same again on half the channels while pixels and scales last."""
     channels, height, width = 4 * shape[0], shape[1] // 2, shape[2] // 2
-    between = (channels, settings.hidden, settings.hidden, channels)
+    between = (channels, *(settings.hidden,) * settings.layers, channels)
+    kernels = (3, *(1,) * (settings.layers - 1), 3)
     block = (
         ActNormPlan(channels, spread=settings.spread),
         convolution_block(
-            between, (3, 1, 3), settings.activation, settings.coeff, activation_first=settings.activation_first
+            between, kernels, settings.activation, settings.coeff, activation_first=settings.activation_first
         ),
     )
     layers: tuple[LayerPlan, ...] = (SqueezePlan(settings.squeeze), *(block * settings.blocks), ActNormPlan(channels))
