@@ -244,8 +244,8 @@ class Chain(Copyable):
     def linearize(self, x: Array) -> Linearization:
         """Return value and Jacobian products at x (batch, *input_shape); costs one evaluation.
 
-        The result has `trace` where at most two groups of slopes separate the dense layers, or the convolutions, and
-        `matrix` and `sylvester_matrix` where the chain keeps the shape.
+        The result has `trace` where at most two groups of slopes separate the dense layers, or the convolutions of one
+        extent, and `matrix` and `sylvester_matrix` where the chain keeps the shape.
         """
         return self.linearization_of(*self._layer_jacobians(x))
 

@@ -58,6 +58,15 @@ def test_refusals(axes, change, message):
         planned_features(1, axes, **{**SOUND, **change})
 
 
+@pytest.mark.parametrize(("layers", "kernels"), [(1, [3, 3]), (2, [3, 1, 3]), (4, [3, 1, 1, 1, 3])])
+def test_further_layers_are_1x1_convolutions(layers, kernels):
+    plan = planned_layers(ModelSettings("conv", 1, 8, layers, "elu", 0.9, scales=1), (1, 8, 8))
+    (block,) = (layer for layer in plan if isinstance(layer, ResidualPlan))
+    convolutions = [layer for layer in block.branch if isinstance(layer, ConvolutionPlan)]
+    assert [layer.kernel for layer in convolutions] == kernels
+    assert [layer.inputs for layer in convolutions] == [4, *[8] * layers]
+
+
 def test_convolutions_have_two_scales():
     settings = ModelSettings("conv", 1, 8, 2, "elu", 0.9, 0.05)
     plan = planned_layers(settings, (1, 28, 28))

@@ -47,7 +47,6 @@ def test_what_a_resumed_training_may_change():
         {"start": "zeros"},
         {"dtype": "float16"},
         {"seed": -1},
-        {"kind": "conv", "layers": 3},
     ],
 )
 def test_settings_without_meaning_are_refused(asked):
