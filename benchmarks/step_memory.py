@@ -33,6 +33,17 @@ def _growth(step):
     return _status("VmHWM") - before
 
 
+def _growth_on_gpu(step):
+    """The same of the memory that PyTorch has given out on a GPU."""
+    for _ in range(2):
+        step()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    for _ in range(STEPS):
+        step()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
 def _first(step):
     """Seconds until the first step is done, with the compiler's where there is one."""
     begin = time.perf_counter()
@@ -70,8 +81,9 @@ def first_step(name, setting, levers):
 def main():
     figure, name, (shape, *sizes), levers = json.loads(sys.argv[1])
     torch.set_num_threads(1)
-    step = stepper(name, Setting(tuple(shape), *sizes), Levers(*levers))
-    print((_growth if figure == "peak" else _first)(step))
+    setting = Setting(tuple(shape), *sizes)
+    growth = _growth if setting.device == "cpu" else _growth_on_gpu
+    print((growth if figure == "peak" else _first)(stepper(name, setting, Levers(*levers))))
 
 
 if __name__ == "__main__":

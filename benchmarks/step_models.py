@@ -18,13 +18,15 @@ class Setting(NamedTuple):
     hidden: int = 128
     batch: int = 500
     blocks: int = 10
+    device: str = "cpu"
 
     def __str__(self):
         """As the tables name it."""
+        where = "" if self.device == "cpu" else f", on {self.device}"
         if len(self.shape) == 1:
-            return f"d = {self.shape[0]}, {self.blocks} blocks of 3 x {self.hidden}, batch {self.batch}"
+            return f"d = {self.shape[0]}, {self.blocks} blocks of 3 x {self.hidden}, batch {self.batch}{where}"
         sizes = " x ".join(map(str, self.shape))
-        return f"{sizes}, {self.blocks} blocks 3-1-3 of {self.hidden} channels, batch {self.batch}"
+        return f"{sizes}, {self.blocks} blocks 3-1-3 of {self.hidden} channels, batch {self.batch}{where}"
 
 
 class Levers(NamedTuple):
@@ -134,11 +136,12 @@ MODELS = {PLAIN: plain, OURS: ours, COMPILED: compiled, CHECKPOINT: checkpointed
 
 
 def stepper(name, setting, levers=Levers()):  # noqa: B008 - a tuple
-    """Return a function that takes one training step."""
+    """Return a function that takes one training step, and waits until it is done."""
     torch.manual_seed(0)
     model = MODELS[name](setting, levers)
+    model.module.to(setting.device)
     optimizer = torch.optim.Adam(model.module.parameters(), lr=1e-4)
-    samples = torch.randn(setting.batch, *setting.shape)
+    samples = torch.randn(setting.batch, *setting.shape, device=setting.device)
 
     def step():
         optimizer.zero_grad()
@@ -146,5 +149,7 @@ def stepper(name, setting, levers=Levers()):  # noqa: B008 - a tuple
         optimizer.step()
         if model.after is not None:
             model.after()
+        if setting.device != "cpu":
+            torch.accelerator.synchronize(setting.device)
 
     return step

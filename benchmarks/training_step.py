@@ -6,11 +6,13 @@
     python benchmarks/training_step.py --shape 64 --share 1 --control-variate none
     python benchmarks/training_step.py --shape 3x32x32 --hidden 64 --batch 16 --depths 8 16 64 --checkpoint
     python benchmarks/training_step.py --shape 64 --compile-time 1 16
+    python benchmarks/training_step.py --cases --compile --device cuda
 
 float32, Adam, one thread. Vectors go through blocks d - 128 - 128 - 128 - d, images through convolutions 3 x 3, 1 x 1,
 3 x 3. The floor is the same network of nn.Linear or nn.Conv2d without norms and log-determinant. Every model is timed
 in turn, round after round, in the time of this process, and the medians are compared. The memory is the growth of the
-resident set over a step, in a process of its own. `--cases` measures all that the documentation shows.
+resident set over a step, in a process of its own. On a GPU it is the time by the clock until the step is done, and the
+memory that PyTorch has given out there. `--cases` measures all that the documentation shows.
 """
 
 import argparse
@@ -37,7 +39,7 @@ COMPILED_DEPTHS = (1, 16)
 def times_and_memory(report, setting, names, options):
     """One table: every model's step beside the plain one's and the peer's."""
     steps = {name: stepper(name, setting, options.levers) for name in names}
-    seconds = medians(steps, options.repeats, "cpu")
+    seconds = medians(steps, options.repeats, "cpu" if setting.device == "cpu" else "wall")
     del steps
     rows = []
     for name in names:
@@ -70,18 +72,20 @@ def compile_times(report, setting, counts, levers):
 
 def all_cases(report, names, options):
     """Everything that the documentation shows."""
-    found = {setting: times_and_memory(report, setting, names, options) for setting in CASES}
+    cases, images = ([setting._replace(device=options.device) for setting in some] for some in (CASES, IMAGES))
+    deep = DEEP._replace(device=options.device)
+    found = {setting: times_and_memory(report, setting, names, options) for setting in cases}
     heads = ["step", *(f"{name}, {unit}" for name in names if name != PLAIN for unit in ("/ plain", "MiB"))]
     rows = []
     for setting, of in found.items():
         rows.append((str(setting), *(of[name][i] for name in names if name != PLAIN for i in (2, 4))))
     report.table("A step of training beside the plain network's", heads, rows)
     eager = [name for name in MODELS if name in {*names, CHECKPOINT} - {COMPILED}]
-    for setting in IMAGES:
+    for setting in images:
         depths(report, setting, (4, 16), eager, options.levers)
-    depths(report, DEEP, DEPTHS, eager, options.levers)
+    depths(report, deep, DEPTHS, eager, options.levers)
     if options.compile:
-        for setting in (CASES[1], DEEP):
+        for setting in (cases[1], deep):
             compile_times(report, setting, COMPILED_DEPTHS, options.levers)
 
 
@@ -105,6 +109,7 @@ def main():
     parser.add_argument(
         "--compile-time", type=int, nargs="+", metavar="N", help="only the compiler, for so many blocks"
     )
+    parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there")
     options = parser.parse_args()
@@ -124,7 +129,9 @@ def main():
         all_cases(report, names, options)
     else:
         batch, blocks = (500, 10) if len(options.shape) == 1 else (16, 4)
-        setting = Setting(options.shape, options.hidden, options.batch or batch, options.blocks or blocks)
+        setting = Setting(
+            options.shape, options.hidden, options.batch or batch, options.blocks or blocks, options.device
+        )
         if options.depths:
             depths(report, setting, options.depths, names, options.levers)
         elif options.compile_time:
