@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from iresnet_core.backends import Array, device_of, get_backend
 from iresnet_core.branches.branch_layer import LayerJacobian
-from iresnet_core.branches.convolution_traces import PairKernels, pair_kernels, pair_trace
+from iresnet_core.branches.convolution_traces import PairKernels, links, pair_kernels, pair_trace
 from iresnet_core.branches.dense_traces import (
     SlopePlan,
     SlopeTrace,
@@ -95,7 +95,8 @@ class ChainJacobian:
         """Return what the trace of convolutions depends on beside the slopes, a function of the weights."""
         plan = self.chain._walk_plan
         assert plan is not None
-        return pair_kernels(get_backend(self.value), self.jacobians, plan, (0, len(plan.groups) - 1), {})
+        backend = get_backend(self.value)
+        return pair_kernels(backend, links(backend, self.jacobians, plan), (0, len(plan.groups) - 1), {})
 
     def channel_means(self) -> list[Array]:
         """Return the means over batch and positions of the three groups of slopes, as constants (channels,)."""

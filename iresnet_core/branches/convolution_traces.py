@@ -22,9 +22,11 @@ from iresnet_core.branches.dense_traces import SlopePlan, cyclic_plan
 from iresnet_core.operators import Convolution, Dense, LinearLayer, wrapped
 
 __all__ = [
+    "Links",
     "PairKernels",
     "are_alike",
     "convolution_taps",
+    "links",
     "pair_kernels",
     "pair_trace",
     "walk_plan",
@@ -61,7 +63,7 @@ def walk_plan(layers: Sequence[Any]) -> SlopePlan | None:
         return plan if len(plan.groups) > 2 else None
     if not are_alike(linear):
         return None
-    widths = [layers[link[0]].channels for link in _links(plan)]
+    widths = [layers[link[0]].channels for link in _places(plan)]
     few: bool = linear[0].backend.host_constant(are_few, _geometry(layers, plan), tuple(widths))
     return plan if few else None
 
@@ -78,26 +80,46 @@ def are_alike(layers: Sequence[Any]) -> bool:
     return plain and len({(layer.padding_mode, layer.data_format, layer.spatial) for layer in layers}) == 1
 
 
-def pair_kernels(
-    backend: Backend, layers: Sequence[Any], plan: SlopePlan, pair: tuple[int, int], means: Mapping[int, Array]
-) -> PairKernels:
+class Links(NamedTuple):
+    """What lies behind each group of slopes: the matrices (taps, out, in) of its layers, in their order.
+
+    Dense layers in a row are one, since their product serves all pairs.
+    """
+
+    geometry: Geometry
+    matrices: list[list[Array]]
+
+
+def links(backend: Backend, layers: Sequence[Any], plan: SlopePlan) -> Links:
+    """Return the links of a plan: functions of the weights."""
+    geometry, places = _geometry(layers, plan), _places(plan)
+    if not isinstance(layers[places[0][0]], Dense):
+        return Links(geometry, [[_matrices(backend, layers[place]) for place in link] for link in places])
+    found = []
+    for link in places:
+        product_of_all = layers[link[0]].weight
+        for place in link[1:]:
+            product_of_all = backend.xp.matmul(layers[place].weight, product_of_all)
+        found.append([product_of_all[None, ...]])
+    return Links(geometry, found)
+
+
+def pair_kernels(backend: Backend, known: Links, pair: tuple[int, int], means: Mapping[int, Array]) -> PairKernels:
     """The kernels of the trace with the slopes of a pair of groups, and of all others the `means` (channels,).
 
     The first group comes before the second; if they are the same, it is the only one that varies.
     """
-    xp = backend.xp
-    geometry = _geometry(layers, plan)
+    xp, geometry = backend.xp, known.geometry
     found = Walks(*backend.host_constant(walk_numbers, geometry, *pair))
     first, second = pair
-    behind, before = _way(layers, plan, means, first, second), _way(layers, plan, means, second, first)
+    behind, before = _way(known, means, first, second), _way(known, means, second, first)
     if first == second:
         behind = []
     elif found.turned:
         behind, before = before, behind
     # From the base on: with the layers behind it, and against those before it.
-    onward = [_matrices(backend, layer, scale) for layer, scale in behind]
-    against = [xp.matrix_transpose(_matrices(backend, layer, scale)) for layer, scale in reversed(before)]
-    ways = (onward, against) if found.along else (against, onward)
+    against = [xp.matrix_transpose(matrices) for matrices in reversed(before)]
+    ways = (behind, against) if found.along else (against, behind)
     sums: Any = None
     for way, levels, back in zip(ways, (found.there, found.back), (False, True), strict=True):
         if not way:
@@ -118,50 +140,42 @@ def pair_kernels(
     return PairKernels(base, other, found, geometry[2], kernels)
 
 
-def _links(plan: SlopePlan) -> list[tuple[int, ...]]:
+def _places(plan: SlopePlan) -> list[tuple[int, ...]]:
     """The places of the layers behind each group of slopes; behind the last one come those before the first."""
     first, *others, last = plan.segments
     return [*others, last + first]
 
 
-def _way(
-    layers: Sequence[Any], plan: SlopePlan, means: Mapping[int, Array], begin: int, end: int
-) -> list[tuple[Any, Array | None]]:
-    """The layers from behind one group of slopes to before another, with the constant slopes on the way into each."""
-    found, links = [], _links(plan)
-    for k in range((end - begin) % len(links) or len(links)):
-        at = (begin + k) % len(links)
-        scales = [means[at] if k else None, *(None,) * (len(links[at]) - 1)]
-        found += [(layers[place], scale) for place, scale in zip(links[at], scales, strict=True)]
+def _way(known: Links, means: Mapping[int, Array], begin: int, end: int) -> list[Array]:
+    """The matrices from behind one group of slopes to before another, with the constant slopes on the way."""
+    found: list[Array] = []
+    groups = len(known.matrices)
+    for k in range((end - begin) % groups or groups):
+        at = (begin + k) % groups
+        first, *others = known.matrices[at]
+        found += [first * means[at] if k else first, *others]
     return found
 
 
 def _geometry(layers: Sequence[Any], plan: SlopePlan) -> Geometry:
-    links = tuple(tuple(_offsets(layers[place]) for place in link) for link in _links(plan))
-    first = layers[_links(plan)[0][0]]
+    places = _places(plan)
+    first = layers[places[0][0]]
     if isinstance(first, Dense):
-        return links, (), False
+        return ((((),),),) * len(places), (), False
+    links = tuple(tuple(_offsets(layers[place]) for place in link) for link in places)
     return links, first.spatial, first.padding_mode == "circular"
 
 
-def _offsets(layer: Any) -> tuple[Offset, ...]:
-    if isinstance(layer, Dense):
-        return ((),)
+def _offsets(layer: Convolution) -> tuple[Offset, ...]:
     return tuple(
         tuple(k * d - before for k, d, (before, _) in zip(at, layer.dilation, layer.padding, strict=True))
         for at in product(*map(range, layer.window))
     )
 
 
-def _matrices(backend: Backend, layer: Any, scale: Array | None = None) -> Array:
-    """The matrices (taps, out, in) of a layer, behind a multiplication by `scale` (in,)."""
-    xp = backend.xp
-    if isinstance(layer, Dense):
-        taps = layer.weight[None, ...]
-    else:
-        kernel = layer.standard_kernel
-        taps = xp.moveaxis(xp.reshape(kernel, (*kernel.shape[:2], math.prod(layer.window))), -1, 0)
-    return taps if scale is None else taps * scale
+def _matrices(backend: Backend, layer: Convolution) -> Array:
+    xp, kernel = backend.xp, layer.standard_kernel
+    return xp.moveaxis(xp.reshape(kernel, (*kernel.shape[:2], math.prod(layer.window))), -1, 0)
 
 
 def convolution_taps(layer: Convolution) -> tuple[tuple[Offset, ...], Array]:

@@ -16,7 +16,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend
-from iresnet_core.branches.convolution_traces import PairKernels, pair_kernels, pair_trace
+from iresnet_core.branches.convolution_traces import PairKernels, links, pair_kernels, pair_trace
 from iresnet_core.branches.dense_traces import SlopePlan, SlopeTrace, third_order
 from iresnet_core.operators import Convolution
 
@@ -38,13 +38,13 @@ def channel_means(backend: Backend, slopes: Sequence[Array]) -> list[Array]:
 def expanded_terms(backend: Backend, layers: Sequence[Any], plan: SlopePlan, means: Sequence[Array]) -> list[Term]:
     """The terms for every pair of groups: functions of the weights and of the means."""
     terms, groups = [], len(plan.groups)
-    constant = dict(enumerate(means))
+    constant, known = dict(enumerate(means)), links(backend, layers, plan)
     for first, second in combinations(range(groups), 2):
         if second > first + 1:
             deviating: tuple[int, ...] = (first, second)
         else:
             deviating = (first,) if second < groups - 1 else ()
-        terms.append(Term(pair_kernels(backend, layers, plan, (first, second), constant), deviating))
+        terms.append(Term(pair_kernels(backend, known, (first, second), constant), deviating))
     return terms
 
 
