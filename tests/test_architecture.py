@@ -73,7 +73,7 @@ WITH_EXTRA = {"report_plots", "flow_plots", "plots_of_a_run", "dask_arrays", "da
 
 # Where NumPy and SciPy compute, and why. All other modules work on the backend's arrays alone.
 HOST_MODULES = {
-    "branches.convolution_traces": "the paths through the taps are counted on the host",
+    "branches.closed_walks": "the walks through the taps are counted on the host",
     "branches.local_traces": "the numbers of neighbouring positions are constants, made on the host",
     "classification": "batches, augmentation and scores are NumPy's",
     "commands": "prints and plots on the host",
