@@ -129,8 +129,15 @@ def test_uneven_padding(backend):
 
 @pytest.mark.parametrize("mode", ["zeros", "circular"])
 def test_many_groups(backend, mode):
-    """More convolutions, also in a row, of several windows, dilated and with uneven padding; and dense layers."""
+    """More convolutions, also in a row, of several windows, dilated and with uneven padding."""
     rng = np.random.default_rng(0)
+    first = convolution(backend, rng, 3, 2, (5, 4), (3, 3), [(2, 0), (0, 2)], mode)
+    second = convolution(backend, rng, 2, 3, (5, 4), (3, 1), [(0, 2), (0, 0)], mode)
+    tanh, elu = Activation("tanh"), Activation("elu")
+    check_expanded(backend, Chain([elu, first, tanh, second, elu, first, second, tanh, first, elu, second]), rng)
+    check(backend, Chain([first, second, tanh, first, elu, second, first, second]), rng)
+    if backend.name == "jax":  # which compiles every operation of every shape
+        return
     windows = [(3, 3), (1, 1), (1, 1), (3, 3)]
     for ends in ((False, False), (True, False), (True, True)):
         check_expanded(backend, image_chain(backend, rng, 2, [4, 3, 2], (4, 5), windows, mode, ends), rng)
@@ -139,11 +146,6 @@ def test_many_groups(backend, mode):
     )
     g = image_chain(backend, rng, 2, [3, 3, 2], (5, 6), [(3, 3), (2, 1), (1, 3), (3, 2)], mode, dilations=[1, 2, 2, 1])
     check_expanded(backend, g, rng)
-    first = convolution(backend, rng, 3, 2, (5, 4), (3, 3), [(2, 0), (0, 2)], mode)
-    second = convolution(backend, rng, 2, 3, (5, 4), (3, 1), [(0, 2), (0, 0)], mode)
-    tanh, elu = Activation("tanh"), Activation("elu")
-    check_expanded(backend, Chain([elu, first, tanh, second, elu, first, second, tanh, first, elu, second]), rng)
-    check(backend, Chain([first, second, tanh, first, elu, second, first, second]), rng)
 
 
 def test_dense_layers(backend):
