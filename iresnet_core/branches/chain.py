@@ -11,7 +11,7 @@ from iresnet_core.branches.chain_jacobian import ChainJacobian, Jacobian
 from iresnet_core.branches.conditioning import Shift
 from iresnet_core.branches.convolution_traces import links, pair_kernels, walk_plan
 from iresnet_core.branches.curvature import Curvature, curvature_of
-from iresnet_core.branches.dense_traces import SlopePlan, slope_plan, trace_kernel, trace_plan
+from iresnet_core.branches.dense_traces import SlopePlan, expanded_plan, slope_plan, trace_kernel, trace_plan
 from iresnet_core.branches.linearization import Branch, ChainStructure, Linearization
 from iresnet_core.branches.local_traces import local_plan
 from iresnet_core.branches.own_layer import StatedLayer, is_own_layer
@@ -104,6 +104,7 @@ class Chain(Copyable):
         square = self.input_shape == self.output_shape
         self._trace_plan = trace_plan(self.layers) if square else None
         self._walk_plan = walk_plan(self.layers) if square else None
+        self._expanded_plan = expanded_plan(self.layers) if square else None  # of dense layers
         self._local_plan = local_plan(self.layers) if square else None
         self._slope_plan: SlopePlan | None = self._local_plan or (slope_plan(self.layers) if square else None)
         self._casts: dict[Any, Chain] = {}
@@ -281,13 +282,14 @@ class Chain(Copyable):
         forward = all(layer.has_products for layer in self.layers if isinstance(layer, BranchLayer))
         square, planned = forward and self.input_shape == self.output_shape, self._slope_plan is not None
         varying = 0 if self._walk_plan is None else len(self._walk_plan.groups)
+        expands = varying > 2 or self._expanded_plan is not None
         structure = ChainStructure(
             depth=len(self.operators),
             preconditioned_trace=product.preconditioned_trace if planned else None,
             mean_slopes=product.mean_slopes if planned else None,
             trace_kernels=product.trace_kernels if self._local_plan is not None else None,
-            expanded_trace=product.expanded_trace if varying > 2 else None,
-            channel_means=product.channel_means if varying > 2 else None,
+            expanded_trace=product.expanded_trace if expands else None,
+            channel_means=product.channel_means if expands else None,
             keeps_mean=self._local_plan is not None
             and (bool(self._local_plan.segments[0]) or self.reference is not None),
             cheap_mean=all(isinstance(operator, Dense) for operator in self.operators),

@@ -1,7 +1,7 @@
 """The Jacobian of a chain at one batch: its products, traces and explicit matrices, from those of the layers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,15 @@ from iresnet_core.branches.dense_traces import (
     mean_matrix,
     mean_slopes,
     preconditioned_trace,
+    slope_remainder,
     trace_form,
 )
-from iresnet_core.branches.expanded_traces import Term, channel_means, expanded_terms, expanded_trace
+from iresnet_core.branches.expanded_traces import (
+    channel_means,
+    expanded_remainder,
+    expanded_terms,
+    expanded_trace,
+)
 from iresnet_core.branches.local_traces import (
     LocalKernels,
     local_kernels,
@@ -102,24 +108,29 @@ class ChainJacobian:
         """Return the means over batch and positions of the three groups of slopes, as constants (channels,)."""
         return channel_means(get_backend(self.value), self._cycle_slopes())
 
-    def expanded_trace(self, means: Sequence[Array] | None = None, terms: Sequence[Term] | None = None) -> SlopeTrace:
+    def expanded_trace(self, means: Sequence[Array] | None = None) -> SlopeTrace:
         """Return tr J (batch,) but for a remainder of third order, see `expanded_traces`."""
+        backend, slopes, plan = get_backend(self.value), self._cycle_slopes(), self.chain._walk_plan
         means = self.channel_means() if means is None else means
-        terms = self.trace_terms(means) if terms is None else terms
-        plan = self.chain._walk_plan
+        if plan is not None:
+            terms = expanded_terms(backend, self.jacobians, plan, means)
+            return expanded_trace(backend, self.jacobians, plan, terms, slopes, means)
+        plan = self.chain._expanded_plan
         assert plan is not None
-        backend = get_backend(self.value)
-        return expanded_trace(backend, self.jacobians, plan, terms, self._cycle_slopes(), means)
+        return preconditioned_trace(backend, self.jacobians, plan, slopes, None, self.value, means)
 
-    def trace_terms(self, means: Sequence[Array]) -> Sequence[Term]:
-        """Return what the trace depends on beside the slopes: functions of the weights and of the means."""
-        plan = self.chain._walk_plan
+    def expanded_remainder(self, means: Sequence[Array]) -> Callable[[Array], Array]:
+        """Return u -> T^T u for the remainder T of that trace alone."""
+        backend, slopes, plan = get_backend(self.value), self._cycle_slopes(), self.chain._walk_plan
+        if plan is not None:
+            return expanded_remainder(backend, self.jacobians, plan, slopes, means)
+        plan = self.chain._expanded_plan
         assert plan is not None
-        return expanded_terms(get_backend(self.value), self.jacobians, plan, means)
+        return slope_remainder(backend, self.jacobians, plan, slopes, means)
 
     def _cycle_slopes(self) -> list[Array]:
         """The groups of slopes of a cycle of layers, (batch, channels, *spatial)."""
-        plan = self.chain._walk_plan
+        plan = self.chain._walk_plan or self.chain._expanded_plan
         assert plan is not None
         return self._images(plan)
 

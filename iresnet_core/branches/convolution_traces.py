@@ -8,7 +8,6 @@ With the matrices A[o] that lead from position q to q + o, and B[o] that lead ba
 
 with the entrywise product *. With zero padding a walk counts only if it stays inside of the image, see `closed_walks`,
 so that A and B are sums over such walks for each of a few boxes of positions q. The sum over o is a convolution of D'.
-Dense layers are convolutions of an image without axes.
 """
 
 import math
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 from iresnet_core.backends import Array, Backend, device_of
 from iresnet_core.branches.closed_walks import Box, Geometry, Offset, Walks, are_few, counts, walk_numbers
 from iresnet_core.branches.dense_traces import SlopePlan, cyclic_plan
-from iresnet_core.operators import Convolution, Dense, LinearLayer, wrapped
+from iresnet_core.operators import Convolution, LinearLayer, wrapped
 
 __all__ = [
     "Links",
@@ -51,16 +50,11 @@ class PairKernels(NamedTuple):
 
 
 def walk_plan(layers: Sequence[Any]) -> SlopePlan | None:
-    """Where layers and slopes stand whose trace is a sum of those of pairs of groups; None if it is not cheap so.
-
-    Layers are convolutions of one extent, or all dense and with more than two groups: `trace_plan` has the others.
-    """
+    """Where convolutions and slopes stand whose trace is a sum of those of pairs of groups; None if it is not cheap."""
     plan = cyclic_plan(layers)
     if plan is None or not 1 <= len(plan.groups) <= MOST_GROUPS:
         return None
     linear = [layer for layer in layers if isinstance(layer, LinearLayer)]
-    if all(isinstance(layer, Dense) for layer in linear):
-        return plan if len(plan.groups) > 2 else None
     if not are_alike(linear):
         return None
     widths = [layers[link[0]].channels for link in _places(plan)]
@@ -81,10 +75,7 @@ def are_alike(layers: Sequence[Any]) -> bool:
 
 
 class Links(NamedTuple):
-    """What lies behind each group of slopes: the matrices (taps, out, in) of its layers, in their order.
-
-    Dense layers in a row are one, since their product serves all pairs.
-    """
+    """What lies behind each group of slopes: the matrices (taps, out, in) of its layers, in their order."""
 
     geometry: Geometry
     matrices: list[list[Array]]
@@ -92,16 +83,8 @@ class Links(NamedTuple):
 
 def links(backend: Backend, layers: Sequence[Any], plan: SlopePlan) -> Links:
     """Return the links of a plan: functions of the weights."""
-    geometry, places = _geometry(layers, plan), _places(plan)
-    if not isinstance(layers[places[0][0]], Dense):
-        return Links(geometry, [[_matrices(backend, layers[place]) for place in link] for link in places])
-    found = []
-    for link in places:
-        product_of_all = layers[link[0]].weight
-        for place in link[1:]:
-            product_of_all = backend.xp.matmul(layers[place].weight, product_of_all)
-        found.append([product_of_all[None, ...]])
-    return Links(geometry, found)
+    matrices = [[_matrices(backend, layers[place]) for place in link] for link in _places(plan)]
+    return Links(_geometry(layers, plan), matrices)
 
 
 def pair_kernels(backend: Backend, known: Links, pair: tuple[int, int], means: Mapping[int, Array]) -> PairKernels:
@@ -160,8 +143,6 @@ def _way(known: Links, means: Mapping[int, Array], begin: int, end: int) -> list
 def _geometry(layers: Sequence[Any], plan: SlopePlan) -> Geometry:
     places = _places(plan)
     first = layers[places[0][0]]
-    if isinstance(first, Dense):
-        return ((((),),),) * len(places), (), False
     links = tuple(tuple(_offsets(layers[place]) for place in link) for link in places)
     return links, first.spatial, first.padding_mode == "circular"
 

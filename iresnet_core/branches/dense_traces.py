@@ -22,10 +22,12 @@ __all__ = [
     "SlopePlan",
     "SlopeTrace",
     "cyclic_plan",
+    "expanded_plan",
     "mean_matrix",
     "mean_slopes",
     "preconditioned_trace",
     "slope_plan",
+    "slope_remainder",
     "slope_runs",
     "third_order",
     "trace_form",
@@ -35,6 +37,9 @@ __all__ = [
 
 # Terms of this order in the deviations of the slopes are the first that are not summed exactly.
 REMAINDER_ORDER = 3
+# Groups of slopes of dense layers up to which tr J is expanded. The products of weights for all pairs of groups cost as
+# much for a small batch as for a large one.
+MOST_EXPANDED = 4
 # Entries up to which a convolution is written out as a matrix.
 MATRIX_ENTRIES = 2**22
 
@@ -100,6 +105,14 @@ def trace_plan(layers: Sequence[Any]) -> SlopePlan | None:
     return plan if plan is not None and len(plan.groups) <= 2 else None
 
 
+def expanded_plan(layers: Sequence[Any]) -> SlopePlan | None:
+    """The plan of a trace that is known but for a remainder; None for a chain of another kind or of too many groups."""
+    if not all(isinstance(layer, Dense) for layer in layers if isinstance(layer, LinearLayer)):
+        return None
+    plan = cyclic_plan(layers)
+    return plan if plan is not None and 2 < len(plan.groups) <= MOST_EXPANDED else None
+
+
 def trace_kernel(backend: Backend, layers: Sequence[Any], plan: SlopePlan, B: Array | None = None) -> Array:
     """What at most two groups of slopes are multiplied by in tr(B J), B = I without an argument.
 
@@ -151,13 +164,13 @@ def preconditioned_trace(
     layers: Sequence[Any],
     plan: SlopePlan,
     slopes: Sequence[Array],
-    B: Array,
+    B: Array | None,
     value: Array,
     about: Sequence[Array] | None = None,
 ) -> SlopeTrace:
     """tr(B J) for slopes D_i (batch, h_i), as far as it is cheap; `value` is the chain's, whose batch it has.
 
-    The slopes that deviations are taken from are `about`, and by default the means.
+    B is the identity where it is None. The slopes that deviations are taken from are `about`, and by default the means.
 
     Cost: weight products, once for each batch; for L = 2 one bilinear form, half a Jacobian product, and for L > 2 one
     for every pair of groups. A product with T^T costs L - 2 Jacobian products.
@@ -167,12 +180,21 @@ def preconditioned_trace(
     if len(slopes) <= 2:
         return SlopeTrace(trace_form(backend, _kernel(backend, matrices, B), slopes, value), None)
     closing = _times(backend, _times(backend, matrices[0], B), matrices[-1])
-    nothing = xp.zeros((value.shape[0],), dtype=B.dtype, device=device_of(B))
+    nothing = xp.zeros((value.shape[0],), dtype=value.dtype, device=device_of(value))
     means = mean_slopes(backend, slopes) if about is None else about
     deviations = [s - mean for s, mean in zip(slopes, means, strict=True)]
     inner = matrices[1:-1]
     value = _second_order(backend, inner, closing, means, deviations)
-    return SlopeTrace(value + nothing, lambda u: _remainder(backend, matrices, means, deviations, u))
+    return SlopeTrace(value + nothing, slope_remainder(backend, layers, plan, slopes, means))
+
+
+def slope_remainder(
+    backend: Backend, layers: Sequence[Any], plan: SlopePlan, slopes: Sequence[Array], means: Sequence[Array]
+) -> Callable[[Array], Array]:
+    """Return u -> T^T u for stacks (probes, batch, d), T of third order in the deviations of the slopes from means."""
+    matrices = [_run(backend, layers, segment) for segment in plan.segments]
+    deviations = [s - mean for s, mean in zip(slopes, means, strict=True)]
+    return lambda u: _remainder(backend, matrices, means, deviations, u)
 
 
 def _run(backend: Backend, layers: Sequence[Any], segment: tuple[int, ...]) -> Array | None:

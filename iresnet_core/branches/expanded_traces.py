@@ -11,16 +11,15 @@ each group at its place between the layers. What remains, T, is of third order i
 much as n - 2 of those with J. The identity holds for any means.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend
 from iresnet_core.branches.convolution_traces import PairKernels, links, pair_kernels, pair_trace
 from iresnet_core.branches.dense_traces import SlopePlan, SlopeTrace, third_order
-from iresnet_core.operators import Convolution
 
-__all__ = ["Term", "channel_means", "expanded_terms", "expanded_trace"]
+__all__ = ["Term", "channel_means", "expanded_remainder", "expanded_terms", "expanded_trace"]
 
 
 class Term(NamedTuple):
@@ -57,14 +56,24 @@ def expanded_trace(
     means: Sequence[Array],
 ) -> SlopeTrace:
     """tr(J - T) for slopes (batch, channels, *spatial), and the products with the T^T of the same trace."""
-    xp = backend.xp
-    wide = [xp.reshape(mean, (mean.shape[0], *(1,) * (s.ndim - 2))) for s, mean in zip(slopes, means, strict=True)]
-    deviations = [s - mean for s, mean in zip(slopes, wide, strict=True)]
+    deviations = [s - mean for s, mean in zip(slopes, _wide(backend, slopes, means), strict=True)]
     total: Any = 0.0
     for known, deviating in terms:
         groups = (known.base, known.other)
         inner, outer = ((deviations if group in deviating else slopes)[group] for group in groups if group is not None)
         total = total + pair_trace(backend, known, inner, outer)
+    return SlopeTrace(total, expanded_remainder(backend, layers, plan, slopes, means))
+
+
+def expanded_remainder(
+    backend: Backend, layers: Sequence[Any], plan: SlopePlan, slopes: Sequence[Array], means: Sequence[Array]
+) -> Callable[[Array], Array]:
+    """Return u -> T^T u for stacks (probes, batch, d)."""
+    xp, wide = backend.xp, _wide(backend, slopes, means)
+    places = [at for segment in plan.segments for at in segment]
+    first, last = layers[places[0]], layers[places[-1]]
+    constant = [first.given_format(mean[None, ...]) for mean in wide]
+    deviations = [first.given_format(s - mean) for s, mean in zip(slopes, wide, strict=True)]
 
     def transposed(place: int, u: Array) -> Array:
         for at in reversed(plan.segments[place]):
@@ -72,16 +81,13 @@ def expanded_trace(
         return u
 
     def remainder(u: Array) -> Array:
-        places = [at for segment in plan.segments for at in segment]
-        first, last = layers[places[0]], layers[places[-1]]
-        constant = [_given(first, mean[None, ...]) for mean in wide]
-        varying = [_given(first, deviation) for deviation in deviations]
-        v = xp.reshape(u, (*u.shape[:-1], *last.output_shape))
-        return xp.reshape(third_order(backend, transposed, constant, varying, v), u.shape)
+        images = xp.reshape(u, (*u.shape[:-1], *last.output_shape))
+        return xp.reshape(third_order(backend, transposed, constant, deviations, images), u.shape)
 
-    return SlopeTrace(total, remainder)
+    return remainder
 
 
-def _given(layer: Any, x: Array) -> Array:
-    """Bring (batch, channels, *spatial) to the layout of the layers."""
-    return layer.given_format(x) if isinstance(layer, Convolution) else x
+def _wide(backend: Backend, slopes: Sequence[Array], means: Sequence[Array]) -> list[Array]:
+    """The means (channels,) with the axes of the slopes behind the channels."""
+    shapes = ((mean.shape[0], *(1,) * (s.ndim - 2)) for s, mean in zip(slopes, means, strict=True))
+    return [backend.xp.reshape(mean, shape) for mean, shape in zip(means, shapes, strict=True)]

@@ -61,4 +61,4 @@ def recorded_trace(
     (trace,) = backend.with_derivative_by_hand(
         lambda *_: forward, backward, lambda arrays, _: (value(arrays),), (*slopes, *weights)
     )
-    return SlopeTrace(trace, None if means is None else jacobian.expanded_trace(means, ()).remainder)
+    return SlopeTrace(trace, None if means is None else jacobian.expanded_remainder(means))

@@ -120,9 +120,9 @@ class ProbedMethod(Method):
         wanted = request.control_variate
         if wanted == "trace" and linearization.trace is None and not expands_trace(problem):
             raise DerivativeError(
-                "control_variate='trace' needs a branch with a cheap exact trace: a Chain of Dense layers, or of "
-                "convolutions that keep the extent, with at most eight groups of entrywise slopes and not too "
-                "many taps. Use 'auto' or 'none'."
+                "control_variate='trace' needs a branch with a cheap exact trace: a Chain of Dense layers with at "
+                "most four groups of entrywise slopes, or of convolutions that keep the extent, with at most eight "
+                "and not too many taps. Use 'auto' or 'none'."
             )
         error = rounding_of_products(problem)
         known = None if wanted == "none" else known_trace(problem)

@@ -156,6 +156,8 @@ def test_dense_layers(backend):
         for n, m in itertools.pairwise(widths):
             layers += [Dense(array(backend, rng.standard_normal((m, n)))), Activation("tanh")]
         check_expanded(backend, Chain(layers if ends > 1 else layers[:-1]), rng)
+    g = Chain([Dense(array(backend, np.eye(2))), Activation("tanh")] * 5)
+    assert g.linearize(array(backend, np.zeros((1, 2)))).structure.expanded_trace is None
 
 
 @pytest.mark.parametrize("what", ["maxmin", "mixed", "stride", "groups", "many walks", "deep"])
