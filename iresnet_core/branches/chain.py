@@ -290,6 +290,7 @@ class Chain(Copyable):
             trace_kernels=product.trace_kernels if self._local_plan is not None else None,
             expanded_trace=product.expanded_trace if expands else None,
             channel_means=product.channel_means if expands else None,
+            cheap_expansion=self._walk_plan is not None,
             keeps_mean=self._local_plan is not None
             and (bool(self._local_plan.segments[0]) or self.reference is not None),
             cheap_mean=all(isinstance(operator, Dense) for operator in self.operators),

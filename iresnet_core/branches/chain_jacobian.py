@@ -105,7 +105,7 @@ class ChainJacobian:
         return pair_kernels(backend, links(backend, self.jacobians, plan), (0, len(plan.groups) - 1), {})
 
     def channel_means(self) -> list[Array]:
-        """Return the means over batch and positions of the three groups of slopes, as constants (channels,)."""
+        """Return the means over batch and positions of each group of slopes, as constants (channels,)."""
         return channel_means(get_backend(self.value), self._cycle_slopes())
 
     def expanded_trace(self, means: Sequence[Array] | None = None) -> SlopeTrace:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Box", "Geometry", "Offset", "Walks", "are_few", "counts", "walk_numbers", "walks"]
+__all__ = ["Box", "Geometry", "Levels", "Offset", "Walks", "are_few", "counts", "walk_numbers", "walks"]
 
 Offset = tuple[int, ...]
 Box = tuple[tuple[int, int], ...]
@@ -24,9 +24,10 @@ Geometry = tuple[tuple[tuple[tuple[Offset, ...], ...], ...], tuple[int, ...], bo
 # For every layer on the way the numbers of the walks up to it and of its taps: one pair for each walk through it.
 Levels = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
-# Walks that are looked at, for one part of the way.
-MOST_LISTED = 2**13
-# Entries of the products of matrices along all walks of one part.
+# Walks of one part of the way up to which cycles of a few layers are taken, and of more layers. Four convolutions of
+# 3 x 3 have 729 walks, and the products of matrices along them would take as long as ten steps of a training without.
+FEW_LAYERS, MOST_OF_FEW, MOST = 3, 2**14, 2**7
+# Entries of the matrices along all walks of one part, for more layers.
 MOST_ENTRIES = 2**25
 
 
@@ -70,11 +71,12 @@ class _Walk(NamedTuple):
 
 
 class _Listed(NamedTuple):
-    """Walks with the arrays that say, for every box and displacement, which of them count."""
+    """Walks with all that is needed to say which of them count."""
 
     walks: Walks
-    there: np.ndarray
-    back: np.ndarray
+    there: tuple[_Walk, ...]
+    back: tuple[_Walk, ...]
+    closed: frozenset[Offset]
 
 
 def walks(geometry: Geometry, first: int, second: int) -> Walks:
@@ -92,31 +94,23 @@ def walk_numbers(geometry: Geometry, first: int, second: int) -> tuple[Any, ...]
 
 def counts(geometry: Geometry, first: int, second: int, back: bool) -> np.ndarray:
     """Return which walks count: (boxes times displacements, walks); of `there` no boxes where they are all the same."""
-    listed = _listed(geometry, first, second)
-    array = listed.back if back else listed.there
-    return array.reshape(-1, array.shape[-1])
+    return _counts(geometry, first, second, back)
 
 
 def are_few(geometry: Geometry, widths: Sequence[int]) -> bool:
-    """Return whether all pairs of groups have few enough walks, for groups of `widths` channels."""
-    groups = len(geometry[0])
-    if groups == 1:
-        return _is_listed(_steps(geometry, 0, 0)) and _are_small(geometry, 0, 0, widths)
-    for first, second in ((i, j) for j in range(groups) for i in range(j)):
-        ways = _steps(geometry, first, second), _steps(geometry, second, first)
-        if not all(map(_is_listed, ways)) or not _are_small(geometry, first, second, widths):
-            return False
+    """Return whether all pairs of groups have few enough walks, for groups of `widths` channels; lists none of them."""
+    groups, layers = len(geometry[0]), sum(map(len, geometry[0]))
+    for first in range(groups):
+        for second in range(groups):
+            if first == second and groups > 1:
+                continue
+            number = math.prod(map(len, _steps(geometry, first, second)))
+            if layers <= FEW_LAYERS:
+                if number > MOST_OF_FEW:
+                    return False
+            elif number > MOST or number * widths[first] * widths[second] > MOST_ENTRIES:
+                return False
     return True
-
-
-def _is_listed(steps: Sequence[Sequence[Offset]]) -> bool:
-    return math.prod(map(len, steps)) <= MOST_LISTED
-
-
-def _are_small(geometry: Geometry, first: int, second: int, widths: Sequence[int]) -> bool:
-    found = walks(geometry, first, second)
-    most = max(len(level[1]) for levels in (found.there, found.back) for level in levels)
-    return most * widths[first] * widths[second] <= MOST_ENTRIES
 
 
 def _steps(geometry: Geometry, begin: int, end: int) -> list[Sequence[Offset]]:
@@ -174,12 +168,7 @@ def _from_base(
     boxes = [tuple((0, n) for n in spatial)] if circular else _boxes(between, spatial)
     levels = tuple(_levels([walk.taps for walk in way]) for way in ways)
     found = Walks(turned, along, tuple(boxes), low, high, step, *levels)
-    alike = circular or not any(walk.between for walk in ways[0])
-    arrays = [
-        _counts(found, way, closed, boxes[:1] if some else boxes, spatial, circular)
-        for way, some in zip(ways, (alike, False), strict=True)
-    ]
-    return _Listed(found, *arrays)
+    return _Listed(found, tuple(ways[0]), tuple(ways[1]), frozenset(closed))
 
 
 def _walk(way: list[list[Offset]], taps: tuple[int, ...], spatial: tuple[int, ...], circular: bool) -> _Walk:
@@ -206,14 +195,13 @@ def _levels(paths: Sequence[tuple[int, ...]]) -> Levels:
     return tuple(levels)
 
 
-def _counts(
-    found: Walks,
-    way: Sequence[_Walk],
-    closed: set[Offset],
-    boxes: Sequence[Box],
-    spatial: tuple[int, ...],
-    circular: bool,
-) -> np.ndarray:
+@functools.lru_cache(maxsize=256)
+def _counts(geometry: Geometry, first: int, second: int, back: bool) -> np.ndarray:
+    _, spatial, circular = geometry
+    found, *ways, closed = _listed(geometry, first, second)
+    way = ways[back]
+    alike = circular or not (back or any(walk.between for walk in way))
+    boxes = found.boxes[:1] if alike else found.boxes
     array = np.zeros((len(boxes), *found.window, len(way)))
     for number, walk in enumerate(way):
         if walk.end not in closed:
@@ -221,12 +209,12 @@ def _counts(
         at = tuple((e - a) // s for e, a, s in zip(walk.end, found.low, found.step, strict=True))
         for b, box in enumerate(boxes):
             array[(b, *at, number)] = circular or all(_inside(box, offset, spatial) for offset in walk.between)
-    return array.reshape(len(boxes), -1, len(way))
+    return array.reshape(-1, len(way))
 
 
 def _boxes(offsets: set[Offset], spatial: tuple[int, ...]) -> list[Box]:
     """Split the image into boxes; for each offset o, q + o is inside the image for all q of a box or for none."""
-    sides: list[Any] = []
+    sides: list[list[tuple[int, int]]] = []
     for axis, n in enumerate(spatial):
         shifts = {offset[axis] for offset in offsets}
         edges = {0, n, *(-o for o in shifts), *(n - o for o in shifts)}

@@ -16,7 +16,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from iresnet_core.backends import Array, Backend, device_of
-from iresnet_core.branches.closed_walks import Box, Geometry, Offset, Walks, are_few, counts, walk_numbers
+from iresnet_core.branches.closed_walks import Box, Geometry, Levels, Offset, Walks, are_few, counts, walk_numbers
 from iresnet_core.branches.dense_traces import SlopePlan, cyclic_plan
 from iresnet_core.operators import Convolution, LinearLayer, wrapped
 
@@ -32,14 +32,14 @@ __all__ = [
 ]
 
 # Of more groups there are too many pairs: their traces would cost more than the products.
-MOST_GROUPS = 8
+MOST_GROUPS = 6
 
 
 class PairKernels(NamedTuple):
     """What the slopes of two groups are multiplied by, or those of one.
 
     For every box of positions of the `base` it is a kernel (h, h', *window), or a vector (h,) for one group. For a
-    window of one displacement it is a matrix (h', h): of 256 channels, turned ones take twice as long.
+    window of one displacement it is a matrix (h', h), since products with (h, h') take twice as long for 256 channels.
     """
 
     base: int
@@ -164,7 +164,7 @@ def convolution_taps(layer: Convolution) -> tuple[tuple[Offset, ...], Array]:
     return _offsets(layer), _matrices(layer.backend, layer)
 
 
-def _products(backend: Backend, way: Sequence[Array], levels: Any) -> Array:
+def _products(backend: Backend, way: Sequence[Array], levels: Levels) -> Array:
     """The products of matrices (taps, out, in) along walks, one layer after the other: (walks, out, in)."""
     total = None
     for taps, (beginnings, numbers) in zip(way, levels, strict=True):

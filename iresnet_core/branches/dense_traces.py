@@ -37,8 +37,7 @@ __all__ = [
 
 # Terms of this order in the deviations of the slopes are the first that are not summed exactly.
 REMAINDER_ORDER = 3
-# Groups of slopes of dense layers up to which tr J is expanded. The products of weights for all pairs of groups cost as
-# much for a small batch as for a large one.
+# Groups of slopes of dense layers up to which tr J is expanded, since there are products of weights for all pairs.
 MOST_EXPANDED = 4
 # Entries up to which a convolution is written out as a matrix.
 MATRIX_ENTRIES = 2**22

@@ -7,8 +7,8 @@ means of the other groups between. For D1 .. Dn these are
 
     M1 .. D(n-1) Dn + sum over i < n - 1 of (M .. Ri D(i+1) .. M + sum over j > i + 1 of M .. Ri M .. Rj .. M),
 
-each group at its place between the layers. What remains, T, is of third order in the deviations; its products cost as
-much as n - 2 of those with J. The identity holds for any means.
+each group at its place between the layers. What remains, T, is of third order in the deviations; its products carry at
+most four vectors through the layers. The identity holds for any means.
 """
 
 from collections.abc import Callable, Sequence

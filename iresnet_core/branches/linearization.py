@@ -48,6 +48,9 @@ class ChainStructure:
         T of third order in the deviations from these means, by default those of the batch; see `expanded_traces`.
     channel_means : callable, optional
         () -> the means of the slopes over batch and positions, a list of arrays for `expanded_trace`.
+    cheap_expansion : bool
+        Whether `expanded_trace` costs little beside the products, so that "auto" takes it. For dense chains it has
+        products of weights, which cost as much for a small batch as for a large one.
     trace_kernels : callable, optional
         B, slopes -> what of `preconditioned_trace` depends on these and the weights alone, to be passed to it; for
         chains of convolutions, whose trace has no derivative then by the weights.
@@ -68,6 +71,7 @@ class ChainStructure:
     trace_kernels: Callable[[Array, Sequence[Array]], Any] | None = None
     expanded_trace: Callable[..., SlopeTrace] | None = None
     channel_means: Callable[[], list[Array]] | None = None
+    cheap_expansion: bool = True
     cheap_mean: bool = True
     keeps_mean: bool = False
     joint: "JointPass | None" = None

@@ -27,7 +27,7 @@ def recorded_trace(
     backend : Backend
         One that takes derivatives by hand, see `Backend.with_derivative_by_hand`.
     jacobian : ChainJacobian
-        Of convolutions and activations.
+        Of convolutions, or of dense layers with three groups of slopes or more.
     known : array (batch,)
         The value, without derivative.
     means : sequence of array (channels,), optional

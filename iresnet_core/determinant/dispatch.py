@@ -153,10 +153,10 @@ def logdet(
         With "trace" only log(I + J) - theta J is estimated, and theta tr J is added exactly, theta = 1 / (1 + 0.6 tr J
         / d). This removes most of the noise and costs half a product. It needs a branch that offers its trace: a Chain
         of dense layers with at most four groups of slopes between them, or of convolutions that keep the extent, with
-        at most eight and not too many taps. From three groups on, as in three convolutions with an activation at one or
-        both ends, a remainder of third order is left to the probes; it is taken in the deviations of the slopes from
-        their means over the batch, or from fixed points for ``rng="sample"`` and with `noise`. "auto" is "trace" where
-        that is possible. "mean-jacobian" always takes its trace exactly, but for a remainder of third order where there
+        at most six and, beyond three convolutions, few taps. From three groups on a remainder of third order is left
+        to the probes; it is taken in the deviations of the slopes from their means over the batch, or from fixed points
+        for ``rng="sample"`` and with `noise`. "auto" is "trace" where that is possible, but for dense layers with more
+        than two groups. "mean-jacobian" always takes its trace exactly, but for a remainder of third order where there
         are more than two groups of slopes.
     errors : bool
         False leaves the errors out: `std_error` and `bias_bound` are NaN, and "exact" computes the Jacobian in the

@@ -121,8 +121,8 @@ class ProbedMethod(Method):
         if wanted == "trace" and linearization.trace is None and not expands_trace(problem):
             raise DerivativeError(
                 "control_variate='trace' needs a branch with a cheap exact trace: a Chain of Dense layers with at "
-                "most four groups of entrywise slopes, or of convolutions that keep the extent, with at most eight "
-                "and not too many taps. Use 'auto' or 'none'."
+                "most four groups of entrywise slopes, or of convolutions that keep the extent, with at most six "
+                "and, beyond three convolutions, few taps. Use 'auto' or 'none'."
             )
         error = rounding_of_products(problem)
         known = None if wanted == "none" else known_trace(problem)

@@ -27,6 +27,8 @@ def known_trace(problem: Problem) -> SlopeTrace | None:
     structure = linearization.structure
     if structure is None or structure.expanded_trace is None:
         return None
+    if request.control_variate == "auto" and not structure.cheap_expansion:
+        return None
     if request.noise is None and not isinstance(request.rng, SampleSeed):
         return structure.expanded_trace()
 

@@ -51,7 +51,7 @@ class ModelSettings:
     hidden : int
         Width of the hidden layers: units or channels.
     layers : int
-        Number of hidden layers in a block; in "conv" two are 3x3 - 1x1 - 3x3, and further ones are 1x1 too.
+        Number of hidden layers in a block; in "conv" one is 3x3 - 3x3, and every further one adds a 1x1 between them.
     activation : str
         Name of the activation between the layers.
     coeff : float

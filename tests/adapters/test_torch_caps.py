@@ -444,3 +444,16 @@ def test_initialize_leaves_a_basis_from_a_file():
     expected = trained.training_loss(x)
     torch.manual_seed(1)
     torch.testing.assert_close(resumed.training_loss(x), expected, rtol=0, atol=0)
+
+
+def test_initialize_in_inference_mode():
+    """What is kept there can be written to in a later step of training."""
+    torch.manual_seed(0)
+    flow = Flow(
+        [ActNorm(3), InvertibleResidual(nn.Sequential(nn.Linear(3, 5), Activation("tanh"), nn.Linear(5, 3)))], (3,)
+    )
+    x = torch.randn(8, 3)
+    with torch.inference_mode():
+        flow.initialize(x)
+    for _ in range(2):
+        flow.training_loss(x).backward()

@@ -181,7 +181,8 @@ class CappedWeight(CertifiedWeight, nn.Module):
                 fresh.append(layer)
                 continue
             if not state.previous.any():
-                state.previous = state.basis.clone()
+                with torch.no_grad():  # in place: a tensor made in inference mode could not be written to later
+                    state.previous.copy_(state.basis)
             state._begun.update(("basis", "previous"))
         with torch.enable_grad():
             for _ in range(2):
