@@ -172,7 +172,7 @@ def preconditioned_trace(
     B is the identity where it is None. The slopes that deviations are taken from are `about`, and by default the means.
 
     Cost: weight products, once for each batch; for L = 2 one bilinear form, half a Jacobian product, and for L > 2 one
-    for every pair of groups. A product with T^T costs L - 2 Jacobian products.
+    for every pair of groups. A product with T^T carries at most four vectors through the layers.
     """
     xp = backend.xp
     matrices = [_run(backend, layers, segment) for segment in plan.segments]
