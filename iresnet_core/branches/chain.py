@@ -9,7 +9,7 @@ from iresnet_core.branches.activations import Activation
 from iresnet_core.branches.branch_layer import BranchLayer
 from iresnet_core.branches.chain_jacobian import ChainJacobian, Jacobian
 from iresnet_core.branches.conditioning import Shift
-from iresnet_core.branches.convolution_traces import links, pair_kernels, walk_plan
+from iresnet_core.branches.convolution_traces import exact_kernels, walk_plan
 from iresnet_core.branches.curvature import Curvature, curvature_of
 from iresnet_core.branches.dense_traces import SlopePlan, expanded_plan, slope_plan, trace_kernel, trace_plan
 from iresnet_core.branches.linearization import Branch, ChainStructure, Linearization
@@ -329,8 +329,7 @@ class Chain(Copyable):
         if self._trace_plan is not None:
             return trace_kernel(backend, self.layers, self._trace_plan)
         assert self._walk_plan is not None
-        known = links(backend, self.layers, self._walk_plan)
-        return pair_kernels(backend, known, (0, len(known.matrices) - 1), {})
+        return exact_kernels(backend, self.layers, self._walk_plan)
 
     @kept_property
     def _constant_trace_kernel(self) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from iresnet_core.backends import Array, device_of, get_backend
 from iresnet_core.branches.branch_layer import LayerJacobian
-from iresnet_core.branches.convolution_traces import PairKernels, links, pair_kernels, pair_trace
+from iresnet_core.branches.convolution_traces import PairKernels, exact_kernels, pair_trace
 from iresnet_core.branches.dense_traces import (
     SlopePlan,
     SlopeTrace,
@@ -101,8 +101,7 @@ class ChainJacobian:
         """Return what the trace of convolutions depends on beside the slopes, a function of the weights."""
         plan = self.chain._walk_plan
         assert plan is not None
-        backend = get_backend(self.value)
-        return pair_kernels(backend, links(backend, self.jacobians, plan), (0, len(plan.groups) - 1), {})
+        return exact_kernels(get_backend(self.value), self.jacobians, plan)
 
     def channel_means(self) -> list[Array]:
         """Return the means over batch and positions of each group of slopes, as constants (channels,)."""

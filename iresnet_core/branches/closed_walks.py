@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Box", "Geometry", "Levels", "Offset", "Walks", "are_few", "counts", "walk_numbers", "walks"]
+__all__ = ["Box", "Geometry", "Levels", "Offset", "Walks", "are_few", "counts", "walk_numbers"]
 
 Offset = tuple[int, ...]
 Box = tuple[tuple[int, int], ...]
@@ -25,7 +25,7 @@ Geometry = tuple[tuple[tuple[tuple[Offset, ...], ...], ...], tuple[int, ...], bo
 Levels = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
 # Walks of one part of the way up to which cycles of a few layers are taken, and of more layers. Four convolutions of
-# 3 x 3 have 729 walks, and the products of matrices along them would take as long as ten steps of a training without.
+# 3 x 3 have 729, and the products of matrices along them would cost many times as much as all else of a training step.
 FEW_LAYERS, MOST_OF_FEW, MOST = 3, 2**14, 2**7
 # Entries of the matrices along all walks of one part, for more layers.
 MOST_ENTRIES = 2**25
@@ -79,17 +79,12 @@ class _Listed(NamedTuple):
     closed: frozenset[Offset]
 
 
-def walks(geometry: Geometry, first: int, second: int) -> Walks:
-    """Return the walks between two groups of slopes, `first` before `second`; around the whole cycle if they are one.
-
-    Compilers take neither a function that keeps its answers nor this class for a constant; see `walk_numbers`.
-    """
-    return _listed(geometry, first, second).walks
-
-
 def walk_numbers(geometry: Geometry, first: int, second: int) -> tuple[Any, ...]:
-    """Return the same as a tuple of numbers."""
-    return tuple(walks(geometry, first, second))
+    """Return the fields of `Walks` for two groups of slopes, `first` before `second`, or once around if they are one.
+
+    It is a plain tuple, and not kept here, since compilers take neither that class nor functions that keep answers.
+    """
+    return tuple(_listed(geometry, first, second).walks)
 
 
 def counts(geometry: Geometry, first: int, second: int, back: bool) -> np.ndarray:

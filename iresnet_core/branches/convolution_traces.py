@@ -25,6 +25,7 @@ __all__ = [
     "PairKernels",
     "are_alike",
     "convolution_taps",
+    "exact_kernels",
     "links",
     "pair_kernels",
     "pair_trace",
@@ -121,6 +122,11 @@ def pair_kernels(backend: Backend, known: Links, pair: tuple[int, int], means: M
         kernels = xp.permute_dims(sums, (0, 3, 2, 1))
         kernels = xp.reshape(kernels, (*kernels.shape[:-1], *found.window))
     return PairKernels(base, other, found, geometry[2], kernels)
+
+
+def exact_kernels(backend: Backend, layers: Sequence[Any], plan: SlopePlan) -> PairKernels:
+    """The kernels of a trace with one or two groups of slopes, which is exact."""
+    return pair_kernels(backend, links(backend, layers, plan), (0, len(plan.groups) - 1), {})
 
 
 def _places(plan: SlopePlan) -> list[tuple[int, ...]]:

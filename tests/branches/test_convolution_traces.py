@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -140,6 +141,28 @@ def test_uneven_padding(backend):
     middle = convolution(backend, rng, 2, 3, (5, 4), (3, 1), [(0, 2), (0, 0)], "zeros")
     last = convolution(backend, rng, 2, 2, (5, 4), (3, 3), [(1, 1), (2, 0)], "zeros")
     check(backend, Chain([first, Activation("tanh"), middle, Activation("sin"), last]), rng)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+def test_four_convolutions_of_images_in_float32(backend, shape):
+    """At the size of the work: what is known and the remainder make the trace, one product for every entry."""
+    if backend.name == "jax":  # which the smaller images are enough for
+        return
+    rng, layers = np.random.default_rng(0), []
+    for n, m, k in ((shape[0], 4, 3), (4, 4, 1), (4, 4, 1), (4, shape[0], 3)):
+        kernel = rng.standard_normal((m, n, k, k)) / (n * k * k) ** 0.5
+        kernel = array(backend, kernel, "float32")
+        layers += [Activation("lipswish"), Convolution(kernel, input_shape=(n, *shape[1:]), padding="same")]
+    at = Chain(layers).linearize(array(backend, rng.standard_normal((1, *shape)), "float32"))
+    d = math.prod(shape)
+    units = array(backend, np.eye(d)[:, None, :], "float32")
+    image = host(backend, at.vjp(backend.xp.reshape(units, (d, 1, *shape)))).reshape(d, d)
+    value, remainder = at.structure.expanded_trace()
+    rest = host(backend, remainder(units)).reshape(d, d)
+    found = float(host(backend, value)[0]) + float(np.trace(rest, dtype=np.float64))
+    exact = float(np.trace(image, dtype=np.float64))
+    assert abs(found - exact) <= 8 * np.finfo(np.float32).eps * np.abs(np.diag(image)).sum()
+    assert abs(np.trace(rest, dtype=np.float64)) > 0
 
 
 @pytest.mark.parametrize("mode", ["zeros", "circular"])
