@@ -42,7 +42,8 @@ __all__ = [
 # that with all samples, but for some percent; with an eighth it is up to a tenth larger.
 DEFAULT_SHARE = 0.25
 # By default the part has as many entries at least: in few dimensions a step costs hardly less with fewer, and early in
-# a training the noise counts. (Two dimensions, batches of 200: a tenth of a nat after 600 steps.)
+# a training the noise counts. (Two dimensions, batches of 200: a tenth of a nat after 600 steps.) Where that would be
+# half of the batch, all samples take no longer.
 FEWEST_ENTRIES = 256
 # Shares are multiples of 1 / 1024, in whole numbers that a compiler of programs for any batch can follow.
 SHARES = 1024
@@ -94,11 +95,11 @@ def with_part_first(backend: Backend, x: Array, share: float | None, rng: Any) -
 
 def part_of(backend: Backend, n: Any, entries: int, share: float | None) -> int | None:
     """Return how many of `n` samples with so many entries have their log-determinants taken; None for all."""
-    share, fewest = require_share(share), 1
+    share, fewest = require_share(share), 0
     if share is None:
         share, fewest = DEFAULT_SHARE, -(-FEWEST_ENTRIES // max(1, entries))
     known = n is not None and backend.knows_size(n)
-    if share == 1 or n is None or (known and n <= fewest):
+    if share == 1 or n is None or (known and n <= max(1, 2 * fewest)):
         return None
     part: int = (n * max(1, round(share * SHARES)) + SHARES - 1) // SHARES
     return None if known and (part := max(part, fewest)) >= n else part
@@ -131,7 +132,8 @@ def training_loss(
         Weights of the samples; default ones. The mean is not divided by theirs.
     share : float, optional
         Part of the batch whose log-determinants are taken, above 0 and at most 1; by default a quarter, and at least
-        256 entries of samples (in compiled programs for batches of any size a quarter).
+        256 entries of samples, but all where that is half of the batch or more (in compiled programs for batches of any
+        size a quarter).
     **options
         As in `Flow.log_prob`; errors are not computed, `rng` is the source of the order of the samples and of the
         probes, and `noise` is for the samples of the part.

@@ -93,6 +93,10 @@ def test_share_and_order(backend):
     assert with_part_first(backend, x, 1, None) == with_part_first(backend, x, 0.95, None) == (None, None)
     assert with_part_first(backend, x[:1, ...], 0.5, None) == (None, None)
     assert with_part_first(backend, x, 1e-9, backend.generator(0)).part == 1
+    large = backend.xp.concat([x] * 27)[:257, ...]
+    assert with_part_first(backend, large[:256, ...], None, None).part is None  # 128 would be half, and save nothing
+    assert with_part_first(backend, large[:256, ...], 0.5, backend.generator(0)).part == 128  # it was asked for
+    assert with_part_first(backend, large, None, backend.generator(0)).part == 128
     for share in (0, -0.5, 1.5, float("nan"), True, "all"):
         with pytest.raises(InvalidArgumentError, match="share"):
             training_loss(flow, x, share=share)

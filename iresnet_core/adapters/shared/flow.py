@@ -82,7 +82,8 @@ class FlowMethods(SequenceMethods, TakingDataMethods, BaseTaking, TrainingMethod
             Weight of `spectral_penalty` in `training_loss`, and in the loss of Keras' `fit`.
         share : float, optional
             The part of a batch, drawn at random, whose log-determinants `training_loss` and Keras' `fit` compute. By
-            default it is a quarter, but at least 256 entries of samples. It hardly adds to the noise of a gradient.
+            default it is a quarter, but at least 256 entries of samples, and the whole batch where that is half of it
+            or more. It hardly adds to the noise of a gradient.
         checkpoint : bool or "inverse"
             With True the gradient of a log-density keeps only the inputs of the blocks, and computes each block again
             on the way back. Memory then hardly grows with the number of blocks, and a step takes half as long again.
