@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import Any, Literal
 
 from iresnet_core.backends.derivatives_by_hand import DerivativesByHand
+from iresnet_core.backends.transcendentals import Transcendentals
 from iresnet_core.errors import DerivativeError, InvalidArgumentError
 
 __all__ = ["NO_FORWARD_MODE", "NO_HOST_DRAW", "Array", "Backend", "NoiseKind", "Noted", "Pullback", "device_of"]
@@ -44,7 +45,7 @@ def device_of(x: Array) -> Any:
     return device if getattr(x, "committed", True) else None
 
 
-class Backend(DerivativesByHand, ABC):
+class Backend(DerivativesByHand, Transcendentals, ABC):
     """One array framework: its namespace of the array API standard, and what the standard leaves out.
 
     A new backend sets `name` and `xp` and writes the nine methods of the first group below. All other methods have a
@@ -399,23 +400,6 @@ class Backend(DerivativesByHand, ABC):
     def conv_kernel_gradient(self, x: Array, u: Array, kernel: Array, **geometry: Any) -> Array:
         """Return the derivative of ``sum(u * conv(x, kernel, **geometry))`` by the kernel, whose shape alone counts."""
         return self.vjp(lambda kernel: self.conv(x, kernel, **geometry), kernel)[1](u)
-
-    def swish(self, x: Array) -> Array:
-        """Return x / (1 + exp(-x))."""
-        return x * self.logistic(x)
-
-    def swish_pullback(self, x: Array, u: Array) -> Array:
-        """Return u times the derivative of `swish` at x, without a derivative of its own."""
-        t = self.logistic(x)
-        return u * (t + x * t * (1 - t))
-
-    def logistic(self, x: Array) -> Array:
-        """Return 1 / (1 + exp(-x)), without overflow."""
-        return 0.5 * (1 + self.xp.tanh(0.5 * x))
-
-    def erf(self, x: Array) -> Array:
-        """Return the error function of every entry."""
-        raise NotImplementedError
 
     def all_finite(self, x: Array) -> bool:
         """Say whether no entry is NaN or infinite."""

@@ -102,6 +102,10 @@ class Entrywise(ActivationFunction):
     def second_derivative(self, x: Array, value: Array, slope: Array, more: Array = None) -> Array:
         """Return the second derivative at x; zero at a kink. It gets all that `value_and_slope` returns."""
 
+    def told_by(self, value: Array) -> Array:
+        """Return t where a value is known that tells it; None where none does."""
+        return None
+
     def value_and_slope(self, x: Array, t: Array = None) -> tuple[Array, ...]:
         """Return value and slope at x, and what else `second_derivative` is to get; `t` may be given if it is known."""
         t = self.transcendental(x) if t is None else t
@@ -115,9 +119,10 @@ class Entrywise(ActivationFunction):
         """Return the value at every entry of x, to rounding."""
         return self(x)
 
-    def pulled_back(self, x: Array, u: Array, t: Array = None) -> Array:
-        """Return u times the slope at x; `t` may be given if it is known."""
-        return u * self.value_and_slope(x, t)[1]
+    def pulled_back(self, x: Array, u: Array, value: Array, t: Array = None) -> Array:
+        """Return u times the slope at x, where the value is known; `t` may be given if it is."""
+        t = self.told_by(value) if t is None else t
+        return u * self.slope(x, value, self.transcendental(x) if t is None else t)
 
     def linearize(self, x: Array) -> tuple[Array, Diagonal]:
         """Return the value at x and the slopes, both differentiable."""

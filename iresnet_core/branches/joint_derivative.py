@@ -173,16 +173,10 @@ class JointPass:
 
         Those of convolutions are as large as the arguments, and quickly made again.
         """
-        part = self.part
-        if part == h.shape[0]:
-            t = function.transcendental(h)
-            value, slope, *_ = function.value_and_slope(h, t)
-            return value, slope, t if self.is_dense else None
-        if not (self.is_dense and function.keeps_transcendental):
-            return function.quick_value(h), function.value_and_slope(h[:part, ...])[1], None
-        t = function.transcendental(h)
-        first = None if t is None else t[:part, ...]
-        return function.value(h, t), function.value_and_slope(h[:part, ...], first)[1], t
+        keeps = self.is_dense and (function.keeps_transcendental or self.part == h.shape[0])
+        t = function.transcendental(h) if keeps else None
+        value, known = _values_and_slopes(function, h, t, self.part)
+        return value, known[1], t
 
     def products(self, v: Array) -> Array:
         """Return J v (tangents, part, *event) for the tangents v, (tangents, part, *event) or (tangents, 1, *event)."""
@@ -299,6 +293,15 @@ def _function(layer: Any, x: Array) -> Entrywise:
     return function
 
 
+def _values_and_slopes(function: Entrywise, x: Array, t: Array | None, part: int) -> tuple[Array, tuple[Array, ...]]:
+    """Return the values of all samples, and what `value_and_slope` gives for the part; from t where that is kept."""
+    if part == x.shape[0]:
+        return (known := function.value_and_slope(x, t))[0], known
+    value = function.quick_value(x) if t is None else function.value(x, t)
+    t = function.told_by(value) if t is None else t
+    return value, function.value_and_slope(x[:part, ...], None if t is None else t[:part, ...])
+
+
 def _for_all_samples(backend: Backend, t: Array, part: int) -> Array:
     return t if t.shape[1] == part else backend.xp.broadcast_to(t, (t.shape[0], part, *t.shape[2:]))
 
@@ -382,18 +385,12 @@ class _Backward:
 
     def _before(self, place: int) -> tuple[Array, Array, tuple[Array, ...]]:
         """Value and tangents that come to layer `place`, and what the activation before it gave."""
-        if place == 0:
+        if place == 0 or place - 1 in self.linear:  # the latter at the end only, where nobody asks
             return self.x, self.kept.v, ()
-        if place - 1 in self.linear:  # only for the last place, where nobody asks
-            return self.x, self.kept.v, ()
-        number, part = self.number[place - 1], self.part
+        number = self.number[place - 1]
         x, t = self.kept.arguments[number], self.kept.transcendentals[number]
         function = _function(self.layers[place - 1], x)
-        if part == x.shape[0]:
-            known = function.value_and_slope(x, t)
-            return known[0], known[1] * self.kept.tangents[number], known
-        known = function.value_and_slope(x[:part, ...], None if t is None else t[:part, ...])
-        value = function.quick_value(x) if t is None else function.value(x, t)
+        value, known = _values_and_slopes(function, x, t, self.part)
         return value, known[1] * self.kept.tangents[number], known
 
     def _of_weight(
@@ -441,7 +438,7 @@ class _Backward:
         if part == x.shape[0]:
             of_value = of_value * slope
         else:
-            of_value = function.pulled_back(x, of_value, kept.transcendentals[number])
+            of_value = function.pulled_back(x, of_value, known[0], kept.transcendentals[number])
         second = function.second_derivative(x[:part, ...], value, slope, *more)
         of_value = backend.add_to_first(of_value, of_slope, second)
         of_images = slope * of_images

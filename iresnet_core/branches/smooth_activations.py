@@ -52,7 +52,7 @@ class _Swish(Entrywise):
         value *= float(self.factor) / self.parameters["beta"]
         return value
 
-    def pulled_back(self, x: Array, u: Array, t: Array = None) -> Array:
+    def pulled_back(self, x: Array, u: Array, value: Array, t: Array = None) -> Array:
         """Return u times the slope at x, by the backend's swish."""
         pulled = get_backend(x).swish_pullback(self._times_beta(x), u)
         pulled *= float(self.factor)
@@ -243,6 +243,10 @@ class Tanh(Entrywise):
     def transcendental(self, x: Array) -> Array:
         """Return tanh(x), the value itself."""
         return get_backend(x).xp.tanh(x)
+
+    def told_by(self, value: Array) -> Array:
+        """Return the value."""
+        return value
 
     def value(self, x: Array, t: Array) -> Array:
         """Return t."""

@@ -289,6 +289,28 @@ def test_linearization_has_the_value_the_slope_and_its_derivative(backend, name,
 
 
 @every_case
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_quick_forms_of_a_training_step(backend, name, parameters, dtype):
+    """The value and its way back, which a backend may have ready, are those of the formulas."""
+    x = np.concatenate([np.linspace(-4, 4, 41) + 0.03, [-1e-6, 1e-6, -60.0, 60.0, 0.0]]).astype(dtype)
+    point = backend.from_numpy(x[None, :])
+    function = Activation(name, **parameters).function_for(point)
+    t = function.transcendental(point)
+    value, slope = function.value_and_slope(point, t)[:2]
+    u = np.linspace(-2, 3, x.size).astype(dtype)
+    close = {"rtol": 0, "atol": 16 * np.finfo(dtype).eps * max(1.0, function.lipschitz)}
+    quick = function.quick_value(point)
+    np.testing.assert_allclose(backend.to_numpy(quick), backend.to_numpy(value), rtol=4 * close["atol"], atol=1e-30)
+    expected = u * backend.to_numpy(slope)
+    for known in (None, t):
+        pulled = function.pulled_back(point, backend.from_numpy(u[None, :]), quick, known)
+        np.testing.assert_allclose(backend.to_numpy(pulled), expected, **close)
+    told = function.told_by(value)
+    if told is not None:
+        np.testing.assert_array_equal(backend.to_numpy(told), backend.to_numpy(t))
+
+
+@every_case
 @pytest.mark.needs("autodiff")
 def test_derivatives_through_a_linearization(backend, name, parameters):
     """Of value and slope together, and of the value twice."""

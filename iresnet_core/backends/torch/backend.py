@@ -199,6 +199,14 @@ class TorchBackend(Backend):
         """Call its backward pass."""
         return torch.ops.aten.silu_backward.default(u, x)  # type: ignore[no-any-return]
 
+    def elu(self, x: Array, alpha: float, scale: float, width: float) -> Array:
+        """Call the kernel of ``torch.nn.functional.elu`` and its kind."""
+        return torch.ops.aten.elu.default(x, alpha, scale, 1 / width)  # type: ignore[no-any-return]
+
+    def elu_pullback(self, value: Array, u: Array, alpha: float, scale: float, width: float) -> Array:
+        """Call its backward pass."""
+        return torch.ops.aten.elu_backward.default(u, alpha, scale, 1 / width, True, value)  # type: ignore[no-any-return]
+
     def logistic(self, x: Array) -> Array:
         """Call ``torch.sigmoid``."""
         return torch.sigmoid(x)
