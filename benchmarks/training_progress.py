@@ -26,7 +26,9 @@ from progress_models import Ours, Peer
 from report_tables import Report
 
 from iresnet_core.adapters.torch import Flow
+from iresnet_core.backends import get_backend
 from iresnet_core.common.plot_style import BLACK, BLUE, GREEN, ORANGE, PLOT_STYLE, PURPLE, RED
+from iresnet_core.flows.maximum_likelihood import part_of
 from iresnet_core.training import (
     DatasetSource,
     bits_per_dim,
@@ -81,6 +83,10 @@ class Problem:
         chosen, self.order = self.order[:n], self.order[n:]
         return self._ready(self.data.train[chosen], int(self.rng.integers(2**31)))
 
+    def takes_a_part(self):
+        """Whether a step takes the log-determinants of a part of the batch by default."""
+        return part_of(get_backend(self.first), self.settings.training.batch, math.prod(self.shape), None) is not None
+
     def unit(self):
         """What the scores are in."""
         return "test log-density, nats" if self.data.levels is None else "test bits per dimension"
@@ -114,7 +120,8 @@ def models(problem, chosen):
     """What is trained, by name."""
     for name, options in VARIANTS.items():
         exact = math.prod(problem.shape) <= EXACT  # then there are no probes whose noise could be taken away
-        if not available(options) or not matches(name, chosen) or (exact and "control_variate" in options):
+        whole = "share" in options and not problem.takes_a_part()  # that is the first one again
+        if not available(options) or not matches(name, chosen) or (exact and "control_variate" in options) or whole:
             continue
         yield name, lambda o=options: Ours(problem.settings, problem.shape, problem.first, **o)
     for rate in PEER_RATES if importlib.util.find_spec("normflows") else ():
