@@ -9,8 +9,10 @@ pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
+from activation_cases import CASES  # noqa: E402
 from torch_models import convolutions, images, nn, samples, torch, vector_flow  # noqa: E402
 
+from iresnet_core import Activation  # noqa: E402
 from iresnet_core.adapters.torch import ActNorm, Classifier, Flow, InvertibleResidual, Logit, Squeeze  # noqa: E402
 
 # From inside the exporter, and of the noise of estimates, which is the same on both sides.
@@ -86,6 +88,20 @@ def test_the_exporter_of_pytorch_takes_a_module_that_calls_a_flow(method, tmp_pa
     with torch.no_grad():
         expected = Calling()(x)
     close(run(tmp_path / "flow.onnx", x), expected if method == "log_prob" else expected[0])
+
+
+def test_every_activation_with_its_parameters(tmp_path):
+    """In one program, value and slope side by side; ONNX has operators with fewer parameters."""
+    functions = [Activation(name, **parameters) for name, parameters in CASES]
+
+    class Calling(nn.Module):
+        def forward(self, x):
+            found = [function.linearize(x) for function in functions]
+            return torch.stack([part for value, jacobian in found for part in (value, jacobian.slope)])
+
+    x = torch.linspace(-4, 4, 42)[None, :]
+    torch.onnx.export(Calling(), (x,), dynamo=True, verbose=False).save(str(tmp_path / "activations.onnx"))
+    np.testing.assert_allclose(run(tmp_path / "activations.onnx", x), Calling()(x).numpy(), rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", ["d = 2", "3 x 32 x 32"])

@@ -200,7 +200,9 @@ class TorchBackend(Backend):
         return torch.ops.aten.silu_backward.default(u, x)  # type: ignore[no-any-return]
 
     def elu(self, x: Array, alpha: float, scale: float, width: float) -> Array:
-        """Call the kernel of ``torch.nn.functional.elu`` and its kind."""
+        """Call the kernel of ``torch.nn.functional.elu`` and its kind; ONNX has no width, and exporters forget it."""
+        if writes_onnx():
+            return super().elu(x, alpha, scale, width)
         return torch.ops.aten.elu.default(x, alpha, scale, 1 / width)  # type: ignore[no-any-return]
 
     def elu_pullback(self, value: Array, u: Array, alpha: float, scale: float, width: float) -> Array:
