@@ -36,8 +36,3 @@ class Transcendentals:
         below = xp.expm1(below if width == 1 else below / width)
         value = xp.maximum(x, zero) + (below if alpha == 1 else alpha * below)
         return value if scale == 1 else scale * value
-
-    def elu_pullback(self, value: Array, u: Array, alpha: float, scale: float, width: float) -> Array:
-        """Return u times the derivative of `elu` where it has that value, without a derivative of its own."""
-        xp = self.xp
-        return u * xp.where(value > 0, xp.full_like(value, scale), (value + scale * alpha) / width)

@@ -102,8 +102,8 @@ class Entrywise(ActivationFunction):
     def second_derivative(self, x: Array, value: Array, slope: Array, more: Array = None) -> Array:
         """Return the second derivative at x; zero at a kink. It gets all that `value_and_slope` returns."""
 
-    def told_by(self, value: Array) -> Array:
-        """Return t where a value is known that tells it; None where none does."""
+    def transcendental_of(self, value: Array) -> Array:
+        """Return t, made from the value in place of x; None where a function cannot do that."""
         return None
 
     def value_and_slope(self, x: Array, t: Array = None) -> tuple[Array, ...]:
@@ -121,7 +121,7 @@ class Entrywise(ActivationFunction):
 
     def pulled_back(self, x: Array, u: Array, value: Array, t: Array = None) -> Array:
         """Return u times the slope at x, where the value is known; `t` may be given if it is."""
-        t = self.told_by(value) if t is None else t
+        t = self.transcendental_of(value) if t is None else t
         return u * self.slope(x, value, self.transcendental(x) if t is None else t)
 
     def linearize(self, x: Array) -> tuple[Array, Diagonal]:

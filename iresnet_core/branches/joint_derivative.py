@@ -298,7 +298,7 @@ def _values_and_slopes(function: Entrywise, x: Array, t: Array | None, part: int
     if part == x.shape[0]:
         return (known := function.value_and_slope(x, t))[0], known
     value = function.quick_value(x) if t is None else function.value(x, t)
-    t = function.told_by(value) if t is None else t
+    t = function.transcendental_of(value) if t is None else t
     return value, function.value_and_slope(x[:part, ...], None if t is None else t[:part, ...])
 
 

@@ -30,7 +30,7 @@ class _ExponentialBelowZero(Entrywise):
         """Return the value."""
         return get_backend(x).elu(x, *self.constants())
 
-    def told_by(self, value: Array) -> Array:
+    def transcendental_of(self, value: Array) -> Array:
         """Return the value."""
         return value
 
@@ -46,10 +46,6 @@ class _ExponentialBelowZero(Entrywise):
             return 1 + (below if width == 1 else below / width)
         return xp.where(x > 0, xp.full_like(value, scale), (value + scale * alpha) / width)
 
-    def pulled_back(self, x: Array, u: Array, value: Array, t: Array = None) -> Array:
-        """Return u times the slope at x, by the backend's ELU."""
-        return get_backend(value).elu_pullback(value, u, *self.constants())
-
     def second_derivative(self, x: Array, value: Array, slope: Array, more: Array = None) -> Array:
         """Return 0 above zero and slope / width below."""
         width = self.constants()[2]
@@ -61,7 +57,7 @@ class Elu(_ExponentialBelowZero):
     """The identity above zero and ``alpha (exp(x) - 1)`` below."""
 
     def constants(self) -> tuple[float, float, float]:
-        """Return alpha, and twice 1."""
+        """Return alpha, 1 and 1."""
         return self.parameters["alpha"], 1.0, 1.0
 
     @property

@@ -244,7 +244,7 @@ class Tanh(Entrywise):
         """Return tanh(x), the value itself."""
         return get_backend(x).xp.tanh(x)
 
-    def told_by(self, value: Array) -> Array:
+    def transcendental_of(self, value: Array) -> Array:
         """Return the value."""
         return value
 

@@ -95,6 +95,26 @@ def test_gradients_are_those_of_the_backend(monkeypatch, d, widths, options, nam
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["elu", "celu", "selu", "tanh", "sin", "lipswish"])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+def test_images_in_float32_of_which_a_part_has_its_log_determinants(monkeypatch, shape, name):
+    """Values of all samples go back by the slopes that their values tell."""
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
+    activation, channels, arrays, layers = core.Activation(name, **other_parameters(name)), shape[0], [], []
+    for n, m, k in ((channels, 8, 3), (8, 8, 1), (8, channels, 3)):
+        kernel = (0.3 * torch.randn(m, n, k, k, generator=generator) / (n * k * k) ** 0.5).requires_grad_()
+        arrays += [kernel, (0.1 * torch.randn(m, generator=generator)).requires_grad_()]
+        size = (n, *shape[1:])
+        layers += [core.Convolution(*arrays[-2:], input_shape=size, padding="same", checked=True), activation]
+    chain, x = core.Chain(layers[:-1]), torch.randn(6, *shape, generator=generator).requires_grad_()
+    weights, noise = torch.rand(2, generator=generator), torch.ones(1, 2, *shape)
+    options = {"part": 2, "noise": noise, "method": "arnoldi", "terms": 3}
+    found = gradients(chain, arrays, x, weights, **options)
+    by_the_backend(monkeypatch)
+    for a, b in zip(found, gradients(chain, arrays, x, weights, **options), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5 * float(b.detach().abs().max()))
+
+
 def test_only_what_is_asked_for(monkeypatch):
     """Frozen weights, no biases, samples without a gradient."""
     arrays = parts(3, (6, 5), bias=False)

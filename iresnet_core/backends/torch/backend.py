@@ -200,14 +200,13 @@ class TorchBackend(Backend):
         return torch.ops.aten.silu_backward.default(u, x)  # type: ignore[no-any-return]
 
     def elu(self, x: Array, alpha: float, scale: float, width: float) -> Array:
-        """Call the kernel of ``torch.nn.functional.elu`` and its kind; ONNX has no width, and exporters forget it."""
+        """Call the kernel of ``torch.nn.functional.elu``, whose width the exporter to ONNX applies above zero too.
+
+        Steps of training with convolutions take 1.2 times as long without it.
+        """
         if writes_onnx():
             return super().elu(x, alpha, scale, width)
         return torch.ops.aten.elu.default(x, alpha, scale, 1 / width)  # type: ignore[no-any-return]
-
-    def elu_pullback(self, value: Array, u: Array, alpha: float, scale: float, width: float) -> Array:
-        """Call its backward pass."""
-        return torch.ops.aten.elu_backward.default(u, alpha, scale, 1 / width, True, value)  # type: ignore[no-any-return]
 
     def logistic(self, x: Array) -> Array:
         """Call ``torch.sigmoid``."""
